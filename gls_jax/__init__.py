@@ -1,0 +1,22 @@
+"""Gumbel-max list sampling in JAX: a race, a scheme, an acceptance.
+
+>>> import jax, jax.numpy as jnp, gls_jax
+>>> log_p, log_q = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
+>>> round(float(gls_jax.schemes.get("gls").acceptance(log_p, log_q, 4)), 4)
+0.8641
+"""
+
+from importlib import import_module
+
+from gls_jax import bounds, races, schemes, trials
+from gls_jax.checks import check_log_probs
+from gls_jax.sampling import ListSample, list_sample
+
+__version__ = "0.1.0"
+__all__ = ["ListSample", "bounds", "check_log_probs", "list_sample", "models", "races", "schemes", "trials"]
+
+
+def __getattr__(name: str):
+    if name == "models":  # the only room that imports flax; loaded when asked for
+        return import_module("gls_jax.models")
+    raise AttributeError(f"module 'gls_jax' has no attribute {name!r}")

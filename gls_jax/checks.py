@@ -1,0 +1,128 @@
+"""The door: bad input gets one line that names what was got and what was expected.
+
+Shapes and ranges are checked before tracing and always raise ``ValueError``. Values are checked by
+:func:`check_log_probs`, at once on arrays and through `checkify` inside a traced function.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+
+__all__ = ["check_log_probs"]
+
+
+def check_log_probs(log_probs, name: str = "log_probs", *, atol: float = 1e-3) -> None:
+    """Check that `log_probs` holds log-probabilities: no NaN, nothing above 0, sum 1 on the last axis.
+
+    On concrete arrays the error is raised at once. Under `jit` the check is a `checkify.check`: wrap the jitted function
+    with `jax.experimental.checkify.checkify` and call `error.throw()`.
+
+    Args:
+        log_probs: `f[..., N]`, `-inf` where the probability is zero.
+        name: how the error calls the array.
+        atol: allowed error of the sum, a probability. The default lets pass what float32 makes of 200,000 items.
+
+    Raises:
+        ValueError: what is wrong, and in which row.
+
+    >>> import jax.numpy as jnp, gls_jax
+    >>> gls_jax.check_log_probs(jnp.log(jnp.array([0.25, 0.75])))
+    >>> gls_jax.check_log_probs(jnp.log(jnp.array([0.25, 0.25])), "log_q")
+    Traceback (most recent call last):
+    ...
+    ValueError: log_q: expected probabilities that sum to 1 (within 0.001), got a sum of 0.5
+    """
+    log_probs = floats(log_probs, name)
+    if log_probs.ndim < 1 or log_probs.shape[-1] < 1:
+        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(log_probs.shape)}")
+    if isinstance(log_probs, jax.core.Tracer):
+        total = jnp.exp(jax.nn.logsumexp(log_probs, axis=-1))
+        checkify.check(~jnp.isnan(log_probs).any(), f"{name}: expected log-probabilities, got NaN")
+        checkify.check((log_probs <= atol).all(), f"{name}: expected log-probabilities of at most 0, got a positive one")
+        checkify.check(
+            (jnp.abs(total - 1) <= atol).all(), f"{name}: expected probabilities that sum to 1 (within {atol:g})"
+        )
+        return
+    rows = np.asarray(log_probs, np.float64).reshape(-1, log_probs.shape[-1])
+    with np.errstate(over="ignore"):
+        totals = np.exp(rows).sum(-1)
+    faults = (
+        (np.isnan(rows).any(-1), lambda row: "expected log-probabilities, got NaN"),
+        ((rows > atol).any(-1), lambda row: f"expected log-probabilities of at most 0, got {rows[row].max():.6g}"),
+        (
+            ~(np.abs(totals - 1) <= atol),
+            lambda row: f"expected probabilities that sum to 1 (within {atol:g}), got a sum of {totals[row]:.6g}",
+        ),
+    )
+    for bad, message in faults:
+        if bad.any():
+            row = int(np.argmax(bad))
+            index = np.unravel_index(row, log_probs.shape[:-1])
+            where = f"[{', '.join(str(int(i)) for i in index)}]" if index else ""
+            raise ValueError(f"{name}{where}: {message(row)}")
+
+
+def count(value, name: str) -> int:
+    """A positive Python int; sizes shape arrays, so they cannot be traced."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        got = "a traced value" if isinstance(value, jax.core.Tracer) else repr(value)
+        raise ValueError(f"{name}: expected an int of at least 1 known before tracing, got {got}") from None
+    if number < 1:
+        raise ValueError(f"{name}: expected an int of at least 1, got {number}")
+    return number
+
+
+def key(value) -> None:
+    """One typed threefry key: another generator would give other clocks to the other party."""
+    if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+        got = f"{type(value).__name__}" + (f" of dtype {value.dtype}" if hasattr(value, "dtype") else "")
+        raise ValueError(f"key: expected a typed key from jax.random.key(seed), got {got}")
+    if value.shape != ():
+        raise ValueError(f"key: expected one key of shape [], got shape {list(value.shape)}; lift with jax.vmap")
+    if str(jax.random.key_impl(value)) != "threefry2x32":
+        raise ValueError(f"key: expected impl 'threefry2x32', got {str(jax.random.key_impl(value))!r}")
+
+
+def floats(value, name: str) -> jax.Array:
+    """A float array of at least 32 bits: races and laws are never computed in less."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected an array of floats, got {type(value).__name__}") from None
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise ValueError(f"{name}: expected an array of floats, got dtype {array.dtype}")
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def law(value, name: str) -> jax.Array:
+    """One law, `f[N]`."""
+    array = floats(value, name)
+    if array.ndim != 1 or array.shape[0] < 1:
+        raise ValueError(f"{name}: expected shape [N] with N >= 1, got {list(array.shape)}")
+    return array
+
+
+def draft_laws(value, num_drafts: int, *, diverse: bool = True, owner: str = "") -> jax.Array:
+    """The drafter's law `f[N]`, or where `diverse` allows it one law a draft, `f[K, N]`."""
+    array = floats(value, "log_p")
+    if array.ndim == 2 and not diverse:
+        raise ValueError(f"log_p: {owner} draws its list from one law, expected shape [N], got {list(array.shape)}")
+    if array.ndim not in (1, 2) or array.shape[-1] < 1:
+        raise ValueError(f"log_p: expected shape [N] or [K, N] with N >= 1, got {list(array.shape)}")
+    if array.ndim == 2 and array.shape[0] != num_drafts:
+        raise ValueError(f"log_p: expected {num_drafts} rows (num_drafts), got shape {list(array.shape)}")
+    return array
+
+
+def same_items(log_p: jax.Array, log_q: jax.Array) -> None:
+    if log_p.shape[-1] != log_q.shape[-1]:
+        raise ValueError(
+            f"log_p and log_q: expected the same number of items, got {log_p.shape[-1]} and {log_q.shape[-1]}"
+        )

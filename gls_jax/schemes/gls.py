@@ -1,0 +1,141 @@
+"""Gumbel-max list sampling as a scheme (Rowan, Phan, Khisti 2025, arXiv 2506.05632, Algorithms 1 and 2).
+
+Draft `k` wins the race of its own stream under `p`; the target emits ``argmin_i min_k S[k, i] / q_i`` over the streams
+of the active drafts. On a mismatch the token to emit is that same one: a fresh sample of `q` would bias the output.
+
+Exact acceptance (not in the paper). Item `j` reaches the target in a given stream at time `m` and no other item has
+beaten it there, while stream `k` drafts something else. With ``r_i = q_i / p_i``, ``h(u) = sum_i max(u p_i, q_i)``,
+``M_j = h(r_j)`` and everything scaled by `e^m`,
+
+    P(no match) = sum_j q_j int_0^inf K e^{-K m} (1 - e_j) G_j(m)^{K-1} dm,
+    e_j = e^{-m (M_j - 1)},   G_j(m) = 1 - m p_j int_{r_j}^inf e^{-m (h(u) - 1)} du,
+
+`G_j` being the chance that another stream does not draft `j`, given that the target's minimum is not there before `m`.
+`h` is piecewise linear between the sorted ratios, so the inner integral is a reversed cumulative sum of
+``(e_t - e_{t+1}) / P_t`` with ``P_t`` the cumulative draft mass: one sort, then `O(N)` a node.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gls_jax import bounds, races
+from gls_jax.quadrature import clock_nodes
+from gls_jax.ratios import RatioOrder, ratio_order
+from gls_jax.sampling import draft_list, target_of_list
+from gls_jax.schemes.base import Scheme
+
+__all__ = ["SCHEME", "acceptance", "acceptance_active", "hits", "propose", "verify"]
+
+_BLOCK = 32  # items a step of the integral handles: [block, nodes] stays in the cache
+
+
+def propose(key, log_p, num_drafts):
+    return draft_list(races.exponentials(key, num_drafts, log_p.shape[-1]), log_p)
+
+
+def verify(key, drafts, log_p, log_q, active):
+    del log_p  # conditional invariance: the draft laws play no part
+    clocks = races.exponentials(key, drafts.shape[0], log_q.shape[0])
+    return target_of_list(clocks, log_q, active)
+
+
+def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+    """One trial for every K: the target of the first K streams is a running minimum over streams."""
+    (_, drafts), (first, items) = races.leaders(key, num_drafts, log_p, log_q)
+    listed = jnp.arange(num_drafts) <= jnp.arange(num_drafts)[:, None]  # [K, stream]
+    targets = items[jnp.argmin(jnp.where(listed, first, jnp.inf), axis=1)]
+    return jnp.any(listed & (drafts == targets[:, None]), axis=1)
+
+
+def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+    if log_p.ndim == 2:
+        return _acceptance_diverse(log_p, log_q, num_drafts)
+    return acceptance_active(log_p, log_q, tuple((k, k) for k in num_drafts))
+
+
+def acceptance_active(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Float[Array, " C"]:
+    """Exact acceptance when the target's minimum runs over `K` streams of which `J` drafts can still match.
+
+    Each case is `(J, K)`; `J = K` is the scheme itself, `J < K` the strongly invariant variant after rejections.
+    Streams whose draft is out of play can win for the target without a match: the integrand becomes
+    ``J (1 - e_j) G^{J-1} + (K - J) G^J``. Time `O(N log N + N nodes)`, memory `O(N)`.
+    """
+    ranked = ratio_order(log_p, log_q)
+    nodes, weights = clock_nodes(tuple(k for _, k in cases), log_q.dtype)
+
+    def block(carry, rows):
+        beyond, missed = carry  # sum over later places of (e_t - e_{t+1}) / P_t, [n]; integrand so far, [C, n]
+        p, q, mass, rise, excess = (row[:, None] for row in rows)
+        unbeaten = jnp.exp(-nodes * excess)
+        gaps = unbeaten * -jnp.expm1(-nodes * rise) / mass
+        beyond = beyond + jnp.cumsum(gaps[::-1], axis=0)[::-1]
+        other = 1 - p * beyond  # G_j
+        beaten = -jnp.expm1(-nodes * excess)
+        integrands = (
+            j * beaten * other ** (j - 1) + ((k - j) * other**j if k > j else 0) for j, k in cases
+        )
+        return (beyond[0], missed + jnp.stack([jnp.sum(q * f, axis=0) for f in integrands])), None
+
+    live = jnp.where(ranked.p > 0, ranked.q, 0)  # a target token that no draft can be is always missed
+    start = (jnp.zeros_like(nodes), jnp.zeros_like(weights))
+    (_, missed), _ = jax.lax.scan(block, start, _blocks(ranked._replace(q=live)), reverse=True)
+    return jnp.sum(live) - jnp.sum(missed * weights, axis=1)
+
+
+def _blocks(ranked: RatioOrder):
+    """The sorted fields as `[N / block, block]`, padded in front with items of no weight."""
+    size = min(_BLOCK, ranked.p.shape[0])
+    pad = -ranked.p.shape[0] % size
+    fields = ((ranked.p, 0), (ranked.q, 0), (ranked.mass, 1), (ranked.rise, 0), (ranked.excess, 0))
+    return tuple(jnp.pad(x, (pad, 0), constant_values=fill).reshape(-1, size) for x, fill in fields)
+
+
+def _acceptance_diverse(log_p: Float[Array, "K N"], log_q, num_drafts):
+    """One law a stream: sum over the winning stream of its own factor times the others' `G`; `O(K N)` memory."""
+    ranked = jax.vmap(ratio_order, in_axes=(0, None))(log_p, log_q)
+    place = jnp.argsort(ranked.order, axis=1)  # of each item, in each stream's order
+    live = ranked.p > 0
+    q = jnp.exp(log_q)
+    counts = tuple(range(1, log_p.shape[0] + 1))
+    nodes, weights = clock_nodes(counts, log_q.dtype)
+
+    @jax.checkpoint
+    def node(total, at):
+        m, weight = at
+        unbeaten = jnp.exp(-m * ranked.excess)
+        gaps = unbeaten * -jnp.expm1(-m * ranked.rise) / ranked.mass
+        beyond = jnp.cumsum(gaps[:, ::-1], axis=1)[:, ::-1]
+        other = jnp.where(live, 1 - ranked.p * beyond, 1)
+        beaten = jnp.where(live, -jnp.expm1(-m * ranked.excess), 1)
+        other, beaten = (jnp.take_along_axis(x, place, axis=1) for x in (other, beaten))
+
+        def stream(carry, factors):
+            nobody, won = carry  # prod_k G_k, and sum over the winner of its factor times the others' G
+            g, b = factors
+            won = won * g + nobody * b
+            return (nobody * g, won), jnp.sum(q * won)
+
+        _, missed = jax.lax.scan(stream, (jnp.ones_like(q), jnp.zeros_like(q)), (other, beaten))
+        return total + weight * missed, None
+
+    missed, _ = jax.lax.scan(node, jnp.zeros(len(counts), log_q.dtype), (nodes, weights.T))
+    return jnp.sum(q) - missed[jnp.asarray(num_drafts) - 1]
+
+
+SCHEME = Scheme(
+    name="gls",
+    invariance="conditional",
+    max_drafts=None,
+    needs_draft_law=False,
+    diverse=True,
+    summary="one race a draft; the target takes the first arrival over the streams of the active drafts",
+    propose_fn=propose,
+    verify_fn=verify,
+    acceptance_fn=acceptance,
+    hits_fn=hits,
+    streaming=True,
+    bound=bounds.list_matching,
+)

@@ -1,0 +1,28 @@
+"""GLS with strong drafter invariance (Rowan, Phan, Khisti 2025, section on strong invariance).
+
+The target's minimum runs over all K streams, whether or not their drafts are still active: the output is then a function
+of key, context and target alone. At a position where every draft is active it is GLS; after rejections the streams that
+are out of play can win without a match (:func:`gls_jax.schemes.gls.acceptance_active`), which costs a little acceptance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gls_jax.schemes import gls
+
+__all__ = ["SCHEME", "verify"]
+
+
+def verify(key, drafts, log_p, log_q, active):
+    del active  # strong invariance: all K streams count, always
+    return gls.verify(key, drafts, log_p, log_q, None)
+
+
+SCHEME = dataclasses.replace(
+    gls.SCHEME,
+    name="gls_strong",
+    invariance="strong",
+    summary="GLS whose target looks at all K streams, active or not",
+    verify_fn=verify,
+)

@@ -1,0 +1,157 @@
+"""Coupled Gumbel top-K (this library's; no earlier statement found): ONE clock an item, K distinct drafts.
+
+The list is the K smallest ``E_i / p_i`` (sampling without replacement from `p`), the target ``argmin_i E_i / q_i``.
+Strongly invariant, needs no draft law. Given that the target is `j` at time ``theta ~ Exp(1)``, item `i` stands before it
+in the list with probability ``1 - e^{-theta p_i (r_j - r_i)+}``, independently, where ``r = q / p``. So
+
+    P(target in list) = sum_j q_j F(r_j),   F(r) = E_theta P(Poisson-binomial count <= K - 1),
+
+never below the Poisson scheme, which has Poisson counts of the same rates instead of these Bernoullis.
+
+**Vocabularies.** `F` is a decreasing function of the ratio alone. It is evaluated at places that cut the target's mass
+into small parts, so that two neighbours bracket every item between them. At each place the heaviest draft items are
+exact Bernoullis and the rest is one Poisson count. A Poisson count is never smaller than the Bernoulli of the same
+rate, so this errs downwards; replacing the tail item by item (Le Cam) shows that the truth is at most ``1 / (1 - s)``
+times as large, ``s = sum over the tail of lambda_i^2 e^{lambda_i} / 2``. :func:`acceptance_interval` returns both ends.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gls_jax import bounds, checks, races
+from gls_jax.quadrature import clock_nodes
+from gls_jax.ratios import RatioOrder, ratio_order
+from gls_jax.schemes.base import Scheme
+
+__all__ = ["SCHEME", "Interval", "acceptance", "acceptance_interval", "hits", "propose", "verify"]
+
+_EXACT_ITEMS = 512  # up to here every item is a Bernoulli and every ratio is evaluated
+_HEAD, _PLACES = 256, 512  # beyond: exact Bernoullis, and places on the ratio axis
+
+
+class Interval(NamedTuple):
+    """An acceptance with its error: `lower <= truth <= upper`, up to float rounding; `estimate` lies between."""
+
+    lower: Float[Array, " C"]
+    estimate: Float[Array, " C"]
+    upper: Float[Array, " C"]
+
+
+def propose(key, log_p, num_drafts):
+    arrivals = races.arrivals(races.exponentials(key, 1, log_p.shape[0])[0], log_p)
+    times, items = jax.lax.top_k(-arrivals, min(num_drafts, log_p.shape[0]))
+    items = jnp.where(jnp.isfinite(times), items, items[0])  # fewer than K possible items: the rest repeats the first
+    return jnp.pad(items, (0, num_drafts - items.shape[0]), constant_values=0).at[log_p.shape[0] :].set(items[0])
+
+
+def verify(key, drafts, log_p, log_q, active):
+    del drafts, log_p, active
+    return races.winner(races.arrivals(races.exponentials(key, 1, log_q.shape[0])[0], log_q))
+
+
+def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+    """One trial for every K: the target's rank among the arrivals under `p`."""
+    clocks = races.exponentials(key, 1, log_q.shape[0])[0]
+    token = races.winner(races.arrivals(clocks, log_q))
+    arrivals = races.arrivals(clocks, log_p)
+    rank = jnp.sum(arrivals < arrivals[token])
+    return (rank < jnp.arange(1, num_drafts + 1)) & jnp.isfinite(arrivals[token])
+
+
+def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+    return _interval(log_p, log_q, num_drafts).estimate
+
+
+def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
+    """Acceptance for several K with proven ends. `lower == upper` (up to rounding) for `N <= 512`.
+
+    Args:
+        log_p, log_q: `[N]`.
+        num_drafts: the list lengths, static.
+
+    Returns:
+        :class:`Interval` of `f[len(num_drafts)]`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from gls_jax.schemes import gumbel_topk
+    >>> laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(0), (2, 20_000)))
+    >>> ends = gumbel_topk.acceptance_interval(laws[0], laws[0] * 0.5 + laws[1] * 0.5, (4,))
+    >>> bool((ends.lower <= ends.estimate).all() and (ends.estimate <= ends.upper).all())
+    True
+    """
+    log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
+    checks.same_items(log_p, log_q)
+    return _interval(log_p, log_q, tuple(checks.count(k, "num_drafts") for k in num_drafts))
+
+
+def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
+    ranked = ratio_order(log_p, log_q)
+    size = ranked.p.shape[0]
+    mass = jnp.where(ranked.p > 0, ranked.q, 0)  # a target token that no draft can be is never matched
+    if size <= _EXACT_ITEMS:
+        lower, _ = _conditional(ranked, jnp.arange(size), size, num_drafts)
+        value = jnp.sum(mass[:, None] * lower, axis=0)
+        return Interval(value, value, value)
+    total = jnp.cumsum(mass)
+    cuts = (jnp.arange(_PLACES, dtype=total.dtype) + 0.5) / _PLACES * total[-1]
+    # An item above a cut of its own gets a place of its own, and so does its forerunner.
+    places = jnp.minimum(jnp.searchsorted(total, cuts), size - 1)
+    places = jnp.sort(jnp.concatenate([jnp.array([0, size - 1]), places, jnp.maximum(places - 1, 0)]))
+    lower, upper = _conditional(ranked, places, _HEAD, num_drafts)
+    before = jnp.searchsorted(places, jnp.arange(size), side="right") - 1
+    after = jnp.searchsorted(places, jnp.arange(size), side="left")
+    worst = jnp.sum(mass[:, None] * lower[after], axis=0)
+    best = jnp.sum(mass[:, None] * upper[before], axis=0)
+    middle = jnp.sum(mass[:, None] * (lower[before] + lower[after]), axis=0) / 2
+    return Interval(worst, jnp.clip(middle, worst, best), best)
+
+
+def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, ...]):
+    """Lower and upper end of `F` at the given places of the ratio order, each `[T, C]`."""
+    most = max(num_drafts)
+    nodes, weights = clock_nodes((1,), ranked.p.dtype)  # theta [n]
+    ratio = ranked.ratio[places]
+    _, heavy = jax.lax.top_k(ranked.p, head)
+    light = ranked.p.at[heavy].set(0)
+    # Total rate of the tail at every place, as a sum of non-negative terms: no digits lost to the head.
+    tail = jnp.concatenate([jnp.zeros(1, light.dtype), jnp.cumsum(jnp.cumsum(light)[:-1] * jnp.diff(ranked.ratio))])
+    rate = tail[places, None] * nodes  # [T, n]
+    counts = jnp.arange(most)
+    log_pmf = jax.scipy.special.xlogy(counts, rate[..., None]) - rate[..., None] - jax.lax.lgamma(counts + 1.0)
+    law = jnp.exp(log_pmf)  # of the count before j, cut at K: [T, n, K]
+
+    def add(law, item):
+        p, r = item
+        enters = -jnp.expm1(-nodes * (p * jnp.maximum(ratio - r, 0))[:, None])[..., None]
+        shifted = jnp.pad(law[..., :-1], ((0, 0), (0, 0), (1, 0)))
+        return law * (1 - enters) + shifted * enters, None
+
+    law, _ = jax.lax.scan(add, law, (ranked.p[heavy], ranked.ratio[heavy]))
+    below = jnp.cumsum(law, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]
+    # Le Cam, relative form; sorted places, so prefix sums of p^2 bound the tail's squared rates.
+    squares = jnp.cumsum(light**2)[places, None] * (ratio[:, None] * nodes) ** 2
+    largest = jnp.max(light) * ratio[:, None] * nodes
+    loss = 0.5 * squares * jnp.exp(jnp.minimum(largest, 50))
+    ceiling = jnp.where((loss < 1)[..., None], below / jnp.maximum(1 - loss, 1e-6)[..., None], 1)
+    ceiling = jax.lax.cummin(jnp.minimum(ceiling, 1), axis=1)  # F at a fixed place decreases in theta
+    return tuple(jnp.einsum("tnc,n->tc", f, weights[0], precision="highest") for f in (below, ceiling))
+
+
+SCHEME = Scheme(
+    name="gumbel_topk",
+    invariance="strong",
+    max_drafts=None,
+    needs_draft_law=False,
+    diverse=False,
+    summary="one clock an item; the list is the first K items to arrive, all distinct",
+    propose_fn=propose,
+    verify_fn=verify,
+    acceptance_fn=acceptance,
+    hits_fn=hits,
+    bound=bounds.list_matching,
+)

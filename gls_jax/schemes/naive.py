@@ -1,0 +1,55 @@
+"""The scheme without a scheme: the target draws on its own and hopes. A floor for every comparison.
+
+``P(target in list) = sum_j q_j (1 - prod_k (1 - p^(k)_j))``. Strongly invariant in the trivial way: the target uses the
+position's private noise and never looks at the drafts.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gls_jax import races
+from gls_jax.sampling import draft_list
+from gls_jax.schemes.base import Scheme
+
+__all__ = ["SCHEME", "acceptance", "hits", "propose", "verify"]
+
+
+def propose(key, log_p, num_drafts):
+    return draft_list(races.exponentials(key, num_drafts, log_p.shape[-1]), log_p)
+
+
+def verify(key, drafts, log_p, log_q, active):
+    del drafts, log_p, active
+    clocks = races.exponentials(races.private_key(key), 1, log_q.shape[0])
+    return races.winner(races.arrivals(clocks[0], log_q))
+
+
+def hits(key, log_p, log_q, num_drafts):
+    ((_, drafts),) = races.leaders(key, num_drafts, log_p)
+    ((_, token),) = races.leaders(races.private_key(key), 1, log_q)
+    return jnp.cumsum(drafts == token) > 0
+
+
+def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+    q, absent = jnp.exp(log_q), 1 - jnp.exp(log_p)
+    if log_p.ndim == 1:
+        return jnp.stack([jnp.sum(q * (1 - absent**k)) for k in num_drafts])
+    missed = jnp.cumprod(absent, axis=0)
+    return jnp.stack([jnp.sum(q * (1 - missed[k - 1])) for k in num_drafts])
+
+
+SCHEME = Scheme(
+    name="naive",
+    invariance="strong",
+    max_drafts=None,
+    needs_draft_law=False,
+    diverse=True,
+    summary="K samples of p, and a sample of q that knows nothing of them",
+    propose_fn=propose,
+    verify_fn=verify,
+    acceptance_fn=acceptance,
+    hits_fn=hits,
+    streaming=True,
+)

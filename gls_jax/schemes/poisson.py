@@ -1,0 +1,68 @@
+"""Poisson lists (after Liu, Wan, Gao, Gunduz 2026, arXiv 2609.21858): K drafts from ONE race.
+
+Item `i` owns a Poisson process with arrivals ``T_i1 < T_i2 < ...`` of rate 1. The list is the items of the first K
+arrivals of ``{T / p}``, K independent samples of `p`; the target takes ``argmin_i T_i1 / q_i``. It never looks at the
+drafts (strong invariance at no cost), and
+
+    P(target in list) = sum_j q_j (1 - (1 - 1 / M_j)^K),
+
+because between arrivals that could beat it, `j` loses each with probability ``1 - 1 / M_j``. Never below the list
+matching bound. In sequences the r-th chain that stands at the same context takes the r-th arrival.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gls_jax import bounds, races
+from gls_jax.ratios import ratio_order
+from gls_jax.schemes.base import Scheme
+
+__all__ = ["SCHEME", "acceptance", "hits", "propose", "verify"]
+
+_FIRST, _LATER = 0, 1  # streams: the first arrivals, and the root of every item's later ones
+
+
+def propose(key, log_p, num_drafts):
+    clocks = races.exponentials(key, 1, log_p.shape[0])[_FIRST]
+    # Only an item whose first arrival is among the K first can have an arrival among them.
+    _, items = jax.lax.top_k(-races.arrivals(clocks, log_p), min(num_drafts, log_p.shape[0]))
+    later = races.stream_key(key, _LATER)
+    gaps = jax.vmap(lambda item: races.exponentials(jax.random.fold_in(later, item), 1, num_drafts)[0])(items)
+    times = jnp.cumsum(gaps.at[:, 0].set(clocks[items]), axis=1)  # [item, arrival]
+    order = jnp.argsort(races.arrivals(times, log_p[items, None]), axis=None)
+    return items[order[:num_drafts] // num_drafts]
+
+
+def verify(key, drafts, log_p, log_q, active):
+    del drafts, log_p, active
+    return races.winner(races.arrivals(races.exponentials(key, 1, log_q.shape[0])[_FIRST], log_q))
+
+
+def hits(key, log_p, log_q, num_drafts):
+    drafts = propose(key, log_p, num_drafts)
+    return jnp.cumsum(drafts == verify(key, drafts, log_p, log_q, None)) > 0
+
+
+def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+    ranked = ratio_order(log_p, log_q)
+    lose = ranked.excess / (1 + ranked.excess)
+    live = jnp.where(ranked.p > 0, ranked.q, 0)
+    return jnp.stack([jnp.sum(live * (1 - lose**k)) for k in num_drafts])
+
+
+SCHEME = Scheme(
+    name="poisson",
+    invariance="strong",
+    max_drafts=None,
+    needs_draft_law=False,
+    diverse=False,
+    summary="one Poisson process an item; the list is the first K arrivals, with repetition",
+    propose_fn=propose,
+    verify_fn=verify,
+    acceptance_fn=acceptance,
+    hits_fn=hits,
+    bound=bounds.list_matching,
+)

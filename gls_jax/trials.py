@@ -1,0 +1,189 @@
+"""Monte Carlo: how often the target's token is in the list, counted over many keys.
+
+Trial `t` of a run uses ``fold_in(key, t)``, so a count does not depend on how the trials were cut into chunks, stopped
+or resumed. Memory is bounded by one chunk, whatever the number of trials. Where the first K drafts of a scheme are a
+prefix of its first K + 1, one trial at the largest K serves every K of a sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from gls_jax import checks, schemes
+
+__all__ = ["Estimate", "acceptance", "sweep"]
+
+_CHUNK = 2**15  # numbers a chunk of trials holds at a time: about what a core's cache takes
+_CALL = 2**28  # clocks drawn between two progress reports: about a second on two cores
+
+Progress = Callable[[int, int], None]
+
+
+class Estimate(NamedTuple):
+    """A Monte Carlo mean of hits.
+
+    Attributes:
+        mean: fraction of trials that matched.
+        standard_error: of the mean. From the add-one rate ``(hits + 1) / (trials + 2)``, so it is never 0.
+        num_trials: trials behind the mean.
+    """
+
+    mean: Float[Array, "..."]
+    standard_error: Float[Array, "..."]
+    num_trials: Int[Array, ""]
+
+
+def acceptance(
+    key: PRNGKeyArray,
+    log_p,
+    log_q,
+    *,
+    scheme: str | schemes.Scheme,
+    num_drafts: int,
+    num_trials: int,
+    progress: Progress | None = None,
+) -> Estimate:
+    """Simulate a scheme's acceptance for one pair of laws.
+
+    Args:
+        key: one typed key; trial `t` uses ``fold_in(key, t)``.
+        log_p: draft log-probabilities `[N]`, or `[K, N]` for a scheme with `diverse`.
+        log_q: target log-probabilities `[N]`.
+        scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
+        num_drafts: `K`.
+        num_trials: number of independent trials.
+        progress: called with `(trials done, num_trials)` about once a second.
+
+    Returns:
+        :class:`Estimate` of scalars.
+
+    Raises:
+        ValueError: what the scheme's door raises, or `num_trials` outside 1..2^31 - 1.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from gls_jax import schemes, trials
+    >>> log_p, log_q = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]))
+    >>> got = trials.acceptance(jax.random.key(0), log_p, log_q, scheme="gls", num_drafts=4, num_trials=20_000)
+    >>> bool(abs(got.mean - schemes.get("gls").acceptance(log_p, log_q, 4)) < 5 * got.standard_error)
+    True
+    """
+    checks.key(key)
+    estimate = _run(
+        key[None],
+        checks.floats(log_p, "log_p")[None],
+        checks.floats(log_q, "log_q")[None],
+        scheme=scheme,
+        num_drafts=(num_drafts,),
+        num_trials=num_trials,
+        progress=progress,
+    )
+    return Estimate(estimate.mean[0, 0], estimate.standard_error[0, 0], estimate.num_trials)
+
+
+def sweep(
+    key: PRNGKeyArray,
+    log_p,
+    log_q,
+    *,
+    scheme: str | schemes.Scheme,
+    num_drafts: Sequence[int],
+    num_trials: int,
+    progress: Progress | None = None,
+) -> Estimate:
+    """Simulate a scheme's acceptance for many pairs and a whole list of K, compiled once.
+
+    Args:
+        key: one typed key (pair `m` uses ``fold_in(key, m)``), or `M` keys.
+        log_p: `[M, N]`, or `[M, K, N]` for a scheme with `diverse` and `K = max(num_drafts)`.
+        log_q: `[M, N]`.
+        scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
+        num_drafts: the list lengths; one pass over the largest serves all.
+        num_trials: independent trials a pair (shared by its list lengths).
+        progress: called with `(trials done, all trials)` about once a second.
+
+    Returns:
+        :class:`Estimate` of `f[M, len(num_drafts)]`.
+
+    Raises:
+        ValueError: what the scheme's door raises, shapes that do not fit, or `num_trials` outside 1..2^31 - 1.
+
+    >>> import jax
+    >>> from gls_jax import trials
+    >>> log_p, log_q = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (2, 5, 10)))
+    >>> trials.sweep(jax.random.key(1), log_p, log_q, scheme="gls", num_drafts=(1, 2, 8), num_trials=100).mean.shape
+    (5, 3)
+    """
+    log_p, log_q = checks.floats(log_p, "log_p"), checks.floats(log_q, "log_q")
+    if log_q.ndim != 2 or log_p.ndim not in (2, 3) or log_p.shape[0] != log_q.shape[0] or not log_q.size:
+        raise ValueError(
+            f"log_p and log_q: expected shapes [M, N] (log_p also [M, K, N]) with M, N >= 1, "
+            f"got {list(log_p.shape)} and {list(log_q.shape)}"
+        )
+    keys = key
+    if getattr(key, "shape", None) == ():
+        checks.key(key)
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
+    elif getattr(key, "shape", None) != log_q.shape[:1]:
+        got = list(key.shape) if hasattr(key, "shape") else type(key).__name__
+        raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {got}")
+    return _run(
+        keys, log_p, log_q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, progress=progress
+    )
+
+
+def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, progress) -> Estimate:
+    scheme = schemes.get(scheme) if isinstance(scheme, str) else scheme
+    counts = tuple(scheme.check_num_drafts(k) for k in num_drafts)
+    if not counts:
+        raise ValueError("num_drafts: expected at least one K, got none")
+    num_trials = checks.count(num_trials, "num_trials")
+    if num_trials >= 2**31:
+        raise ValueError(f"num_trials: expected at most 2^31 - 1, got {num_trials}")
+    clocks = log_q.shape[0] * max(counts) * log_q.shape[-1]
+    per_call = max(1024, _CALL // clocks)
+    traced = any(isinstance(x, jax.core.Tracer) for x in (keys, log_p, log_q))
+    if traced:
+        hits = _count(keys, log_p, log_q, 0, num_trials, scheme=scheme, num_drafts=counts)
+        rate = hits.astype(log_q.dtype)
+    else:
+        hits = np.zeros((log_q.shape[0], len(counts)), np.int64)
+        for start in range(0, num_trials, per_call):
+            stop = min(start + per_call, num_trials)
+            hits += np.asarray(_count(keys, log_p, log_q, start, stop, scheme=scheme, num_drafts=counts))
+            if progress is not None:
+                progress(stop * log_q.shape[0], num_trials * log_q.shape[0])
+        rate = hits.astype(np.float64)
+    smoothed = (rate + 1) / (num_trials + 2)
+    error = jnp.sqrt(jnp.asarray(smoothed * (1 - smoothed) / num_trials, log_q.dtype))
+    return Estimate(jnp.asarray(rate / num_trials, log_q.dtype), error, jnp.asarray(num_trials, jnp.int32))
+
+
+@partial(jax.jit, static_argnames=("scheme", "num_drafts"))
+def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_drafts: tuple[int, ...]):
+    """Hits `i32[M, len(num_drafts)]` over the trials start..stop-1 of every pair."""
+    most = max(num_drafts)
+    per_trial = most if scheme.streaming else most * log_q.shape[-1]
+    lanes = max(1, min(4096, _CHUNK // per_trial))
+
+    def pair(args):
+        key, log_p, log_q = args
+
+        def trial(index):
+            found = scheme.hits(jax.random.fold_in(key, index), log_p, log_q, most)
+            return found[jnp.asarray(num_drafts) - 1] & (index < stop)
+
+        def chunk(at, hits):
+            indices = start + at * lanes + jnp.arange(lanes, dtype=jnp.uint32)
+            return hits + jnp.sum(jax.vmap(trial)(indices), axis=0, dtype=jnp.int32)
+
+        chunks = (stop - start + lanes - 1) // lanes
+        return jax.lax.fori_loop(0, chunks, chunk, jnp.zeros(len(num_drafts), jnp.int32))
+
+    return jax.lax.map(pair, (keys, log_p, log_q))
