@@ -7,6 +7,7 @@ excess ``M_j - 1 >= 0``; here it is a sum of non-negative terms, so small excess
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -40,7 +41,7 @@ class RatioOrder(NamedTuple):
 
 def ratio_order(log_p: Float[Array, " N"], log_q: Float[Array, " N"]) -> RatioOrder:
     """Sort the items by likelihood ratio. `O(N log N)`, differentiable away from ties."""
-    cap = 0.78 * float(jnp.log(jnp.finfo(log_q.dtype).max))  # a ratio of e^cap or more is as good as infinite
+    cap = 0.78 * math.log(float(jnp.finfo(log_q.dtype).max))  # a ratio of e^cap or more is as good as infinite
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     live = p > 0
     # Two `where`s: a gradient through `log_q - (-inf)` would be NaN even where the result is not used.

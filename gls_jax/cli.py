@@ -1,0 +1,219 @@
+"""The command line: reads options, calls the library, prints tables for people and JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+__all__ = ["main"]
+
+_ERR = Console(stderr=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Acceptance:
+    """Acceptance against the number of drafts K: exact, simulated, bound and optimum; a CSV and a figure."""
+
+    pairs: str = "random"
+    """`random`, `model` (next-token laws of two language models over a text), or FILE.npz with log_p and log_q."""
+    schemes: tuple[str, ...] = ("gls", "poisson", "gumbel_topk", "naive")
+    """Schemes to compare."""
+    num_drafts: tuple[int, ...] | None = None
+    """List lengths K. Default: 1 to 20 for random pairs and files, 1 to 8 for models."""
+    num_trials: int = 10_000
+    """Simulated trials a pair and scheme."""
+    seed: int = 0
+    """Seed of the random pairs and of the simulation."""
+    out: Path = Path("results/acceptance")
+    """Folder for acceptance.csv, acceptance.png and cells.npz."""
+    resume: bool = False
+    """Go on with an interrupted run in that folder."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    num_pairs: int = 100
+    """random: number of pairs."""
+    num_items: int = 10
+    """random: number of items N."""
+    family: str = "dirichlet"
+    """random: `dirichlet`, or `gaussian` for the softmax of normals."""
+    scale: float = 1.0
+    """random: concentration of the Dirichlet, or standard deviation of the normals."""
+    target: str = "smollm2"
+    """model: `smollm2`, a Hugging Face folder or a .gguf file."""
+    draft: str | None = None
+    """model: the drafter, likewise. Default: the target without --drop-layers."""
+    drop_layers: str = "12-17"
+    """model: layers the drafter leaves out, such as `12-17` or `3,7-9`; empty for none."""
+    temperature: float = 1.0
+    """model: of the target."""
+    draft_temperature: float = 1.0
+    """model: of the drafter."""
+    top_k: int = 50
+    """model: keep the k likeliest tokens of both; 0 keeps all (slow to simulate)."""
+    text: Path | None = None
+    """model: a text file. Default: built-in English texts of several kinds."""
+    num_positions: int = 256
+    """model: next-token laws to read from the text."""
+
+    def run(self) -> None:
+        from gls_jax import figures, study
+
+        default = range(1, 9) if self.pairs == "model" else range(1, 21)
+        ask = study.Study(self.schemes, self.num_drafts or tuple(default), self.num_trials, self.seed)
+        ask.check()  # before models are loaded
+        self.out.mkdir(parents=True, exist_ok=True)
+        with _progress() as report:
+            pairs, title = self._pairs(report)
+            rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)
+        figures.acceptance(self.out / "acceptance.png", rows, title)
+        if self.json:
+            print(json.dumps({"title": title, "out": str(self.out), "rows": [dataclasses.asdict(row) for row in rows]}))
+        else:
+            _print_rows(rows, title, self.out)
+
+    def _pairs(self, report):
+        import jax
+
+        from gls_jax import pairs
+
+        if self.pairs == "random":
+            key = jax.random.key(self.seed)
+            laws = pairs.random(key, self.num_pairs, self.num_items, family=self.family, scale=self.scale)
+            return laws, f"{self.num_pairs} random pairs ({self.family} {self.scale:g}) on {self.num_items} items"
+        if self.pairs == "model":
+            return self._model_pairs(report)
+        if not self.pairs.endswith(".npz"):
+            raise ValueError(f"pairs: expected random, model or a file ending in .npz, got {self.pairs!r}")
+        laws = pairs.load(self.pairs)
+        return laws, f"{laws.log_q.shape[0]} pairs of {Path(self.pairs).name}"
+
+    def _model_pairs(self, report):
+        from gls_jax import models, pairs, prompts
+
+        if self.top_k < 0:
+            raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")
+        texts = prompts.PROMPTS if self.text is None else (_read_text(self.text),)
+        target = models.load(self.target)
+        if target.tokenizer is None:
+            raise ValueError(f"{self.target}: expected a tokenizer beside the weights, found none")
+        if self.draft is not None:
+            drafter, name = models.load(self.draft), self.draft
+        else:
+            kept = _kept_layers(self.drop_layers, target.config.num_layers)
+            drafter = models.load(self.target, layers=kept)
+            name = f"{self.target} without layers {self.drop_layers}" if self.drop_layers else self.target
+        laws = pairs.next_token(
+            models.logits_function(target.model),
+            models.logits_function(drafter.model),
+            [target.tokenizer.encode(text).ids for text in texts],
+            num_positions=self.num_positions,
+            temperature=self.temperature,
+            draft_temperature=self.draft_temperature,
+            top_k=self.top_k or None,
+            progress=lambda done, total: report("next-token laws", done, total),
+        )
+        kept_tokens = f"top {self.top_k}" if self.top_k else "whole vocabulary"
+        title = f"{self.target} drafted by {name}\n{laws.log_q.shape[0]} positions of text, {kept_tokens}"
+        return laws, title
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Speed against peers measured in the same run, one JSON line a benchmark."""
+
+    suite: str = "core"
+    """Which benchmarks: `core`."""
+    repeats: int = 7
+    """Timed repetitions; the median counts."""
+
+    def run(self) -> None:
+        from gls_jax import bench
+
+        for line in bench.run(self.suite, self.repeats):
+            print(json.dumps(line), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; bad input ends with one line and exit code 2, an interrupt with 130."""
+    commands = Annotated[Acceptance, tyro.conf.subcommand("acceptance")] | Annotated[Bench, tyro.conf.subcommand("bench")]
+    command: Acceptance | Bench = tyro.cli(commands, prog="gls-jax", description=__doc__, args=arguments)
+    try:
+        command.run()
+    except (ValueError, OSError) as error:
+        print(f"gls-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gls-jax: interrupted; --resume goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def _progress():
+    """Yields `report(what, done, total)`; a bar a kind of work, on stderr, gone when done."""
+    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_ERR, transient=True) as bars:
+        tasks: dict = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield report
+
+
+def _print_rows(rows, title: str, out: Path) -> None:
+    table = Table(title=title)
+    for name in ("scheme", "K", "exact", "simulated", "± s.e.", "bound", "optimum (i.i.d.)"):
+        table.add_column(name, justify="left" if name == "scheme" else "right")
+    previous = rows[0].scheme
+    for row in rows:
+        if row.scheme != previous:
+            table.add_section()
+        previous = row.scheme
+        bound = "" if row.bound is None else f"{row.bound:.4f}"
+        numbers = (f"{row.exact:.4f}", f"{row.simulated:.4f}", f"{row.standard_error:.4f}", bound)
+        table.add_row(row.scheme, str(row.num_drafts), *numbers, f"{row.optimum_iid:.4f}")
+    console = Console()
+    console.print(table)
+    console.print(f"{out}/acceptance.csv, acceptance.png, cells.npz", highlight=False)
+
+
+def _kept_layers(dropped: str, count: int) -> tuple[int, ...]:
+    """`12-17,20` to the layers that stay."""
+    gone: set[int] = set()
+    try:
+        for part in filter(None, dropped.split(",")):
+            first, _, last = part.partition("-")
+            gone.update(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise ValueError(f"drop_layers: expected layers such as 12-17 or 3,7-9, got {dropped!r}") from None
+    if gone and not (0 <= min(gone) and max(gone) < count):
+        raise ValueError(f"drop_layers: expected layers within 0-{count - 1}, got {dropped!r}")
+    if len(gone) == count:
+        raise ValueError(f"drop_layers: expected some of the {count} layers to stay, got {dropped!r}")
+    return tuple(layer for layer in range(count) if layer not in gone)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected a UTF-8 text file, got other bytes") from None
+    if not text.strip():
+        raise ValueError(f"{path}: expected a text, got an empty file")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

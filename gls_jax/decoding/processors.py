@@ -1,0 +1,42 @@
+"""Sampling parameters: how a model's logits become the law that is sampled."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["log_probs"]
+
+
+def log_probs(logits, *, temperature: float = 1.0, top_k: int | None = None) -> Float[Array, "*b V"]:
+    """Log-probabilities after temperature and top-k, in float32.
+
+    Args:
+        logits: `[..., V]`, any float type; cast to float32 before anything else.
+        temperature: positive, or 0 for greedy (all mass on the first largest logit).
+        top_k: keep the `k` largest logits, and what ties with the smallest of them; None keeps all.
+
+    Returns:
+        `f32[..., V]`, normalised, `-inf` where removed.
+
+    Raises:
+        ValueError: a negative or non-finite temperature, or `top_k < 1`.
+
+    >>> import jax.numpy as jnp
+    >>> from gls_jax import decoding
+    >>> jnp.exp(decoding.log_probs(jnp.log(jnp.array([1.0, 2.0, 6.0])), top_k=2)).round(2).tolist()
+    [0.0, 0.25, 0.75]
+    """
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature: expected a finite number of at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: expected at least 1 (None keeps all), got {top_k}")
+    logits = jnp.asarray(logits).astype(jnp.float32)
+    if temperature == 0:
+        first = jnp.argmax(logits, axis=-1)[..., None]
+        return jnp.where(jnp.arange(logits.shape[-1]) == first, 0.0, -jnp.inf)
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+    return jax.nn.log_softmax(logits / temperature, axis=-1)
