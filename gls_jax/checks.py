@@ -126,3 +126,9 @@ def same_items(log_p: jax.Array, log_q: jax.Array) -> None:
         raise ValueError(
             f"log_p and log_q: expected the same number of items, got {log_p.shape[-1]} and {log_q.shape[-1]}"
         )
+
+
+def tokens(value: jax.Array, num_items: int, name: str) -> None:
+    """Tokens within the vocabulary; values can be looked at only where they are not traced."""
+    if not isinstance(value, jax.core.Tracer) and value.size and not (0 <= value.min() and value.max() < num_items):
+        raise ValueError(f"{name}: expected tokens within 0..{num_items - 1}, got {value.min()} to {value.max()}")

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from gls_jax import checks
 
-__all__ = ["arrivals", "exponentials", "leaders", "position_key", "private_key", "stream_key", "winner"]
+__all__ = ["arrivals", "clocks_from_bits", "exponentials", "leaders", "position_key", "private_key", "stream_key", "winner"]
 
 _PRIVATE = 0xFFFFFFFF  # the last fold: stream indices never reach it
 _ITEMS_PER_STEP = 4  # of `leaders`; measured on XLA:CPU
@@ -91,6 +91,12 @@ def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[A
     return _clock((streams[0][:, None], streams[1][:, None]), items)
 
 
+def clocks_from_bits(bits: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Exp(1) from 32 random bits, ``-log1p(-(bits + 1/2) / 2**32)``: at least ``2**-33``, at most 16.7."""
+    uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+    return -jnp.log1p(-jnp.minimum(uniform, jnp.float32(1 - 2.0**-24)))  # the cap: float32 rounds the last bits to 1
+
+
 def arrivals(clocks: Float[Array, "*k N"], log_weights: Float[Array, "*#k N"]) -> Float[Array, "*k N"]:
     """Arrival times ``S[k, i] / w_i``: the smallest wins, and an item of weight 0 never arrives (`inf`)."""
     return clocks * jnp.exp(-log_weights).astype(jnp.float32)  # clocks are never 0, so 0 * inf cannot happen
@@ -153,8 +159,7 @@ def _stream_words(key: PRNGKeyArray, num_streams: int) -> Words:
 
 def _clock(stream: Words, item: UInt32[Array, "..."]) -> Float[Array, "..."]:
     high, low = _threefry2x32(stream, item)
-    uniform = ((high ^ low).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
-    return -jnp.log1p(-jnp.minimum(uniform, jnp.float32(1 - 2.0**-24)))  # the cap: float32 rounds the last bits to 1
+    return clocks_from_bits(high ^ low)
 
 
 def _threefry2x32(key: Words, counter: UInt32[Array, "..."]) -> Words:

@@ -93,6 +93,7 @@ class Scheme:
         num_drafts = self.check_num_drafts(drafts.shape[0])
         log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
         checks.same_items(log_p, log_q)
+        checks.tokens(drafts, log_q.shape[0], "drafts")
         active = jnp.ones(num_drafts, bool) if active is None else jnp.asarray(active)
         if active.shape != drafts.shape or active.dtype != jnp.bool_:
             raise ValueError(

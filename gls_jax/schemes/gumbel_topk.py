@@ -121,8 +121,8 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
     # Total rate of the tail at every place, as a sum of non-negative terms: no digits lost to the head.
     tail = jnp.concatenate([jnp.zeros(1, light.dtype), jnp.cumsum(jnp.cumsum(light)[:-1] * jnp.diff(ranked.ratio))])
     rate = tail[places, None] * nodes  # [T, n]
-    counts = jnp.arange(most)
-    log_pmf = jax.scipy.special.xlogy(counts, rate[..., None]) - rate[..., None] - jax.lax.lgamma(counts + 1.0)
+    counts = jnp.arange(most, dtype=rate.dtype)
+    log_pmf = jax.scipy.special.xlogy(counts, rate[..., None]) - rate[..., None] - jax.lax.lgamma(counts + 1)
     law = jnp.exp(log_pmf)  # of the count before j, cut at K: [T, n, K]
 
     def add(law, item):

@@ -32,8 +32,8 @@ def propose(key, log_p, num_drafts):
     later = races.stream_key(key, _LATER)
     gaps = jax.vmap(lambda item: races.exponentials(jax.random.fold_in(later, item), 1, num_drafts)[0])(items)
     times = jnp.cumsum(gaps.at[:, 0].set(clocks[items]), axis=1)  # [item, arrival]
-    order = jnp.argsort(races.arrivals(times, log_p[items, None]), axis=None)
-    return items[order[:num_drafts] // num_drafts]
+    _, order = jax.lax.top_k(-races.arrivals(times, log_p[items, None]).ravel(), num_drafts)  # far faster than a sort
+    return items[order // num_drafts]
 
 
 def verify(key, drafts, log_p, log_q, active):
