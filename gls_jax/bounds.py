@@ -134,9 +134,7 @@ def optimum_iid(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
 
 def _given_target(log_p, log_q, num_active: int, num_drafts: int):
     """`q` and ``sum over active streams of 1 / (K - 1 + M_j)``."""
-    num_drafts, num_active = checks.count(num_drafts, "num_drafts"), checks.count(num_active, "num_active")
-    if num_active > num_drafts:
-        raise ValueError(f"num_active: expected at most num_drafts ({num_drafts}), got {num_active}")
+    num_active, num_drafts = checks.active_of(num_active, num_drafts)
     log_p, log_q = checks.draft_laws(log_p, num_active), checks.law(log_q, "log_q")
     checks.same_items(log_p, log_q)
     terms = 1 / (num_drafts + excess(log_p, log_q))

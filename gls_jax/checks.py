@@ -43,7 +43,9 @@ def check_log_probs(log_probs, name: str = "log_probs", *, atol: float = 1e-3) -
     if isinstance(log_probs, jax.core.Tracer):
         total = jnp.exp(jax.nn.logsumexp(log_probs, axis=-1))
         checkify.check(~jnp.isnan(log_probs).any(), f"{name}: expected log-probabilities, got NaN")
-        checkify.check((log_probs <= atol).all(), f"{name}: expected log-probabilities of at most 0, got a positive one")
+        checkify.check(
+            (log_probs <= atol).all(), f"{name}: expected log-probabilities of at most 0, got a positive one"
+        )
         checkify.check(
             (jnp.abs(total - 1) <= atol).all(), f"{name}: expected probabilities that sum to 1 (within {atol:g})"
         )
@@ -79,6 +81,14 @@ def count(value, name: str) -> int:
     return number
 
 
+def active_of(num_active, num_drafts) -> tuple[int, int]:
+    """How many of the drafts are still in play."""
+    num_active, num_drafts = count(num_active, "num_active"), count(num_drafts, "num_drafts")
+    if num_active > num_drafts:
+        raise ValueError(f"num_active: expected at most num_drafts ({num_drafts}), got {num_active}")
+    return num_active, num_drafts
+
+
 def key(value) -> None:
     """One typed threefry key: another generator would give other clocks to the other party."""
     if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
@@ -93,7 +103,7 @@ def key(value) -> None:
 def floats(value, name: str) -> jax.Array:
     """A float array of at least 32 bits: races and laws are never computed in less."""
     try:
-        array = jnp.asarray(value)
+        array = jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
     except (TypeError, ValueError):
         raise ValueError(f"{name}: expected an array of floats, got {type(value).__name__}") from None
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):

@@ -144,7 +144,9 @@ class Bench:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends with one line and exit code 2, an interrupt with 130."""
-    commands = Annotated[Acceptance, tyro.conf.subcommand("acceptance")] | Annotated[Bench, tyro.conf.subcommand("bench")]
+    commands = (
+        Annotated[Acceptance, tyro.conf.subcommand("acceptance")] | Annotated[Bench, tyro.conf.subcommand("bench")]
+    )
     command: Acceptance | Bench = tyro.cli(commands, prog="gls-jax", description=__doc__, args=arguments)
     try:
         command.run()

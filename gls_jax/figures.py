@@ -26,7 +26,9 @@ def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
     """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     names = list(dict.fromkeys(row.scheme for row in rows))
-    curves = {name: sorted((row for row in rows if row.scheme == name), key=lambda row: row.num_drafts) for name in names}
+    curves = {
+        name: sorted((row for row in rows if row.scheme == name), key=lambda row: row.num_drafts) for name in names
+    }
     first = curves[names[0]]
     ks = [row.num_drafts for row in first]
     axes.plot(ks, [row.optimum_iid for row in first], "k:", label="optimum, i.i.d. drafts")

@@ -9,7 +9,7 @@ PROMPTS: tuple[str, ...] = (
     "Question: A baker sells 24 loaves in the morning and half as many in the afternoon. Each loaf costs 3 dollars. How "
     "much money does she make in one day? Answer: In the afternoon she sells 24 / 2 = 12 loaves. In total she sells "
     "24 + 12 = 36 loaves, so she makes 36 * 3 = 108 dollars.",
-    "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n    a, b = 0, 1\n    for _ in range(n):\n"
+    'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n    a, b = 0, 1\n    for _ in range(n):\n'
     "        a, b = b, a + b\n    return a\n\n\ndef is_prime(n):\n    if n < 2:\n        return False\n    for i in range(2,"
     " int(n ** 0.5) + 1):\n        if n % i == 0:\n            return False\n    return True\n",
     "Photosynthesis is the process by which plants, algae and some bacteria turn sunlight into chemical energy. Water is "

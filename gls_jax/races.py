@@ -19,7 +19,16 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from gls_jax import checks
 
-__all__ = ["arrivals", "clocks_from_bits", "exponentials", "leaders", "position_key", "private_key", "stream_key", "winner"]
+__all__ = [
+    "arrivals",
+    "clocks_from_bits",
+    "exponentials",
+    "leaders",
+    "position_key",
+    "private_key",
+    "stream_key",
+    "winner",
+]
 
 _PRIVATE = 0xFFFFFFFF  # the last fold: stream indices never reach it
 _ITEMS_PER_STEP = 4  # of `leaders`; measured on XLA:CPU

@@ -193,9 +193,7 @@ def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: i
     root = jax.random.key(study.seed)
     keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(indices))
     exact, bound = _exact(log_p, log_q, name=name, num_drafts=study.num_drafts)
-    estimate = trials.sweep(
-        keys, log_p, log_q, scheme=name, num_drafts=study.num_drafts, num_trials=study.num_trials
-    )
+    estimate = trials.sweep(keys, log_p, log_q, scheme=name, num_drafts=study.num_drafts, num_trials=study.num_trials)
     cells = {"exact": exact, "simulated": estimate.mean, "standard_error": estimate.standard_error, "bound": bound}
     return {field: np.asarray(values)[: stop - start] for field, values in cells.items()}
 

@@ -133,9 +133,7 @@ def sweep(
     elif getattr(key, "shape", None) != log_q.shape[:1]:
         got = list(key.shape) if hasattr(key, "shape") else type(key).__name__
         raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {got}")
-    return _run(
-        keys, log_p, log_q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, progress=progress
-    )
+    return _run(keys, log_p, log_q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, progress=progress)
 
 
 def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, progress) -> Estimate:

@@ -11,7 +11,10 @@ import scipy.stats
 def rates(p, q):
     """`M_j = sum_i max(q_i, q_j p_i / p_j)` by the double loop; infinite where `p_j = 0`."""
     return np.array(
-        [sum(max(qi, qj * pi / pj) for pi, qi in zip(p, q, strict=True)) if pj else np.inf for pj, qj in zip(p, q, strict=True)]
+        [
+            sum(max(qi, qj * pi / pj) for pi, qi in zip(p, q, strict=True)) if pj else np.inf
+            for pj, qj in zip(p, q, strict=True)
+        ]
     )
 
 
@@ -31,7 +34,9 @@ def gls_acceptance(laws, q):
         start = q[j] / p[j]
         # j drafted at draft time t = S_j / p_j; every item i must wait max(t p_i, m q_i).
         integrand = lambda u: np.exp(-m * np.maximum(u * p, q).sum())  # noqa: E731
-        edges = np.unique(np.concatenate([[start], [q[i] / p[i] for i in range(len(p)) if p[i] and q[i] / p[i] > start]]))
+        edges = np.unique(
+            np.concatenate([[start], [q[i] / p[i] for i in range(len(p)) if p[i] and q[i] / p[i] > start]])
+        )
         inner = sum(scipy.integrate.quad(integrand, a, b)[0] for a, b in itertools.pairwise(edges))
         last = edges[-1]
         outside = q[p == 0].sum()
@@ -52,7 +57,9 @@ def gls_acceptance(laws, q):
             total += q[j] * sum(wins[k] * np.prod(np.delete(others, k)) for k in range(len(laws)))
         return total
 
-    value = sum(scipy.integrate.quad(missed, a, b, epsabs=1e-9)[0] for a, b in ((1e-12, 0.1), (0.1, 1), (1, 6), (6, 40)))
+    value = sum(
+        scipy.integrate.quad(missed, a, b, epsabs=1e-9)[0] for a, b in ((1e-12, 0.1), (0.1, 1), (1, 6), (6, 40))
+    )
     return 1 - value
 
 
@@ -69,7 +76,8 @@ def topk_acceptance(p, q, k):
     total = 0.0
     for j in range(len(q)):
         if p[j] > 0 and q[j] > 0:
-            total += q[j] * scipy.integrate.quad(lambda t, j=j: np.exp(-t) * given(j, t), 0, 60, limit=200)[0]
+            for a, b in itertools.pairwise((0, 1e-4, 1e-2, 0.3, 2, 60)):  # the integrand can fall within q_j / p_j of 0
+                total += q[j] * scipy.integrate.quad(lambda t, j=j: np.exp(-t) * given(j, t), a, b)[0]
     return total
 
 
@@ -82,8 +90,12 @@ def optimum_iid(p, q, k):
     rows = np.kron(np.eye(len(lists)), np.ones(size))
     columns = np.kron(np.ones(len(lists)), np.eye(size))
     solved = scipy.optimize.linprog(
-        -gain.ravel(), A_eq=np.vstack([rows, columns]), b_eq=np.concatenate([weight, q]), bounds=(0, None), method="highs"
-    )
+        -gain.ravel(),
+        A_ub=np.vstack([rows, columns]),
+        b_ub=np.concatenate([weight, q]),
+        bounds=(0, None),
+        method="highs",
+    )  # inequalities: what is left over is coupled without a gain
     return -solved.fun
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import jax
@@ -67,7 +68,7 @@ class Scheme:
         """
         checks.key(key)
         num_drafts = self.check_num_drafts(num_drafts)
-        return self.propose_fn(key, self._draft_laws(log_p, num_drafts), num_drafts)
+        return _compiled(self.propose_fn, (key, self._draft_laws(log_p, num_drafts)), (num_drafts,))
 
     def verify(self, key: PRNGKeyArray, drafts, log_p, log_q, active=None) -> Int[Array, ""]:
         """The token to emit. Its law is exactly `q` when `drafts` came from `propose` with this key.
@@ -89,7 +90,9 @@ class Scheme:
         checks.key(key)
         drafts = jnp.asarray(drafts)
         if drafts.ndim != 1 or not jnp.issubdtype(drafts.dtype, jnp.integer):
-            raise ValueError(f"drafts: expected integers of shape [K], got {drafts.dtype} of shape {list(drafts.shape)}")
+            raise ValueError(
+                f"drafts: expected integers of shape [K], got {drafts.dtype} of shape {list(drafts.shape)}"
+            )
         num_drafts = self.check_num_drafts(drafts.shape[0])
         log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
         checks.same_items(log_p, log_q)
@@ -99,7 +102,7 @@ class Scheme:
             raise ValueError(
                 f"active: expected bool of shape [{num_drafts}], got {active.dtype} of shape {list(active.shape)}"
             )
-        return self.verify_fn(key, drafts, log_p, log_q, active)
+        return _compiled(self.verify_fn, (key, drafts, log_p, log_q, active), ())
 
     def acceptance(self, log_p, log_q, num_drafts: int) -> Float[Array, ""]:
         """Exact probability that the emitted token is among the drafts.
@@ -124,7 +127,7 @@ class Scheme:
             raise ValueError("num_drafts: expected at least one K, got none")
         log_p, log_q = self._draft_laws(log_p, max(counts)), checks.law(log_q, "log_q")
         checks.same_items(log_p, log_q)
-        return jnp.clip(self.acceptance_fn(log_p, log_q, counts), 0, 1)
+        return jnp.clip(_compiled(self.acceptance_fn, (log_p, log_q), (counts,)), 0, 1)
 
     def hits(self, key: PRNGKeyArray, log_p, log_q, num_drafts: int) -> Bool[Array, " K"]:
         """One trial for every list length at once: whether the target accepts any of the first 1, 2, ... K drafts."""
@@ -133,7 +136,7 @@ class Scheme:
         log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
         checks.same_items(log_p, log_q)
         if self.hits_fn is not None:
-            return self.hits_fn(key, log_p, log_q, num_drafts)
+            return _compiled(self.hits_fn, (key, log_p, log_q), (num_drafts,))
         drafts = self.propose_fn(key, log_p, num_drafts)
 
         def hit(k: int):
@@ -151,3 +154,9 @@ class Scheme:
 
     def _draft_laws(self, log_p, num_drafts: int) -> jax.Array:
         return checks.draft_laws(log_p, num_drafts, diverse=self.diverse, owner=f"scheme '{self.name}'")
+
+
+@partial(jax.jit, static_argnames=("function", "static"))
+def _compiled(function: Callable, arrays: tuple, static: tuple):
+    """`function(*arrays, *static)`, compiled once a shape also for callers outside `jit`."""
+    return function(*arrays, *static)

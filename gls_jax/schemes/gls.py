@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gls_jax import bounds, races
+from gls_jax import bounds, checks, races
 from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import RatioOrder, ratio_order
 from gls_jax.sampling import draft_list, target_of_list
@@ -53,16 +53,41 @@ def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
     if log_p.ndim == 2:
         return _acceptance_diverse(log_p, log_q, num_drafts)
-    return acceptance_active(log_p, log_q, tuple((k, k) for k in num_drafts))
+    return _acceptance_iid(log_p, log_q, tuple((k, k) for k in num_drafts))
 
 
-def acceptance_active(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Float[Array, " C"]:
-    """Exact acceptance when the target's minimum runs over `K` streams of which `J` drafts can still match.
+def acceptance_active(log_p, log_q, num_active: int, num_drafts: int):
+    """Exact acceptance when the target's minimum runs over `K` streams of which only `J` drafts can still match.
 
-    Each case is `(J, K)`; `J = K` is the scheme itself, `J < K` the strongly invariant variant after rejections.
-    Streams whose draft is out of play can win for the target without a match: the integrand becomes
-    ``J (1 - e_j) G^{J-1} + (K - J) G^J``. Time `O(N log N + N nodes)`, memory `O(N)`.
+    That is `gls_strong` after rejections. Streams whose draft is out of play can win for the target without a match: the
+    integrand becomes ``J (1 - e_j) G^{J-1} + (K - J) G^J``.
+
+    Args:
+        log_p: `[N]`.
+        log_q: `[N]`.
+        num_active: `J`, from 1 to `num_drafts`.
+        num_drafts: `K`.
+
+    Returns:
+        `f[]`; never below :func:`gls_jax.bounds.list_matching_strong`.
+
+    Raises:
+        ValueError: shapes that do not fit, or counts out of range.
+
+    >>> import jax.numpy as jnp
+    >>> from gls_jax.schemes import gls
+    >>> log_p, log_q = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
+    >>> [round(float(gls.acceptance_active(log_p, log_q, j, 4)), 3) for j in (1, 2, 4)]
+    [0.538, 0.788, 0.958]
     """
+    num_active, num_drafts = checks.active_of(num_active, num_drafts)
+    log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
+    checks.same_items(log_p, log_q)
+    return _acceptance_iid(log_p, log_q, ((num_active, num_drafts),))[0]
+
+
+def _acceptance_iid(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Float[Array, " C"]:
+    """Cases `(J, K)` in one pass over the items: time `O(N log N + N nodes)`, memory `O(N)`."""
     ranked = ratio_order(log_p, log_q)
     nodes, weights = clock_nodes(tuple(k for _, k in cases), log_q.dtype)
 
@@ -74,9 +99,7 @@ def acceptance_active(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Float
         beyond = beyond + jnp.cumsum(gaps[::-1], axis=0)[::-1]
         other = 1 - p * beyond  # G_j
         beaten = -jnp.expm1(-nodes * excess)
-        integrands = (
-            j * beaten * other ** (j - 1) + ((k - j) * other**j if k > j else 0) for j, k in cases
-        )
+        integrands = (j * beaten * other ** (j - 1) + ((k - j) * other**j if k > j else 0) for j, k in cases)
         return (beyond[0], missed + jnp.stack([jnp.sum(q * f, axis=0) for f in integrands])), None
 
     live = jnp.where(ranked.p > 0, ranked.q, 0)  # a target token that no draft can be is always missed

@@ -112,18 +112,16 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
 
 
 def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, ...]):
-    """Lower and upper end of `F` at the given places of the ratio order, each `[T, C]`."""
+    """Lower and upper end of `F` at the given places of the ratio order, each `[T, C]`; equal if all items are heads."""
     most = max(num_drafts)
     nodes, weights = clock_nodes((1,), ranked.p.dtype)  # theta [n]
     ratio = ranked.ratio[places]
     _, heavy = jax.lax.top_k(ranked.p, head)
     light = ranked.p.at[heavy].set(0)
-    # Total rate of the tail at every place, as a sum of non-negative terms: no digits lost to the head.
-    tail = jnp.concatenate([jnp.zeros(1, light.dtype), jnp.cumsum(jnp.cumsum(light)[:-1] * jnp.diff(ranked.ratio))])
-    rate = tail[places, None] * nodes  # [T, n]
-    counts = jnp.arange(most, dtype=rate.dtype)
-    log_pmf = jax.scipy.special.xlogy(counts, rate[..., None]) - rate[..., None] - jax.lax.lgamma(counts + 1)
-    law = jnp.exp(log_pmf)  # of the count before j, cut at K: [T, n, K]
+    if head == ranked.p.shape[0]:
+        law = jnp.zeros((len(places), len(nodes), most), ratio.dtype).at[..., 0].set(1)  # nobody counted yet
+    else:
+        law = _poisson(_tail_excess(ranked, light)[places, None] * nodes, most)
 
     def add(law, item):
         p, r = item
@@ -133,13 +131,30 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
 
     law, _ = jax.lax.scan(add, law, (ranked.p[heavy], ranked.ratio[heavy]))
     below = jnp.cumsum(law, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]
+    lower = jnp.einsum("tnc,n->tc", below, weights[0], precision="highest")
+    if head == ranked.p.shape[0]:
+        return lower, lower
     # Le Cam, relative form; sorted places, so prefix sums of p^2 bound the tail's squared rates.
     squares = jnp.cumsum(light**2)[places, None] * (ratio[:, None] * nodes) ** 2
     largest = jnp.max(light) * ratio[:, None] * nodes
     loss = 0.5 * squares * jnp.exp(jnp.minimum(largest, 50))
     ceiling = jnp.where((loss < 1)[..., None], below / jnp.maximum(1 - loss, 1e-6)[..., None], 1)
     ceiling = jax.lax.cummin(jnp.minimum(ceiling, 1), axis=1)  # F at a fixed place decreases in theta
-    return tuple(jnp.einsum("tnc,n->tc", f, weights[0], precision="highest") for f in (below, ceiling))
+    return lower, jnp.einsum("tnc,n->tc", ceiling, weights[0], precision="highest")
+
+
+def _tail_excess(ranked: RatioOrder, light) -> Float[Array, " N"]:
+    """Total rate of the tail at every place, as a sum of non-negative terms: no digits lost to the head."""
+    return jnp.concatenate([jnp.zeros(1, light.dtype), jnp.cumsum(jnp.cumsum(light)[:-1] * jnp.diff(ranked.ratio))])
+
+
+def _poisson(rate, most: int):
+    """`P(count = 0), ..., P(count = most - 1)` along a new last axis."""
+    counts = jnp.arange(most, dtype=rate.dtype)
+    positive = rate[..., None] > 0
+    rate = jnp.where(positive, rate[..., None], 1)  # keeps gradients finite where nothing is in the tail
+    law = jnp.exp(counts * jnp.log(rate) - rate - jax.lax.lgamma(counts + 1))
+    return jnp.where(positive, law, counts == 0)
 
 
 SCHEME = Scheme(

@@ -164,7 +164,7 @@ def test_acceptance_under_jit_vmap_grad(scheme):
     single = jnp.stack([scheme.acceptance(p, q, k) for p, q in zip(laws_p, laws_q, strict=True)])
     batch = jax.jit(jax.vmap(partial(scheme.acceptance, num_drafts=k)))(laws_p, laws_q)
     np.testing.assert_allclose(batch, single, atol=1e-6)
-    slopes = jax.vmap(jax.grad(lambda p, q: scheme.acceptance(p, q, k), argnums=(0, 1)))(laws_p, laws_q)
+    slopes = jax.jit(jax.vmap(jax.grad(lambda p, q: scheme.acceptance(p, q, k), argnums=(0, 1))))(laws_p, laws_q)
     assert all(bool(jnp.isfinite(slope).all()) for slope in slopes)
 
 
@@ -180,7 +180,7 @@ def test_gradient_is_the_derivative(scheme):
             laws = jax.nn.log_softmax(jnp.asarray(at + step * to), axis=-1)
             return scheme.acceptance(laws[0], laws[1], k)
 
-        slope = float(jax.grad(lambda s: value(s * jnp.ones(())))(0.0))
+        slope = float(jax.jit(jax.grad(lambda s: value(s * jnp.ones(()))))(0.0))
         assert slope == pytest.approx((float(value(1e-5)) - float(value(-1e-5))) / 2e-5, rel=1e-5, abs=1e-8)
 
 

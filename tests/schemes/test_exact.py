@@ -1,0 +1,188 @@
+"""Exact acceptances against the definition: quadrature, convolution, linear programs and brute force in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gls_jax import bounds, schemes
+from gls_jax.schemes import gls, gumbel_topk
+from tests import oracles
+from tests.problems import PROBLEMS, logs
+
+SMALL = {name: laws for name, laws in PROBLEMS.items() if name != "rare target"}
+GLS, TOPK, POISSON = (schemes.get(name) for name in ("gls", "gumbel_topk", "poisson"))
+
+
+def pairs(count, items, seed=0, spread=1.0):
+    return np.random.default_rng(seed).dirichlet(np.full(items, spread), (count, 2))
+
+
+@pytest.mark.parametrize("problem", SMALL)
+def test_gls_is_its_definition(problem):
+    p, q = PROBLEMS[problem]
+    for k in (1, 2, 5):
+        assert float(GLS.acceptance(logs(p), logs(q), k)) == pytest.approx(oracles.gls_acceptance([p] * k, q), abs=1e-6)
+
+
+def test_gls_diverse_is_its_definition():
+    q = PROBLEMS["flat"][1]
+    for names in (("plain", "peaked"), ("zeros in p", "plain", "point mass p")):
+        laws = np.stack([PROBLEMS[name][0] for name in names])
+        got = float(GLS.acceptance(logs(laws), logs(q), len(laws)))
+        assert got == pytest.approx(oracles.gls_acceptance(laws, q), abs=1e-6)
+
+
+def test_gls_in_float64_has_eight_digits_more():
+    p, q = PROBLEMS["plain"]
+    with jax.enable_x64(True):
+        for k in (1, 3):
+            got = float(GLS.acceptance(jnp.log(jnp.asarray(p)), jnp.log(jnp.asarray(q)), k))
+            assert got == pytest.approx(oracles.gls_acceptance([p] * k, q), abs=1e-9)
+        got = GLS.acceptance(jnp.log(jnp.asarray(p)), jnp.log(jnp.asarray(q)), 1)
+        assert got.dtype == jnp.float64
+        assert float(got) == pytest.approx((q / oracles.rates(p, q)).sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize("diverse", [False, True])
+def test_gls_agrees_with_a_million_brute_force_trials(diverse):
+    """Within 4 standard errors: for another generator a correct value fails with probability 6e-5 a check."""
+    rng = np.random.default_rng(11)
+    p, q = rng.dirichlet(np.ones(10), 4), rng.dirichlet(np.ones(10))
+    laws = p if diverse else np.stack([p[0]] * 4)
+    exact = float(GLS.acceptance(logs(laws if diverse else p[0]), logs(q), 4))
+    hits = oracles.gls_trials(laws, q, 1_000_000, rng)
+    assert abs(hits / 1e6 - exact) < 4 * np.sqrt(exact * (1 - exact) / 1e6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_gls_equals_the_bound_where_the_lemma_is_tight(k):
+    """K = 1, p = q, and p a point mass: to 1e-6."""
+    for items in (1, 2, 10, 1000):
+        for p, q in pairs(10, items, seed=items):
+            mass = np.eye(items)[np.argmax(q)]
+            for draft in ([p] if k == 1 else []) + [q, mass]:
+                exact, bound = (float(f(logs(draft), logs(q), k)) for f in (GLS.acceptance, bounds.list_matching))
+                assert exact == pytest.approx(bound, abs=1e-6)
+    assert float(GLS.acceptance(logs(q), logs(q), k)) == pytest.approx(1, abs=1e-6)
+
+
+def test_order_of_acceptances_on_a_thousand_pairs():
+    """bound <= GLS, bound <= Poisson <= top-K, GLS and Poisson <= i.i.d. optimum, for K = 1..8; float32 slack 2e-6."""
+    ks = tuple(range(1, 9))
+    for items, spread in ((10, 1.0), (4, 0.3), (30, 0.1)):
+        laws = logs(pairs(334, items, seed=items, spread=spread) + 1e-30)
+
+        @jax.jit
+        @jax.vmap
+        def curves(pair):
+            exact = [s.acceptance_curve(*pair, ks) for s in (GLS, POISSON, TOPK)]
+            ends = [jnp.stack([f(*pair, k) for k in ks]) for f in (bounds.list_matching, bounds.optimum_iid)]
+            return (*exact, *ends)
+
+        gls_, poisson, topk, bound, optimum = (np.asarray(x) for x in curves(laws))
+        assert (gls_ >= bound - 2e-6).all() and (poisson >= bound - 2e-6).all()
+        assert (topk >= poisson - 2e-6).all()
+        assert (gls_ <= optimum + 2e-6).all() and (poisson <= optimum + 2e-6).all()
+        for curve in (gls_, poisson, topk):
+            assert (np.diff(curve, axis=1) >= -2e-6).all()  # more drafts never hurt
+
+
+def test_gls_curve_is_its_points():
+    p, q = (logs(law) for law in PROBLEMS["plain"])
+    curve = GLS.acceptance_curve(p, q, (7, 1, 3))
+    np.testing.assert_allclose(curve, [GLS.acceptance(p, q, k) for k in (7, 1, 3)], atol=5e-7)
+
+
+def test_gls_active_streams():
+    """J of K drafts in play: brute force (5 standard errors, 6e-7), and the strong bound below it."""
+    rng = np.random.default_rng(2)
+    p, q = PROBLEMS["plain"]
+    clocks = rng.standard_exponential((400_000, 4, len(p)))
+    target, drafts = (clocks.min(1) / q).argmin(-1), (clocks / p).argmin(-1)
+    for active in (1, 2, 4):
+        exact = float(gls.acceptance_active(logs(p), logs(q), active, 4))
+        got = (drafts[:, :active] == target[:, None]).any(1).mean()
+        assert abs(got - exact) < 5 * np.sqrt(exact * (1 - exact) / len(clocks))
+        assert exact >= float(bounds.list_matching_strong(logs(p), logs(q), active, 4)) - 2e-6
+
+
+def test_gls_large_k_and_vocabulary():
+    """K = 1000 stays a probability; N = 20,000 agrees with the float64 run of the same formula to 1e-6."""
+    p, q = (logs(law) for law in PROBLEMS["plain"])
+    assert 0.99 < float(GLS.acceptance(p, q, 1000)) <= 1
+    big = np.random.default_rng(0).normal(size=(2, 20_000)) * 2
+    big = jax.nn.log_softmax(jnp.asarray(big, jnp.float32))
+    low = np.asarray(GLS.acceptance_curve(*big, (1, 8)))
+    with jax.enable_x64(True):
+        wide = jnp.asarray(np.asarray(big, np.float64))
+        wide = wide - jax.nn.logsumexp(wide, axis=-1, keepdims=True)
+        high = np.asarray(GLS.acceptance_curve(wide[0], wide[1], (1, 8)))
+    np.testing.assert_allclose(low, high, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["gls", "poisson", "gumbel_topk", "naive", "single"])
+def test_extreme_logits(scheme):
+    """Logits down to -1e4 and laws that float32 cannot tell from point masses: finite, within [0, 1]."""
+    logits = jnp.asarray([[0.0, -1e4, -50, -80, -100], [-90.0, 0, -30, -1e4, -1e-3]])
+    laws = jax.nn.log_softmax(logits)
+    for p, q in ((laws[0], laws[1]), (laws[1], laws[0]), (laws[0], laws[0])):
+        value = float(schemes.get(scheme).acceptance(p, q, 1))
+        assert 0 <= value <= 1
+    assert value == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("problem", SMALL)
+def test_topk_is_its_definition(problem):
+    p, q = PROBLEMS[problem]
+    for k in (1, 2, 4):
+        assert float(TOPK.acceptance(logs(p), logs(q), k)) == pytest.approx(oracles.topk_acceptance(p, q, k), abs=1e-6)
+
+
+def test_topk_interval_holds_the_exact_value(monkeypatch):
+    """The vocabulary evaluation, against the exact one on laws small enough for both; the interval is not vacuous."""
+    rng = np.random.default_rng(4)
+    ks = (1, 2, 4, 8)
+    for spread, similar in ((2.0, 0.8), (3.0, 0.3), (0.5, 0.5)):
+        z = rng.normal(size=(2, 480)) * spread
+        z[1] = similar * z[0] + (1 - similar) * z[1]
+        log_p, log_q = (np.asarray(x) for x in jax.nn.log_softmax(jnp.asarray(z, jnp.float32)))
+        exact = gumbel_topk.acceptance_interval(log_p, log_q, ks)
+        np.testing.assert_array_equal(exact.lower, exact.upper)
+        with monkeypatch.context() as patch:
+            patch.setattr(gumbel_topk, "_EXACT_ITEMS", 100)
+            patch.setattr(gumbel_topk, "_HEAD", 48)
+            ends = gumbel_topk.acceptance_interval(log_p, log_q, ks)
+        assert (ends.lower <= exact.estimate + 2e-6).all() and (exact.estimate <= ends.upper + 2e-6).all()
+        assert (ends.upper - ends.lower < 0.05).all()
+        np.testing.assert_allclose(ends.estimate, exact.estimate, atol=5e-3)
+
+
+def test_topk_of_a_vocabulary_fits_in_memory():
+    """N = 151,936: the compiled program needs less than 1 GB beside its inputs; the interval is narrow and holds K = 1."""
+    z = np.random.default_rng(1).normal(size=(2, 151_936)) * 2.5
+    laws = jax.nn.log_softmax(jnp.asarray([z[0], 0.8 * z[0] + 0.2 * z[1]], jnp.float32))
+    compiled = jax.jit(lambda p, q: gumbel_topk.acceptance_interval(p, q, (1, 8))).lower(*laws).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e9
+    ends = compiled(*laws)
+    assert (ends.upper - ends.lower < 0.02).all()
+    gumbel = float(bounds.list_matching(*laws, 1))  # K = 1: one race, all three schemes are the Gumbel coupling
+    assert ends.lower[0] - 1e-4 <= gumbel <= ends.upper[0] + 1e-4
+    assert float(ends.estimate[0]) == pytest.approx(gumbel, abs=2e-3)
+
+
+def test_gls_memory_is_linear_in_the_items():
+    """Compiled temporaries at N = 151,936 stay below 100 MB at any K, with and without the gradient."""
+    laws = jax.ShapeDtypeStruct((151_936,), jnp.float32)
+    for k in (2, 32):
+        value = jax.jit(lambda p, q, k=k: GLS.acceptance(p, q, k)).lower(laws, laws).compile()
+        assert value.memory_analysis().temp_size_in_bytes < 1e8
+    slope = jax.jit(jax.grad(lambda p, q: GLS.acceptance(p, q, 8), argnums=(0, 1))).lower(laws, laws).compile()
+    assert slope.memory_analysis().temp_size_in_bytes < 1e9
+
+
+def test_poisson_is_its_formula():
+    for p, q in PROBLEMS.values():
+        for k in (1, 3):
+            expected = (q * (1 - (1 - 1 / oracles.rates(p, q)) ** k)).sum()
+            assert float(POISSON.acceptance(logs(p), logs(q), k)) == pytest.approx(expected, abs=1e-6)
