@@ -27,7 +27,7 @@ __all__ = [
 def list_matching(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
     """List matching lemma: ``P(target in list) >= sum_j q_j K / (K - 1 + M_j)``.
 
-    Theorem 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Equality for `K = 1`, for `p = q` and for `p` a point mass.
+    Theorem 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Equality for `K = 1`, `p = q` and `p` a point mass.
 
     Args:
         log_p: `[N]`, or `[K, N]` for one law a draft.
@@ -115,8 +115,8 @@ def total_variation(log_p, log_q) -> Float[Array, ""]:
 def optimum_iid(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
     """Highest acceptance any verification can reach with `K` i.i.d. drafts: ``min(1, 1 + min_H q(H) - p(H)^K)``.
 
-    The optimal-transport value of SpecTr (Sun et al. 2023) and Khisti et al. 2025 (arXiv 2410.18234); the minimising set
-    `H` is a prefix of the items in order of `q / p`.
+    The optimal-transport value of SpecTr (Sun et al. 2023) and Khisti et al. 2025 (arXiv 2410.18234); the minimising
+    set `H` is a prefix of the items in order of `q / p`.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds

@@ -19,8 +19,8 @@ __all__ = ["check_log_probs"]
 def check_log_probs(log_probs, name: str = "log_probs", *, atol: float = 1e-3) -> None:
     """Check that `log_probs` holds log-probabilities: no NaN, nothing above 0, sum 1 on the last axis.
 
-    On concrete arrays the error is raised at once. Under `jit` the check is a `checkify.check`: wrap the jitted function
-    with `jax.experimental.checkify.checkify` and call `error.throw()`.
+    On concrete arrays the error is raised at once. Under `jit` the check is a `checkify.check`: wrap the jitted
+    function with `jax.experimental.checkify.checkify` and call `error.throw()`.
 
     Args:
         log_probs: `f[..., N]`, `-inf` where the probability is zero.
@@ -140,5 +140,5 @@ def same_items(log_p: jax.Array, log_q: jax.Array) -> None:
 
 def tokens(value: jax.Array, num_items: int, name: str) -> None:
     """Tokens within the vocabulary; values can be looked at only where they are not traced."""
-    if not isinstance(value, jax.core.Tracer) and value.size and not (0 <= value.min() and value.max() < num_items):
+    if not isinstance(value, jax.core.Tracer) and value.size and not (value.min() >= 0 and value.max() < num_items):
         raise ValueError(f"{name}: expected tokens within 0..{num_items - 1}, got {value.min()} to {value.max()}")

@@ -200,7 +200,7 @@ def _kept_layers(dropped: str, count: int) -> tuple[int, ...]:
             gone.update(range(int(first), int(last or first) + 1))
     except ValueError:
         raise ValueError(f"drop_layers: expected layers such as 12-17 or 3,7-9, got {dropped!r}") from None
-    if gone and not (0 <= min(gone) and max(gone) < count):
+    if gone and not (min(gone) >= 0 and max(gone) < count):
         raise ValueError(f"drop_layers: expected layers within 0-{count - 1}, got {dropped!r}")
     if len(gone) == count:
         raise ValueError(f"drop_layers: expected some of the {count} layers to stay, got {dropped!r}")

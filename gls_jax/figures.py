@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from gls_jax.study import Row, write_whole
-
-matplotlib.use("agg")
-from matplotlib import pyplot as plt  # noqa: E402  (after the backend)
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from gls_jax.files import write_whole
+from gls_jax.study import Row
 
 __all__ = ["acceptance"]
 
@@ -24,7 +23,8 @@ def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
         rows: of one study.
         title: what the pairs are.
     """
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     names = list(dict.fromkeys(row.scheme for row in rows))
     curves = {
         name: sorted((row for row in rows if row.scheme == name), key=lambda row: row.num_drafts) for name in names
@@ -37,12 +37,11 @@ def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
         axes.plot(ks, [row.exact for row in curve], shade, label=f"{name}, exact")
         errors = [2 * row.standard_error for row in curve]
         axes.errorbar(ks, [row.simulated for row in curve], errors, fmt=".", color=shade, capsize=2)
-    bound = next((curve for curve in curves.values() if all(row.bound is not None for row in curve)), None)
-    if bound:
-        axes.plot(ks, [row.bound for row in bound], "k--", linewidth=1, label="list matching bound")
+    bound = next(([row.bound for row in curve] for curve in curves.values() if curve[0].bound is not None), None)
+    if bound is not None:
+        axes.plot(ks, np.array(bound, float), "k--", linewidth=1, label="list matching bound")
     axes.set(xlabel="number of drafts K", ylabel="P(target token is in the list)", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(title="points: simulated, ±2 s.e.", fontsize="small")
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120, metadata={"Software": None}))
-    plt.close(figure)

@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks
 from gls_jax.decoding import log_probs
+from gls_jax.files import read_arrays
 
 __all__ = ["Pairs", "load", "next_token", "random"]
 
@@ -40,7 +41,7 @@ def random(
         key: one typed key.
         num_pairs: `M`.
         num_items: `N`.
-        family: "dirichlet" (concentration `scale` on every item) or "gaussian" (softmax of normals of deviation `scale`).
+        family: "dirichlet" (concentration `scale` on every item) or "gaussian" (softmax of normals, deviation `scale`).
         scale: positive.
 
     Returns:
@@ -139,13 +140,7 @@ def load(path: str | Path) -> Pairs:
         ValueError: not an npz file, arrays missing, of different shape, or not log-probabilities.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected an .npz file with arrays log_p and log_q")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path}: expected an .npz file with arrays log_p and log_q, got {_one_line(error)}") from None
+    arrays = read_arrays(path, "an .npz file with arrays log_p and log_q")
     missing = [name for name in ("log_p", "log_q") if name not in arrays]
     if missing:
         found = ", ".join(arrays) or "none"
@@ -165,7 +160,3 @@ def _joint_support(log_p, log_q) -> Pairs:
     width = int(alive.sum(1).max())
     keep = np.argsort(~alive, axis=1, kind="stable")[:, :width]
     return Pairs(np.take_along_axis(np.asarray(log_p), keep, 1), np.take_along_axis(np.asarray(log_q), keep, 1))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -166,12 +166,12 @@ def _stream_words(key: PRNGKeyArray, num_streams: int) -> Words:
     return _threefry2x32((words[..., 0], words[..., 1]), jnp.arange(num_streams, dtype=jnp.uint32))
 
 
-def _clock(stream: Words, item: UInt32[Array, "..."]) -> Float[Array, "..."]:
+def _clock(stream: Words, item: UInt32[Array, ...]) -> Float[Array, ...]:
     high, low = _threefry2x32(stream, item)
     return clocks_from_bits(high ^ low)
 
 
-def _threefry2x32(key: Words, counter: UInt32[Array, "..."]) -> Words:
+def _threefry2x32(key: Words, counter: UInt32[Array, ...]) -> Words:
     """Threefry-2x32 (Salmon et al. 2011) of the 64-bit counter `(0, counter)`, elementwise.
 
     Bit for bit what `jax.random.fold_in` and `jax.random.bits` compute (tested); written out because on a CPU JAX

@@ -6,7 +6,7 @@ Algorithm 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Stream `k` gives ite
   stream), and the first K of them do not change when more are drawn;
 * the target is ``Y = argmin_i min_k S[k, i] / q_i``: exactly a sample of `q`.
 
-Neither side looks at the other's law. `Y` depends on the clocks and on `q` alone, so it is the same whatever the drafter.
+Neither side looks at the other's law. `Y` depends on the clocks and on `q` alone: it is the same whatever the drafter.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import bounds, checks, schemes, trials
+from gls_jax import bounds, checks, files, schemes, trials
 from gls_jax.pairs import Pairs
 
-__all__ = ["Row", "Study", "run", "write_csv", "write_whole"]
+__all__ = ["Row", "Study", "run", "write_csv"]
 
 _FORMAT = 1  # of the cells file: raised whenever the same cells would hold other numbers
 _BLOCK_CLOCKS = 2**30  # clocks simulated in one block, and so at most lost by a stop: some seconds
@@ -116,10 +114,11 @@ def run(
             for field, values in part.items():
                 cells[field][scheme, start:stop] = values
             cells["done"][at] = True
-            write_whole(folder / _PARTIAL, lambda file: np.savez(file, **cells))
+            files.write_arrays(folder / _PARTIAL, cells)
         if progress is not None:
             progress(name, at + 1, len(blocks))
-    os.replace(folder / _PARTIAL, folder / _FINISHED)
+    if (folder / _PARTIAL).exists():  # not when a finished run was found
+        os.replace(folder / _PARTIAL, folder / _FINISHED)
     rows = list(_rows(study, pairs, cells))
     write_csv(folder / "acceptance.csv", rows)
     return rows
@@ -133,19 +132,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         text.writeheader()
         text.writerows(dataclasses.asdict(row) for row in rows)
 
-    write_whole(path, write, mode="w")
-
-
-def write_whole(path: Path, write: Callable, mode: str = "wb") -> None:
-    """Write a file under a temporary name beside `path` and rename it: readers see all of it or nothing."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, mode) as file:
-            write(file)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    files.write_whole(path, write, mode="w")
 
 
 def _fingerprint(study: Study, pairs: Pairs) -> str:
@@ -169,20 +156,15 @@ def _open(folder: Path, asked: str, study: Study, pairs: Pairs, blocks: int, res
             continue
         if not resume:
             raise ValueError(f"{path}: an unfinished run is here; --resume goes on with it, else give another folder")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                cells = {field: file[field] for field in file.files}
-            found = str(cells["asked"])
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile):
-            raise ValueError(f"{path}: expected the cells of an earlier run, got a file that cannot be read") from None
-        if found == asked:
+        cells = files.read_arrays(path, "the cells of an earlier run")
+        if str(cells.get("asked")) == asked:
             return cells
         if name == _PARTIAL:
             raise ValueError(f"{path}: the unfinished run here was asked something else; give another folder")
     shape = (len(study.schemes), pairs.log_q.shape[0], len(study.num_drafts))
     cells = {field: np.full(shape, np.nan) for field in ("exact", "simulated", "standard_error", "bound")}
     cells |= {"done": np.zeros(blocks, bool), "asked": np.array(asked)}
-    write_whole(folder / _PARTIAL, lambda file: np.savez(file, **cells))  # also: can the folder be written?
+    files.write_arrays(folder / _PARTIAL, cells)  # also: can the folder be written?
     return cells
 
 
@@ -203,15 +185,17 @@ def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
     scheme = schemes.get(name)
 
     def pair(laws):
-        bound = [scheme.bound(*laws, k) if scheme.bound else jnp.nan for k in num_drafts]
-        return scheme.acceptance_curve(*laws, num_drafts), jnp.stack(jnp.broadcast_arrays(*bound))
+        p, q = laws
+        bound = [scheme.bound(p, q, k) if scheme.bound else jnp.array(jnp.nan) for k in num_drafts]
+        return scheme.acceptance_curve(p, q, num_drafts), jnp.stack(bound)
 
     return jax.lax.map(pair, (log_p, log_q))
 
 
 def _rows(study: Study, pairs: Pairs, cells: dict[str, np.ndarray]) -> Iterable[Row]:
     def optima(laws):
-        return jnp.stack([bounds.optimum_iid(*laws, k) for k in study.num_drafts])
+        p, q = laws
+        return jnp.stack([bounds.optimum_iid(p, q, k) for k in study.num_drafts])
 
     best = np.asarray(jax.lax.map(optima, pairs)).mean(0)
     count = pairs.log_q.shape[0]

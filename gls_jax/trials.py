@@ -35,8 +35,8 @@ class Estimate(NamedTuple):
         num_trials: trials behind the mean.
     """
 
-    mean: Float[Array, "..."]
-    standard_error: Float[Array, "..."]
+    mean: Float[Array, ...]
+    standard_error: Float[Array, ...]
     num_trials: Int[Array, ""]
 
 

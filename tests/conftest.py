@@ -1,4 +1,4 @@
-"""Shape annotations are checked in the rooms behind the door; at the door itself bad input must reach our own errors."""
+"""Shape annotations are checked in the rooms behind the door; at the door bad input must reach our own errors."""
 
 from jaxtyping import install_import_hook
 

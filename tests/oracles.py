@@ -64,7 +64,7 @@ def gls_acceptance(laws, q):
 
 
 def topk_acceptance(p, q, k):
-    """Acceptance of coupled Gumbel top-K: Poisson-binomial counts by explicit convolution, quadrature over the clock."""
+    """Acceptance of coupled Gumbel top-K: Poisson-binomial counts by convolution, quadrature over the clock."""
 
     def given(j, theta):
         count = np.array([1.0])
@@ -113,7 +113,7 @@ def gls_trials(laws, q, trials, rng):
 
 
 def chi_square(counts, law):
-    """p-value that counts came from the law; items expected fewer than 5 times are pooled, impossible ones forbidden."""
+    """p-value that counts came from the law; items expected less than 5 times are pooled, impossible ones forbidden."""
     counts, law = np.asarray(counts, float), np.asarray(law, float)
     if counts[law == 0].sum() > 0:
         return 0.0

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +86,7 @@ def test_progress_and_memory():
     """Progress ends at the total; a chunk's memory does not know how many trials are asked for."""
     seen = []
     estimate(num_trials=1000, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (1000, 1000) and all(a < b for (a, _), (b, _) in zip(seen, seen[1:], strict=False))
+    assert seen[-1] == (1000, 1000) and all(a < b for (a, _), (b, _) in itertools.pairwise(seen))
     laws = jax.ShapeDtypeStruct((1, 1000), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(KEY, 1))
     counter = trials._count.lower(keys, laws, laws, 0, 2**30, scheme=schemes.get("gls"), num_drafts=(8,)).compile()
