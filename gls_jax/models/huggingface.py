@@ -1,0 +1,100 @@
+"""Hugging Face folders: `config.json` beside `model.safetensors`, in one file or in shards with an index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gls_jax.models import config as configs
+from gls_jax.models.config import Config
+from gls_jax.models.packages import require
+from gls_jax.models.weights import Tensors
+
+NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head": "lm_head.weight",
+    "blocks.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "blocks.attention.query.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "blocks.attention.key.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "blocks.attention.value.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "blocks.attention.output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "blocks.feed_forward_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "blocks.feed_forward.gate.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "blocks.feed_forward.up.weight": "model.layers.{}.mlp.up_proj.weight",
+    "blocks.feed_forward.down.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+def read_config(folder: Path) -> Config:
+    """Config of a folder, from its `config.json`.
+
+    Raises:
+        FileNotFoundError: the folder has no `config.json`.
+        ValueError: it is no JSON object, or describes a model that is not supported.
+    """
+    path = folder / "config.json"
+    fields = _json(path)
+    try:
+        return configs.from_huggingface(fields)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: a field has the wrong type: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_tensors(folder: Path, config: Config) -> Tensors:
+    """The weights of a folder, for `weights.build`; only headers are read here.
+
+    Raises:
+        FileNotFoundError: no weights, or a shard that the index names is missing.
+        ValueError: a truncated or corrupt file, an index that does not match its shards, or integer weights.
+    """
+    if (folder / _INDEX).is_file():
+        where = _json(folder / _INDEX).get("weight_map")
+        if not isinstance(where, dict):
+            raise ValueError(f"{folder / _INDEX}: expected an object named weight_map, got {type(where).__name__}")
+        shards = {name: _open(folder / name) for name in sorted(set(where.values()))}
+    elif (folder / _SINGLE).is_file():
+        shards = {_SINGLE: _open(folder / _SINGLE)}
+        where = dict.fromkeys(shards[_SINGLE].keys(), _SINGLE)
+    else:
+        raise FileNotFoundError(f"{folder}: no weights; expected {_SINGLE} or {_INDEX}")
+    held = {shard: set(handle.keys()) for shard, handle in shards.items()}
+    shapes = {}
+    for name, shard in where.items():
+        if name not in held[shard]:
+            raise ValueError(f"{folder / shard}: the index expects tensor {name} here, which is missing")
+        # Tables of old conversions, and the second copy of a tied matrix, are no parameters.
+        if name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == NAMES["head"]):
+            continue
+        part = shards[shard].get_slice(name)
+        if part.get_dtype() not in _FLOATS:
+            raise ValueError(f"{folder / shard}: {name}: expected a float tensor, got {part.get_dtype()}")
+        shapes[name] = tuple(part.get_shape())
+    return Tensors(str(folder), shapes, NAMES, lambda name: shards[where[name]].get_tensor(name))
+
+
+def _open(path: Path) -> Any:
+    safetensors = require("safetensors")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a shard that the index names")
+    try:
+        return safetensors.safe_open(path, framework="np")
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: truncated or corrupt safetensors file ({error})") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got something else ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(fields).__name__}")
+    return fields

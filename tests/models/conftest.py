@@ -1,0 +1,157 @@
+"""A tiny Llama checkpoint in Hugging Face names, its slow float64 forward pass, and the real model, loaded once."""
+
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gls_jax import models
+from gls_jax.models import config as configs
+from gls_jax.models import huggingface, weights
+
+# Heads wider than hidden_size / num_heads and groups of three queries: nothing fits by accident.
+FIELDS = {
+    "model_type": "llama",
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500.0,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 64,
+}
+
+
+def random_tensors(fields, seed=0):
+    """Weights large enough that attention is far from uniform, by their Hugging Face names."""
+    rng = np.random.default_rng(seed)
+    hidden, ffn, size = fields["hidden_size"], fields["intermediate_size"], fields["head_dim"]
+    queries, keys = fields["num_attention_heads"] * size, fields["num_key_value_heads"] * size
+
+    def matrix(rows, columns):
+        return (rng.standard_normal((rows, columns)) * 1.5 / math.sqrt(columns)).astype(np.float32)
+
+    def norm():
+        return rng.uniform(0.5, 1.5, hidden).astype(np.float32)
+
+    tensors = {"model.embed_tokens.weight": matrix(fields["vocab_size"], hidden), "model.norm.weight": norm()}
+    if not fields["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = matrix(fields["vocab_size"], hidden)
+    for layer in range(fields["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        tensors[prefix + "input_layernorm.weight"] = norm()
+        tensors[prefix + "self_attn.q_proj.weight"] = matrix(queries, hidden)
+        tensors[prefix + "self_attn.k_proj.weight"] = matrix(keys, hidden)
+        tensors[prefix + "self_attn.v_proj.weight"] = matrix(keys, hidden)
+        tensors[prefix + "self_attn.o_proj.weight"] = matrix(hidden, queries)
+        tensors[prefix + "post_attention_layernorm.weight"] = norm()
+        tensors[prefix + "mlp.gate_proj.weight"] = matrix(ffn, hidden)
+        tensors[prefix + "mlp.up_proj.weight"] = matrix(ffn, hidden)
+        tensors[prefix + "mlp.down_proj.weight"] = matrix(hidden, ffn)
+    return tensors
+
+
+def slow_logits(tensors, fields, tokens):
+    """Logits `f64[T, V]` of one row of tokens: one head, one token, one earlier token at a time."""
+    tensors = {name: value.astype(np.float64) for name, value in tensors.items()}
+    size, group = fields["head_dim"], fields["num_attention_heads"] // fields["num_key_value_heads"]
+
+    def norm(x, weight):
+        return x / np.sqrt(np.mean(x * x) + fields["rms_norm_eps"]) * weight
+
+    def turn(x, position):  # one head; pairs (i, i + size / 2) as complex numbers
+        pairs = x[: size // 2] + 1j * x[size // 2 :]
+        pairs = pairs * np.exp(1j * position * fields["rope_theta"] ** (-2 * np.arange(size // 2) / size))
+        return np.concatenate([pairs.real, pairs.imag])
+
+    stream = [tensors["model.embed_tokens.weight"][token] for token in tokens]
+    for layer in range(fields["num_hidden_layers"]):
+        w = {name.split(f"layers.{layer}.")[-1]: value for name, value in tensors.items() if f".{layer}." in name}
+        keys, values = [], []
+        for position, x in enumerate(stream):
+            h = norm(x, w["input_layernorm.weight"])
+            keys.append([turn(k, position) for k in (w["self_attn.k_proj.weight"] @ h).reshape(-1, size)])
+            values.append((w["self_attn.v_proj.weight"] @ h).reshape(-1, size))
+            heads = []
+            for head, query in enumerate((w["self_attn.q_proj.weight"] @ h).reshape(-1, size)):
+                query = turn(query, position)
+                scores = np.array([query @ key[head // group] for key in keys]) / math.sqrt(size)
+                weight = np.exp(scores - scores.max())
+                heads.append(weight / weight.sum() @ np.array([value[head // group] for value in values]))
+            x = x + w["self_attn.o_proj.weight"] @ np.concatenate(heads)
+            h = norm(x, w["post_attention_layernorm.weight"])
+            gate = w["mlp.gate_proj.weight"] @ h
+            stream[position] = x + w["mlp.down_proj.weight"] @ (
+                gate / (1 + np.exp(-gate)) * (w["mlp.up_proj.weight"] @ h)
+            )
+    head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+    return np.stack([head @ norm(x, tensors["model.norm.weight"]) for x in stream])
+
+
+def build(tensors, fields, dtype="float32"):
+    """Model from tensors in memory."""
+    shapes = {name: value.shape for name, value in tensors.items()}
+    source = weights.Tensors("memory", shapes, huggingface.NAMES, tensors.__getitem__)
+    layers = range(fields["num_hidden_layers"])
+    return weights.build(configs.from_huggingface(fields), source, dtype=dtype, layers=layers)
+
+
+def write_folder(folder, fields, tensors, shards=1):
+    """Hugging Face folder as transformers lays it out."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(fields))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+    where = {}
+    for shard in range(shards):
+        name = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = {key: tensors[key] for key in sorted(tensors)[shard::shards]}
+        save_file(part, folder / name)
+        where |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return folder
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(graph, params, *inputs):
+    return nnx.merge(graph, params)(*inputs)
+
+
+def run(model, tokens, positions=None, mask=None, cache=None):
+    """The model as a jitted pure function: one compilation for all models of one shape."""
+    positions, mask = (None if x is None else jnp.asarray(x) for x in (positions, mask))
+    return _run(*nnx.split(model), jnp.asarray(tokens), positions, mask, cache)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Fields, tensors and helpers of the tiny checkpoint."""
+
+    class Tiny:
+        fields = FIELDS
+        tensors = random_tensors(FIELDS)
+        model = build(tensors, FIELDS)
+        random_tensors = staticmethod(random_tensors)
+        slow_logits = staticmethod(slow_logits)
+        build = staticmethod(build)
+        run = staticmethod(run)
+        write_folder = staticmethod(write_folder)
+
+    return Tiny
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    return models.load("smollm2")

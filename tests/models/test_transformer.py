@@ -1,0 +1,172 @@
+"""The decoder against a slow float64 forward pass, and its cache and mask against running without them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+# Few shapes, for every new one is a compilation: three rows, 16 slots, 4, 8 or 12 tokens a call.
+TOKENS = np.random.default_rng(1).integers(0, 61, (3, 12)).astype(np.int32)
+SLOTS = 16
+# Float32 against float64 over four layers of weights of order one: errors seen are below 2e-5.
+close = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def forward(tiny):
+    return functools.partial(tiny.run, tiny.model)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny):
+    """Logits of `TOKENS`, slowly."""
+    return np.stack([tiny.slow_logits(tiny.tensors, tiny.fields, row) for row in TOKENS])
+
+
+def test_agrees_with_slow_forward(forward, whole):
+    logits, cache = forward(TOKENS)
+    assert logits.dtype == jnp.float32 and cache is None
+    close(logits, whole)
+
+
+def test_tied_head_is_the_embedding(tiny):
+    fields = tiny.fields | {"tie_word_embeddings": True}
+    tensors = tiny.random_tensors(fields, seed=2)
+    logits, _ = tiny.run(tiny.build(tensors, fields), TOKENS)
+    close(logits[0], tiny.slow_logits(tensors, fields, TOKENS[0]))
+
+
+def test_linear_rope_scaling_stretches_positions(tiny, whole):
+    scaled = tiny.build(tiny.tensors, tiny.fields | {"rope_scaling": {"type": "linear", "factor": 4.0}})
+    close(tiny.run(scaled, TOKENS, np.tile(4 * np.arange(12), (3, 1)))[0], whole)
+
+
+@pytest.mark.parametrize("chunks", [(1,) * 12, (8, 4), (12,)])
+def test_cached_in_chunks_equals_uncached(tiny, forward, whole, chunks):
+    cache, parts, start = tiny.model.init_cache(3, SLOTS), [], 0
+    for size in chunks:
+        logits, cache = forward(TOKENS[:, start : start + size], cache=cache)
+        parts.append(logits)
+        start += size
+    assert cache.length.tolist() == [12, 12, 12]
+    close(jnp.concatenate(parts, 1), whole)
+
+
+def test_rows_of_different_length_share_a_batch(tiny, forward, whole):
+    # Prefill with padding on the right, set the true lengths, go on: the padding is overwritten and never seen.
+    lengths = np.array([3, 8, 5])
+    _, cache = forward(TOKENS[:, :8], cache=tiny.model.init_cache(3, SLOTS))
+    cache = cache._replace(length=jnp.asarray(lengths, jnp.int32))
+    following = np.stack([row[n : n + 4] for row, n in zip(TOKENS, lengths, strict=True)])
+    logits, cache = forward(following, cache=cache)
+    close(logits, np.stack([row[n : n + 4] for row, n in zip(whole, lengths, strict=True)]))
+    assert cache.length.tolist() == (lengths + 4).tolist()
+
+
+def test_tree_under_a_mask_equals_its_paths(tiny, forward):
+    # A tree of eight nodes after prefixes of 4, 2 and 3 tokens; siblings share a position, nodes see their ancestors.
+    parents = [-1, 0, 0, 1, 1, 2, 5, 4]
+    paths = []
+    for node, parent in enumerate(parents):
+        paths.append([*(paths[parent] if parent >= 0 else []), node])
+    nodes, lengths = np.arange(40, 48, dtype=np.int32), np.array([4, 2, 3])
+    _, cache = forward(TOKENS[:, :4], cache=tiny.model.init_cache(3, SLOTS))
+    cache = cache._replace(length=jnp.asarray(lengths, jnp.int32))
+    mask = np.zeros((3, 8, SLOTS), bool)
+    for row, length in enumerate(lengths):
+        mask[row, :, :length] = True
+        for node, path in enumerate(paths):
+            mask[row, node, [length + step for step in path]] = True
+    positions = lengths[:, None] + np.array([len(path) - 1 for path in paths])
+    logits, cache = forward(np.tile(nodes, (3, 1)), positions, mask, cache)
+    assert cache.length.tolist() == (lengths + 8).tolist()
+    for row, length in enumerate(lengths):
+        for node, path in enumerate(paths):
+            text = [*TOKENS[row, :length], *nodes[path]]
+            close(logits[row, node], tiny.slow_logits(tiny.tensors, tiny.fields, text)[-1])
+
+    # What the engine does next: one path's keys and values move into place, the rest is forgotten.
+    path = paths[6]
+    rows, old = np.arange(3)[:, None], lengths[:, None] + np.array(path)
+    new = lengths[:, None] + np.arange(len(path))
+    keys, values = (x.at[:, rows, new].set(x[:, rows, old]) for x in (cache.keys, cache.values))
+    cache = cache._replace(keys=keys, values=values, length=jnp.asarray(lengths + len(path), jnp.int32))
+    logits, _ = forward(TOKENS[:, 8:], cache=cache)
+    for row, length in enumerate(lengths):
+        text = [*TOKENS[row, :length], *nodes[path], *TOKENS[row, 8:]]
+        close(logits[row], tiny.slow_logits(tiny.tensors, tiny.fields, text)[-4:])
+
+
+def test_mask_without_cache(tiny, forward):
+    # Blocks on the diagonal are texts side by side.
+    mask = np.kron(np.eye(2), np.tril(np.ones((6, 6)))).astype(bool)
+    logits, _ = forward(TOKENS, np.tile([*range(6), *range(6)], (3, 1)), np.tile(mask, (3, 1, 1)))
+    for part in (slice(0, 6), slice(6, 12)):
+        close(logits[0, part], tiny.slow_logits(tiny.tensors, tiny.fields, TOKENS[0, part]))
+
+
+def test_tokens_beyond_the_cache_change_no_slot(tiny, forward):
+    _, cache = forward(TOKENS, cache=tiny.model.init_cache(3, SLOTS))
+    _, full = forward(TOKENS[:, :4], cache=cache)
+    _, over = forward(TOKENS[:, :8], cache=cache)
+    assert (full.length.tolist(), over.length.tolist()) == ([16] * 3, [20] * 3)
+    close(over.keys, full.keys)
+
+
+def test_a_token_that_sees_nothing_stays_finite(forward):
+    logits, _ = forward(TOKENS, np.tile(np.arange(12), (3, 1)), np.zeros((3, 12, 12), bool))
+    assert np.isfinite(logits).all()
+
+
+def test_foreign_token_makes_only_its_row_nan(forward):
+    tokens = TOKENS.copy()
+    tokens[1, 4] = 61
+    logits, _ = forward(tokens)
+    assert np.isnan(logits[1, 4:]).all()
+    np.testing.assert_array_equal(logits[::2], forward(TOKENS)[0][::2])
+
+
+def test_donated_cache_and_no_second_compilation(tiny, whole):
+    graph, params = nnx.split(tiny.model)
+    step = jax.jit(lambda params, tokens, cache: nnx.merge(graph, params)(tokens, cache=cache), donate_argnums=2)
+    cache = tiny.model.init_cache(3, SLOTS)
+    for at in range(3):
+        old = cache
+        logits, cache = step(params, jnp.asarray(TOKENS[:, at : at + 1]), cache)
+        assert old.keys.is_deleted() and old.values.is_deleted()
+    assert step._cache_size() == 1
+    close(logits[:, 0], whole[:, 2])
+
+
+def test_bfloat16_weights_give_float32_logits(tiny, whole):
+    model = tiny.build(tiny.tensors, tiny.fields, dtype=jnp.bfloat16)
+    logits, cache = tiny.run(model, TOKENS, cache=model.init_cache(3, SLOTS))
+    assert logits.dtype == jnp.float32 and cache.keys.dtype == jnp.bfloat16
+    # Eight bits of mantissa: near, and not equal, which shows that the weights really were rounded.
+    law, exact = (jax.nn.softmax(jnp.asarray(x, jnp.float32)) for x in (logits, whole))
+    assert 1e-4 < float(jnp.median(jnp.abs(law - exact).sum(-1))) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "positions", "mask", "rows", "word"),
+    [
+        (np.zeros(4, np.int32), None, None, 0, "tokens"),
+        (np.zeros((1, 4), np.float32), None, None, 0, "tokens"),
+        (np.zeros((1, 0), np.int32), None, None, 0, "tokens"),
+        (np.zeros((1, 4), np.int32), np.arange(4), None, 0, "positions"),
+        (np.zeros((1, 4), np.int32), None, np.ones((1, 4, 5), bool), 0, "mask"),
+        (np.zeros((1, 4), np.int32), None, np.ones((1, 4, 4)), 0, "mask"),
+        (np.zeros((1, 4), np.int32), None, np.ones((1, 4, 4), bool), 1, "mask"),
+        (np.zeros((1, 4), np.int32), None, None, 2, "cache"),
+        (np.zeros((1, 9), np.int32), None, None, 1, "cache"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_one_line(tiny, tokens, positions, mask, rows, word):
+    cache = tiny.model.init_cache(rows, 8) if rows else None
+    arrays = (None if x is None else jnp.asarray(x) for x in (tokens, positions, mask))
+    with pytest.raises(ValueError, match=rf"^{word}: expected .* got ") as caught:
+        tiny.model(*arrays, cache)
+    assert "\n" not in str(caught.value)
