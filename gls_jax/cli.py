@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     command: Acceptance | Bench = tyro.cli(commands, prog="gls-jax", description=__doc__, args=arguments)
     try:
         command.run()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"gls-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from gls_jax.files import read_arrays
 
 __all__ = ["Pairs", "load", "next_token", "random"]
 
-Logits = Callable[[np.ndarray], jax.Array]
+Logits = Callable[[Any], jax.Array]
 """A causal model: tokens `i32[B, T]` to logits `[B, T, V]`."""
 
 

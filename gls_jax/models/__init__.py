@@ -6,11 +6,13 @@ The only room that imports flax. Nothing is ever downloaded.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import DTypeLike
 
 from gls_jax.models import gguf_file, huggingface, packages, tokenizer, weights
@@ -20,7 +22,7 @@ from gls_jax.models.transformer import Cache, Transformer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Cache", "Checkpoint", "Config", "Transformer", "load"]
+__all__ = ["Cache", "Checkpoint", "Config", "Transformer", "load", "logits_function"]
 
 
 class Checkpoint(NamedTuple):
@@ -89,6 +91,13 @@ def load(
         )
     model = weights.build(config, tensors, dtype=dtype, layers=kept)
     return Checkpoint(model, text, model.config)
+
+
+def logits_function(model: Transformer) -> Callable[[jax.Array], jax.Array]:
+    """The model as a compiled function of tokens alone, `i32[B, T]` to `f32[B, T, V]`: what `gls_jax.pairs` reads."""
+    graph, params = nnx.split(model)
+    forward = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens)[0])
+    return lambda tokens: forward(params, jnp.asarray(tokens))
 
 
 def _kept(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:

@@ -121,7 +121,7 @@ class Scheme:
         return self.acceptance_curve(log_p, log_q, (num_drafts,))[0]
 
     def acceptance_curve(self, log_p, log_q, num_drafts: Sequence[int]) -> Float[Array, " C"]:
-        """Exact acceptance for several K in one pass, `f[len(num_drafts)]`; with `log_p` `[K, N]`, of its first K rows."""
+        """Exact acceptance for several K in one pass, `f[len(num_drafts)]` (diverse: first K rows)."""
         counts = tuple(self.check_num_drafts(k) for k in num_drafts)
         if not counts:
             raise ValueError("num_drafts: expected at least one K, got none")

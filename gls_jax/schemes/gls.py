@@ -59,8 +59,8 @@ def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
 def acceptance_active(log_p, log_q, num_active: int, num_drafts: int):
     """Exact acceptance when the target's minimum runs over `K` streams of which only `J` drafts can still match.
 
-    That is `gls_strong` after rejections. Streams whose draft is out of play can win for the target without a match: the
-    integrand becomes ``J (1 - e_j) G^{J-1} + (K - J) G^J``.
+    That is `gls_strong` after rejections. Streams whose draft is out of play can win for the target without a match:
+    the integrand becomes ``J (1 - e_j) G^{J-1} + (K - J) G^J``.
 
     Args:
         log_p: `[N]`.

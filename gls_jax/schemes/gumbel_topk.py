@@ -1,8 +1,8 @@
 """Coupled Gumbel top-K (this library's; no earlier statement found): ONE clock an item, K distinct drafts.
 
 The list is the K smallest ``E_i / p_i`` (sampling without replacement from `p`), the target ``argmin_i E_i / q_i``.
-Strongly invariant, needs no draft law. Given that the target is `j` at time ``theta ~ Exp(1)``, item `i` stands before it
-in the list with probability ``1 - e^{-theta p_i (r_j - r_i)+}``, independently, where ``r = q / p``. So
+Strongly invariant, needs no draft law. Given that the target is `j` at time ``theta ~ Exp(1)``, item `i` stands before
+it in the list with probability ``1 - e^{-theta p_i (r_j - r_i)+}``, independently, where ``r = q / p``. So
 
     P(target in list) = sum_j q_j F(r_j),   F(r) = E_theta P(Poisson-binomial count <= K - 1),
 
@@ -112,7 +112,7 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
 
 
 def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, ...]):
-    """Lower and upper end of `F` at the given places of the ratio order, each `[T, C]`; equal if all items are heads."""
+    """Lower and upper end of `F` at places of the ratio order, each `[T, C]`; equal where every item is in the head."""
     most = max(num_drafts)
     nodes, weights = clock_nodes((1,), ranked.p.dtype)  # theta [n]
     ratio = ranked.ratio[places]

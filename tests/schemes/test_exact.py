@@ -159,7 +159,7 @@ def test_topk_interval_holds_the_exact_value(monkeypatch):
 
 
 def test_topk_of_a_vocabulary_fits_in_memory():
-    """N = 151,936: the compiled program needs less than 1 GB beside its inputs; the interval is narrow and holds K = 1."""
+    """N = 151,936: the compiled program needs less than 1 GB beside its inputs; a narrow interval, right at K = 1."""
     z = np.random.default_rng(1).normal(size=(2, 151_936)) * 2.5
     laws = jax.nn.log_softmax(jnp.asarray([z[0], 0.8 * z[0] + 0.2 * z[1]], jnp.float32))
     compiled = jax.jit(lambda p, q: gumbel_topk.acceptance_interval(p, q, (1, 8))).lower(*laws).compile()
