@@ -3,7 +3,7 @@
 >>> import jax, jax.numpy as jnp, gls_jax
 >>> log_p, log_q = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
 >>> round(float(gls_jax.schemes.get("gls").acceptance(log_p, log_q, 4)), 4)
-0.8641
+0.9583
 """
 
 from importlib import import_module

@@ -83,7 +83,7 @@ def count(value, name: str) -> int:
 
 def active_of(num_active, num_drafts) -> tuple[int, int]:
     """How many of the drafts are still in play."""
-    num_active, num_drafts = count(num_active, "num_active"), count(num_drafts, "num_drafts")
+    num_drafts, num_active = count(num_drafts, "num_drafts"), count(num_active, "num_active")
     if num_active > num_drafts:
         raise ValueError(f"num_active: expected at most num_drafts ({num_drafts}), got {num_active}")
     return num_active, num_drafts
