@@ -63,14 +63,16 @@ class Acceptance:
     """model: a text file. Default: built-in English texts of several kinds."""
     num_positions: int = 256
     """model: next-token laws to read from the text."""
+    context: int = 512
+    """model: longer texts are cut into pieces of so many tokens."""
 
     def run(self) -> None:
-        from gls_jax import figures, study
+        from gls_jax import figures, files, study
 
         default = range(1, 9) if self.pairs == "model" else range(1, 21)
         ask = study.Study(self.schemes, self.num_drafts or tuple(default), self.num_trials, self.seed)
         ask.check()  # before models are loaded
-        self.out.mkdir(parents=True, exist_ok=True)
+        files.check_folder(self.out)
         with _progress() as report:
             pairs, title = self._pairs(report)
             rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)
@@ -97,25 +99,30 @@ class Acceptance:
         return laws, f"{laws.log_q.shape[0]} pairs of {Path(self.pairs).name}"
 
     def _model_pairs(self, report):
-        from gls_jax import models, pairs, prompts
+        from gls_jax import decoding, models, pairs, prompts
 
         if self.top_k < 0:
             raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")
+        for temperature in (self.temperature, self.draft_temperature):
+            decoding.check_sampling(temperature, self.top_k or None)
         texts = prompts.PROMPTS if self.text is None else (_read_text(self.text),)
+        dropped = _layers(self.drop_layers)
         target = models.load(self.target)
         if target.tokenizer is None:
             raise ValueError(f"{self.target}: expected a tokenizer beside the weights, found none")
         if self.draft is not None:
             drafter, name = models.load(self.draft), self.draft
         else:
-            kept = _kept_layers(self.drop_layers, target.config.num_layers)
-            drafter = models.load(self.target, layers=kept)
+            drafter = models.load(self.target, layers=_others(dropped, target.config.num_layers))
             name = f"{self.target} without layers {self.drop_layers}" if self.drop_layers else self.target
+        if drafter.tokenizer is not None and drafter.tokenizer.get_vocab() != target.tokenizer.get_vocab():
+            raise ValueError(f"{name}: expected the tokenizer of {self.target}, got another one")
         laws = pairs.next_token(
             models.logits_function(target.model),
             models.logits_function(drafter.model),
             [target.tokenizer.encode(text).ids for text in texts],
             num_positions=self.num_positions,
+            max_context=self.context,
             temperature=self.temperature,
             draft_temperature=self.draft_temperature,
             top_k=self.top_k or None,
@@ -191,20 +198,25 @@ def _print_rows(rows, title: str, out: Path) -> None:
     console.print(f"{out}/acceptance.csv, acceptance.png, cells.npz", highlight=False)
 
 
-def _kept_layers(dropped: str, count: int) -> tuple[int, ...]:
-    """`12-17,20` to the layers that stay."""
-    gone: set[int] = set()
+def _layers(text: str) -> set[int]:
+    """`12-17,20` as a set."""
+    layers: set[int] = set()
     try:
-        for part in filter(None, dropped.split(",")):
+        for part in filter(None, text.split(",")):
             first, _, last = part.partition("-")
-            gone.update(range(int(first), int(last or first) + 1))
+            layers.update(range(int(first), int(last or first) + 1))
     except ValueError:
-        raise ValueError(f"drop_layers: expected layers such as 12-17 or 3,7-9, got {dropped!r}") from None
-    if gone and not (min(gone) >= 0 and max(gone) < count):
-        raise ValueError(f"drop_layers: expected layers within 0-{count - 1}, got {dropped!r}")
-    if len(gone) == count:
-        raise ValueError(f"drop_layers: expected some of the {count} layers to stay, got {dropped!r}")
-    return tuple(layer for layer in range(count) if layer not in gone)
+        raise ValueError(f"drop_layers: expected layers such as 12-17 or 3,7-9, got {text!r}") from None
+    return layers
+
+
+def _others(dropped: set[int], count: int) -> tuple[int, ...]:
+    """The layers that stay."""
+    if dropped and max(dropped) >= count:
+        raise ValueError(f"drop_layers: expected layers within 0-{count - 1}, got {max(dropped)}")
+    if len(dropped) == count:
+        raise ValueError(f"drop_layers: expected some of the {count} layers to stay, got all of them")
+    return tuple(layer for layer in range(count) if layer not in dropped)
 
 
 def _read_text(path: Path) -> str:

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["read_arrays", "write_arrays", "write_whole"]
+__all__ = ["check_folder", "read_arrays", "write_arrays", "write_whole"]
+
+
+def check_folder(path: Path) -> None:
+    """Raise `OSError` where `path` cannot be a folder to write into; nothing is made."""
+    ancestor = path
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise NotADirectoryError(f"{path}: expected a folder that can be written, but {ancestor} is not a folder")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: expected a folder that can be written, but {ancestor} is read-only")
 
 
 def write_whole(path: Path, write: Callable, mode: str = "wb") -> None:

@@ -75,6 +75,7 @@ def next_token(
     texts: Sequence[Sequence[int]],
     *,
     num_positions: int,
+    max_context: int = 512,
     temperature: float = 1.0,
     draft_temperature: float = 1.0,
     top_k: int | None = None,
@@ -90,6 +91,7 @@ def next_token(
         drafter: the drafter, on the same vocabulary.
         texts: token ids, one sequence a text.
         num_positions: stop after so many pairs.
+        max_context: longer texts are cut into pieces of so many tokens, each read on its own.
         temperature: of the target.
         draft_temperature: of the drafter.
         top_k: of both, or None.
@@ -102,7 +104,8 @@ def next_token(
         ValueError: no text of at least one token, or vocabularies of different size.
     """
     num_positions = checks.count(num_positions, "num_positions")
-    texts = [list(text) for text in texts if len(text)]
+    max_context = checks.count(max_context, "max_context")
+    texts = [list(text[at : at + max_context]) for text in texts for at in range(0, len(text), max_context)]
     if not texts:
         raise ValueError("texts: expected at least one text of at least one token, got none")
     longest = max(map(len, texts))

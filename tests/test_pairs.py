@@ -50,6 +50,21 @@ def test_next_token_laws_are_the_models_own():
             row += 1
 
 
+def test_long_texts_are_cut():
+    """Pieces are read on their own, and what follows `num_positions` is not read at all."""
+    seen = []
+
+    def target(tokens):
+        seen.append(tokens.shape)
+        return causal(0)(tokens)
+
+    got = pairs.next_token(target, causal(1), [list(range(20)), [7]], num_positions=10, max_context=4)
+    pieces = [list(range(at, at + 4)) for at in range(0, 20, 4)]
+    expected = pairs.next_token(causal(0), causal(1), pieces, num_positions=10)
+    np.testing.assert_array_equal(got.log_q, expected.log_q)
+    assert seen == [(1, 4)] * 3
+
+
 def test_cutting_to_the_joint_support_changes_no_acceptance():
     target, drafter = causal(0), causal(1)
     seen = []

@@ -1,5 +1,5 @@
 """From logits to laws, identically for draft and target."""
 
-from gls_jax.decoding.processors import log_probs
+from gls_jax.decoding.processors import check_sampling, log_probs
 
-__all__ = ["log_probs"]
+__all__ = ["check_sampling", "log_probs"]

@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["log_probs"]
+__all__ = ["check_sampling", "log_probs"]
+
+
+def check_sampling(temperature: float, top_k: int | None) -> None:
+    """Raise `ValueError` for a temperature or top-k that gives no law."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature: expected a finite number of at least 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: expected at least 1 (None keeps all), got {top_k}")
 
 
 def log_probs(logits, *, temperature: float = 1.0, top_k: int | None = None) -> Float[Array, "*b V"]:
@@ -28,10 +36,7 @@ def log_probs(logits, *, temperature: float = 1.0, top_k: int | None = None) -> 
     >>> jnp.exp(decoding.log_probs(jnp.log(jnp.array([1.0, 2.0, 6.0])), top_k=2)).round(2).tolist()
     [0.0, 0.25, 0.75]
     """
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: expected a finite number of at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: expected at least 1 (None keeps all), got {top_k}")
+    check_sampling(temperature, top_k)
     logits = jnp.asarray(logits).astype(jnp.float32)
     if temperature == 0:
         first = jnp.argmax(logits, axis=-1)[..., None]
