@@ -163,7 +163,9 @@ def leaders(
 def _stream_words(key: PRNGKeyArray, num_streams: int) -> Words:
     """`fold_in(key, k)` for every stream, as two words each."""
     words = jax.random.key_data(key)
-    return _threefry2x32((words[..., 0], words[..., 1]), jnp.arange(num_streams, dtype=jnp.uint32))
+    streams = _threefry2x32((words[..., 0], words[..., 1]), jnp.arange(num_streams, dtype=jnp.uint32))
+    # Two ciphers fused into one chain take XLA:CPU of jaxlib 0.12 minutes to compile, or for ever.
+    return jax.lax.optimization_barrier(streams)
 
 
 def _clock(stream: Words, item: UInt32[Array, ...]) -> Float[Array, ...]:
