@@ -7,10 +7,11 @@ the drafts have laws of their own, `log_p` is `[K, N]` and each stream contribut
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gls_jax import checks
+from gls_jax import checks, races
 from gls_jax.ratios import excess, ratio_order
 
 __all__ = [
@@ -68,11 +69,10 @@ def list_matching_relaxed(log_p, log_q, num_drafts: int) -> Float[Array, " N"]:
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
-    checks.same_items(log_p, log_q)
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    live = p > 0
-    weight = num_drafts * jnp.where(live, p, 1)
-    return jnp.where(live, weight / (weight + q), 0)
+    log_p, log_q = checks.same_items(log_p, log_q)
+    live = log_p >= races.LIGHTEST
+    odds = jnp.log(num_drafts) + jnp.where(live, log_p, 0) - jnp.maximum(log_q, 2 * races.LIGHTEST)
+    return jnp.where(live, jax.nn.sigmoid(odds), 0)
 
 
 def list_matching_strong(log_p, log_q, num_active: int, num_drafts: int) -> Float[Array, ""]:
@@ -108,7 +108,7 @@ def total_variation(log_p, log_q) -> Float[Array, ""]:
     1.0
     """
     log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
-    checks.same_items(log_p, log_q)
+    log_p, log_q = checks.same_items(log_p, log_q)
     return jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q))) / 2
 
 
@@ -126,7 +126,7 @@ def optimum_iid(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
-    checks.same_items(log_p, log_q)
+    log_p, log_q = checks.same_items(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
     shortfall = jnp.where(ranked.p > 0, jnp.cumsum(ranked.q) - jnp.minimum(ranked.mass, 1) ** num_drafts, 0)
     return 1 + jnp.minimum(jnp.min(shortfall), 0)
@@ -136,6 +136,6 @@ def _given_target(log_p, log_q, num_active: int, num_drafts: int):
     """`q` and ``sum over active streams of 1 / (K - 1 + M_j)``."""
     num_active, num_drafts = checks.active_of(num_active, num_drafts)
     log_p, log_q = checks.draft_laws(log_p, num_active), checks.law(log_q, "log_q")
-    checks.same_items(log_p, log_q)
+    log_p, log_q = checks.same_items(log_p, log_q)
     terms = 1 / (num_drafts + excess(log_p, log_q))
     return jnp.exp(log_q), (num_active * terms if log_p.ndim == 1 else jnp.sum(terms, axis=0))

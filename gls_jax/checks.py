@@ -131,11 +131,25 @@ def draft_laws(value, num_drafts: int, *, diverse: bool = True, owner: str = "")
     return array
 
 
-def same_items(log_p: jax.Array, log_q: jax.Array) -> None:
+def same_items(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both laws over one set of items, in their common float type."""
     if log_p.shape[-1] != log_q.shape[-1]:
         raise ValueError(
             f"log_p and log_q: expected the same number of items, got {log_p.shape[-1]} and {log_q.shape[-1]}"
         )
+    dtype = jnp.promote_types(log_p.dtype, log_q.dtype)
+    return log_p.astype(dtype), log_q.astype(dtype)
+
+
+def counts(values, name: str) -> tuple[int, ...]:
+    """A sequence of positive ints, at least one."""
+    try:
+        numbers = tuple(values)
+    except TypeError:
+        raise ValueError(f"{name}: expected a sequence of ints, got {values!r}") from None
+    if not numbers:
+        raise ValueError(f"{name}: expected at least one K, got none")
+    return tuple(count(number, name) for number in numbers)
 
 
 def tokens(value: jax.Array, num_items: int, name: str) -> None:

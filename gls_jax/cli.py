@@ -70,7 +70,9 @@ class Acceptance:
         from gls_jax import figures, files, study
 
         default = range(1, 9) if self.pairs == "model" else range(1, 21)
-        ask = study.Study(self.schemes, self.num_drafts or tuple(default), self.num_trials, self.seed)
+        ask = study.Study(
+            self.schemes, tuple(default) if self.num_drafts is None else self.num_drafts, self.num_trials, self.seed
+        )
         ask.check()  # before models are loaded
         files.check_folder(self.out)
         with _progress() as report:
@@ -85,10 +87,10 @@ class Acceptance:
     def _pairs(self, report):
         import jax
 
-        from gls_jax import pairs
+        from gls_jax import pairs, races
 
         if self.pairs == "random":
-            key = jax.random.key(self.seed)
+            key = races.private_key(jax.random.key(self.seed))  # the simulation has the other folds of this seed
             laws = pairs.random(key, self.num_pairs, self.num_items, family=self.family, scale=self.scale)
             return laws, f"{self.num_pairs} random pairs ({self.family} {self.scale:g}) on {self.num_items} items"
         if self.pairs == "model":
@@ -198,25 +200,25 @@ def _print_rows(rows, title: str, out: Path) -> None:
     console.print(f"{out}/acceptance.csv, acceptance.png, cells.npz", highlight=False)
 
 
-def _layers(text: str) -> set[int]:
-    """`12-17,20` as a set."""
-    layers: set[int] = set()
-    try:
-        for part in filter(None, text.split(",")):
-            first, _, last = part.partition("-")
-            layers.update(range(int(first), int(last or first) + 1))
-    except ValueError:
-        raise ValueError(f"drop_layers: expected layers such as 12-17 or 3,7-9, got {text!r}") from None
-    return layers
+def _layers(text: str) -> list[tuple[int, int]]:
+    """`12-17,20` as ranges."""
+    ranges = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+            raise ValueError(f"drop_layers: expected layers such as 12-17 or 3,7-9, got {text!r}")
+        ranges.append((int(first), int(last or first)))
+    return ranges
 
 
-def _others(dropped: set[int], count: int) -> tuple[int, ...]:
+def _others(dropped: list[tuple[int, int]], count: int) -> tuple[int, ...]:
     """The layers that stay."""
-    if dropped and max(dropped) >= count:
-        raise ValueError(f"drop_layers: expected layers within 0-{count - 1}, got {max(dropped)}")
-    if len(dropped) == count:
+    if any(last >= count for _, last in dropped):
+        raise ValueError(f"drop_layers: expected layers within 0-{count - 1}, got {max(dropped)[1]}")
+    kept = tuple(layer for layer in range(count) if not any(first <= layer <= last for first, last in dropped))
+    if not kept:
         raise ValueError(f"drop_layers: expected some of the {count} layers to stay, got all of them")
-    return tuple(layer for layer in range(count) if layer not in dropped)
+    return kept
 
 
 def _read_text(path: Path) -> str:

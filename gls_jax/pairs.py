@@ -57,8 +57,10 @@ def random(
     """
     checks.key(key)
     shape = (2, checks.count(num_pairs, "num_pairs"), checks.count(num_items, "num_items"))
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"scale: expected a positive number, got {scale}")
+    if shape[1] * shape[2] > 2**28:
+        raise ValueError(f"num_pairs x num_items: expected at most 2^28 numbers, got {shape[1] * shape[2]}")
+    if not 1e-3 <= scale <= 1e6:
+        raise ValueError(f"scale: expected a number within 1e-3..1e6, got {scale}")
     if family == "dirichlet":
         logits = jax.random.loggamma(key, scale, shape)  # normalised gammas are Dirichlet
     elif family == "gaussian":

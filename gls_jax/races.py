@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 from gls_jax import checks
 
 __all__ = [
+    "LIGHTEST",
     "arrivals",
     "clocks_from_bits",
     "exponentials",
@@ -27,11 +28,15 @@ __all__ = [
     "position_key",
     "private_key",
     "stream_key",
+    "weights",
     "winner",
 ]
 
+LIGHTEST = -80.0
+"""Log-probabilities below this (2e-35) count as zero: their arrival times would leave float32."""
+
 _PRIVATE = 0xFFFFFFFF  # the last fold: stream indices never reach it
-_ITEMS_PER_STEP = 4  # of `leaders`; measured on XLA:CPU
+_ITEMS_PER_STEP = 2  # of `leaders`; measured on XLA:CPU
 
 Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 
@@ -53,6 +58,8 @@ def position_key(key: PRNGKeyArray, position) -> PRNGKeyArray:
     [(1, 1), (1, 1)]
     """
     checks.key(key)
+    if not isinstance(position, jax.core.Tracer) and jnp.ndim(position) == 0 and position < 0:
+        raise ValueError(f"position: expected an index of at least 0, got {position}")
     return jax.random.fold_in(key, position)
 
 
@@ -71,10 +78,11 @@ def private_key(key: PRNGKeyArray) -> PRNGKeyArray:
 def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[Array, "K N"]:
     """Clocks of `num_streams` races over `num_items` items.
 
-    The draw at `[k, i]` does not depend on `num_streams` or `num_items`. It equals 32 bits of
-    ``jax.random.bits(jax.random.fold_in(key, k), (num_items,))`` mapped by ``u = (bits + 1/2) / 2**32``,
-    ``S = -log1p(-u)``: never 0, smallest value ``2**-33``. (``jax.random.exponential`` is exactly 0 with probability
-    ``2**-23`` in float32, and a zero clock beats every weight.)
+    The draw at `[k, i]` does not depend on `num_streams` or `num_items`. The 32 bits of
+    ``jax.random.bits(jax.random.fold_in(key, k), (num_items,))`` are the leading bits of a uniform `u`, the other word
+    of their block gives 32 more, and ``S = -log1p(-u)``: never 0, smallest value ``2**-65``.
+    ``jax.random.exponential`` is exactly 0 with probability ``2**-23`` in float32, and a zero clock beats every weight;
+    with 32 bits alone an item of probability ``1e-8`` would hardly ever be the first of a thousand streams.
 
     Args:
         key: one typed threefry key.
@@ -100,15 +108,22 @@ def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[A
     return _clock((streams[0][:, None], streams[1][:, None]), items)
 
 
-def clocks_from_bits(bits: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Exp(1) from 32 random bits, ``-log1p(-(bits + 1/2) / 2**32)``: at least ``2**-33``, at most 16.7."""
-    uniform = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
-    return -jnp.log1p(-jnp.minimum(uniform, jnp.float32(1 - 2.0**-24)))  # the cap: float32 rounds the last bits to 1
+def clocks_from_bits(bits: UInt32[Array, "*shape"], more: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Exp(1) from 64 random bits: ``u = (bits + (more + 1/2) / 2**32) / 2**32``, ``-log1p(-u)``, from 2^-65 to 16.7."""
+    fraction = (more.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+    # One part in 2^24 less than 2^-32: float32 rounds the last `bits` up to 2^32, and u must stay below 1.
+    uniform = (bits.astype(jnp.float32) + fraction) * jnp.float32(2.0**-32 * (1 - 2.0**-24))
+    return -jnp.log1p(-uniform)
+
+
+def weights(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
+    """`exp`, with 0 below :data:`LIGHTEST`: what a race, and every exact formula, takes an item's weight to be."""
+    return jnp.where(log_weights >= LIGHTEST, jnp.exp(log_weights), 0)
 
 
 def arrivals(clocks: Float[Array, "*k N"], log_weights: Float[Array, "*#k N"]) -> Float[Array, "*k N"]:
     """Arrival times ``S[k, i] / w_i``: the smallest wins, and an item of weight 0 never arrives (`inf`)."""
-    return clocks * jnp.exp(-log_weights).astype(jnp.float32)  # clocks are never 0, so 0 * inf cannot happen
+    return clocks * _inverse(log_weights)  # clocks are never 0, so 0 * inf cannot happen
 
 
 def winner(arrivals: Float[Array, "*k N"]) -> Int[Array, "*k"]:
@@ -140,9 +155,12 @@ def leaders(
     >>> bool((items == races.winner(races.arrivals(races.exponentials(key, 4, 3), log_p))).all())
     True
     """
-    streams = _stream_words(key, num_streams)
+    checks.key(key)
+    if not log_weights:
+        raise ValueError("log_weights: expected at least one law, got none")
+    streams = _stream_words(key, checks.count(num_streams, "num_streams"))
     num_items = log_weights[0].shape[-1]
-    columns = tuple(jnp.moveaxis(jnp.exp(-w).astype(jnp.float32), -1, 0) for w in log_weights)
+    columns = tuple(jnp.moveaxis(_inverse(w), -1, 0) for w in log_weights)
 
     def step(carry, column):
         item, inverses = column
@@ -160,6 +178,10 @@ def leaders(
     return jax.lax.scan(step, (start,) * len(log_weights), (items, columns), unroll=unroll)[0]
 
 
+def _inverse(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
+    return jnp.where(log_weights >= LIGHTEST, jnp.exp(-log_weights), jnp.inf).astype(jnp.float32)
+
+
 def _stream_words(key: PRNGKeyArray, num_streams: int) -> Words:
     """`fold_in(key, k)` for every stream, as two words each."""
     words = jax.random.key_data(key)
@@ -170,7 +192,7 @@ def _stream_words(key: PRNGKeyArray, num_streams: int) -> Words:
 
 def _clock(stream: Words, item: UInt32[Array, ...]) -> Float[Array, ...]:
     high, low = _threefry2x32(stream, item)
-    return clocks_from_bits(high ^ low)
+    return clocks_from_bits(high ^ low, low)
 
 
 def _threefry2x32(key: Words, counter: UInt32[Array, ...]) -> Words:

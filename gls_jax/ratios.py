@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from gls_jax.races import weights
+
 __all__ = ["RatioOrder", "excess", "ratio_order"]
 
 
@@ -42,7 +44,7 @@ class RatioOrder(NamedTuple):
 def ratio_order(log_p: Float[Array, " N"], log_q: Float[Array, " N"]) -> RatioOrder:
     """Sort the items by likelihood ratio. `O(N log N)`, differentiable away from ties."""
     cap = 0.78 * math.log(float(jnp.finfo(log_q.dtype).max))  # a ratio of e^cap or more is as good as infinite
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    p, q = weights(log_p), jnp.exp(log_q)
     live = p > 0
     # Two `where`s: a gradient through `log_q - (-inf)` would be NaN even where the result is not used.
     log_ratio = jnp.where(live, jnp.minimum(log_q - jnp.where(live, log_p, 0), cap), cap)

@@ -59,7 +59,7 @@ def list_sample(key: PRNGKeyArray, log_p, log_q, num_drafts: int) -> ListSample:
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
-    checks.same_items(log_p, log_q)
+    log_p, log_q = checks.same_items(log_p, log_q)
     clocks = races.exponentials(key, num_drafts, log_q.shape[0])
     drafts, target = draft_list(clocks, log_p), target_of_list(clocks, log_q)
     return ListSample(drafts, target, jnp.any(drafts == target))

@@ -50,12 +50,14 @@ class Study:
         """Raise `ValueError` for an unknown scheme or a number out of range, before any work."""
         if not self.schemes:
             raise ValueError(f"schemes: expected at least one of {', '.join(schemes.NAMES)}, got none")
-        if not self.num_drafts:
-            raise ValueError("num_drafts: expected at least one K, got none")
+        if len(set(self.schemes)) < len(self.schemes):
+            raise ValueError(f"schemes: expected each at most once, got {', '.join(self.schemes)}")
         for name in self.schemes:
-            for k in self.num_drafts:
+            for k in checks.counts(self.num_drafts, "num_drafts"):
                 schemes.get(name).check_num_drafts(k)
-        checks.count(self.num_trials, "num_trials")
+        trials.check_num_trials(self.num_trials)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected an int within 0..2^32 - 1, got {self.seed}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,24 +126,29 @@ def sweep(
             f"log_p and log_q: expected shapes [M, N] (log_p also [M, K, N]) with M, N >= 1, "
             f"got {list(log_p.shape)} and {list(log_q.shape)}"
         )
-    keys = key
-    if getattr(key, "shape", None) == ():
+    if getattr(key, "ndim", 0) == 0:
         checks.key(key)
         keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
-    elif getattr(key, "shape", None) != log_q.shape[:1]:
-        got = list(key.shape) if hasattr(key, "shape") else type(key).__name__
-        raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {got}")
+    else:
+        keys = key
+        checks.key(keys[0])
+        if keys.shape != log_q.shape[:1]:
+            raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
     return _run(keys, log_p, log_q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, progress=progress)
 
 
-def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, progress) -> Estimate:
-    scheme = schemes.get(scheme) if isinstance(scheme, str) else scheme
-    counts = tuple(scheme.check_num_drafts(k) for k in num_drafts)
-    if not counts:
-        raise ValueError("num_drafts: expected at least one K, got none")
-    num_trials = checks.count(num_trials, "num_trials")
+def check_num_trials(value) -> int:
+    """`num_trials` as an int within 1..2^31 - 1, or a `ValueError`."""
+    num_trials = checks.count(value, "num_trials")
     if num_trials >= 2**31:
         raise ValueError(f"num_trials: expected at most 2^31 - 1, got {num_trials}")
+    return num_trials
+
+
+def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, progress) -> Estimate:
+    scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
+    counts = tuple(scheme.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
+    num_trials = check_num_trials(num_trials)
     clocks = log_q.shape[0] * max(counts) * log_q.shape[-1]
     per_call = max(1024, _CALL // clocks)
     traced = any(isinstance(x, jax.core.Tracer) for x in (keys, log_p, log_q))
@@ -158,8 +163,8 @@ def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, progress) -> Est
             if progress is not None:
                 progress(stop * log_q.shape[0], num_trials * log_q.shape[0])
         rate = hits.astype(np.float64)
-    smoothed = (rate + 1) / (num_trials + 2)
-    error = jnp.sqrt(jnp.asarray(smoothed * (1 - smoothed) / num_trials, log_q.dtype))
+    hit, miss = (rate + 1) / (num_trials + 2), (num_trials - rate + 1) / (num_trials + 2)
+    error = jnp.sqrt(jnp.asarray(hit * miss / num_trials, log_q.dtype))
     return Estimate(jnp.asarray(rate / num_trials, log_q.dtype), error, jnp.asarray(num_trials, jnp.int32))
 
 
@@ -181,7 +186,7 @@ def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_draft
             indices = start + at * lanes + jnp.arange(lanes, dtype=jnp.uint32)
             return hits + jnp.sum(jax.vmap(trial)(indices), axis=0, dtype=jnp.int32)
 
-        chunks = (stop - start + lanes - 1) // lanes
+        chunks = (stop - start - 1) // lanes + 1  # not rounded up by an addition: that overflows near 2^31
         return jax.lax.fori_loop(0, chunks, chunk, jnp.zeros(len(num_drafts), jnp.int32))
 
     return jax.lax.map(pair, (keys, log_p, log_q))

@@ -10,11 +10,12 @@ KEY = jax.random.key(20)
 
 
 def test_clocks_are_the_bits_of_jax_random():
-    """Our fused threefry is `jax.random.bits` of `fold_in(key, stream)`, bit for bit."""
+    """The leading 32 bits of every clock are `jax.random.bits` of `fold_in(key, stream)`."""
     clocks = np.asarray(races.exponentials(KEY, 5, 33))
     for stream in range(5):
         bits = jax.random.bits(jax.random.fold_in(KEY, stream), (33,))
-        np.testing.assert_array_equal(clocks[stream], races.clocks_from_bits(bits))
+        u = -np.expm1(-clocks[stream].astype(np.float64)) * 2.0**32
+        np.testing.assert_allclose(u, np.asarray(bits, np.float64) + 0.5, rtol=1e-5)
 
 
 def test_clocks_are_exponential():
@@ -24,13 +25,23 @@ def test_clocks_are_exponential():
     assert clocks.min() > 0 and np.isfinite(clocks).all()
 
 
+def test_cipher_is_that_of_jax():
+    """Both words, bit for bit: `fold_in` for the pair, `bits` for their exclusive or."""
+    words = jax.random.key_data(KEY)
+    high, low = races._threefry2x32((words[0], words[1]), jnp.arange(100, dtype=jnp.uint32))
+    folds = jax.vmap(lambda k: jax.random.key_data(jax.random.fold_in(KEY, k)))(jnp.arange(100))
+    np.testing.assert_array_equal(jnp.stack([high, low], axis=1), folds)
+    np.testing.assert_array_equal(high ^ low, jax.random.bits(KEY, (100,)))
+
+
 def test_small_clocks_keep_their_digits():
-    """Relative error against float64 down to the smallest clock, 2^-33: no rounding to 0, no coarse grid."""
-    bits = jnp.asarray([0, 1, 2, 3, 255, 2**16, 2**24 + 1, 2**31, 2**32 - 2, 2**32 - 1], jnp.uint32)
-    uniform = (np.asarray(bits, np.float64) + 0.5) * 2.0**-32
-    clocks = np.asarray(jax.jit(races.clocks_from_bits)(bits), np.float64)
+    """Relative error against float64 down to the smallest clock, 2^-65: no rounding to 0, no coarse grid."""
+    bits = jnp.asarray([0, 0, 0, 1, 2, 255, 2**16, 2**24 + 1, 2**31, 2**32 - 2, 2**32 - 1], jnp.uint32)
+    more = jnp.asarray([0, 7, 2**32 - 1, 5, 2**31, 3, 9, 2**30, 1, 0, 2**32 - 1], jnp.uint32)
+    uniform = (np.asarray(bits, np.float64) + (np.asarray(more, np.float64) + 0.5) * 2.0**-32) * 2.0**-32
+    clocks = np.asarray(jax.jit(races.clocks_from_bits)(bits, more), np.float64)
     np.testing.assert_allclose(clocks[:-2], -np.log1p(-uniform[:-2]), rtol=1e-6)
-    assert 15 < clocks[-1] < 25 and clocks[0] == 2.0**-33
+    assert 15 < clocks[-1] < 25 and clocks[0] == pytest.approx(2.0**-65)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (8, 100)])
@@ -50,10 +61,9 @@ def test_keys_of_positions_streams_and_private_noise_differ():
     keys = [KEY, races.private_key(KEY), *(races.position_key(KEY, t) for t in range(50))]
     words = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
     assert len(words) == len(keys)
-    np.testing.assert_array_equal(  # a stream's clocks follow from its key alone
-        races.exponentials(KEY, 3, 5)[2],
-        races.clocks_from_bits(jax.random.bits(races.stream_key(KEY, 2), (5,))),
-    )
+    leading = jax.random.bits(races.stream_key(KEY, 2), (5,))  # a stream's clocks follow from its key alone
+    u = -np.expm1(-np.asarray(races.exponentials(KEY, 3, 5)[2], np.float64)) * 2.0**32
+    np.testing.assert_allclose(u, np.asarray(leading, np.float64) + 0.5, rtol=1e-5)
 
 
 def wrong_winners(draw, num_items=2**20, races_run=160):

@@ -98,6 +98,13 @@ def test_under_jit():
     assert float(traced(P, Q)) == pytest.approx(float(estimate().mean), abs=1e-6)
 
 
+def test_the_last_trial_number_is_not_too_large():
+    """Near 2^31 trials the number of chunks must not overflow: the last few of them are counted."""
+    keys, laws = jax.random.split(KEY, 1), jnp.asarray(Q)[None]
+    hits = trials._count(keys, laws, laws, 2**31 - 11, 2**31 - 1, scheme=schemes.get("gls"), num_drafts=(2,))
+    assert hits.tolist() == [[10]]
+
+
 def test_certain_outcomes_have_an_error_bar():
     got = trials.acceptance(KEY, Q, Q, scheme="gls", num_drafts=2, num_trials=100)
     assert float(got.mean) == 1 and 0 < float(got.standard_error) < 0.02
@@ -121,6 +128,15 @@ def test_certain_outcomes_have_an_error_bar():
             ),
             r"key: expected one typed key or 1 of them, got \[2\]",
         ),
+        (
+            lambda: trials.sweep(jax.random.PRNGKey(0), P[None], Q[None], scheme="gls", num_drafts=(1,), num_trials=1),
+            "typed",
+        ),
+        (
+            lambda: trials.sweep(KEY, P[None], Q[None], scheme="gls", num_drafts=3, num_trials=1),
+            "a sequence of ints, got 3",
+        ),
+        (lambda: estimate(scheme=None), "scheme: expected one of gls, .* got None"),
         (lambda: trials.acceptance(0, P, Q, scheme="gls", num_drafts=1, num_trials=1), "typed key"),
         (lambda: trials.acceptance(KEY, P[:3], Q, scheme="gls", num_drafts=1, num_trials=1), "same number of items"),
     ],

@@ -11,8 +11,8 @@ __all__ = ["check_sampling", "log_probs"]
 
 def check_sampling(temperature: float, top_k: int | None) -> None:
     """Raise `ValueError` for a temperature or top-k that gives no law."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: expected a finite number of at least 0, got {temperature}")
+    if not (temperature == 0 or 1e-6 <= temperature < float("inf")):
+        raise ValueError(f"temperature: expected 0 or a finite number of at least 1e-6, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: expected at least 1 (None keeps all), got {top_k}")
 
@@ -29,7 +29,7 @@ def log_probs(logits, *, temperature: float = 1.0, top_k: int | None = None) -> 
         `f32[..., V]`, normalised, `-inf` where removed.
 
     Raises:
-        ValueError: a negative or non-finite temperature, or `top_k < 1`.
+        ValueError: a temperature that is neither 0 nor a finite number of at least 1e-6, or `top_k < 1`.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import decoding

@@ -40,7 +40,7 @@ def read_config(folder: Path) -> Config:
     fields = _json(path)
     try:
         return configs.from_huggingface(fields)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: a field has the wrong type: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -55,8 +55,8 @@ def read_tensors(folder: Path, config: Config) -> Tensors:
     """
     if (folder / _INDEX).is_file():
         where = _json(folder / _INDEX).get("weight_map")
-        if not isinstance(where, dict):
-            raise ValueError(f"{folder / _INDEX}: expected an object named weight_map, got {type(where).__name__}")
+        if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
+            raise ValueError(f"{folder / _INDEX}: expected an object weight_map of file names, got something else")
         shards = {name: _open(folder / name) for name in sorted(set(where.values()))}
     elif (folder / _SINGLE).is_file():
         shards = {_SINGLE: _open(folder / _SINGLE)}
@@ -93,7 +93,7 @@ def _json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face model folder")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got something else ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(fields).__name__}")

@@ -31,6 +31,6 @@ def get(name: str) -> Scheme:
     >>> schemes.get("poisson").invariance
     'strong'
     """
-    if name not in _SCHEMES:
+    if not isinstance(name, str) or name not in _SCHEMES:
         raise ValueError(f"scheme: expected one of {', '.join(NAMES)}, got {name!r}")
     return _SCHEMES[name]

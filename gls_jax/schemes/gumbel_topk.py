@@ -85,7 +85,7 @@ def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     True
     """
     log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
-    checks.same_items(log_p, log_q)
+    log_p, log_q = checks.same_items(log_p, log_q)
     return _interval(log_p, log_q, tuple(checks.count(k, "num_drafts") for k in num_drafts))
 
 
@@ -108,7 +108,7 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     worst = jnp.sum(mass[:, None] * lower[after], axis=0)
     best = jnp.sum(mass[:, None] * upper[before], axis=0)
     middle = jnp.sum(mass[:, None] * (lower[before] + lower[after]), axis=0) / 2
-    return Interval(worst, jnp.clip(middle, worst, best), best)
+    return Interval(worst, middle, best)
 
 
 def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, ...]):
@@ -134,10 +134,11 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
     lower = jnp.einsum("tnc,n->tc", below, weights[0], precision="highest")
     if head == ranked.p.shape[0]:
         return lower, lower
-    # Le Cam, relative form; sorted places, so prefix sums of p^2 bound the tail's squared rates.
-    squares = jnp.cumsum(light**2)[places, None] * (ratio[:, None] * nodes) ** 2
-    largest = jnp.max(light) * ratio[:, None] * nodes
-    loss = 0.5 * squares * jnp.exp(jnp.minimum(largest, 50))
+    # Le Cam, relative form. lambda_i <= p_i r theta, so the squares sum to at most (largest) x (sum); squares of the
+    # p_i themselves would underflow.
+    scale = ratio[:, None] * nodes
+    largest, total = (jnp.minimum(x[places, None] * scale, 50) for x in (jax.lax.cummax(light), jnp.cumsum(light)))
+    loss = 0.5 * largest * total * jnp.exp(largest)
     ceiling = jnp.where((loss < 1)[..., None], below / jnp.maximum(1 - loss, 1e-6)[..., None], 1)
     ceiling = jax.lax.cummin(jnp.minimum(ceiling, 1), axis=1)  # F at a fixed place decreases in theta
     return lower, jnp.einsum("tnc,n->tc", ceiling, weights[0], precision="highest")

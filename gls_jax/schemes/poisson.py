@@ -48,9 +48,10 @@ def hits(key, log_p, log_q, num_drafts):
 
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
     ranked = ratio_order(log_p, log_q)
-    lose = ranked.excess / (1 + ranked.excess)
     live = jnp.where(ranked.p > 0, ranked.q, 0)
-    return jnp.stack([jnp.sum(live * (1 - lose**k)) for k in num_drafts])
+    apart = ranked.excess > 1e-18  # else the match is certain, and 1 / excess^2 of the gradient leaves float32
+    lose = jnp.log1p(1 / jnp.where(apart, ranked.excess, 1))  # -log(1 - 1 / M), exact for large M
+    return jnp.stack([jnp.sum(live * jnp.where(apart, -jnp.expm1(-k * lose), 1)) for k in num_drafts])
 
 
 SCHEME = Scheme(

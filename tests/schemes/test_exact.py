@@ -186,3 +186,69 @@ def test_poisson_is_its_formula():
         for k in (1, 3):
             expected = (q * (1 - (1 - 1 / oracles.rates(p, q)) ** k)).sum()
             assert float(POISSON.acceptance(logs(p), logs(q), k)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_small_acceptances_keep_their_digits():
+    """K = 1 at N = 150,000: GLS is the bound, to 1e-6 and, where the acceptance is 1e-4, to a part in a thousand."""
+    rng = np.random.default_rng(5)
+    for z in (rng.normal(size=(2, 150_000)) * 5, rng.normal(size=(2, 150_000)) * [[2.0], [0.0]]):
+        laws = jax.nn.log_softmax(jnp.asarray(z, jnp.float32))
+        exact, bound = float(GLS.acceptance(*laws, 1)), float(bounds.list_matching(*laws, 1))
+        assert exact == pytest.approx(bound, abs=1e-6)
+        assert exact == pytest.approx(bound, rel=1e-3)
+
+
+def test_poisson_with_unlikely_drafts():
+    """Large M: no cancellation in 1 - (1 - 1/M)^K, and never below the list matching bound."""
+    p, q = np.array([1 - 1e-9, 1e-9]), np.array([1e-3, 1 - 1e-3])
+    for k in (1000, 10_000):
+        value, bound = (float(f(logs(p), logs(q), k)) for f in (POISSON.acceptance, bounds.list_matching))
+        assert value == pytest.approx((q * (1 - (1 - 1 / oracles.rates(p, q)) ** k)).sum(), rel=1e-5)
+        assert value >= bound - 1e-6
+
+
+def test_topk_interval_of_tiny_probabilities():
+    """Probabilities whose squares leave float32, and lists long enough to reach them."""
+    p = np.full(600, 1e-19)
+    p[:256] = (1 - 344e-19) / 256
+    q = np.full(600, 0.0)
+    q[:256], q[-1] = 0.1 / 256, 0.9
+    ends = gumbel_topk.acceptance_interval(logs(p), logs(q), (300,))
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gumbel_topk, "_EXACT_ITEMS", 600)
+        with np.errstate(divide="ignore"):
+            truth = float(gumbel_topk.acceptance_interval(np.log(p), np.log(q), (300,)).estimate[0])
+    assert float(ends.lower[0]) - 1e-6 <= truth <= float(ends.upper[0]) + 1e-6
+
+
+@pytest.mark.parametrize("items", [512, 513, 1500])
+def test_gradients_on_a_cut_vocabulary_are_finite(items):
+    """Top-k leaves most items impossible; ratios then reach the cap, and squares of small masses leave float32."""
+    z = np.random.default_rng(0).normal(size=(2, items)) * 3
+    z[:, items // 2 :] = -np.inf
+    z[0, :3], z[1, 3:6] = (-60, -66, -75), (-60, -75, -np.inf)
+    laws = jax.nn.log_softmax(jnp.asarray(z, jnp.float32))
+    for name in ("gls", "poisson", "gumbel_topk"):
+        scheme = schemes.get(name)
+        slopes = jax.jit(jax.grad(lambda p, q, s=scheme: s.acceptance(p, q, 4), argnums=(0, 1)))(*laws)
+        assert all(bool(jnp.isfinite(slope).all()) for slope in slopes), name
+
+
+def test_mixed_float_types_are_promoted():
+    p, q = PROBLEMS["plain"]
+    with jax.enable_x64(True):
+        for scheme in (GLS, TOPK, POISSON):
+            for laws in ((np.log(p), logs(q)), (logs(p), np.log(q))):
+                assert scheme.acceptance(*laws, 2).dtype == jnp.float64
+
+
+def test_the_lightest_items_are_impossible_everywhere():
+    """Around the floor of 2e-35 the exact acceptance and the simulation agree on what can be drafted."""
+    keys = jax.random.split(jax.random.key(0), 500)
+    q = jnp.array([-jnp.inf, 0.0])
+    for light, expected in ((-79.0, 1.0), (-81.0, 0.0), (-90.0, 0.0)):
+        p = jnp.array([0.0, light])
+        assert float(TOPK.acceptance(p, q, 2)) == expected
+        assert float(jax.vmap(lambda key, p=p: TOPK.hits(key, p, q, 2)[1])(keys).mean()) == expected
+        drafts = jax.vmap(lambda key, p=p: TOPK.propose(key, p, 2))(keys)
+        assert bool((drafts[:, 1] == (1 if expected else 0)).all())
