@@ -15,7 +15,6 @@ from flax import nnx
 from gls_jax import models
 from gls_jax.models import packages
 
-
 pytestmark = [
     pytest.mark.peer,
     # Warnings of the peers about themselves are not ours to fix.
