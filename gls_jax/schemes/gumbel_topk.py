@@ -27,6 +27,7 @@ from gls_jax import bounds, checks, races
 from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import RatioOrder, ratio_order
 from gls_jax.schemes.base import Scheme
+from gls_jax.schemes.poisson import verify  # the same first arrival of one race
 
 __all__ = ["SCHEME", "Interval", "acceptance", "acceptance_interval", "hits", "propose", "verify"]
 
@@ -46,12 +47,7 @@ def propose(key, log_p, num_drafts):
     arrivals = races.arrivals(races.exponentials(key, 1, log_p.shape[0])[0], log_p)
     times, items = jax.lax.top_k(-arrivals, min(num_drafts, log_p.shape[0]))
     items = jnp.where(jnp.isfinite(times), items, items[0])  # fewer than K possible items: the rest repeats the first
-    return jnp.pad(items, (0, num_drafts - items.shape[0]), constant_values=0).at[log_p.shape[0] :].set(items[0])
-
-
-def verify(key, drafts, log_p, log_q, active):
-    del drafts, log_p, active
-    return races.winner(races.arrivals(races.exponentials(key, 1, log_q.shape[0])[0], log_q))
+    return jnp.concatenate([items, jnp.full(num_drafts - items.shape[0], items[0])])
 
 
 def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
@@ -68,7 +64,7 @@ def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
 
 
 def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
-    """Acceptance for several K with proven ends. `lower == upper` (up to rounding) for `N <= 512`.
+    """Acceptance for several K with its lower and upper end; they are equal for `N <= 512`.
 
     Args:
         log_p, log_q: `[N]`.
@@ -76,6 +72,9 @@ def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
 
     Returns:
         :class:`Interval` of `f[len(num_drafts)]`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a list length below 1.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax.schemes import gumbel_topk
@@ -86,7 +85,7 @@ def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     """
     log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
     log_p, log_q = checks.same_items(log_p, log_q)
-    return _interval(log_p, log_q, tuple(checks.count(k, "num_drafts") for k in num_drafts))
+    return _interval(log_p, log_q, checks.counts(num_drafts, "num_drafts"))
 
 
 def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:

@@ -12,14 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gls_jax import races
-from gls_jax.sampling import draft_list
 from gls_jax.schemes.base import Scheme
+from gls_jax.schemes.gls import propose  # K independent races
 
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
-
-
-def propose(key, log_p, num_drafts):
-    return draft_list(races.exponentials(key, num_drafts, log_p.shape[-1]), log_p)
 
 
 def verify(key, drafts, log_p, log_q, active):
