@@ -131,6 +131,14 @@ def draft_laws(value, num_drafts: int, *, diverse: bool = True, owner: str = "")
     return array
 
 
+def laws(value, count: int, name: str) -> jax.Array:
+    """`count` laws, `f[count, N]`."""
+    array = floats(value, name)
+    if array.ndim != 2 or array.shape[0] != count or array.shape[1] < 1:
+        raise ValueError(f"{name}: expected shape [{count}, N] with N >= 1, got {list(array.shape)}")
+    return array
+
+
 def same_items(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both laws over one set of items, in their common float type."""
     if log_p.shape[-1] != log_q.shape[-1]:
@@ -156,3 +164,14 @@ def tokens(value: jax.Array, num_items: int, name: str) -> None:
     """Tokens within the vocabulary; values can be looked at only where they are not traced."""
     if not isinstance(value, jax.core.Tracer) and value.size and not (value.min() >= 0 and value.max() < num_items):
         raise ValueError(f"{name}: expected tokens within 0..{num_items - 1}, got {value.min()} to {value.max()}")
+
+
+def possible_tokens(value: jax.Array, log_p: jax.Array, active: jax.Array, lightest: float, name: str) -> None:
+    """Tokens in play that their law can have produced; values can be looked at only where they are not traced."""
+    if any(isinstance(x, jax.core.Tracer) for x in (value, log_p, active)):
+        return
+    chances = log_p[value] if log_p.ndim == 1 else log_p[jnp.arange(value.shape[0]), value]
+    impossible = active & ~(chances >= lightest)
+    if impossible.any():
+        token = int(value[jnp.argmax(impossible)])
+        raise ValueError(f"{name}: expected tokens of positive probability under log_p, got {token}, which has none")

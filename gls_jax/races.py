@@ -5,7 +5,7 @@ Stream ``k`` gives item ``i`` a clock ``S[k, i] ~ Exp(1)``; the item with the sm
 
 Clocks are counter based: ``S[k, i]`` is a function of ``(key, k, i)`` alone. A padded vocabulary, one more stream, a
 vmapped batch or a sharded axis therefore changes nobody's clocks, and :func:`leaders` can run a race without ever
-holding the ``[K, N]`` array.
+holding the ``[K, N]`` array. :func:`darts` are counter based in the same way: points under curves instead of clocks.
 
 Key tree: request key -> :func:`position_key` -> stream. :func:`private_key` is the one branch that no stream uses;
 noise that must be independent of the clocks (acceptance tests, residual draws) comes from there.
@@ -23,11 +23,13 @@ __all__ = [
     "LIGHTEST",
     "arrivals",
     "clocks_from_bits",
+    "darts",
     "exponentials",
     "leaders",
     "position_key",
     "private_key",
     "stream_key",
+    "uniforms",
     "weights",
     "winner",
 ]
@@ -110,10 +112,68 @@ def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[A
 
 def clocks_from_bits(bits: UInt32[Array, "*shape"], more: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Exp(1) from 64 random bits: ``u = (bits + (more + 1/2) / 2**32) / 2**32``, ``-log1p(-u)``, from 2^-65 to 16.7."""
-    fraction = (more.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
-    # One part in 2^24 less than 2^-32: float32 rounds the last `bits` up to 2^32, and u must stay below 1.
-    uniform = (bits.astype(jnp.float32) + fraction) * jnp.float32(2.0**-32 * (1 - 2.0**-24))
-    return -jnp.log1p(-uniform)
+    return -jnp.log1p(-_uniform(bits, more))
+
+
+def uniforms(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
+    """Uniforms within (0, 1), the `u = 1 - exp(-S)` behind the clocks of stream 0.
+
+    `jax.random.uniform` is a multiple of 2^-23 and often exactly 0, so ``u < p`` is wrong for small `p`; these have 64
+    bits.
+
+    Args:
+        key: one typed threefry key.
+        count: how many, static.
+
+    Returns:
+        `f32[count]`, from 2^-65 to 1 - 2^-24.
+
+    >>> import jax
+    >>> from gls_jax import races
+    >>> u = races.uniforms(jax.random.key(0), 1000)
+    >>> bool(((0 < u) & (u < 1)).all())
+    True
+    """
+    checks.key(key)
+    counter = jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
+    return _height(_stream_words(key, 1), counter)
+
+
+def darts(key: PRNGKeyArray, start, count: int, num_items: int) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
+    """Darts number `start` to `start + count - 1`, uniform on items x (0, 1).
+
+    Dart `t` is a function of `(key, t, num_items)` alone. It lies under the curve `p` where ``height < p[item]``: with
+    probability `1 / N`, whatever the law, and then its item is a sample of `p`. Items come from 64 bits (bias
+    `N / 2^64`), heights from 64 others, so that a curve of 1e-12 is hit at its right rate.
+
+    Args:
+        key: one typed threefry key: a stream's, not the position's, where others draw from the same position.
+        start: number of the first dart, at least 0; may be traced. ``start + count`` is at most 2^31.
+        count: how many, static.
+        num_items: `N`, static.
+
+    Returns:
+        `(items i32[count], heights f32[count])`.
+
+    Raises:
+        ValueError: `key` is not one typed threefry key, a size is below 1 or `start` below 0.
+
+    >>> import jax
+    >>> from gls_jax import races
+    >>> key = races.stream_key(jax.random.key(0), 0)
+    >>> items, heights = races.darts(key, 0, 8, 10)
+    >>> bool((items[5:] == races.darts(key, 5, 3, 10)[0]).all())
+    True
+    """
+    checks.key(key)
+    count, num_items = checks.count(count, "count"), checks.count(num_items, "num_items")
+    if not isinstance(start, jax.core.Tracer) and jnp.ndim(start) == 0 and start < 0:
+        raise ValueError(f"start: expected a number of at least 0, got {start}")
+    words = jax.random.key_data(key)
+    even = 2 * (jnp.asarray(start).astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32))
+    high, low = _threefry2x32((words[0], words[1]), even)
+    items = _scale(high, low, num_items).astype(jnp.int32)
+    return items, _height((words[0], words[1]), even + jnp.uint32(1))
 
 
 def weights(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
@@ -193,6 +253,34 @@ def _stream_words(key: PRNGKeyArray, num_streams: int) -> Words:
 def _clock(stream: Words, item: UInt32[Array, ...]) -> Float[Array, ...]:
     high, low = _threefry2x32(stream, item)
     return clocks_from_bits(high ^ low, low)
+
+
+def _height(key: Words, counter: UInt32[Array, ...]) -> Float[Array, ...]:
+    high, low = _threefry2x32(key, counter)
+    return _uniform(high ^ low, low)
+
+
+def _uniform(bits: UInt32[Array, ...], more: UInt32[Array, ...]) -> Float[Array, ...]:
+    fraction = (more.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+    # One part in 2^24 less than 2^-32: float32 rounds the last `bits` up to 2^32, and u must stay below 1.
+    return (bits.astype(jnp.float32) + fraction) * jnp.float32(2.0**-32 * (1 - 2.0**-24))
+
+
+def _scale(high: UInt32[Array, ...], low: UInt32[Array, ...], size: int) -> UInt32[Array, ...]:
+    """``floor((high * 2^32 + low) * size / 2^64)`` in 32-bit words: an index without the bias of ``high % size``."""
+    factor = jnp.uint32(size)
+    below = high * factor
+    carry = below + _high_product(low, factor) < below
+    return _high_product(high, factor) + carry.astype(jnp.uint32)
+
+
+def _high_product(a: UInt32[Array, ...], b: UInt32[Array, ""]) -> UInt32[Array, ...]:
+    """Upper word of the 64-bit product, from halves of 16 bits."""
+    half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
+    low, high = (a & mask) * (b & mask), (a >> half) * (b >> half)
+    left = (a >> half) * (b & mask) + (low >> half)
+    right = (a & mask) * (b >> half) + (left & mask)
+    return high + (left >> half) + (right >> half)
 
 
 def _threefry2x32(key: Words, counter: UInt32[Array, ...]) -> Words:

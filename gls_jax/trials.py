@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, schemes
+from gls_jax.estimate import Estimate
 
 __all__ = ["Estimate", "acceptance", "sweep"]
 
@@ -24,20 +24,6 @@ _CHUNK = 2**15  # numbers a chunk of trials holds at a time: about what a core's
 _CALL = 2**28  # clocks drawn between two progress reports: about a second on two cores
 
 Progress = Callable[[int, int], None]
-
-
-class Estimate(NamedTuple):
-    """A Monte Carlo mean of hits.
-
-    Attributes:
-        mean: fraction of trials that matched.
-        standard_error: of the mean. From the add-one rate ``(hits + 1) / (trials + 2)``, so it is never 0.
-        num_trials: trials behind the mean.
-    """
-
-    mean: Float[Array, ...]
-    standard_error: Float[Array, ...]
-    num_trials: Int[Array, ""]
 
 
 def acceptance(
@@ -62,7 +48,7 @@ def acceptance(
         progress: called with `(trials done, num_trials)` about once a second.
 
     Returns:
-        :class:`Estimate` of scalars.
+        :class:`Estimate` of scalars; its standard error is that of the add-one rate ``(hits + 1) / (trials + 2)``, never 0.
 
     Raises:
         ValueError: what the scheme's door raises, or `num_trials` outside 1..2^31 - 1.

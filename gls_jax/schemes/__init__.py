@@ -10,15 +10,37 @@
 ((4,), ())
 """
 
-from gls_jax.schemes import gls, gls_strong, gumbel_topk, naive, poisson, single
+from gls_jax.schemes import (
+    block,
+    gls,
+    gls_strong,
+    gumbel_topk,
+    minhash,
+    naive,
+    optimal,
+    poisson,
+    single,
+    specinfer,
+    specinfer_wor,
+    spectr,
+    traversal,
+    weighted_importance,
+)
 from gls_jax.schemes.base import Scheme
+from gls_jax.schemes.tree import Path, Tree, branching, chain_slots, chains
 
-__all__ = ["NAMES", "Scheme", "get"]
+__all__ = ["NAMES", "PATH_NAMES", "Path", "Scheme", "Tree", "branching", "chain_slots", "chains", "get"]
 
-_SCHEMES = {module.SCHEME.name: module.SCHEME for module in (gls, gls_strong, poisson, gumbel_topk, single, naive)}
+_SHARED = (gls, gls_strong, poisson, gumbel_topk, minhash, naive)  # from shared randomness alone
+_TESTED = (single, specinfer, specinfer_wor, spectr, weighted_importance, optimal)  # with the draft law
+_PATHS = (block, traversal)
 
-NAMES: tuple[str, ...] = tuple(_SCHEMES)
-"""Every registered name."""
+NAMES: tuple[str, ...] = tuple(module.SCHEME.name for module in _SHARED + _TESTED)
+"""The token-level schemes: `propose`, `verify`, `acceptance`, and through the generic walk `verify_tree`."""
+PATH_NAMES: tuple[str, ...] = tuple(module.SCHEME.name for module in _PATHS)
+"""Schemes that verify whole paths: `propose` and `verify_tree` only."""
+
+_SCHEMES = {module.SCHEME.name: module.SCHEME for module in _SHARED + _TESTED + _PATHS}
 
 
 def get(name: str) -> Scheme:
@@ -32,5 +54,5 @@ def get(name: str) -> Scheme:
     'strong'
     """
     if not isinstance(name, str) or name not in _SCHEMES:
-        raise ValueError(f"scheme: expected one of {', '.join(NAMES)}, got {name!r}")
+        raise ValueError(f"scheme: expected one of {', '.join(_SCHEMES)}, got {name!r}")
     return _SCHEMES[name]

@@ -3,6 +3,10 @@
 A scheme answers three questions about one position. *Propose*: which K tokens does the drafter put up? *Verify*: which
 token does the target emit? *Acceptance*: how often is that token among the drafts, exactly? What makes it a scheme and
 not a bias: the emitted token has law exactly `q`, provided the drafts came from `propose` with the same key.
+
+Over several positions there is one more, :meth:`Scheme.verify_tree`: which path of a whole tree of drafts does the
+target accept, and which token follows it? A scheme that answers the three questions answers this one by walking down
+from the root; `block` and `traversal` look at whole paths and answer only this one.
 """
 
 from __future__ import annotations
@@ -16,9 +20,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from gls_jax import checks
+from gls_jax import checks, races
+from gls_jax.schemes.tree import Path, Tree, walk
 
 __all__ = ["Scheme"]
+
+
+def _no_limit(num_items: int, num_drafts: int) -> None:
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +43,11 @@ class Scheme:
         diverse: whether each draft may have a law of its own, `log_p` of shape `[K, N]`.
         summary: what it does, in one line.
         propose_fn, verify_fn, acceptance_fn: the mathematics, behind the door of the methods below.
+        verify_tree_fn: of schemes that look at whole paths; they have neither `verify_fn` nor `acceptance_fn`.
+        ranked: whether the list is the ranks of ONE race, so that drafts at one context take ranks 0, 1, ...; else
+            draft k is a stream of its own.
+        verify_limit, acceptance_limit: why `verify` or the exact acceptance is not to be had for so many items and
+            drafts, `(num_items, num_drafts) -> str`, or None.
         hits_fn: a trial for every K at once; None where it must be put together from `propose` and `verify`.
         streaming: whether `hits_fn` passes over the items with `O(K)` memory instead of holding the clocks.
         bound: lower bound on the acceptance `(log_p, log_q, num_drafts) -> f[]`, where one is known.
@@ -46,8 +60,12 @@ class Scheme:
     diverse: bool
     summary: str
     propose_fn: Callable = dataclasses.field(repr=False)
-    verify_fn: Callable = dataclasses.field(repr=False)
-    acceptance_fn: Callable = dataclasses.field(repr=False)
+    verify_fn: Callable | None = dataclasses.field(default=None, repr=False)
+    acceptance_fn: Callable | None = dataclasses.field(default=None, repr=False)
+    verify_tree_fn: Callable | None = dataclasses.field(default=None, repr=False)
+    ranked: bool = False
+    verify_limit: Callable[[int, int], str | None] = dataclasses.field(default=_no_limit, repr=False)
+    acceptance_limit: Callable[[int, int], str | None] = dataclasses.field(default=_no_limit, repr=False)
     hits_fn: Callable | None = dataclasses.field(default=None, repr=False)
     streaming: bool = False
     bound: Callable | None = dataclasses.field(default=None, repr=False)
@@ -85,8 +103,10 @@ class Scheme:
             `i32[]`. The target accepts draft `k` where it equals this token and `active[k]`.
 
         Raises:
-            ValueError: shapes that do not fit, too many drafts.
+            ValueError: shapes that do not fit, too many drafts or items, drafts outside the vocabulary or, where the
+                scheme needs the draft law, impossible under it (values are looked at where they are not traced).
         """
+        self.check_token_level("verify")
         checks.key(key)
         drafts = jnp.asarray(drafts)
         if drafts.ndim != 1 or not jnp.issubdtype(drafts.dtype, jnp.integer):
@@ -102,6 +122,9 @@ class Scheme:
             raise ValueError(
                 f"active: expected bool of shape [{num_drafts}], got {active.dtype} of shape {list(active.shape)}"
             )
+        if self.needs_draft_law:
+            checks.possible_tokens(drafts, log_p, active, races.LIGHTEST, "drafts")
+        _refuse(self.verify_limit(log_q.shape[0], num_drafts))
         return _compiled(self.verify_fn, (key, drafts, log_p, log_q, active), ())
 
     def acceptance(self, log_p, log_q, num_drafts: int) -> Float[Array, ""]:
@@ -116,32 +139,108 @@ class Scheme:
             `f[]` in the inputs' float type (at least float32); `jit`, `vmap`, and `grad` away from ties.
 
         Raises:
-            ValueError: `num_drafts` out of range, shapes that do not fit.
+            ValueError: `num_drafts` out of range, shapes that do not fit, more items or drafts than the exact value can
+                be had for.
         """
         return self.acceptance_curve(log_p, log_q, (num_drafts,))[0]
 
     def acceptance_curve(self, log_p, log_q, num_drafts: Sequence[int]) -> Float[Array, " C"]:
         """Exact acceptance for several K in one pass, `f[len(num_drafts)]` (diverse: first K rows)."""
+        self.check_token_level("acceptance")
         counts = tuple(self.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
         log_p, log_q = self._draft_laws(log_p, max(counts)), checks.law(log_q, "log_q")
         log_p, log_q = checks.same_items(log_p, log_q)
+        _refuse(self.acceptance_limit(log_q.shape[0], max(counts)))
         return jnp.clip(_compiled(self.acceptance_fn, (log_p, log_q), (counts,)), 0, 1)
 
     def hits(self, key: PRNGKeyArray, log_p, log_q, num_drafts: int) -> Bool[Array, " K"]:
         """One trial for every list length at once: whether the target accepts any of the first 1, 2, ... K drafts."""
+        self.check_token_level("hits")
         checks.key(key)
         num_drafts = self.check_num_drafts(num_drafts)
         log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
         log_p, log_q = checks.same_items(log_p, log_q)
+        _refuse(self.verify_limit(log_q.shape[0], num_drafts))
         if self.hits_fn is not None:
             return _compiled(self.hits_fn, (key, log_p, log_q), (num_drafts,))
-        drafts = self.propose_fn(key, log_p, num_drafts)
+        verify_fn, drafts = self.verify_fn, self.propose_fn(key, log_p, num_drafts)
+        assert verify_fn is not None  # a token-level scheme
 
         def hit(k: int):
             laws = log_p if log_p.ndim == 1 else log_p[:k]
-            return jnp.any(drafts[:k] == self.verify_fn(key, drafts[:k], laws, log_q, jnp.ones(k, bool)))
+            return jnp.any(drafts[:k] == verify_fn(key, drafts[:k], laws, log_q, jnp.ones(k, bool)))
 
         return jnp.stack([hit(k) for k in range(1, num_drafts + 1)])
+
+    def verify_tree(self, key: PRNGKeyArray, position, tree: Tree, log_p, log_q) -> Path:
+        """The accepted path of a tree of drafts, and the token to emit after it.
+
+        What is emitted, path and token, has the law of the target, provided each node's token came from `propose` under
+        :meth:`draft_key`, in the node's slot, at the law of its context.
+
+        Args:
+            key: key of the request.
+            position: absolute position of the first token that the tree proposes, and so of the round.
+            tree: the drafts, :class:`gls_jax.schemes.Tree`, `n` nodes.
+            log_p: `[n, N]`, the law each node was drawn from; None for a scheme that does not need it.
+            log_q: `[n + 1, N]`, the target's law at the root and after each node.
+
+        Returns:
+            :class:`gls_jax.schemes.Path`.
+
+        Raises:
+            ValueError: shapes that do not fit, more slots than the scheme takes drafts, tokens outside the vocabulary.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from gls_jax import schemes
+        >>> gls, key = schemes.get("gls"), jax.random.key(0)
+        >>> laws = jnp.log(jnp.full((7, 5), 0.2))
+        >>> drafts = jnp.stack([gls.propose(gls.draft_key(key, 0, t, 0), laws[0], 2) for t in range(3)], axis=1)
+        >>> path = gls.verify_tree(key, 0, schemes.chains(drafts), laws[1:], laws)  # p = q: a whole chain is accepted
+        >>> int(path.length), path.nodes.shape
+        (3, (3,))
+        """
+        checks.key(key)
+        if not isinstance(tree, Tree):
+            raise ValueError(f"tree: expected a gls_jax.schemes.Tree, got {type(tree).__name__}")
+        self.check_num_drafts(tree.num_slots)
+        size = tree.tokens.shape[0]
+        log_q = checks.laws(log_q, size + 1, "log_q")
+        if log_p is None and self.needs_draft_law:
+            raise ValueError(f"log_p: scheme '{self.name}' needs the law each node was drawn from, got None")
+        log_p = log_q[1:] if log_p is None else checks.laws(log_p, size, "log_p")
+        log_p, log_q = checks.same_items(log_p, log_q)
+        checks.tokens(tree.tokens, log_q.shape[1], "tree.tokens")
+        if self.verify_tree_fn is not None:
+            return _compiled(self.verify_tree_fn, (key, position, tree, log_p, log_q), ())
+        _refuse(self.verify_limit(log_q.shape[1], tree.num_slots))
+        return _compiled(_walk, (key, position, tree, log_p, log_q), (self,))
+
+    def draft_key(self, key: PRNGKeyArray, start, position, context) -> PRNGKeyArray:
+        """Key under which the drafts of one context are proposed.
+
+        A token-level scheme looks at one context a position, and at no clock behind the token that it emits: clocks
+        belong to the position alone, whatever the branch and however often it is drafted, and the text does not depend
+        on the rounds. A scheme that looks at whole paths compares branches and has seen the clocks of all of them: it
+        needs fresh ones for every context and every round.
+
+        Args:
+            key: key of the request.
+            start: position at which the round begins.
+            position: absolute position of the drafted token.
+            context: where in the tree it is drafted, as in ``Tree.parents``.
+        """
+        if self.verify_tree_fn is None:
+            return races.position_key(key, position)
+        return races.position_key(races.position_key(races.position_key(key, start), position), context)
+
+    def check_token_level(self, name: str) -> None:
+        """Raise `ValueError` where the scheme has no `name` of a single position."""
+        if self.verify_fn is None:
+            raise ValueError(
+                f"scheme '{self.name}' verifies whole paths and has no {name} of one position; expected verify_tree, "
+                f"or a token-level scheme"
+            )
 
     def check_num_drafts(self, num_drafts: int) -> int:
         """`num_drafts` as an int within 1..max_drafts, or a `ValueError`."""
@@ -152,6 +251,21 @@ class Scheme:
 
     def _draft_laws(self, log_p, num_drafts: int) -> jax.Array:
         return checks.draft_laws(log_p, num_drafts, diverse=self.diverse, owner=f"scheme '{self.name}'")
+
+
+def _walk(key, position, tree, log_p, log_q, scheme: Scheme) -> Path:
+    verify_fn = scheme.verify_fn
+    assert verify_fn is not None  # `verify_tree` has seen to the others
+
+    def verify(key, drafts, laws, log_q, active):
+        return verify_fn(key, drafts, laws if scheme.diverse else laws[0], log_q, active)
+
+    return walk(verify, key, position, tree, log_p, log_q)
+
+
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        raise ValueError(reason)
 
 
 @partial(jax.jit, static_argnames=("function", "static"))

@@ -163,6 +163,7 @@ SCHEME = Scheme(
     max_drafts=None,
     needs_draft_law=False,
     diverse=False,
+    ranked=True,
     summary="one clock an item; the list is the first K items to arrive, all distinct",
     propose_fn=propose,
     verify_fn=verify,

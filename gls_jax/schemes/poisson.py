@@ -60,6 +60,7 @@ SCHEME = Scheme(
     max_drafts=None,
     needs_draft_law=False,
     diverse=False,
+    ranked=True,
     summary="one Poisson process an item; the list is the first K arrivals, with repetition",
     propose_fn=propose,
     verify_fn=verify,

@@ -1,0 +1,23 @@
+"""What a simulation reports: a mean that carries its standard error."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Int
+
+__all__ = ["Estimate"]
+
+
+class Estimate(NamedTuple):
+    """A Monte Carlo mean.
+
+    Attributes:
+        mean: of the trials.
+        standard_error: of the mean; how it is estimated, and from what, its maker says.
+        num_trials: independent trials behind the mean.
+    """
+
+    mean: Float[Array, ...]
+    standard_error: Float[Array, ...]
+    num_trials: Int[Array, ""]

@@ -1,0 +1,50 @@
+"""Weighted MinHash drafting (Daliri, Musco, Suresh 2024, arXiv 2408.07978): one draft, shared darts, no communication.
+
+Darts fall uniformly on items x [0, 1]; the draft is the first under `p`, the token the first under `q`. The first dart
+under either curve lies under both with probability ``(1 - TV) / (1 + TV)``, the most that a scheme without
+communication can promise for its worst pair. If it lies under one curve only, on item `j`, the other side's later dart
+hits `j` too with probability ``m_j = min(p_j, q_j)``, so that
+
+    P(target = draft) = sum_j m_j (1 + |p_j - q_j|) / (1 + TV).
+
+The token is a function of key and `q` alone. All that is asked of the drafter is that it threw the same darts: neither
+its law nor its draft is looked at. `N` darts on average a token and a party, where a race draws `N` clocks.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Array, Float
+
+from gls_jax import bounds
+from gls_jax.couplings import first_dart, minhash_match
+from gls_jax.schemes.base import Scheme
+
+__all__ = ["SCHEME", "acceptance", "propose", "verify"]
+
+
+def propose(key, log_p, num_drafts):
+    del num_drafts  # one
+    return first_dart(key, log_p.reshape(-1))[None]
+
+
+def verify(key, drafts, log_p, log_q, active):
+    del drafts, log_p, active
+    return first_dart(key, log_q)
+
+
+def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+    return minhash_match(log_p.reshape(-1), log_q)[None].repeat(len(num_drafts))
+
+
+SCHEME = Scheme(
+    name="minhash",
+    invariance="strong",
+    max_drafts=1,
+    needs_draft_law=False,
+    diverse=True,
+    summary="one draft; each side takes the first shared dart under its own law",
+    propose_fn=propose,
+    verify_fn=verify,
+    acceptance_fn=acceptance,
+    bound=lambda log_p, log_q, num_drafts: bounds.communication_free(log_p.reshape(-1), log_q),
+)

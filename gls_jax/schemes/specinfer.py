@@ -1,0 +1,51 @@
+"""SpecInfer: recursive rejection, drafts with replacement (Miao et al. 2023, arXiv 2305.09781; diverse drafts allowed).
+
+Each draft faces the single-draft test against what the refusals before it left of the target
+(:mod:`gls_jax.schemes.rejection`). With one draft law the spent mass is ``s = u p`` with a number `u`:
+
+    u_0 = 0,   u_{k+1} = u_k + Z(u_k),   Z(u) = sum_i (q_i - u p_i)+,   P(target in list) = sum_i min(q_i, u_K p_i).
+
+SpecTr has the same acceptance at another `u`. Verification and exact acceptance are `O(K N)`; the drafter must supply
+its law, and another drafter gives another text.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gls_jax import races
+from gls_jax.schemes.base import Scheme
+from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.rejection import remaining, serve
+
+__all__ = ["SCHEME", "acceptance", "propose", "verify"]
+
+
+def verify(key, drafts, log_p, log_q, active):
+    return serve(key, drafts, log_p, log_q, active)
+
+
+def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+    p, q = races.weights(log_p), races.weights(log_q)
+
+    def refuse(spent, k):
+        spent = spent + remaining(q, spent)[1] * (p if p.ndim == 1 else p[k])
+        return spent, jnp.sum(jnp.minimum(q, spent))
+
+    _, accepted = jax.lax.scan(refuse, jnp.zeros_like(q), jnp.arange(max(num_drafts)))
+    return accepted[jnp.asarray(num_drafts) - 1]
+
+
+SCHEME = Scheme(
+    name="specinfer",
+    invariance="none",
+    max_drafts=None,
+    needs_draft_law=True,
+    diverse=True,
+    summary="K samples of p, each tested against what the refusals before it left of q",
+    propose_fn=propose,
+    verify_fn=verify,
+    acceptance_fn=acceptance,
+)

@@ -1,0 +1,184 @@
+"""Recursive rejection without replacement: Sequoia (arXiv 2402.12374), recursive speculative decoding (2402.14160).
+
+The list is K *distinct* items, the ranks of one Gumbel race; a refused item leaves the draft law, which is renormalised
+for the next test (:mod:`gls_jax.schemes.rejection`). The spent mass is ``u p`` on every item that is still served,
+
+    u_0 = 0,   u_{k+1} = u_k + Z(u_k) / (1 - c_k),   Z(u) = sum_i (q_i - u p_i)+,
+
+`c_k` the mass of the first k refused items. So ``P(target in list) = 1 - E[Z(u_K)]`` over the chain of refusals, in
+which `x` is the next one with probability proportional to ``(p_x / (1 - c) - (q_x - u p_x)+ / Z(u))+``.
+
+:func:`acceptance` enumerates the chains, whose number grows as `N!/(N-K+1)!`, the last refusal summed in closed form:
+K = 1 and 2 for any N, N = 10 for any K. :func:`acceptance_estimate` walks random chains at any size. Verification is
+`O(K N)`; the drafter must supply its law.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from gls_jax import checks, races
+from gls_jax.estimate import Estimate
+from gls_jax.ratios import RatioOrder, ratio_order
+from gls_jax.schemes.base import Scheme
+from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
+from gls_jax.schemes.rejection import serve
+
+__all__ = ["SCHEME", "acceptance", "acceptance_estimate", "propose", "verify"]
+
+_LARGEST = 2 * 10**7  # chains x items enumerated: some seconds
+_CHUNK = 2**16  # numbers in one chunk of chains
+
+
+def verify(key, drafts, log_p, log_q, active):
+    return serve(key, drafts, log_p, log_q, active, without_replacement=True)
+
+
+def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+    ranked = ratio_order(log_p, log_q)
+    return 1 - jnp.stack([_missed(ranked, k) for k in num_drafts])
+
+
+def acceptance_estimate(key: PRNGKeyArray, log_p, log_q, num_drafts: int, num_chains: int) -> Estimate:
+    """Unbiased estimate of the acceptance at any size: ``1 - Z(u_K)`` averaged over random chains of refusals.
+
+    Only the order of the refusals is random, so its standard error is far below that of as many simulated trials.
+
+    Args:
+        key: one typed key.
+        log_p, log_q: `[N]`.
+        num_drafts: `K`.
+        num_chains: at least 2.
+
+    Returns:
+        :class:`gls_jax.trials.Estimate` of scalars; the standard error is the empirical one.
+
+    Raises:
+        ValueError: shapes that do not fit, or numbers out of range.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from gls_jax.schemes import specinfer_wor
+    >>> log_p, log_q = jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.1, 0.1]]))
+    >>> got = specinfer_wor.acceptance_estimate(jax.random.key(0), log_p, log_q, 3, 1000)
+    >>> bool(abs(got.mean - specinfer_wor.SCHEME.acceptance(log_p, log_q, 3)) <= 5 * got.standard_error + 1e-6)
+    True
+    """
+    checks.key(key)
+    num_drafts, num_chains = checks.count(num_drafts, "num_drafts"), checks.count(num_chains, "num_chains")
+    if num_chains < 2:
+        raise ValueError(f"num_chains: expected at least 2, got {num_chains}")
+    log_p, log_q = checks.same_items(checks.law(log_p, "log_p"), checks.law(log_q, "log_q"))
+    mean, error = _estimate(key, log_p, log_q, num_drafts, num_chains)
+    return Estimate(mean, error, jnp.asarray(num_chains, jnp.int32))
+
+
+def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
+    """Why the chains are too many to enumerate."""
+    chains = math.perm(num_items, max(min(num_drafts, num_items) - 2, 0))
+    if chains * num_items <= _LARGEST:
+        return None
+    return (
+        f"num_drafts: scheme 'specinfer_wor' would enumerate {float(chains):.1g} chains of refusals for {num_items} "
+        f"items and K={num_drafts}, expected at most {_LARGEST // num_items}; specinfer_wor.acceptance_estimate is "
+        f"unbiased at any size"
+    )
+
+
+def _unserved(ranked: RatioOrder):
+    """`Z(u)`, linear between the ratios: suffix sums and a binary search."""
+    tail_q, tail_p = (jnp.append(jnp.cumsum(x[::-1])[::-1], 0) for x in (ranked.q, ranked.p))
+    highest = float(jnp.finfo(ranked.q.dtype).max) ** 0.75  # below the cap of the ratios: items without p stay unserved
+
+    def unserved(u):
+        u = jnp.minimum(u, highest)
+        first = jnp.searchsorted(ranked.ratio, u, side="right")
+        return jnp.maximum(tail_q[first] - u * tail_p[first], 0)
+
+    return unserved
+
+
+def _test(ranked: RatioOrder, unserved, u, pool):
+    """One test with the items in the pool: chance of each to be the refused one, given that one is; next `u`; mass.
+
+    An empty pool, in a list longer than the law has items, tests nothing: `u` stays and no item is refused.
+    """
+    mass, left = jnp.sum(pool), unserved(u)
+    step = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
+    served = jnp.maximum(ranked.q - u * ranked.p, 0) / jnp.where(left > 0, left, 1)
+    refused = jnp.where(pool > 0, jnp.maximum(pool * step - served, 0), 0)
+    total = jnp.sum(refused)
+    return refused / jnp.where(total > 0, total, 1), u + left * step, mass
+
+
+def _missed(ranked: RatioOrder, num_drafts: int) -> Float[Array, ""]:
+    """``E[Z(u_K)]``: a sum over all chains of `K - 2` refusals, with the last one summed inside."""
+    size = ranked.p.shape[0]
+    num_drafts = min(num_drafts, size)
+    unserved = _unserved(ranked)
+    if num_drafts == 1:
+        return unserved(jnp.ones((), ranked.q.dtype))
+    length = num_drafts - 2
+
+    def chain(index: Int[Array, ""]) -> Float[Array, ""]:
+        u, weight = jnp.zeros((), ranked.q.dtype), jnp.ones((), ranked.q.dtype)
+        pool, free = ranked.p, jnp.ones(size, bool)
+        for place in range(length):  # `index` in the factorial number system names the items
+            digit, index = index % (size - place), index // (size - place)
+            refused, u, mass = _test(ranked, unserved, u, pool)
+            item = jnp.argmax(free & (jnp.cumsum(free) == digit + 1))
+            weight = weight * jnp.where(mass > 0, refused[item], digit == 0)  # nothing to refuse: one chain goes on
+            free, pool = free.at[item].set(False), pool.at[item].set(0)
+        refused, u, mass = _test(ranked, unserved, u, pool)
+        zero = jnp.zeros(1, pool.dtype)
+        others = jnp.concatenate([zero, jnp.cumsum(pool)[:-1]]) + jnp.append(jnp.cumsum(pool[::-1])[::-1][1:], zero)
+        left = unserved(u)
+        last = unserved(u + left / jnp.where(others > 0, others, 1))
+        last = jnp.sum(refused * jnp.where(others > 0, last, left))
+        return weight * jnp.where(mass > 0, last, left)
+
+    chains = math.perm(size, length)
+    if chains == 1:
+        return chain(jnp.zeros((), jnp.int32))
+    return jnp.sum(jax.lax.map(chain, jnp.arange(chains), batch_size=max(1, min(chains, _CHUNK // size))))
+
+
+@partial(jax.jit, static_argnames=("num_drafts", "num_chains"))
+def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int):
+    ranked = ratio_order(log_p, log_q)
+    size = ranked.p.shape[0]
+    unserved = _unserved(ranked)
+
+    def chain(index):
+        def test(carry, stream):
+            u, pool = carry
+            refused, u, _ = _test(ranked, unserved, u, pool)
+            clocks = races.exponentials(races.stream_key(chain_key, stream), 1, size)[0]
+            item = races.winner(races.arrivals(clocks, jnp.log(refused)))
+            return (u, pool.at[item].set(0)), None
+
+        chain_key = jax.random.fold_in(key, index)
+        (u, _), _ = jax.lax.scan(test, (jnp.zeros((), log_q.dtype), ranked.p), jnp.arange(min(num_drafts, size)))
+        return unserved(u)
+
+    missed = jax.lax.map(chain, jnp.arange(num_chains), batch_size=max(1, min(num_chains, _CHUNK // size)))
+    return 1 - jnp.mean(missed), jnp.std(missed, ddof=1) / math.sqrt(num_chains)
+
+
+SCHEME = Scheme(
+    name="specinfer_wor",
+    invariance="none",
+    max_drafts=None,
+    needs_draft_law=True,
+    diverse=False,
+    ranked=True,
+    summary="K distinct items, each tested against what the refusals before it left of q",
+    propose_fn=propose,
+    verify_fn=verify,
+    acceptance_fn=acceptance,
+    acceptance_limit=acceptance_limit,
+)

@@ -1,0 +1,83 @@
+"""SpecTr's K-SEQ: every draft faces the same discounted test (Sun et al. 2023, arXiv 2310.15141, Algorithm 3).
+
+Accept `x` with probability ``min(1, q_x / (rho p_x))``, test after test; when all refuse emit a sample of
+``(q - rho p)+``. That is exact for the `rho` in ``[1, K]`` that solves
+
+    1 - (1 - b)^K = rho b,   b = sum_i min(p_i, q_i / rho),
+
+and then ``P(target in list) = rho b = sum_i min(q_i, rho p_i)``: SpecInfer's formula at another multiple of `p`. A
+refused draft has ``q_x < rho p_x``, so the residual never emits one. The left side falls in `rho` and the right side
+rises: bisection, `O(N)` a step. Drafts must share one law, which the drafter must supply.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gls_jax import races
+from gls_jax.schemes.base import Scheme
+from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.rejection import remaining, residual_token
+
+__all__ = ["SCHEME", "acceptance", "discount", "propose", "verify"]
+
+
+def discount(p: Float[Array, " N"], q: Float[Array, " N"], num_drafts) -> Float[Array, ""]:
+    """`rho` for `num_drafts` tests (may be traced; 0 gives 0: nothing is tested, all of `q` is left)."""
+    low, high = jnp.ones((), q.dtype), jnp.maximum(jnp.asarray(num_drafts, q.dtype), 1)
+
+    def halve(_, ends):
+        middle = (ends[0] + ends[1]) / 2
+        gain = _gain(p, q, middle, num_drafts)
+        return jnp.where(gain > 0, middle, ends[0]), jnp.where(gain > 0, ends[1], middle)
+
+    low, high = jax.lax.fori_loop(0, jnp.finfo(q.dtype).nmant + 4, halve, (low, high))
+    return jnp.where(jnp.asarray(num_drafts) > 0, (low + high) / 2, 0)
+
+
+def verify(key, drafts, log_p, log_q, active):
+    p, q = races.weights(log_p), races.weights(log_q)
+    test_key, residual_key = jax.random.split(races.private_key(key))
+    rho = discount(p, q, jnp.sum(active))
+    accept = active & (races.uniforms(test_key, drafts.shape[0]) * rho * p[drafts] < q[drafts])
+    fresh = residual_token(residual_key, remaining(q, rho * p)[0], log_q)
+    return jnp.where(jnp.any(accept), drafts[jnp.argmax(accept)], fresh).astype(jnp.int32)
+
+
+def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+    p, q = races.weights(log_p), races.weights(log_q)
+    return jnp.stack([jnp.sum(jnp.minimum(q, _smooth_discount(p, q, k) * p)) for k in num_drafts])
+
+
+def _gain(p, q, rho, num_drafts):
+    """``1 - (1 - b)^K - rho b``, falling in `rho`."""
+    b = jnp.minimum(jnp.sum(jnp.minimum(p, q / rho)), 1)
+    return 1 - (1 - b) ** num_drafts - rho * b
+
+
+def _smooth_discount(p, q, num_drafts: int):
+    """`rho` with its derivative: one Newton step from the root, whose slope the implicit function theorem asks for."""
+    fixed_p, fixed_q = jax.lax.stop_gradient((p, q))
+    rho = discount(fixed_p, fixed_q, num_drafts)
+    full = fixed_q >= rho * fixed_p
+    part = jnp.sum(jnp.where(full, 0, fixed_q))
+    b = jnp.sum(jnp.minimum(fixed_p, fixed_q / rho))
+    slope = -jnp.sum(jnp.where(full, fixed_p, 0)) - num_drafts * (1 - b) ** (num_drafts - 1) * part / rho**2
+    steep = slope < -1e-12  # else every item is cut or none can be, and no rho is better than another
+    step = jnp.where(steep, _gain(p, q, rho, num_drafts) / jnp.where(steep, slope, -1), 0)
+    return jnp.clip(rho - step, 1, num_drafts)
+
+
+SCHEME = Scheme(
+    name="spectr",
+    invariance="none",
+    max_drafts=None,
+    needs_draft_law=True,
+    diverse=False,
+    summary="K samples of p, each kept with probability min(1, q / (rho p))",
+    propose_fn=propose,
+    verify_fn=verify,
+    acceptance_fn=acceptance,
+)

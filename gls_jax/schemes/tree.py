@@ -1,0 +1,188 @@
+"""A tree of drafts, and the walk that lifts every token-level scheme to it.
+
+A *context* is a place where a next token is wanted: context 0 is the text so far, context ``i + 1`` is that text
+followed by the drafts from the root to node `i`. K chains of length L, static trees and trees whose shape is chosen
+anew every round are the same data; drafts that repeat one another stay nodes of their own.
+
+Each node has a *slot*: which draft it is in the list that `propose` gave at its context. Where a list holds independent
+samples the r-th chain keeps slot r all along; where it holds the ranks of one race (``Scheme.ranked``) the nodes at one
+context take ranks 0, 1, ... without gaps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from gls_jax import checks, races
+
+__all__ = ["Path", "Tree", "branching", "chain_slots", "chains", "walk"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """Drafts of one round, parents before children.
+
+    Attributes:
+        tokens: `i32[n]`, the drafted token of each node.
+        parents: `i32[n]`, the context each was drafted at: 0 the root, ``i + 1`` after node `i`.
+        slots: `i32[n]`, place in the list proposed at that context.
+        depths: `i32[n]`, 0 for children of the root.
+        alive: `bool[n]`, whether the node is used; shapes stay those of the budget.
+        depth: longest path, static.
+        num_slots: longest list at one context, static.
+    """
+
+    tokens: Int[Array, " n"]
+    parents: Int[Array, " n"]
+    slots: Int[Array, " n"]
+    depths: Int[Array, " n"]
+    alive: Bool[Array, " n"]
+    depth: int = dataclasses.field(metadata={"static": True})
+    num_slots: int = dataclasses.field(metadata={"static": True})
+
+
+class Path(NamedTuple):
+    """What the target makes of a tree.
+
+    Attributes:
+        nodes: `i32[depth]`, the accepted nodes from the root down, then -1.
+        length: `i32[]`, how many are accepted.
+        token: `i32[]`, the token to emit after them.
+    """
+
+    nodes: Int[Array, " depth"]
+    length: Int[Array, ""]
+    token: Int[Array, ""]
+
+
+def chain_slots(tokens: Int[Array, "K L"], *, ranked: bool) -> Int[Array, "K L"]:
+    """The slot of every position of K chains; at position `t` it depends on the tokens before `t` only.
+
+    Args:
+        tokens: `[K, L]`.
+        ranked: `Scheme.ranked`; False gives every chain its own slot throughout.
+
+    >>> import jax.numpy as jnp
+    >>> from gls_jax.schemes import tree
+    >>> tree.chain_slots(jnp.array([[5, 7], [6, 7], [5, 8]]), ranked=True).tolist()
+    [[0, 0], [1, 0], [2, 1]]
+    """
+    num_chains, length = tokens.shape
+    if not ranked:
+        return jnp.broadcast_to(jnp.arange(num_chains, dtype=jnp.int32)[:, None], tokens.shape)
+    same = tokens[:, None, :] == tokens[None, :, :]  # [chain, other, position]
+    together = jnp.cumprod(jnp.pad(same, ((0, 0), (0, 0), (1, 0)), constant_values=True), axis=-1)[..., :length]
+    earlier = jnp.tril(jnp.ones((num_chains, num_chains), bool), -1)[..., None]
+    return jnp.sum(together * earlier, axis=1, dtype=jnp.int32)
+
+
+def chains(tokens: Int[Array, "K L"], *, ranked: bool = False) -> Tree:
+    """K chains of length L as a tree; node ``k L + t`` is position `t` of chain `k`.
+
+    >>> import jax.numpy as jnp
+    >>> from gls_jax.schemes import tree
+    >>> tree.chains(jnp.array([[5, 7], [6, 7]])).parents.tolist()
+    [0, 1, 0, 3]
+    """
+    tokens = jnp.asarray(tokens, jnp.int32)
+    if tokens.ndim != 2 or not tokens.size:
+        raise ValueError(f"tokens: expected shape [K, L] with K, L >= 1, got {list(tokens.shape)}")
+    num_chains, length = tokens.shape
+    node = jnp.arange(num_chains * length, dtype=jnp.int32)
+    return Tree(
+        tokens=tokens.ravel(),
+        parents=jnp.where(node % length == 0, 0, node),
+        slots=chain_slots(tokens, ranked=ranked).ravel(),
+        depths=node % length,
+        alive=jnp.ones(node.shape, bool),
+        depth=length,
+        num_slots=num_chains,
+    )
+
+
+def branching(widths: tuple[int, ...]) -> Tree:
+    """The static tree in which every context at depth `d` has ``widths[d]`` children; tokens are 0, to be filled in.
+
+    NumPy arrays: a shape that is known before tracing stays so inside `jit`.
+
+    >>> from gls_jax.schemes import tree
+    >>> shape = tree.branching((2, 1))
+    >>> shape.parents.tolist(), shape.slots.tolist()
+    ([0, 0, 1, 2], [0, 1, 0, 0])
+    """
+    parents: list[int] = []
+    slots: list[int] = []
+    depths: list[int] = []
+    level = [0]
+    for depth, width in enumerate(checks.counts(widths, "widths")):
+        first = len(parents) + 1
+        parents += [context for context in level for _ in range(width)]
+        slots += list(range(width)) * len(level)
+        depths += [depth] * (width * len(level))
+        level = list(range(first, len(parents) + 1))
+    as_array = partial(np.array, dtype=np.int32)
+    return Tree(
+        tokens=np.zeros(len(parents), np.int32),  # type: ignore[arg-type]
+        parents=as_array(parents),
+        slots=as_array(slots),
+        depths=as_array(depths),
+        alive=np.ones(len(parents), bool),  # type: ignore[arg-type]
+        depth=len(widths),
+        num_slots=max(widths),
+    )
+
+
+def walk(
+    verify, key: PRNGKeyArray, position, tree: Tree, log_p: Float[Array, "n N"], log_q: Float[Array, "c N"]
+) -> Path:
+    """Verify token by token from the root: at each context the children are the list, in their slots.
+
+    Nodes that repeat one another share a context, and all their children are in play. Below the last draft nobody is
+    active, and the scheme emits its token as it does without drafts.
+
+    Args:
+        verify: `(key, drafts, log_p [K, N], log_q, active) -> token` of a token-level scheme.
+        key: of the request; position `t` uses ``position_key(key, t)``.
+        position: absolute position of the first token that the tree proposes.
+        tree: the drafts.
+        log_p: `[n, N]`, the law each node was drawn from.
+        log_q: `[n + 1, N]`, the target's law at each context.
+    """
+    size = tree.tokens.shape[0]
+
+    def step(state):
+        here, last, depth, _, _ = state
+        child = tree.alive & here[tree.parents]
+        slot = jnp.where(child, tree.slots, tree.num_slots)  # the others fall out of the list
+        node = jnp.full(tree.num_slots, jnp.argmax(child)).at[slot].set(jnp.arange(size), mode="drop")
+        active = jnp.zeros(tree.num_slots, bool).at[slot].set(True, mode="drop")
+        now = races.position_key(key, position + depth)
+        token = verify(now, tree.tokens[node], log_p[node], log_q[jnp.argmax(here)], active)
+        hit = child & (tree.tokens == token)
+        found = jnp.any(hit)
+        return jnp.append(False, hit), jnp.where(found, jnp.argmax(hit), last), depth + found, token, found
+
+    start = (jnp.arange(size + 1) == 0, jnp.array(-1), jnp.array(0), jnp.array(0, jnp.int32), jnp.array(True))
+    _, last, _, token, _ = jax.lax.while_loop(lambda state: state[-1], step, start)
+    return path_to(tree, last, token)
+
+
+def path_to(tree: Tree, last: Int[Array, ""], token: Int[Array, ""]) -> Path:
+    """The path whose deepest node is `last`; -1 stands for the root."""
+
+    def up(node, _):
+        return jnp.where(node >= 0, tree.parents[node] - 1, -1), node
+
+    _, upward = jax.lax.scan(up, last, None, length=tree.depth)
+    length = jnp.sum(upward >= 0)
+    place = jnp.arange(tree.depth)
+    nodes = jnp.where(place < length, upward[jnp.maximum(length - 1 - place, 0)], -1)
+    return Path(nodes.astype(jnp.int32), length.astype(jnp.int32), token.astype(jnp.int32))

@@ -1,0 +1,210 @@
+"""Weighted importance sampling with a truncated program (Khisti et al. 2025, arXiv 2410.18234, section 5).
+
+One draft of the list is chosen, and then `q` is sampled speculatively against the law `r` of the chosen one
+(:mod:`gls_jax.decomposition`). Two drafts ``i != j`` meet like this. Items are ranked by ``q - p1 p2``, what they lack
+most first; the better ranked one is chosen, except that among the `s` first ranks (5 by default) the choice is a
+program: move mass ``m_ij = p1_i p2_j + p1_j p2_i`` between `i` and `j` so that ``sum_i min(q_i, r_i)`` is largest.
+
+The program is a maximum flow from the items with too much mass to those with too little. Edmonds and Karp's shortest
+augmenting paths solve it inside `jit` in a fixed number of rounds, exactly up to rounding: no solver on the host, for
+which a decoding loop would wait, and it can be differentiated.
+
+A list of K is a tournament: the champion, of law `r`, meets the next draft. Drafts may have laws of their own; the
+drafter must supply them. Verification is ``K - 1`` sorts. A refused champion may be replaced by another draft of the
+list, which counts as accepted too: the exact value looks at each item's absence, `O(K N^2)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gls_jax import races
+from gls_jax.schemes.base import Scheme
+from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.rejection import remaining, speculate
+
+__all__ = ["SCHEME", "acceptance", "propose", "truncated_at", "verify"]
+
+_MOST_FREE, _MOST_EXACT = 15, 4096
+_CHUNK = 2**18  # numbers held at a time by the exact acceptance
+
+
+class _Match(NamedTuple):
+    """How a champion of law `first` meets a draft of law `second`."""
+
+    order: Int[Array, " N"]  # item at each rank
+    first: Float[Array, " N"]  # by rank
+    second: Float[Array, " N"]
+    wins: Float[Array, "s s"]  # chance that rank i is chosen over rank j, among the free ranks
+    law: Float[Array, " N"]  # of the chosen one, by item
+
+
+def verify(key, drafts, log_p, log_q, active, *, free: int = 5):
+    p, q = races.weights(log_p), races.weights(log_q)
+    choice_key, key = jax.random.split(races.private_key(key))
+
+    def meet(carry, draft):
+        champion, law, has = carry
+        k, x, uniform, live = draft
+        second = p if p.ndim == 1 else p[k]
+        match = _match(law, second, q, free)
+        rank = jnp.zeros_like(match.order).at[match.order].set(jnp.arange(match.order.shape[0], dtype=jnp.int32))
+        stays = uniform < _wins(match.wins, rank[champion], rank[x])
+        both = has & live
+        champion = jnp.where(live & ~(both & stays), x, champion)
+        law = jnp.where(both, match.law, jnp.where(live, second, law))
+        return (champion, law, has | live), None
+
+    start = (drafts[0], jnp.zeros_like(q), jnp.array(False))
+    each = (jnp.arange(drafts.shape[0]), drafts, races.uniforms(choice_key, drafts.shape[0]), active)
+    (champion, law, has), _ = jax.lax.scan(meet, start, each)
+    return speculate(key, champion, law, log_q, has)
+
+
+def acceptance(log_p, log_q, num_drafts: tuple[int, ...], *, free: int = 5) -> Float[Array, " C"]:
+    p, q = races.weights(log_p), races.weights(log_q)
+    laws = jnp.broadcast_to(p, (max(num_drafts), q.shape[0]))
+    lists, found = [laws[0]], []
+    matches = []
+    for k in range(1, max(num_drafts)):
+        matches.append(_match(lists[-1], laws[k], q, free))
+        lists.append(matches[-1].law)
+    for k in num_drafts:
+        law = lists[k - 1]
+        rest, total = remaining(q, law)
+        rest = rest / jnp.where(total > 0, total, 1)
+        refused = jnp.where(law > q, 1 - q / jnp.where(law > q, law, 1), 0)
+        found.append(jnp.sum(jnp.minimum(q, law)) + _replaced(laws[:k], matches[: k - 1], refused, law, rest))
+    return jnp.stack(found)
+
+
+def truncated_at(free: int) -> Scheme:
+    """The scheme with another number of free ranks, 1 to 15.
+
+    >>> from gls_jax.schemes import weighted_importance
+    >>> weighted_importance.truncated_at(8).name
+    'weighted_importance_8'
+    """
+    if not (isinstance(free, int) and 1 <= free <= _MOST_FREE):
+        raise ValueError(f"free: expected an int within 1..{_MOST_FREE}, got {free!r}")
+    return dataclasses.replace(
+        SCHEME,
+        name=f"weighted_importance_{free}",
+        verify_fn=partial(verify, free=free),
+        acceptance_fn=partial(acceptance, free=free),
+    )
+
+
+def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
+    """Why the exact value would take too long."""
+    if num_items <= _MOST_EXACT:
+        return None
+    return (
+        f"log_q: the exact acceptance of scheme 'weighted_importance' takes the time of K N^2, expected at most "
+        f"{_MOST_EXACT} items, got {num_items}; trials.acceptance simulates it at any size"
+    )
+
+
+def _match(first, second, q, free: int) -> _Match:
+    free = min(free, q.shape[0])
+    order = jnp.argsort(first * second - q)
+    a, b, wanted = first[order], second[order], q[order]
+    # By default the better rank is chosen: r_i collects i = j and all pairs with worse ranks.
+    worse_a, worse_b = (jnp.append(jnp.cumsum(x[::-1])[::-1][1:], 0) for x in (a, b))
+    law = a * b + a * worse_b + b * worse_a
+    pair = a[:free, None] * b[None, :free]
+    pair = pair + pair.T
+    held = jnp.where(jnp.triu(jnp.ones((free, free), bool), 1), pair, 0)  # [i, j]: mass of the pair that i holds
+    held = _flow(held, law[:free] - wanted[:free])
+    law = law.at[:free].add(jnp.sum(held - jnp.triu(pair, 1), axis=1))
+    wins = jnp.where(pair > 0, held / jnp.where(pair > 0, pair, 1), jnp.triu(jnp.ones((free, free)), 1))
+    return _Match(order, a, b, wins, jnp.zeros_like(law).at[order].set(law))
+
+
+def _flow(held: Float[Array, "s s"], excess: Float[Array, " s"]) -> Float[Array, "s s"]:
+    """Mass moved from items in excess to items that lack some, along shortest paths of what pairs hold."""
+    size = excess.shape[0]
+    if size == 1:
+        return held
+    far = size + 1
+
+    def augment(carry, _):
+        held, excess = carry
+        steps = jnp.where(excess < 0, 0, far)
+        for _ in range(size - 1):  # distance to the nearest item that lacks mass
+            steps = jnp.minimum(steps, 1 + jnp.min(jnp.where(held > 0, steps[None, :], far), axis=1))
+        start = jnp.argmin(jnp.where(excess > 0, steps, far + 1))
+        reached = (excess[start] > 0) & (steps[start] < far)
+        path, amount, at = jnp.zeros_like(held), excess[start], start
+        for _ in range(size - 1):
+            after = jnp.argmin(jnp.where(held[at] > 0, steps, far))
+            on = reached & (steps[at] > 0)
+            path = path.at[at, after].add(jnp.where(on, 1, 0))
+            amount = jnp.where(on, jnp.minimum(amount, held[at, after]), amount)
+            at = jnp.where(on, after, at)
+        amount = jnp.where(reached, jnp.minimum(amount, -excess[at]), 0)
+        held = held + amount * (path.T - path)
+        return (held, excess.at[start].add(-amount).at[at].add(amount)), None
+
+    # Each edge is emptied at most (vertices / 2) times by shortest augmenting paths.
+    rounds = (size * (size - 1) + 2 * size) * (size + 2) // 2
+    return jax.lax.scan(augment, (held, excess), None, length=rounds)[0][0]
+
+
+def _wins(wins, i, j):
+    """Chance that rank `i` is chosen over rank `j`."""
+    free = wins.shape[0]
+    inside = wins[jnp.minimum(i, free - 1), jnp.minimum(j, free - 1)]
+    return jnp.where((i < free) & (j < free) & (i != j), inside, (i <= j).astype(wins.dtype))
+
+
+def _replaced(laws, matches: list[_Match], refused, law, rest) -> Float[Array, ""]:
+    """P(the champion is refused, and its replacement is another draft of the list).
+
+    For each item: the chance that a champion is refused, less that of lists without the item, which are played with
+    the item's mass taken out of every draft's law. A champion that is refused is never its own replacement.
+    """
+    if not matches:
+        return jnp.zeros(())
+
+    def absent(item):
+        champion = laws[0].at[item].set(0)
+        for second, match in zip(laws[1:], matches, strict=True):
+            champion = _play(match, champion, second.at[item].set(0))
+        return jnp.sum(refused * champion)
+
+    size = law.shape[0]
+    without = jax.lax.map(absent, jnp.arange(size), batch_size=max(1, min(size, _CHUNK // size)))
+    return jnp.sum(rest * jnp.maximum(jnp.sum(refused * law) - without, 0))
+
+
+def _play(match: _Match, first, second):
+    """The law of the chosen one under the match's rule, for other (unnormalised) laws."""
+    a, b = first[match.order], second[match.order]
+    free = match.wins.shape[0]
+    worse_a, worse_b = (jnp.append(jnp.cumsum(x[::-1])[::-1][1:], 0) for x in (a, b))
+    law = a * b + a * worse_b + b * worse_a
+    pair = a[:free, None] * b[None, :free]
+    pair = pair + pair.T
+    moved = jnp.sum(jnp.where(jnp.eye(free, dtype=bool), 0, match.wins * pair) - jnp.triu(pair, 1), axis=1)
+    return jnp.zeros_like(law).at[match.order].set(law.at[:free].add(moved))
+
+
+SCHEME = Scheme(
+    name="weighted_importance",
+    invariance="none",
+    max_drafts=None,
+    needs_draft_law=True,
+    diverse=True,
+    summary="a tournament chooses one draft by weights of a truncated program, then speculative sampling",
+    propose_fn=propose,
+    verify_fn=verify,
+    acceptance_fn=acceptance,
+    acceptance_limit=acceptance_limit,
+)
