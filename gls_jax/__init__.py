@@ -8,12 +8,23 @@
 
 from importlib import import_module
 
-from gls_jax import bounds, races, schemes, trials
+from gls_jax import bounds, couplings, decomposition, races, schemes, trials
 from gls_jax.checks import check_log_probs
 from gls_jax.sampling import ListSample, list_sample
 
 __version__ = "0.1.0"
-__all__ = ["ListSample", "bounds", "check_log_probs", "list_sample", "models", "races", "schemes", "trials"]
+__all__ = [
+    "ListSample",
+    "bounds",
+    "check_log_probs",
+    "couplings",
+    "decomposition",
+    "list_sample",
+    "models",
+    "races",
+    "schemes",
+    "trials",
+]
 
 
 def __getattr__(name: str):

@@ -93,7 +93,9 @@ def list_matching_strong(log_p, log_q, num_active: int, num_drafts: int) -> Floa
 def communication_free(log_p, log_q) -> Float[Array, ""]:
     """``(1 - TV) / (1 + TV)``: what the best scheme without communication reaches on its worst pair (K = 1).
 
-    Daliri, Musco, Suresh 2024 (arXiv 2408.07978). Weighted MinHash attains it exactly, Gumbel is never below it.
+    Daliri, Musco, Suresh 2024 (arXiv 2408.07978). Neither Gumbel nor Weighted MinHash is ever below it. It is exactly
+    the chance that both MinHash parties keep the same dart; their items agree more often
+    (:func:`gls_jax.couplings.minhash_match`).
     """
     distance = total_variation(log_p, log_q)
     return (1 - distance) / (1 + distance)

@@ -48,7 +48,7 @@ def acceptance(
         progress: called with `(trials done, num_trials)` about once a second.
 
     Returns:
-        :class:`Estimate` of scalars; its standard error is that of the add-one rate ``(hits + 1) / (trials + 2)``, never 0.
+        :class:`Estimate` of scalars; the standard error is of the rate ``(hits + 1) / (trials + 2)``, and never 0.
 
     Raises:
         ValueError: what the scheme's door raises, or `num_trials` outside 1..2^31 - 1.

@@ -6,12 +6,13 @@ from jaxtyping import install_import_hook
 
 collect_ignore = [] if find_spec("torch") else ["peers"]  # never skipped: `make peers` names the folder and fails there
 
-SCHEMES = """block gls gls_strong gumbel_topk minhash naive optimal poisson rejection single specinfer specinfer_wor
+SCHEMES = """block gls gls_strong gumbel_topk minhash naive optimal poisson single specinfer specinfer_wor
 spectr traversal weighted_importance"""
 CHECKED = [
     "gls_jax.models.transformer",
     "gls_jax.quadrature",
     "gls_jax.ratios",
+    "gls_jax.rejection",
     "gls_jax.sampling",
     *(f"gls_jax.schemes.{name}" for name in SCHEMES.split()),
 ]

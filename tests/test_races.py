@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 
 from gls_jax import races
+from tests import oracles
 
 KEY = jax.random.key(20)
 
@@ -102,6 +103,73 @@ def test_winner_is_argmin_and_stays_in_range():
     assert 0 <= int(races.winner(arrivals)[2]) < 3
 
 
+# Darts
+
+
+def test_uniforms_are_those_of_the_clocks():
+    """`1 - exp(-S)` of stream 0, prefix-stable, within (0, 1) also where all bits are equal."""
+    u = np.asarray(races.uniforms(KEY, 4096))
+    np.testing.assert_allclose(u, -np.expm1(-np.asarray(races.exponentials(KEY, 1, 4096)[0], np.float64)), rtol=1e-6)
+    np.testing.assert_array_equal(races.uniforms(KEY, 1), u[:1])
+    ends = np.asarray(races._uniform(*(jnp.asarray([0, 2**32 - 1], jnp.uint32),) * 2))
+    np.testing.assert_allclose(ends, [2.0**-65, 1 - 2.0**-24], rtol=1e-7)
+    assert ends[1] < 1
+
+
+def test_item_of_a_word_is_the_integer_formula():
+    """`floor(word * N / 2^64)` against Python integers."""
+    rng = np.random.default_rng(6)
+    high, low = rng.integers(0, 2**32, (2, 200), dtype=np.uint32)
+    high[:4], low[:4] = [0, 2**32 - 1, 0, 2**32 - 1], [0, 2**32 - 1, 2**32 - 1, 0]
+    scale = jax.jit(races._scale, static_argnums=2)
+    for size in (1, 3, 10, 65_535, 65_536, 151_936, 2**31 - 1):
+        edges = [-(-item * 2**64 // size) - late for item in range(1, min(size, 100)) for late in (0, 1)]
+        edges += [0] * (198 - len(edges))  # first and last word of an item: one carry off and they swap
+        words = [*((int(h) << 32) + int(w) for h, w in zip(high, low, strict=True)), *edges]
+        pair = (np.array(words, object) >> 32).astype(np.uint32), (np.array(words, object) % 2**32).astype(np.uint32)
+        assert scale(*pair, size).tolist() == [word * size >> 64 for word in words]
+
+
+def test_dart_is_a_function_of_its_number():
+    """Whatever the block, the start, traced or not, and the batch; the height does not know the number of items."""
+    items, heights = jax.jit(lambda key: races.darts(key, 0, 300, 11))(KEY)
+    cut = jax.jit(jax.vmap(lambda key, start: races.darts(key, start, 7, 11), in_axes=(None, 0)))
+    starts = np.array([0, 1, 50, 293])
+    for got, whole in zip(cut(KEY, starts), (items, heights), strict=True):
+        np.testing.assert_array_equal(got, np.asarray(whole)[starts[:, None] + np.arange(7)])
+    some = races.darts(KEY, 50, 7, 12)
+    np.testing.assert_array_equal(some[1], heights[50:57])
+    assert (cut(KEY, np.array([2**31 - 7]))[1] != cut(KEY, np.array([0]))[1]).all()  # the last darts there are
+
+
+@pytest.mark.parametrize("num_items", [3, 10, 1000])
+def test_darts_are_uniform(num_items):
+    """Items by chi-square, heights by Kolmogorov-Smirnov, and both jointly; false-failure rate 1e-9 each."""
+    items, heights = map(np.asarray, races.darts(KEY, 5, 2**18, num_items))
+    assert oracles.chi_square(np.bincount(items, minlength=num_items), np.ones(num_items)) > 1e-9
+    assert scipy.stats.kstest(heights, "uniform").pvalue > 1e-9
+    cells = np.bincount(items * 4 + (heights * 4).astype(int), minlength=4 * num_items)
+    assert oracles.chi_square(cells, np.ones(4 * num_items)) > 1e-9
+    pairs = np.bincount((items[:-1] * 5 // num_items) * 5 + items[1:] * 5 // num_items, minlength=25)
+    step = np.bincount(np.arange(num_items) * 5 // num_items, minlength=5)
+    assert oracles.chi_square(pairs, np.outer(step, step).ravel()) > 1e-9
+
+
+def test_low_darts_keep_their_digits():
+    """Of 2^23 darts those below 2^-10, scaled up, are uniform again, item by item, and lie on no grid of 2^-32.
+
+    A curve of 1e-6 is then hit at its right rate: directly there would be 8 hits.
+    """
+    items, heights = map(np.asarray, jax.jit(lambda: races.darts(KEY, 0, 2**23, 10))())
+    low = heights < 2.0**-10
+    assert oracles.binomial(int(low.sum()), len(low), 2.0**-10) > 1e-9
+    assert scipy.stats.kstest(heights[low] * 2.0**10, "uniform").pvalue > 1e-9
+    assert oracles.chi_square(np.bincount(items[low], minlength=10), np.ones(10)) > 1e-9
+    lowest = np.sort(heights)[:64].astype(np.float64) * 2.0**32
+    assert (lowest != np.round(lowest)).mean() > 0.9 and heights.min() > 0 and heights.max() < 1
+    assert oracles.binomial(int((heights < 1e-6).sum()), len(heights), 1e-6) > 1e-9
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -112,6 +180,12 @@ def test_winner_is_argmin_and_stays_in_range():
         (lambda: races.exponentials(KEY, 0, 1), "num_streams: expected an int of at least 1, got 0"),
         (lambda: races.exponentials(KEY, 1, 2.5), "num_items: expected an int of at least 1"),
         (lambda: races.position_key(3, 4), "typed key"),
+        (lambda: races.uniforms(0, 1), "typed key"),
+        (lambda: races.uniforms(KEY, 0), "count: expected an int of at least 1, got 0"),
+        (lambda: races.darts(0, 0, 1, 1), "typed key"),
+        (lambda: races.darts(KEY, -1, 1, 1), "start: expected a number of at least 0, got -1"),
+        (lambda: races.darts(KEY, 0, 0, 1), "count: expected an int of at least 1, got 0"),
+        (lambda: races.darts(KEY, 0, 1, 0), "num_items: expected an int of at least 1, got 0"),
     ],
 )
 def test_bad_input(call, message):

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from gls_jax import races
+from gls_jax.rejection import residual_token
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # one race
-from gls_jax.schemes.rejection import residual_token
 from gls_jax.schemes.tree import Path, Tree, path_to
 
 __all__ = ["SCHEME", "propose", "verify_tree"]

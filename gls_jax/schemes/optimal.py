@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 
 from gls_jax import bounds, decomposition, races
 from gls_jax.decomposition import MOST_ITEMS
+from gls_jax.rejection import speculate
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
-from gls_jax.schemes.rejection import speculate
 
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
 

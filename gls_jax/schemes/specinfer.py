@@ -1,7 +1,7 @@
 """SpecInfer: recursive rejection, drafts with replacement (Miao et al. 2023, arXiv 2305.09781; diverse drafts allowed).
 
 Each draft faces the single-draft test against what the refusals before it left of the target
-(:mod:`gls_jax.schemes.rejection`). With one draft law the spent mass is ``s = u p`` with a number `u`:
+(:mod:`gls_jax.rejection`). With one draft law the spent mass is ``s = u p`` with a number `u`:
 
     u_0 = 0,   u_{k+1} = u_k + Z(u_k),   Z(u) = sum_i (q_i - u p_i)+,   P(target in list) = sum_i min(q_i, u_K p_i).
 
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gls_jax import races
+from gls_jax.rejection import remaining, serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
-from gls_jax.schemes.rejection import remaining, serve
 
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
 

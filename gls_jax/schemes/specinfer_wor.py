@@ -1,7 +1,7 @@
 """Recursive rejection without replacement: Sequoia (arXiv 2402.12374), recursive speculative decoding (2402.14160).
 
 The list is K *distinct* items, the ranks of one Gumbel race; a refused item leaves the draft law, which is renormalised
-for the next test (:mod:`gls_jax.schemes.rejection`). The spent mass is ``u p`` on every item that is still served,
+for the next test (:mod:`gls_jax.rejection`). The spent mass is ``u p`` on every item that is still served,
 
     u_0 = 0,   u_{k+1} = u_k + Z(u_k) / (1 - c_k),   Z(u) = sum_i (q_i - u p_i)+,
 
@@ -25,9 +25,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from gls_jax import checks, races
 from gls_jax.estimate import Estimate
 from gls_jax.ratios import RatioOrder, ratio_order
+from gls_jax.rejection import serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
-from gls_jax.schemes.rejection import serve
 
 __all__ = ["SCHEME", "acceptance", "acceptance_estimate", "propose", "verify"]
 

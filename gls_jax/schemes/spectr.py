@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gls_jax import races
+from gls_jax.rejection import remaining, residual_token
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
-from gls_jax.schemes.rejection import remaining, residual_token
 
 __all__ = ["SCHEME", "acceptance", "discount", "propose", "verify"]
 

@@ -2,7 +2,7 @@
 
 Each context carries a weight `w`, the probability that something at or below it is to be accepted; the root has 1. The
 tree is served depth first. At a context with draft law `p`, target `q` and siblings already refused of mass ``1 - m``,
-the law still to be served is ``(q - u p)+ / Z(u)`` (:mod:`gls_jax.schemes.rejection`), and the next child `x` gets
+the law still to be served is ``(q - u p)+ / Z(u)`` (:mod:`gls_jax.rejection`), and the next child `x` gets
 
     w_x = min(1, w m (q_x - u p_x)+ / (Z(u) p_x)).
 
@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax import races
+from gls_jax.rejection import remaining, residual_token
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
-from gls_jax.schemes.rejection import remaining, residual_token
 from gls_jax.schemes.tree import Path, Tree, path_to
 
 __all__ = ["SCHEME", "propose", "verify_tree"]

@@ -25,9 +25,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import races
+from gls_jax.rejection import remaining, speculate
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
-from gls_jax.schemes.rejection import remaining, speculate
 
 __all__ = ["SCHEME", "acceptance", "propose", "truncated_at", "verify"]
 

@@ -72,9 +72,9 @@ def serve(
 
 
 def speculate(
-    key: PRNGKeyArray, draft: Int[Array, ""], law: Float[Array, " N"], log_q: Float[Array, " N"], live
+    key: PRNGKeyArray, draft: Int[Array, ""], law: Float[Array, " N"], log_q: Float[Array, " N"], live=True
 ) -> Int[Array, ""]:
-    """Single-draft speculative sampling of `q` against one draft from `law` (`live`: or against none)."""
+    """The maximal coupling: speculative sampling of `q` against one draft from `law` (or against none, if not `live`)."""
     q = races.weights(log_q)
     test_key, residual_key = jax.random.split(races.private_key(key))
     accept = live & (races.uniforms(test_key, 1)[0] * law[draft] < q[draft])
