@@ -136,15 +136,17 @@ def uniforms(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
     """
     checks.key(key)
     counter = jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
-    return _height(_stream_words(key, 1), counter)
+    high, low = _threefry2x32(_stream_words(key, 1), counter)
+    return _uniform(high ^ low, low)
 
 
 def darts(key: PRNGKeyArray, start, count: int, num_items: int) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
     """Darts number `start` to `start + count - 1`, uniform on items x (0, 1).
 
     Dart `t` is a function of `(key, t, num_items)` alone. It lies under the curve `p` where ``height < p[item]``: with
-    probability `1 / N`, whatever the law, and then its item is a sample of `p`. Items come from 64 bits (bias
-    `N / 2^64`), heights from 64 others, so that a curve of 1e-12 is hit at its right rate.
+    probability `1 / N`, whatever the law, and then its item is a sample of `p`. Item and height are the whole and the
+    fractional part of `N u`, `u` of 64 bits: neither notices steps of `N / 2^64`, and a curve of 1e-12 is hit at its
+    right rate.
 
     Args:
         key: one typed threefry key: a stream's, not the position's, where others draw from the same position.
@@ -170,10 +172,9 @@ def darts(key: PRNGKeyArray, start, count: int, num_items: int) -> tuple[Int[Arr
     if not isinstance(start, jax.core.Tracer) and jnp.ndim(start) == 0 and start < 0:
         raise ValueError(f"start: expected a number of at least 0, got {start}")
     words = jax.random.key_data(key)
-    even = 2 * (jnp.asarray(start).astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32))
-    high, low = _threefry2x32((words[0], words[1]), even)
-    items = _scale(high, low, num_items).astype(jnp.int32)
-    return items, _height((words[0], words[1]), even + jnp.uint32(1))
+    numbers = jnp.asarray(start).astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
+    item, more, least = _scale(*_threefry2x32((words[0], words[1]), numbers), num_items)
+    return item.astype(jnp.int32), _uniform(more, least)
 
 
 def weights(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
@@ -255,23 +256,19 @@ def _clock(stream: Words, item: UInt32[Array, ...]) -> Float[Array, ...]:
     return clocks_from_bits(high ^ low, low)
 
 
-def _height(key: Words, counter: UInt32[Array, ...]) -> Float[Array, ...]:
-    high, low = _threefry2x32(key, counter)
-    return _uniform(high ^ low, low)
-
-
 def _uniform(bits: UInt32[Array, ...], more: UInt32[Array, ...]) -> Float[Array, ...]:
     fraction = (more.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
     # One part in 2^24 less than 2^-32: float32 rounds the last `bits` up to 2^32, and u must stay below 1.
     return (bits.astype(jnp.float32) + fraction) * jnp.float32(2.0**-32 * (1 - 2.0**-24))
 
 
-def _scale(high: UInt32[Array, ...], low: UInt32[Array, ...], size: int) -> UInt32[Array, ...]:
-    """``floor((high * 2^32 + low) * size / 2^64)`` in 32-bit words: an index without the bias of ``high % size``."""
+def _scale(high: UInt32[Array, ...], low: UInt32[Array, ...], size: int) -> tuple[UInt32[Array, ...], ...]:
+    """``(high * 2^32 + low) * size`` as three words: the first is an index without the bias of ``high % size``."""
     factor = jnp.uint32(size)
     below = high * factor
-    carry = below + _high_product(low, factor) < below
-    return _high_product(high, factor) + carry.astype(jnp.uint32)
+    middle = below + _high_product(low, factor)
+    carry = (middle < below).astype(jnp.uint32)
+    return _high_product(high, factor) + carry, middle, low * factor
 
 
 def _high_product(a: UInt32[Array, ...], b: UInt32[Array, ""]) -> UInt32[Array, ...]:

@@ -74,7 +74,7 @@ def serve(
 def speculate(
     key: PRNGKeyArray, draft: Int[Array, ""], law: Float[Array, " N"], log_q: Float[Array, " N"], live=True
 ) -> Int[Array, ""]:
-    """The maximal coupling: speculative sampling of `q` against one draft from `law` (or against none, if not `live`)."""
+    """The maximal coupling: speculative sampling of `q` against one draft from `law` (if not `live`: none)."""
     q = races.weights(log_q)
     test_key, residual_key = jax.random.split(races.private_key(key))
     accept = live & (races.uniforms(test_key, 1)[0] * law[draft] < q[draft])

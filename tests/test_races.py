@@ -131,14 +131,12 @@ def test_item_of_a_word_is_the_integer_formula():
 
 
 def test_dart_is_a_function_of_its_number():
-    """Whatever the block, the start, traced or not, and the batch; the height does not know the number of items."""
+    """Whatever the block, the start, traced or not, and the batch."""
     items, heights = jax.jit(lambda key: races.darts(key, 0, 300, 11))(KEY)
     cut = jax.jit(jax.vmap(lambda key, start: races.darts(key, start, 7, 11), in_axes=(None, 0)))
     starts = np.array([0, 1, 50, 293])
     for got, whole in zip(cut(KEY, starts), (items, heights), strict=True):
         np.testing.assert_array_equal(got, np.asarray(whole)[starts[:, None] + np.arange(7)])
-    some = races.darts(KEY, 50, 7, 12)
-    np.testing.assert_array_equal(some[1], heights[50:57])
     assert (cut(KEY, np.array([2**31 - 7]))[1] != cut(KEY, np.array([0]))[1]).all()  # the last darts there are
 
 
