@@ -99,6 +99,103 @@ def optimum_iid(p, q, k):
     return -solved.fun
 
 
+def rejection(laws, q, without_replacement=False):
+    """Acceptance and emitted law of recursive rejection with the draft laws `laws`, list by list."""
+    accepted, emitted = 0.0, np.zeros(len(q))
+
+    def test(k, chance, left, pool, refused):
+        nonlocal accepted
+        if k == len(laws) or pool.sum() <= 0:
+            emitted[:] += chance * left
+            accepted += chance * sum(left[i] for i in refused)
+            return
+        p = pool / pool.sum() if without_replacement else laws[k]
+        rest = np.maximum(left - p, 0)
+        after = rest / rest.sum() if rest.sum() > 1e-14 else left
+        for x in np.flatnonzero(p):
+            keep = min(1, left[x] / p[x])
+            emitted[x] += chance * p[x] * keep
+            accepted += chance * p[x] * keep
+            if keep < 1:
+                others = np.where(np.arange(len(q)) == x, 0, pool) if without_replacement else pool
+                test(k + 1, chance * p[x] * (1 - keep), after, others, refused | {x})
+
+    test(0, 1.0, np.array(q, float), np.array(laws[0], float), frozenset())
+    return accepted, emitted
+
+
+def kseq(p, q, k):
+    """Acceptance and emitted law of SpecTr's K-SEQ, list by list; its division factor by Brent's method."""
+
+    def gain(rho):
+        b = np.minimum(p, q / rho).sum()
+        return 1 - (1 - b) ** k - rho * b
+
+    rho = scipy.optimize.brentq(gain, 1, k, xtol=1e-14) if gain(1) > 1e-12 and gain(k) < 0 else 1.0
+    keep = np.minimum(1, np.divide(q, rho * p, out=np.zeros(len(q)), where=p > 0))
+    b = (p * keep).sum()
+    factor = (1 - (1 - b) ** k) / b if b > 0 else k
+    rest = np.maximum(q - p * keep * factor, 0)
+    rest = rest / rest.sum() if rest.sum() > 1e-12 else q
+    accepted, emitted = 0.0, np.zeros(len(q))
+    for drafts in itertools.product(np.flatnonzero(p), repeat=k):
+        chance = np.prod(p[list(drafts)])
+        for x in drafts:
+            emitted[x] += chance * keep[x]
+            accepted += chance * keep[x]
+            chance *= 1 - keep[x]
+        emitted += chance * rest
+        accepted += chance * sum(rest[i] for i in set(drafts))
+    return accepted, emitted
+
+
+def tournament(laws, q, stages, law):
+    """Acceptance and emitted law when a champion is chosen by stages and then sampled against speculatively.
+
+    `stages[k][i][j]` is the chance that champion i stays against draft j in stage k, `law` the law of the champion.
+    """
+    rest = np.maximum(q - law, 0)
+    rest = rest / rest.sum() if rest.sum() > 1e-12 else q
+    accepted, emitted = 0.0, np.zeros(len(q))
+    for drafts in itertools.product(range(len(q)), repeat=len(laws)):
+        chance = np.prod([p[x] for p, x in zip(laws, drafts, strict=True)])
+        champions = {drafts[0]: chance} if chance > 0 else {}
+        for wins, x in zip(stages, drafts[1:], strict=True):
+            after: dict[int, float] = {}
+            for champion, mass in champions.items():
+                stay = 1.0 if champion == x else wins[champion][x]
+                after[champion] = after.get(champion, 0) + mass * stay
+                after[x] = after.get(x, 0) + mass * (1 - stay)
+            champions = {x: mass for x, mass in after.items() if mass > 0}
+        for champion, mass in champions.items():
+            keep = min(1, q[champion] / law[champion])
+            emitted[champion] += mass * keep
+            emitted += mass * (1 - keep) * rest
+            accepted += mass * (keep + (1 - keep) * sum(rest[i] for i in set(drafts)))
+    return accepted, emitted
+
+
+def pairwise_program(first, second, q, free):
+    """Value of the truncated program: `max sum_i min(q_i, r_i)` over the choices among the `free` best ranked items."""
+    order = np.argsort(first * second - q, kind="stable")
+    a, b, q = first[order], second[order], q[order]
+    size, free = len(q), min(free, len(q))
+    pair = np.outer(a, b) + np.outer(b, a)
+    law = a * b + np.triu(pair, 1).sum(1)
+    moves = list(itertools.combinations(range(free), 2))  # fraction of the pair that the worse one gets
+    change = np.zeros((size, len(moves)))
+    for column, (i, j) in enumerate(moves):
+        change[i, column], change[j, column] = -pair[i, j], pair[i, j]
+    solved = scipy.optimize.linprog(
+        np.concatenate([np.zeros(len(moves)), -np.ones(size)]),
+        A_ub=np.hstack([-change, np.eye(size)]),
+        b_ub=law,
+        bounds=[(0, 1)] * len(moves) + [(None, x) for x in q],
+        method="highs",
+    )
+    return -solved.fun
+
+
 def gls_trials(laws, q, trials, rng):
     """Matches in `trials` brute-force runs of Algorithm 1."""
     hits = 0

@@ -116,8 +116,8 @@ def test_uniforms_are_those_of_the_clocks():
     assert ends[1] < 1
 
 
-def test_item_of_a_word_is_the_integer_formula():
-    """`floor(word * N / 2^64)` against Python integers."""
+def test_item_and_height_of_a_word_are_the_integer_product():
+    """`word * N` in three words against Python integers; the first is the item."""
     rng = np.random.default_rng(6)
     high, low = rng.integers(0, 2**32, (2, 200), dtype=np.uint32)
     high[:4], low[:4] = [0, 2**32 - 1, 0, 2**32 - 1], [0, 2**32 - 1, 2**32 - 1, 0]
@@ -127,7 +127,8 @@ def test_item_of_a_word_is_the_integer_formula():
         edges += [0] * (198 - len(edges))  # first and last word of an item: one carry off and they swap
         words = [*((int(h) << 32) + int(w) for h, w in zip(high, low, strict=True)), *edges]
         pair = (np.array(words, object) >> 32).astype(np.uint32), (np.array(words, object) % 2**32).astype(np.uint32)
-        assert scale(*pair, size).tolist() == [word * size >> 64 for word in words]
+        product = sum(np.asarray(part).astype(object) << (64 - 32 * at) for at, part in enumerate(scale(*pair, size)))
+        assert product.tolist() == [word * size for word in words]
 
 
 def test_dart_is_a_function_of_its_number():

@@ -47,7 +47,8 @@ def propose(key, log_p, num_drafts):
     arrivals = races.arrivals(races.exponentials(key, 1, log_p.shape[0])[0], log_p)
     _, items = jax.lax.top_k(-arrivals, min(num_drafts, log_p.shape[0]))
     items = jax.lax.optimization_barrier(items)  # XLA would merge `items[0]` into the top-k, and then sort everything
-    items = jnp.where(jnp.isfinite(arrivals[items]), items, items[0])  # fewer than K possible items: the rest repeats the first
+    # Fewer than K possible items: the rest of the list repeats the first.
+    items = jnp.where(jnp.isfinite(arrivals[items]), items, items[0])
     return jnp.concatenate([items, jnp.full(num_drafts - items.shape[0], items[0])])
 
 
