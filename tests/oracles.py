@@ -81,6 +81,20 @@ def topk_acceptance(p, q, k):
     return total
 
 
+def optimum_distinct(p, q, k):
+    """`1 + min over ALL sets H of q(H) - P(K drafts without replacement lie in H)`, by recursion over the draws."""
+    size = len(p)
+
+    def contained(inside, used, draws):
+        left = sum(p[i] for i in range(size) if i not in used)
+        if draws == 0 or left <= 0:
+            return 1.0
+        return sum(p[i] / left * contained(inside, used | {i}, draws - 1) for i in inside - used if p[i] > 0)
+
+    sets = itertools.chain.from_iterable(itertools.combinations(range(size), n) for n in range(size + 1))
+    return 1 + min(sum(q[i] for i in h) - contained(frozenset(h), frozenset(), k) for h in sets)
+
+
 def optimum_iid(p, q, k):
     """Optimal acceptance for K i.i.d. drafts as a linear program over (list of drafts, emitted token)."""
     lists = list(itertools.product(range(len(p)), repeat=k))

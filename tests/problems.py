@@ -32,6 +32,35 @@ PROBLEMS = {
 }
 
 
+def many(count):
+    """`count` random problems `[count, N]` of every kind a scheme can stumble over, in turn."""
+    rng = np.random.default_rng(12)
+    kinds = (
+        lambda: rng.dirichlet(np.ones(NUM_ITEMS), 2),
+        lambda: rng.dirichlet(np.full(NUM_ITEMS, 0.2), 2),
+        lambda: rng.dirichlet(np.full(NUM_ITEMS, 5.0), 2),
+        lambda: (rng.dirichlet(np.ones(NUM_ITEMS)),) * 2,  # p = q
+        lambda: _split(rng),  # disjoint
+        lambda: [_some(rng) for _ in range(2)],  # zero entries
+        lambda: [np.where(rng.permutation(NUM_ITEMS) < 3, 0, 1) / 3 for _ in range(2)],  # zeros and ties
+        lambda: [(x := rng.integers(1, 3, NUM_ITEMS)) / x.sum() for _ in range(2)],  # ties
+        lambda: [np.eye(NUM_ITEMS)[0]] * 2,  # one item
+        lambda: [_pad(rng.dirichlet(np.ones(2))) for _ in range(2)],  # two items: every list repeats itself
+    )
+    laws = np.array([kinds[at % len(kinds)]() for at in range(count)])
+    laws = laws / laws.sum(-1, keepdims=True)
+    return laws[:, 0], laws[:, 1]
+
+
+def _some(rng):
+    return rng.dirichlet(np.ones(NUM_ITEMS)) * (rng.permutation(NUM_ITEMS) < rng.integers(2, NUM_ITEMS))
+
+
+def _split(rng):
+    law = rng.dirichlet(np.ones(NUM_ITEMS // 2))
+    return np.pad(law, (0, NUM_ITEMS // 2)), np.pad(rng.permutation(law), (NUM_ITEMS // 2, 0))
+
+
 def logs(law):
     with np.errstate(divide="ignore"):
         return np.log(law).astype(np.float32)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import bounds
+from gls_jax import bounds, schemes
 from tests import oracles
 from tests.problems import PROBLEMS, logs
 
@@ -62,6 +62,30 @@ def test_optimum_is_the_linear_program(seed):
     for k in (1, 2, 3):
         expected = oracles.optimum_iid(p, q, k)
         assert float(bounds.optimum_iid(logs(p), logs(q), k)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_optimum_of_distinct_drafts_is_the_minimum_over_all_sets():
+    """A prefix is the worst set here too; the race's schemes stay below, and distinct drafts beat independent ones."""
+    laws = [*PROBLEMS.values(), *np.random.default_rng(3).dirichlet(np.ones(5), (20, 2))]
+    schemes_ = [schemes.get(name) for name in ("gumbel_topk", "specinfer_wor")]
+    for p, q in laws:
+        for k in (1, 2, 3):
+            got = float(bounds.optimum_distinct(logs(p), logs(q), k))
+            if k <= (p > 0).sum():  # a shorter law's list is the whole law, whatever is behind it
+                assert got == pytest.approx(oracles.optimum_distinct(p, q, k), abs=2e-6)
+            for scheme in schemes_:
+                assert float(scheme.acceptance(logs(p), logs(q), k)) <= got + 2e-6
+            assert got >= float(bounds.optimum_iid(logs(p), logs(q), k)) - 2e-6
+
+
+def test_optimum_takes_any_contained_law():
+    p, q = PROBLEMS["plain"]
+    order = np.asarray(bounds.prefix_order(logs(p), logs(q)))
+    assert (np.diff((q / p)[order]) >= 0).all()
+    value = bounds.optimum(logs(p), logs(q), np.cumsum(p[order]) ** 3)
+    assert float(value) == pytest.approx(oracles.optimum_iid(p, q, 3), abs=1e-6)
+    with pytest.raises(ValueError, match=r"contained: expected shape \[6\], got \[5\]"):
+        bounds.optimum(logs(p), logs(q), np.ones(5))
 
 
 def test_batches_and_gradients():
