@@ -192,9 +192,8 @@ def _print_rows(rows, title: str, out: Path) -> None:
         if row.scheme != previous:
             table.add_section()
         previous = row.scheme
-        bound = "" if row.bound is None else f"{row.bound:.4f}"
-        numbers = (f"{row.exact:.4f}", f"{row.simulated:.4f}", f"{row.standard_error:.4f}", bound)
-        table.add_row(row.scheme, str(row.num_drafts), *numbers, f"{row.optimum_iid:.4f}")
+        values = (row.exact, row.simulated, row.standard_error, row.bound, row.optimum_iid)
+        table.add_row(row.scheme, str(row.num_drafts), *("" if x is None else f"{x:.4f}" for x in values))
     console = Console()
     console.print(table)
     console.print(f"{out}/acceptance.csv, acceptance.png, cells.npz", highlight=False)

@@ -34,9 +34,11 @@ def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
     axes.plot(ks, [row.optimum_iid for row in first], "k:", label="optimum, i.i.d. drafts")
     for colour, (name, curve) in enumerate(curves.items()):
         shade = f"C{colour}"
-        axes.plot(ks, [row.exact for row in curve], shade, label=f"{name}, exact")
-        errors = [2 * row.standard_error for row in curve]
-        axes.errorbar(ks, [row.simulated for row in curve], errors, fmt=".", color=shade, capsize=2)
+        columns = [(row.exact, row.simulated, row.standard_error) for row in curve]
+        exact, simulated, errors = np.array(columns, float).T  # None, where a value is not to be had, leaves a gap
+        axes.plot(ks, exact, shade, label=f"{name}, exact" if np.isfinite(exact).any() else None)
+        label = None if np.isfinite(exact).any() else f"{name}, simulated"
+        axes.errorbar(ks, simulated, 2 * errors, fmt=".", color=shade, capsize=2, label=label)
     bound = next(([row.bound for row in curve] for curve in curves.values() if curve[0].bound is not None), None)
     if bound is not None:
         axes.plot(ks, np.array(bound, float), "k--", linewidth=1, label="list matching bound")

@@ -53,6 +53,7 @@ class Study:
         if len(set(self.schemes)) < len(self.schemes):
             raise ValueError(f"schemes: expected each at most once, got {', '.join(self.schemes)}")
         for name in self.schemes:
+            schemes.get(name).check_token_level("acceptance")
             for k in checks.counts(self.num_drafts, "num_drafts"):
                 schemes.get(name).check_num_drafts(k)
         trials.check_num_trials(self.num_trials)
@@ -62,13 +63,13 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Means over all pairs for one scheme and K; `None` where a quantity is not known for the scheme."""
+    """Means over all pairs for one scheme and K; `None` where a quantity is not to be had for the scheme at that size."""
 
     scheme: str
     num_drafts: int
-    exact: float
-    simulated: float
-    standard_error: float
+    exact: float | None
+    simulated: float | None
+    standard_error: float | None
     bound: float | None
     optimum_iid: float
     num_pairs: int
@@ -176,22 +177,29 @@ def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: i
     log_p, log_q = (jnp.asarray(laws[indices]) for laws in pairs)
     root = jax.random.key(study.seed)
     keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(indices))
-    exact, bound = _exact(log_p, log_q, name=name, num_drafts=study.num_drafts)
-    estimate = trials.sweep(keys, log_p, log_q, scheme=name, num_drafts=study.num_drafts, num_trials=study.num_trials)
-    cells = {"exact": exact, "simulated": estimate.mean, "standard_error": estimate.standard_error, "bound": bound}
+    scheme, size = schemes.get(name), log_q.shape[1]
+    cells = {"bound": _bound(log_p, log_q, name=name, num_drafts=study.num_drafts)}
+    known = tuple(k for k in study.num_drafts if scheme.acceptance_limit(size, k) is None)
+    if known:
+        values = np.full((len(log_q), len(study.num_drafts)), np.nan)
+        values[:, np.isin(study.num_drafts, known)] = _exact(log_p, log_q, name=name, num_drafts=known)
+        cells["exact"] = values
+    if scheme.verify_limit(size, max(study.num_drafts)) is None:
+        asked = {"scheme": name, "num_drafts": study.num_drafts, "num_trials": study.num_trials}
+        cells["simulated"], cells["standard_error"], _ = trials.sweep(keys, log_p, log_q, **asked)
     return {field: np.asarray(values)[: stop - start] for field, values in cells.items()}
 
 
 @partial(jax.jit, static_argnames=("name", "num_drafts"))
 def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
     scheme = schemes.get(name)
+    return jax.lax.map(lambda laws: scheme.acceptance_curve(*laws, num_drafts), (log_p, log_q))
 
-    def pair(laws):
-        p, q = laws
-        bound = [scheme.bound(p, q, k) if scheme.bound else jnp.array(jnp.nan) for k in num_drafts]
-        return scheme.acceptance_curve(p, q, num_drafts), jnp.stack(bound)
 
-    return jax.lax.map(pair, (log_p, log_q))
+@partial(jax.jit, static_argnames=("name", "num_drafts"))
+def _bound(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
+    bound = schemes.get(name).bound or (lambda p, q, k: jnp.array(jnp.nan))
+    return jax.lax.map(lambda laws: jnp.stack([bound(*laws, k) for k in num_drafts]), (log_p, log_q))
 
 
 def _rows(study: Study, pairs: Pairs, cells: dict[str, np.ndarray]) -> Iterable[Row]:
@@ -204,15 +212,18 @@ def _rows(study: Study, pairs: Pairs, cells: dict[str, np.ndarray]) -> Iterable[
     for s, name in enumerate(study.schemes):
         for c, k in enumerate(study.num_drafts):
             column = {field: cells[field][s, :, c] for field in ("exact", "simulated", "standard_error", "bound")}
-            bound = float(column["bound"].mean())
             yield Row(
                 scheme=name,
                 num_drafts=k,
-                exact=float(column["exact"].mean()),
-                simulated=float(column["simulated"].mean()),
-                standard_error=float(np.sqrt((column["standard_error"] ** 2).sum()) / count),
-                bound=None if np.isnan(bound) else bound,
+                exact=_known(column["exact"].mean()),
+                simulated=_known(column["simulated"].mean()),
+                standard_error=_known(np.sqrt((column["standard_error"] ** 2).sum()) / count),
+                bound=_known(column["bound"].mean()),
                 optimum_iid=float(best[c]),
                 num_pairs=count,
                 num_trials=study.num_trials,
             )
+
+
+def _known(value) -> float | None:
+    return None if np.isnan(value) else float(value)
