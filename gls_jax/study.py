@@ -63,7 +63,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Means over all pairs for one scheme and K; `None` where a quantity is not to be had for the scheme at that size."""
+    """Means over all pairs for one scheme and K; `None` where a quantity is not to be had at that size."""
 
     scheme: str
     num_drafts: int
@@ -185,21 +185,23 @@ def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: i
         values[:, np.isin(study.num_drafts, known)] = _exact(log_p, log_q, name=name, num_drafts=known)
         cells["exact"] = values
     if scheme.verify_limit(size, max(study.num_drafts)) is None:
-        asked = {"scheme": name, "num_drafts": study.num_drafts, "num_trials": study.num_trials}
-        cells["simulated"], cells["standard_error"], _ = trials.sweep(keys, log_p, log_q, **asked)
+        estimate = trials.sweep(
+            keys, log_p, log_q, scheme=scheme, num_drafts=study.num_drafts, num_trials=study.num_trials
+        )
+        cells["simulated"], cells["standard_error"], _ = estimate
     return {field: np.asarray(values)[: stop - start] for field, values in cells.items()}
 
 
 @partial(jax.jit, static_argnames=("name", "num_drafts"))
 def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
     scheme = schemes.get(name)
-    return jax.lax.map(lambda laws: scheme.acceptance_curve(*laws, num_drafts), (log_p, log_q))
+    return jax.lax.map(lambda laws: scheme.acceptance_curve(laws[0], laws[1], num_drafts), (log_p, log_q))
 
 
 @partial(jax.jit, static_argnames=("name", "num_drafts"))
 def _bound(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
     bound = schemes.get(name).bound or (lambda p, q, k: jnp.array(jnp.nan))
-    return jax.lax.map(lambda laws: jnp.stack([bound(*laws, k) for k in num_drafts]), (log_p, log_q))
+    return jax.lax.map(lambda laws: jnp.stack([bound(laws[0], laws[1], k) for k in num_drafts]), (log_p, log_q))
 
 
 def _rows(study: Study, pairs: Pairs, cells: dict[str, np.ndarray]) -> Iterable[Row]:

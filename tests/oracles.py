@@ -163,35 +163,43 @@ def kseq(p, q, k):
     return accepted, emitted
 
 
-def tournament(laws, q, stages, law):
-    """Acceptance and emitted law when a champion is chosen by stages and then sampled against speculatively.
+def tournament(laws, q, bracket, wins, law):
+    """Acceptance and emitted law when a tournament chooses a draft, which is then sampled against speculatively.
 
-    `stages[k][i][j]` is the chance that champion i stays against draft j in stage k, `law` the law of the champion.
+    `bracket` is nested pairs of draft numbers, ``wins[pair][i][j]`` the chance that item i of the first side is chosen
+    over item j of the second, `law` the law of the champion.
     """
     rest = np.maximum(q - law, 0)
     rest = rest / rest.sum() if rest.sum() > 1e-12 else q
+
+    def champions(side, drafts):
+        if not isinstance(side, tuple):
+            return {drafts[side]: 1.0}
+        found: dict[int, float] = {}
+        for i, one in champions(side[0], drafts).items():
+            for j, other in champions(side[1], drafts).items():
+                stay = 1.0 if i == j else wins[side][i][j]
+                found[i] = found.get(i, 0) + one * other * stay
+                found[j] = found.get(j, 0) + one * other * (1 - stay)
+        return {x: mass for x, mass in found.items() if mass > 0}
+
     accepted, emitted = 0.0, np.zeros(len(q))
-    for drafts in itertools.product(range(len(q)), repeat=len(laws)):
+    for drafts in itertools.product(*(np.flatnonzero(p) for p in laws)):
         chance = np.prod([p[x] for p, x in zip(laws, drafts, strict=True)])
-        champions = {drafts[0]: chance} if chance > 0 else {}
-        for wins, x in zip(stages, drafts[1:], strict=True):
-            after: dict[int, float] = {}
-            for champion, mass in champions.items():
-                stay = 1.0 if champion == x else wins[champion][x]
-                after[champion] = after.get(champion, 0) + mass * stay
-                after[x] = after.get(x, 0) + mass * (1 - stay)
-            champions = {x: mass for x, mass in after.items() if mass > 0}
-        for champion, mass in champions.items():
+        for champion, mass in champions(bracket, drafts).items():
             keep = min(1, q[champion] / law[champion])
-            emitted[champion] += mass * keep
-            emitted += mass * (1 - keep) * rest
-            accepted += mass * (keep + (1 - keep) * sum(rest[i] for i in set(drafts)))
+            emitted[champion] += chance * mass * keep
+            emitted += chance * mass * (1 - keep) * rest
+            accepted += chance * mass * (keep + (1 - keep) * sum(rest[i] for i in set(drafts)))
     return accepted, emitted
 
 
 def pairwise_program(first, second, q, free):
     """Value of the truncated program: `max sum_i min(q_i, r_i)` over the choices among the `free` best ranked items."""
-    order = np.argsort(first * second - q, kind="stable")
+    rank = first * second - q
+    with np.errstate(divide="ignore"):
+        digits = 2.0 ** (14 - np.floor(np.log2(np.abs(rank) + (rank == 0))))
+    order = np.argsort(np.round(rank * digits) / digits, kind="stable")  # to 15 bits: ties are not a matter of rounding
     a, b, q = first[order], second[order], q[order]
     size, free = len(q), min(free, len(q))
     pair = np.outer(a, b) + np.outer(b, a)

@@ -9,15 +9,17 @@ The program is a maximum flow from the items with too much mass to those with to
 augmenting paths solve it inside `jit` in a fixed number of rounds, exactly up to rounding: no solver on the host, for
 which a decoding loop would wait, and it can be differentiated.
 
-A list of K is a tournament: the champion, of law `r`, meets the next draft. Drafts may have laws of their own; the
-drafter must supply them. Verification is ``K - 1`` sorts. A refused champion may be replaced by another draft of the
-list, which counts as accepted too: the exact value looks at each item's absence, `O(K N^2)`.
+A list of K is a tournament: neighbours meet, their champions meet, an odd one out waits; a champion's law is the `r` of
+its match. Drafts may have laws of their own; the drafter must supply them. Verification is ``K - 1`` sorts. A refused
+champion may be replaced by another draft of the list, which counts as accepted too: the exact value looks at each
+item's absence, `O(K N^2)`. Where a flat law has more items than the program ranks the choice is poor, and even `p = q`
+is not always accepted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -46,42 +48,65 @@ class _Match(NamedTuple):
 
 
 def verify(key, drafts, log_p, log_q, active, *, free: int = 5):
-    p, q = races.weights(log_p), races.weights(log_q)
+    q = races.weights(log_q)
+    laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], q.shape[0]))
     choice_key, key = jax.random.split(races.private_key(key))
+    uniforms = races.uniforms(choice_key, drafts.shape[0])  # one a match, and one to spare
 
-    def meet(carry, draft):
-        champion, law, has = carry
-        k, x, uniform, live = draft
-        second = p if p.ndim == 1 else p[k]
-        match = _match(law, second, q, free)
+    def meet(first, second, uniform):
+        (champion, law, has), (x, other, live) = first, second
+        match = _match(law, other, q, free)
         rank = jnp.zeros_like(match.order).at[match.order].set(jnp.arange(match.order.shape[0], dtype=jnp.int32))
-        stays = uniform < _wins(match.wins, rank[champion], rank[x])
-        both = has & live
-        champion = jnp.where(live & ~(both & stays), x, champion)
-        law = jnp.where(both, match.law, jnp.where(live, second, law))
-        return (champion, law, has | live), None
+        stays = has & ~(live & (uniform >= _wins(match.wins, rank[champion], rank[x])))
+        after = jnp.where(has & live, match.law, jnp.where(has, law, other))
+        return jnp.where(stays, champion, x), after, has | live
 
-    start = (drafts[0], jnp.zeros_like(q), jnp.array(False))
-    each = (jnp.arange(drafts.shape[0]), drafts, races.uniforms(choice_key, drafts.shape[0]), active)
-    (champion, law, has), _ = jax.lax.scan(meet, start, each)
+    entrants: tuple[Array, ...] = (drafts, laws, active)
+    while entrants[0].shape[0] > 1:
+        pairs = entrants[0].shape[0] // 2
+        first, second = (tuple(x[side : 2 * pairs : 2] for x in entrants) for side in (0, 1))
+        won = jax.vmap(meet)(first, second, uniforms[:pairs])
+        uniforms = uniforms[pairs:]
+        entrants = tuple(jnp.concatenate([x, y[2 * pairs :]]) for x, y in zip(won, entrants, strict=True))
+    champion, law, has = (x[0] for x in entrants)
     return speculate(key, champion, law, log_q, has)
 
 
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...], *, free: int = 5) -> Float[Array, " C"]:
     p, q = races.weights(log_p), races.weights(log_q)
-    laws = jnp.broadcast_to(p, (max(num_drafts), q.shape[0]))
-    lists, found = [laws[0]], []
-    matches = []
-    for k in range(1, max(num_drafts)):
-        matches.append(_match(lists[-1], laws[k], q, free))
-        lists.append(matches[-1].law)
-    for k in num_drafts:
-        law = lists[k - 1]
+    alike = p.ndim == 1
+
+    @cache
+    def final(start: int, size: int) -> _Match:
+        """The last match of the drafts start, ..., start + size - 1."""
+        first, second = _halves(start, size, alike)
+        return _match(champion(*first), champion(*second), q, free)
+
+    def champion(start: int, size: int):
+        return final(start, size).law if size > 1 else p if alike else p[start]
+
+    def one(k: int):
+        law = champion(0, k)
         rest, total = remaining(q, law)
-        rest = rest / jnp.where(total > 0, total, 1)
         refused = jnp.where(law > q, 1 - q / jnp.where(law > q, law, 1), 0)
-        found.append(jnp.sum(jnp.minimum(q, law)) + _replaced(laws[:k], matches[: k - 1], refused, law, rest))
-    return jnp.stack(found)
+
+        def refused_without(item):
+            """P(the champion is refused, and the item was not in the list): played with its mass taken out."""
+
+            @cache
+            def absent(start: int, size: int):
+                if size == 1:
+                    return (p if alike else p[start]).at[item].set(0)
+                return _play(final(start, size), *(absent(*half) for half in _halves(start, size, alike)))
+
+            return jnp.sum(refused * absent(0, k))
+
+        size = law.shape[0]
+        without = jax.lax.map(refused_without, jnp.arange(size), batch_size=max(1, min(size, _CHUNK // size)))
+        replaced = jnp.sum(rest * jnp.maximum(jnp.sum(refused * law) - without, 0)) / jnp.where(total > 0, total, 1)
+        return jnp.sum(jnp.minimum(q, law)) + (replaced if k > 1 else 0)
+
+    return jnp.stack([one(k) for k in num_drafts])
 
 
 def truncated_at(free: int) -> Scheme:
@@ -113,7 +138,8 @@ def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
 
 def _match(first, second, q, free: int) -> _Match:
     free = min(free, q.shape[0])
-    order = jnp.argsort(first * second - q)
+    # Ties go by index, not by the last bits: `verify` and `acceptance` are compiled apart and must rank alike.
+    order = jnp.argsort(jax.lax.reduce_precision(first * second - q, exponent_bits=8, mantissa_bits=14))
     a, b, wanted = first[order], second[order], q[order]
     # By default the better rank is chosen: r_i collects i = j and all pairs with worse ranks.
     worse_a, worse_b = (jnp.append(jnp.cumsum(x[::-1])[::-1][1:], 0) for x in (a, b))
@@ -164,24 +190,10 @@ def _wins(wins, i, j):
     return jnp.where((i < free) & (j < free) & (i != j), inside, (i <= j).astype(wins.dtype))
 
 
-def _replaced(laws, matches: list[_Match], refused, law, rest) -> Float[Array, ""]:
-    """P(the champion is refused, and its replacement is another draft of the list).
-
-    For each item: the chance that a champion is refused, less that of lists without the item, which are played with
-    the item's mass taken out of every draft's law. A champion that is refused is never its own replacement.
-    """
-    if not matches:
-        return jnp.zeros(())
-
-    def absent(item):
-        champion = laws[0].at[item].set(0)
-        for second, match in zip(laws[1:], matches, strict=True):
-            champion = _play(match, champion, second.at[item].set(0))
-        return jnp.sum(refused * champion)
-
-    size = law.shape[0]
-    without = jax.lax.map(absent, jnp.arange(size), batch_size=max(1, min(size, _CHUNK // size)))
-    return jnp.sum(rest * jnp.maximum(jnp.sum(refused * law) - without, 0))
+def _halves(start: int, size: int, alike: bool) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The two sides of a tournament's last match; where all drafts have one law only their numbers matter."""
+    first = 1 << (size - 1).bit_length() - 1
+    return (start, first), (0 if alike else start + first, size - first)
 
 
 def _play(match: _Match, first, second):

@@ -130,16 +130,19 @@ def test_truncated_program_is_solved(free):
             law = after / after.sum()
 
 
-def stages_of(laws, q, free):
-    """The matches of a tournament, with `wins[i][j]` by item."""
-    law, found = jnp.asarray(laws[0], jnp.float32), []
-    for second in laws[1:]:
-        match = MATCH(law, jnp.asarray(second, jnp.float32), jnp.asarray(q, jnp.float32), free)
-        rank = np.argsort(np.asarray(match.order))
-        wins = EACH_PAIR(match.wins, rank, rank)
-        found.append(np.asarray(wins, np.float64))
-        law = match.law
-    return found, np.asarray(law, np.float64)
+def bracket_of(laws, q, free):
+    """The tournament as nested pairs of draft numbers, the matches' `wins[i][j]` by item, and the champion's law."""
+    entrants = [(k, jnp.asarray(law, jnp.float32)) for k, law in enumerate(laws)]
+    wins = {}
+    while len(entrants) > 1:
+        after = []
+        for (first, law), (second, other) in zip(entrants[::2], entrants[1::2], strict=False):
+            match = MATCH(law, other, jnp.asarray(q, jnp.float32), free)
+            rank = np.argsort(np.asarray(match.order))
+            wins[first, second] = np.asarray(EACH_PAIR(match.wins, rank, rank), np.float64)
+            after.append(((first, second), match.law))
+        entrants = after + entrants[len(after) * 2 :]
+    return entrants[0][0], wins, np.asarray(entrants[0][1], np.float64)
 
 
 @each_problem
@@ -148,10 +151,10 @@ def test_tournament_is_its_definition(problem):
     p, q = PROBLEMS[problem]
     for free in (2, 5):
         scheme = weighted_importance.truncated_at(free)
-        for laws in ([p] * 2, [p] * 3, [p, PROBLEMS["peaked"][0], PROBLEMS["flat"][0]]):
-            accepted, emitted = oracles.tournament(laws, q, *stages_of(laws, q, free))
-            got = float(scheme.acceptance(logs(np.stack(laws)), logs(q), len(laws)))
-            assert got == pytest.approx(accepted, abs=2e-6)
+        for laws in ([p] * 2, [p] * 3, [p] * 4, [p, PROBLEMS["peaked"][0], PROBLEMS["flat"][0]]):
+            accepted, emitted = oracles.tournament(laws, q, *bracket_of(laws, q, free))
+            one_law = logs(p) if all(law is p for law in laws) else logs(np.stack(laws))
+            assert float(scheme.acceptance(one_law, logs(q), len(laws))) == pytest.approx(accepted, abs=2e-6)
             np.testing.assert_allclose(emitted, q, atol=2e-6)
 
 

@@ -1,0 +1,187 @@
+"""Every experiment through its entry point, tiny, against the library; next-token laws of a random table of logits."""
+
+import csv
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import __main__ as entry
+from experiments import diverse, gls_fig6, khisti, shared
+from gls_jax import bounds, couplings, pairs, races, schemes
+
+VOCABULARY = 12
+
+
+@pytest.fixture
+def fake_model(monkeypatch):
+    """A model whose next-token law depends on the last token; the drafter's is the target's with noise."""
+    tables = np.random.default_rng(0).normal(scale=(2, 1), size=(VOCABULARY, VOCABULARY, 2)).cumsum(-1)
+
+    def model(dropped=None):
+        if dropped is not None:
+            shared.others(dropped, 30)
+        table = tables[:, :, 0 if dropped is None else 1].astype(np.float32)
+        return shared.Model(lambda tokens: table[tokens], lambda text: [ord(c) % VOCABULARY for c in text], 30)
+
+    monkeypatch.setattr(shared, "smollm2", model)
+
+
+def run(name, folder, *options):
+    assert entry.main([name, "--out", str(folder), *map(str, options)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.csv", f"{name}.png"]
+    with (folder / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def number(row, field):
+    return float(row[field])
+
+
+def test_fig6(tmp_path, capsys, monkeypatch):
+    """Where specinfer_wor may not enumerate more than one chain, its value at K = 3 is an estimate."""
+    monkeypatch.setattr(gls_fig6, "_MOST_CHAINS", 1)
+    small = ["--num-pairs", 3, "--num-items", 4, "--max-drafts", 4, "--num-trials", 2000, "--num-chains", 500]
+    rows = run("gls_fig6", tmp_path / "out", *small, "--schemes", "poisson", "minhash", "specinfer_wor")
+    assert "3 random pairs" in capsys.readouterr().out
+    assert tuple(rows[0]) == gls_fig6.Row._fields
+    found = {(row["scheme"], int(row["num_drafts"]), row["method"]): number(row, "acceptance") for row in rows}
+    errors = {(row["scheme"], int(row["num_drafts"]), row["method"]): row["standard_error"] for row in rows}
+    kinds = {"poisson": 2 * 4, "minhash": 2, "specinfer_wor": 2 * 4, "optimal": 4, gls_fig6.BOUND: 4}
+    assert len(found) == len(rows) and Counter(row["scheme"] for row in rows) == kinds
+    laws = pairs.random(races.private_key(jax.random.key(0)), 3, 4)
+    exact = {name: np.stack([schemes.get(name).acceptance_curve(p, q, (1, 2, 3)) for p, q in zip(*laws, strict=True)])
+             for name in ("poisson", "specinfer_wor")}  # fmt: skip
+    exact = {name: values.mean(0) for name, values in exact.items()}
+    assert [found["poisson", k, "exact"] for k in (1, 2, 3)] == pytest.approx(exact["poisson"], abs=1e-5)
+    assert [found["specinfer_wor", k, "exact"] for k in (1, 2)] == pytest.approx(exact["specinfer_wor"][:2], abs=1e-5)
+    assert found["specinfer_wor", 4, "exact"] == 1
+    estimate, error = found["specinfer_wor", 3, "estimate"], float(errors["specinfer_wor", 3, "estimate"])
+    assert 0 < error < 0.01 and abs(estimate - exact["specinfer_wor"][2]) < 5 * error
+    for (name, k, method), value in found.items():
+        if method == "simulated":
+            assert abs(value - found.get((name, k, "exact"), estimate)) < 5 * float(errors[name, k, method]), (name, k)
+    for k in range(1, 5):
+        assert found[gls_fig6.BOUND, k, "bound"] - 1e-5 <= found["poisson", k, "exact"] <= found["optimal", k, "exact"]
+
+
+def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
+    """The second scheme's simulation is interrupted: the first one's is not repeated."""
+    small = ["--num-pairs", 2, "--num-items", 3, "--max-drafts", 1, "--num-trials", 50, "--schemes", "single", "naive"]
+    whole = run("gls_fig6", tmp_path / "whole", *small)
+    sweep, asked = gls_fig6.trials.sweep, []
+
+    def interrupted(*arguments, scheme, **options):
+        asked.append(scheme)
+        if asked == ["single", "naive"]:
+            raise KeyboardInterrupt
+        return sweep(*arguments, scheme=scheme, **options)
+
+    monkeypatch.setattr(gls_fig6.trials, "sweep", interrupted)
+    assert entry.main(["gls_fig6", "--out", str(tmp_path / "cut"), *map(str, small)]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert not (tmp_path / "cut" / "gls_fig6.csv").exists()
+    assert run("gls_fig6", tmp_path / "cut", *small) == whole
+    assert asked == ["single", "naive", "naive"]
+
+
+def test_daliri(tmp_path, capsys, fake_model):
+    small = ["--num-prompts", 2, "--num-positions", 9, "--num-trials", 400, "--top-k", 5, "--drop", 3, 4]
+    rows = run("daliri", tmp_path / "out", *small)
+    assert "400 repetitions" in capsys.readouterr().out
+    laws = shared.next_token_laws((3, 4), num_prompts=2, num_positions=9, top_k=5)
+    assert len(rows) == 2 * 18 == 2 * laws.log_q.shape[0]  # more than one block: the last is filled up
+    for match, coupling in ((couplings.gumbel_match, "gumbel"), (couplings.minhash_match, "minhash")):
+        part = [row for row in rows if row["coupling"] == coupling]
+        for row, p, q in zip(part, *laws, strict=True):
+            tv = float(bounds.total_variation(p, q))
+            assert number(row, "tv") == pytest.approx(tv, abs=1e-6)
+            assert number(row, "lower") == pytest.approx((1 - tv) / (1 + tv), abs=1e-5)
+            assert number(row, "exact") == pytest.approx(float(match(p, q)), abs=1e-5)
+            assert number(row, "lower") - 1e-5 <= number(row, "exact") <= number(row, "upper") + 1e-5
+            assert abs(number(row, "simulated") - number(row, "exact")) < 5 * number(row, "standard_error"), row
+    assert len({row["simulated"] for row in rows}) > 18  # every position has a simulation of its own
+
+
+def test_khisti(tmp_path, capsys, monkeypatch, fake_model):
+    monkeypatch.delitem(khisti.SCHEMES, "weighted_importance_15")  # compiles long
+    few = ["--num-prompts", 1, "--num-positions", 6, "--top-k", 4, "--num-drafts", 2, 4]
+    rows = run("khisti", tmp_path / "out", *few)
+    assert tuple(rows[0]) == khisti.Row._fields
+    table = {(row["laws"], row["scheme"], int(row["num_drafts"])): number(row, "acceptance") for row in rows}
+    assert len(table) == len(rows) == 2 * len(khisti.SCHEMES) + 3 * 4
+    for laws in ("top 4", "paper"):
+        for k in (2, 4):
+            by_scheme = [table[laws, name, k] for name in ("specinfer", "spectr", "optimal")]
+            assert by_scheme == sorted(by_scheme)
+            assert table[laws, "weighted_importance", k] <= table[laws, "optimal", k] + 1e-5
+    laws = shared.next_token_laws((12, 17), num_prompts=1, num_positions=6, top_k=4, draft_temperature=1.2)
+    exact = np.mean([schemes.get("gls").acceptance(p, q, 4) for p, q in zip(*laws, strict=True)])
+    assert table["top 4", "gls", 4] == pytest.approx(exact, abs=1e-5)
+    assert "gap 8" in capsys.readouterr().out
+
+
+def test_diverse(tmp_path, capsys, monkeypatch, fake_model):
+    monkeypatch.delitem(diverse.SCHEMES, "weighted_importance_15")
+    rows = run("diverse", tmp_path / "out", "--num-prompts", 1, "--num-positions", 5, "--top-k", 4)
+    assert tuple(rows[0]) == diverse.Row._fields
+    table = {(float(row["first_temperature"]), float(row["second_temperature"]), row["scheme"]): row for row in rows}
+    table = {key: number(row, "acceptance") for key, row in table.items()}
+    assert len(table) == len(rows) == 3 * (len(diverse.SCHEMES) + 1)
+    for pair in ((0.5, 1.0), (1.0, 0.5), (1.0, 1.0)):
+        assert table[*pair, diverse.BOUND] - 1e-5 <= table[*pair, "gls"]
+        assert max(table[*pair, name] for name in diverse.SCHEMES) <= 1
+    assert table[0.5, 1.0, "gls"] == pytest.approx(table[1.0, 0.5, "gls"], abs=1e-5)
+    ask = {"num_prompts": 1, "num_positions": 5, "top_k": 4, "temperature": 2.0}
+    first, second = (shared.next_token_laws((12, 17), **ask, draft_temperature=t) for t in (0.5, 1.0))
+    exact = [
+        schemes.get("specinfer").acceptance(np.stack([p1, p2]), q, 2)
+        for p1, p2, q in zip(first.log_p, second.log_p, first.log_q, strict=True)
+    ]
+    assert table[0.5, 1.0, "specinfer"] == pytest.approx(np.mean(exact), abs=1e-5)
+    assert "draft temperatures" in capsys.readouterr().out
+
+
+def test_full_changes_defaults_and_not_what_is_asked(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(gls_fig6.GlsFig6, "run", lambda self, report: asked.append(self) or [])
+    for options in ([], ["--full"], ["--full", "--num-trials", "7"]):
+        assert entry.main(["gls_fig6", "--out", str(tmp_path), *options]) == 0
+    assert [ask.num_trials for ask in asked] == [2_000, 20_000, 7]
+
+
+def test_help(capsys):
+    assert entry.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in entry.EXPERIMENTS)
+    with pytest.raises(SystemExit, match="0"):
+        entry.main(["daliri", "--help"])
+    assert "2408.07978" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "NAME: expected one of gls_fig6, daliri, khisti, diverse, got ''"),
+        (["gls_fig7"], "NAME: expected one of gls_fig6, daliri, khisti, diverse, got 'gls_fig7'"),
+        (["gls_fig6", "--max-drafts", "0"], "max_drafts: expected an int of at least 1, got 0"),
+        (["gls_fig6", "--schemes", "block"], "scheme 'block' verifies whole paths"),
+        (["gls_fig6", "--seed", "-1"], "seed: expected an int within"),
+        (["daliri", "--drop", "17", "12"], "drop: expected the first and last of some of the layers 0-29"),
+        (["daliri", "--num-trials", "0"], "num_trials: expected an int of at least 1, got 0"),
+        (["daliri", "--num-positions", "0"], "num_positions: expected an int of at least 1, got 0"),
+        (["khisti", "--draft-temperature", "-1"], "temperature: expected 0 or a finite number"),
+        (["khisti", "--top-k", "0"], "top_k: expected an int of at least 1, got 0"),
+        (
+            ["diverse", "--top-k", "3", "--draft-temperatures", "0", "1"],
+            "draft_temperatures: expected positive temperatures",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message, fake_model):
+    monkeypatch.chdir(tmp_path)
+    assert entry.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("experiments: error: ") and message in printed.err
+    assert len(printed.err.splitlines()) == 1 and not printed.out
