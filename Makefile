@@ -41,7 +41,8 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready
-	$(BIN)/gls-jax bench
+	$(BIN)/gls-jax bench --suite core
+	$(BIN)/gls-jax bench --suite schemes
 
 clean:
 	rm -rf .venv results

@@ -162,16 +162,20 @@ def counts(values, name: str) -> tuple[int, ...]:
 
 def tokens(value: jax.Array, num_items: int, name: str) -> None:
     """Tokens within the vocabulary; values can be looked at only where they are not traced."""
-    if not isinstance(value, jax.core.Tracer) and value.size and not (value.min() >= 0 and value.max() < num_items):
-        raise ValueError(f"{name}: expected tokens within 0..{num_items - 1}, got {value.min()} to {value.max()}")
+    if isinstance(value, jax.core.Tracer) or not value.size:
+        return
+    found = np.asarray(value)  # NumPy: inside `jit` even a constant's `jnp` operations are traced
+    if found.min() < 0 or found.max() >= num_items:
+        raise ValueError(f"{name}: expected tokens within 0..{num_items - 1}, got {found.min()} to {found.max()}")
 
 
 def possible_tokens(value: jax.Array, log_p: jax.Array, active: jax.Array, lightest: float, name: str) -> None:
     """Tokens in play that their law can have produced; values can be looked at only where they are not traced."""
     if any(isinstance(x, jax.core.Tracer) for x in (value, log_p, active)):
         return
-    chances = log_p[value] if log_p.ndim == 1 else log_p[jnp.arange(value.shape[0]), value]
-    impossible = active & ~(chances >= lightest)
+    found, laws = np.asarray(value), np.asarray(log_p)
+    chances = laws[found] if laws.ndim == 1 else laws[np.arange(found.shape[0]), found]
+    impossible = np.asarray(active) & ~(chances >= lightest)
     if impossible.any():
-        token = int(value[jnp.argmax(impossible)])
+        token = found[impossible.argmax()]
         raise ValueError(f"{name}: expected tokens of positive probability under log_p, got {token}, which has none")

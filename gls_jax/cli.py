@@ -140,7 +140,7 @@ class Bench:
     """Speed against peers measured in the same run, one JSON line a benchmark."""
 
     suite: str = "core"
-    """Which benchmarks: `core`."""
+    """Which benchmarks: `core` or `schemes`."""
     repeats: int = 7
     """Timed repetitions; the median counts."""
 

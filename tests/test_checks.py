@@ -5,6 +5,7 @@ import pytest
 from jax.experimental import checkify
 
 import gls_jax
+from gls_jax import schemes
 
 BAD = [
     (np.log([0.25, 0.25]), r"expected probabilities that sum to 1 \(within 0.001\), got a sum of 0.5"),
@@ -51,3 +52,15 @@ def test_under_jit_through_checkify(value, message):
         error.throw()
     error, _ = checkify.checkify(jax.jit(traced))(jnp.log(jnp.array([0.5, 0.5])))
     error.throw()
+
+
+def test_constants_inside_jit_are_still_checked():
+    law = jnp.log(jnp.array([0.5, 0.5, 0.0]))
+    verify = schemes.get("specinfer").verify
+
+    def emit(drafts):
+        return jax.jit(lambda key: verify(key, drafts, law, law))(jax.random.key(0))
+
+    assert int(emit(jnp.array([1, 0]))) in (0, 1)
+    with pytest.raises(ValueError, match=r"drafts: expected tokens within 0..2, got 0 to 3"):
+        emit(jnp.array([0, 3]))
