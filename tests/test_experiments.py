@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as entry
-from experiments import diverse, gls_fig6, khisti, shared
+from experiments import daliri, diverse, gls_fig6, khisti, shared
 from gls_jax import bounds, couplings, pairs, races, schemes
 
 VOCABULARY = 12
+DALIRI = ["--num-prompts", 2, "--num-positions", 9, "--num-trials", 400, "--top-k", 5, "--drop", 3, 4]
 LOWER, DISTINCT = gls_fig6.BOUNDS
 
 
@@ -41,55 +42,39 @@ def number(row, field):
 
 
 def test_fig6(tmp_path, capsys, monkeypatch):
-    """Where specinfer_wor may not enumerate more than one chain, its value at K = 3 is an estimate."""
-    monkeypatch.setattr(gls_fig6, "_MOST_CHAINS", 1)
-    small = ["--num-pairs", 3, "--num-items", 4, "--max-drafts", 4, "--num-trials", 2000, "--num-chains", 500]
-    rows = run("gls_fig6", tmp_path / "out", *small, "--schemes", "poisson", "minhash", "specinfer_wor")
+    monkeypatch.setattr(gls_fig6, "_MOST_CHAINS", 0)  # specinfer_wor is estimated while K < N
+    small = ["--num-pairs", 3, "--num-items", 3, "--max-drafts", 3, "--num-trials", 2000, "--num-chains", 500]
+    rows = run("gls_fig6", tmp_path / "out", *small, "--schemes", "minhash", "specinfer_wor")
     assert "3 random pairs" in capsys.readouterr().out
     assert tuple(rows[0]) == gls_fig6.Row._fields
-    found = {(row["scheme"], int(row["num_drafts"]), row["method"]): number(row, "acceptance") for row in rows}
-    errors = {(row["scheme"], int(row["num_drafts"]), row["method"]): row["standard_error"] for row in rows}
-    kinds = {"poisson": 2 * 4, "minhash": 2, "specinfer_wor": 2 * 4, "optimal": 4, LOWER: 4, DISTINCT: 4}
-    assert len(found) == len(rows) and Counter(row["scheme"] for row in rows) == kinds
-    laws = pairs.random(races.private_key(jax.random.key(0)), 3, 4)
-    exact = {name: np.stack([schemes.get(name).acceptance_curve(p, q, (1, 2, 3)) for p, q in zip(*laws, strict=True)])
-             for name in ("poisson", "specinfer_wor")}  # fmt: skip
-    exact = {name: values.mean(0) for name, values in exact.items()}
-    assert [found["poisson", k, "exact"] for k in (1, 2, 3)] == pytest.approx(exact["poisson"], abs=1e-5)
-    assert [found["specinfer_wor", k, "exact"] for k in (1, 2)] == pytest.approx(exact["specinfer_wor"][:2], abs=1e-5)
-    assert found["specinfer_wor", 4, "exact"] == 1
-    estimate, error = found["specinfer_wor", 3, "estimate"], float(errors["specinfer_wor", 3, "estimate"])
-    assert 0 < error < 0.01 and abs(estimate - exact["specinfer_wor"][2]) < 5 * error
-    for (name, k, method), value in found.items():
+    value, error = (
+        {(row["scheme"], int(row["num_drafts"]), row["method"]): float(row[field] or 0) for row in rows}
+        for field in ("acceptance", "standard_error")
+    )
+    kinds = {"minhash": 2, "specinfer_wor": 2 * 3, "optimal": 3, LOWER: 3, DISTINCT: 3}
+    assert len(value) == len(rows) and Counter(row["scheme"] for row in rows) == kinds
+    laws = pairs.random(races.private_key(jax.random.key(0)), 3, 3)
+    truth = {
+        name: np.mean([schemes.get(name).acceptance_curve(p, q, counts) for p, q in zip(*laws, strict=True)], axis=0)
+        for name, counts in (("minhash", (1,)), ("optimal", (1, 2, 3)), ("specinfer_wor", (1, 2)))
+    }
+    assert value["minhash", 1, "exact"] == pytest.approx(truth["minhash"][0], abs=1e-5)
+    assert [value["optimal", k, "exact"] for k in (1, 2, 3)] == pytest.approx(truth["optimal"], abs=1e-5)
+    assert value["specinfer_wor", 3, "exact"] == 1
+    for k in (1, 2):
+        cell = ("specinfer_wor", k, "estimate")
+        assert abs(value[cell] - truth["specinfer_wor"][k - 1]) < 5 * error[cell] + 1e-5
+    for name, k, method in value:
         if method == "simulated":
-            assert abs(value - found.get((name, k, "exact"), estimate)) < 5 * float(errors[name, k, method]), (name, k)
-    for k in range(1, 5):
-        assert found[LOWER, k, "bound"] - 1e-5 <= found["poisson", k, "exact"] <= found["optimal", k, "exact"]
-
-
-def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
-    """The second scheme's simulation is interrupted: the first one's is not repeated."""
-    small = ["--num-pairs", 2, "--num-items", 3, "--max-drafts", 1, "--num-trials", 50, "--schemes", "single", "naive"]
-    whole = run("gls_fig6", tmp_path / "whole", *small)
-    sweep, asked = gls_fig6.trials.sweep, []
-
-    def interrupted(*arguments, scheme, **options):
-        asked.append(scheme)
-        if asked == ["single", "naive"]:
-            raise KeyboardInterrupt
-        return sweep(*arguments, scheme=scheme, **options)
-
-    monkeypatch.setattr(gls_fig6.trials, "sweep", interrupted)
-    assert entry.main(["gls_fig6", "--out", str(tmp_path / "cut"), *map(str, small)]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
-    assert not (tmp_path / "cut" / "gls_fig6.csv").exists()
-    assert run("gls_fig6", tmp_path / "cut", *small) == whole
-    assert asked == ["single", "naive", "naive"]
+            line = value.get((name, k, "exact"), value.get((name, k, "estimate")))
+            assert abs(value[name, k, method] - line) < 5 * error[name, k, method], (name, k)
+    for k in (1, 2, 3):
+        assert value[LOWER, k, "bound"] <= value["optimal", k, "exact"] <= value[DISTINCT, k, "bound"] + 1e-5
+    assert value["specinfer_wor", 2, "estimate"] <= value[DISTINCT, 2, "bound"]
 
 
 def test_daliri(tmp_path, capsys, fake_model):
-    small = ["--num-prompts", 2, "--num-positions", 9, "--num-trials", 400, "--top-k", 5, "--drop", 3, 4]
-    rows = run("daliri", tmp_path / "out", *small)
+    rows = run("daliri", tmp_path / "out", *DALIRI)
     assert "400 repetitions" in capsys.readouterr().out
     laws = shared.next_token_laws((3, 4), num_prompts=2, num_positions=9, top_k=5)
     assert len(rows) == 2 * 18 == 2 * laws.log_q.shape[0]  # more than one block: the last is filled up
@@ -103,6 +88,25 @@ def test_daliri(tmp_path, capsys, fake_model):
             assert number(row, "lower") - 1e-5 <= number(row, "exact") <= number(row, "upper") + 1e-5
             assert abs(number(row, "simulated") - number(row, "exact")) < 5 * number(row, "standard_error"), row
     assert len({row["simulated"] for row in rows}) > 18  # every position has a simulation of its own
+
+
+def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys, fake_model):
+    """The third of four blocks is interrupted: the first two are not computed again."""
+    whole = run("daliri", tmp_path / "whole", *DALIRI)
+    agreement, asked = daliri.agreement, []
+
+    def interrupted(*arguments, **options):
+        asked.append(options["coupling"].__name__)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return agreement(*arguments, **options)
+
+    monkeypatch.setattr(daliri, "agreement", interrupted)
+    assert entry.main(["daliri", "--out", str(tmp_path / "cut"), *map(str, DALIRI)]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert not (tmp_path / "cut" / "daliri.csv").exists()
+    assert run("daliri", tmp_path / "cut", *DALIRI) == whole
+    assert asked == ["gumbel"] * 2 + ["weighted_minhash"] * 3
 
 
 def test_khisti(tmp_path, capsys, monkeypatch, fake_model):

@@ -189,7 +189,8 @@ class Scheme:
             :class:`gls_jax.schemes.Path`.
 
         Raises:
-            ValueError: shapes that do not fit, more slots than the scheme takes drafts, tokens outside the vocabulary.
+            ValueError: shapes that do not fit, more slots than the scheme takes drafts, tokens outside the vocabulary,
+                or what is not a tree.
 
         >>> import jax, jax.numpy as jnp
         >>> from gls_jax import schemes
@@ -203,6 +204,7 @@ class Scheme:
         checks.key(key)
         if not isinstance(tree, Tree):
             raise ValueError(f"tree: expected a gls_jax.schemes.Tree, got {type(tree).__name__}")
+        tree.check()
         self.check_num_drafts(tree.num_slots)
         size = tree.tokens.shape[0]
         log_q = checks.laws(log_q, size + 1, "log_q")

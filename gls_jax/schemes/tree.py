@@ -48,6 +48,40 @@ class Tree:
     depth: int = dataclasses.field(metadata={"static": True})
     num_slots: int = dataclasses.field(metadata={"static": True})
 
+    def check(self) -> None:
+        """Raise `ValueError` for shapes that differ and, where values are not traced, for what is not a tree."""
+        fields = {name: getattr(self, name) for name in ("tokens", "parents", "slots", "depths", "alive")}
+        size = np.shape(self.tokens)
+        for name, value in fields.items():
+            kind = np.bool_ if name == "alive" else np.integer
+            if np.shape(value) != size or len(size) != 1 or not jnp.issubdtype(value.dtype, kind):
+                got = f"{value.dtype} of shape {list(np.shape(value))}"
+                raise ValueError(f"tree.{name}: expected {kind.__name__} of shape [n], one for each token, got {got}")
+        if any(isinstance(value, jax.core.Tracer) for value in fields.values()):
+            return
+        _, parents, slots, depths, alive = (np.asarray(value) for value in fields.values())
+        node = np.arange(size[0])
+        for name, values, last in (
+            ("parents", parents, node),
+            ("slots", slots, np.full_like(node, self.num_slots - 1)),
+        ):
+            wrong = alive & ((values < 0) | (values > last))
+            if wrong.any():
+                at = int(wrong.argmax())
+                raise ValueError(f"tree.{name}: expected 0..{last[at]} for node {at}, got {values[at]}")
+        expected = np.zeros(size[0], int)
+        for at in node[alive]:
+            expected[at] = expected[parents[at] - 1] + 1 if parents[at] else 0
+            if parents[at] and not alive[parents[at] - 1]:
+                raise ValueError(f"tree.alive: expected the parent of node {at} to be alive, got a dead one")
+        if (expected != depths)[alive].any() or expected[alive].max(initial=-1) >= self.depth:
+            raise ValueError(
+                f"tree.depths: expected {expected.tolist()} below depth {self.depth}, got {depths.tolist()}"
+            )
+        places = np.stack([parents, slots], axis=1)[alive]
+        if len(np.unique(places, axis=0)) < len(places):
+            raise ValueError("tree.slots: expected different slots for the children of one context, got one twice")
+
 
 class Path(NamedTuple):
     """What the target makes of a tree.

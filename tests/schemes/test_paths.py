@@ -275,11 +275,22 @@ def test_what_whole_path_schemes_lack(name, call, what):
         (dict(key=3), "typed key"),
         (dict(drafts=schemes.chains(jnp.full((2, 2), 3))), "tree.tokens: expected tokens within 0..2, got 3"),
         (dict(scheme="block"), "scheme 'block' takes at most 1, got 2"),
+        (dict(parents=[0, 3, 0, 1]), "tree.parents: expected 0..1 for node 1, got 3"),
+        (dict(parents=[0, 1, -1, 1]), "tree.parents: expected 0..2 for node 2, got -1"),
+        (dict(slots=[0, 0, 2, 0]), "tree.slots: expected 0..1 for node 2, got 2"),
+        (dict(slots=[0, 0, 0, 0]), "tree.slots: expected different slots for the children of one context"),
+        (dict(alive=[False, True, True, True]), "tree.alive: expected the parent of node 1 to be alive"),
+        (dict(depths=[0, 0, 0, 0]), r"tree.depths: expected \[0, 1, 0, 1\] below depth 2, got \[0, 0, 0, 0\]"),
+        (dict(slots=[0, 0, 0]), r"tree.slots: expected integer of shape \[n\], one for each token, got int"),
+        (dict(alive=[1, 1, 1, 1]), r"tree.alive: expected bool of shape \[n\]"),
     ],
 )
 def test_bad_trees(change, message):
     given = dict(scheme="specinfer", key=jax.random.key(0), drafts=schemes.chains(jnp.zeros((2, 2), int)))
     given |= dict(log_p=jnp.tile(LOG_DRAFT[0, 0], (4, 1)), log_q=jnp.tile(LOG_DRAFT[0, 0], (5, 1))) | change
+    fields = {name: np.array(change[name]) for name in ("parents", "slots", "alive", "depths") if name in change}
+    if fields:
+        given["drafts"] = dataclasses.replace(given["drafts"], **fields)
     with pytest.raises(ValueError, match=message):
         schemes.get(given["scheme"]).verify_tree(given["key"], 0, given["drafts"], given["log_p"], given["log_q"])
     with pytest.raises(ValueError, match=r"tokens: expected shape \[K, L\]"):
