@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.estimate import Estimate
-from gls_jax.ratios import RatioOrder, ratio_order
 from gls_jax.rejection import serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
@@ -40,8 +40,8 @@ def verify(key, drafts, log_p, log_q, active):
 
 
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
-    ranked = ratio_order(log_p, log_q)
-    return 1 - jnp.stack([_missed(ranked, k) for k in num_drafts])
+    laws = _sorted(log_p, log_q)
+    return 1 - jnp.stack([_missed(laws, k) for k in num_drafts])
 
 
 def acceptance_estimate(key: PRNGKeyArray, log_p, log_q, num_drafts: int, num_chains: int) -> Estimate:
@@ -89,51 +89,65 @@ def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
     )
 
 
-def _unserved(ranked: RatioOrder):
+class _Laws(NamedTuple):
+    """Both laws in order of `q / p`, which is not capped here: `u` reaches the ratio of the lightest item."""
+
+    p: Float[Array, " N"]
+    q: Float[Array, " N"]
+    ratio: Float[Array, " N"]
+
+
+def _sorted(log_p, log_q) -> _Laws:
+    p, q = races.weights(log_p), races.weights(log_q)
+    live = p > 0
+    ratio = jnp.where(live, q / jnp.where(live, p, 1), jnp.inf)
+    order = jnp.argsort(ratio)
+    return _Laws(p[order], q[order], ratio[order])
+
+
+def _unserved(laws: _Laws):
     """`Z(u)`, linear between the ratios: suffix sums and a binary search."""
-    tail_q, tail_p = (jnp.append(jnp.cumsum(x[::-1])[::-1], 0) for x in (ranked.q, ranked.p))
-    highest = float(jnp.finfo(ranked.q.dtype).max) ** 0.75  # below the cap of the ratios: items without p stay unserved
+    tail_q, tail_p = (jnp.append(jnp.cumsum(x[::-1])[::-1], 0) for x in (laws.q, laws.p))
 
     def unserved(u):
-        u = jnp.minimum(u, highest)
-        first = jnp.searchsorted(ranked.ratio, u, side="right")
+        first = jnp.searchsorted(laws.ratio, u, side="right")
         return jnp.maximum(tail_q[first] - u * tail_p[first], 0)
 
     return unserved
 
 
-def _test(ranked: RatioOrder, unserved, u, pool):
+def _test(laws: _Laws, unserved, u, pool):
     """One test with the items in the pool: chance of each to be the refused one, given that one is; next `u`; mass.
 
     An empty pool, in a list longer than the law has items, tests nothing: `u` stays and no item is refused.
     """
     mass, left = jnp.sum(pool), unserved(u)
     step = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
-    served = jnp.maximum(ranked.q - u * ranked.p, 0) / jnp.where(left > 0, left, 1)
+    served = jnp.maximum(laws.q - u * laws.p, 0) / jnp.where(left > 0, left, 1)
     refused = jnp.where(pool > 0, jnp.maximum(pool * step - served, 0), 0)
     total = jnp.sum(refused)
     return refused / jnp.where(total > 0, total, 1), u + left * step, mass
 
 
-def _missed(ranked: RatioOrder, num_drafts: int) -> Float[Array, ""]:
+def _missed(laws: _Laws, num_drafts: int) -> Float[Array, ""]:
     """``E[Z(u_K)]``: a sum over all chains of `K - 2` refusals, with the last one summed inside."""
-    size = ranked.p.shape[0]
+    size = laws.p.shape[0]
     num_drafts = min(num_drafts, size)
-    unserved = _unserved(ranked)
+    unserved = _unserved(laws)
     if num_drafts == 1:
-        return unserved(jnp.ones((), ranked.q.dtype))
+        return unserved(jnp.ones((), laws.q.dtype))
     length = num_drafts - 2
 
     def chain(index: Int[Array, ""]) -> Float[Array, ""]:
-        u, weight = jnp.zeros((), ranked.q.dtype), jnp.ones((), ranked.q.dtype)
-        pool, free = ranked.p, jnp.ones(size, bool)
+        u, weight = jnp.zeros((), laws.q.dtype), jnp.ones((), laws.q.dtype)
+        pool, free = laws.p, jnp.ones(size, bool)
         for place in range(length):  # `index` in the factorial number system names the items
             digit, index = index % (size - place), index // (size - place)
-            refused, u, mass = _test(ranked, unserved, u, pool)
+            refused, u, mass = _test(laws, unserved, u, pool)
             item = jnp.argmax(free & (jnp.cumsum(free) == digit + 1))
             weight = weight * jnp.where(mass > 0, refused[item], digit == 0)  # nothing to refuse: one chain goes on
             free, pool = free.at[item].set(False), pool.at[item].set(0)
-        refused, u, mass = _test(ranked, unserved, u, pool)
+        refused, u, mass = _test(laws, unserved, u, pool)
         zero = jnp.zeros(1, pool.dtype)
         others = jnp.concatenate([zero, jnp.cumsum(pool)[:-1]]) + jnp.append(jnp.cumsum(pool[::-1])[::-1][1:], zero)
         left = unserved(u)
@@ -149,20 +163,20 @@ def _missed(ranked: RatioOrder, num_drafts: int) -> Float[Array, ""]:
 
 @partial(jax.jit, static_argnames=("num_drafts", "num_chains"))
 def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int):
-    ranked = ratio_order(log_p, log_q)
-    size = ranked.p.shape[0]
-    unserved = _unserved(ranked)
+    laws = _sorted(log_p, log_q)
+    size = laws.p.shape[0]
+    unserved = _unserved(laws)
 
     def chain(index):
         def test(carry, stream):
             u, pool = carry
-            refused, u, _ = _test(ranked, unserved, u, pool)
+            refused, u, _ = _test(laws, unserved, u, pool)
             clocks = races.exponentials(races.stream_key(chain_key, stream), 1, size)[0]
             item = races.winner(races.arrivals(clocks, jnp.log(refused)))
             return (u, pool.at[item].set(0)), None
 
         chain_key = jax.random.fold_in(key, index)
-        (u, _), _ = jax.lax.scan(test, (jnp.zeros((), log_q.dtype), ranked.p), jnp.arange(min(num_drafts, size)))
+        (u, _), _ = jax.lax.scan(test, (jnp.zeros((), log_q.dtype), laws.p), jnp.arange(min(num_drafts, size)))
         return unserved(u)
 
     missed = jax.lax.map(chain, jnp.arange(num_chains), batch_size=max(1, min(num_chains, _CHUNK // size)))

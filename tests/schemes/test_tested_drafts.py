@@ -67,6 +67,15 @@ def test_a_list_longer_than_its_law_is_the_whole_law():
             assert float(WOR.acceptance(logs(p), logs(q), k)) == pytest.approx(whole, abs=1e-6)
 
 
+@pytest.mark.parametrize("light", [-79.5, -60.0, -20.0])
+def test_the_lightest_items_are_drafted_without_replacement(light):
+    """What is left when the heavy item is refused is renormalised from next to nothing; chance of failure 1e-9."""
+    p, q = jnp.array([0.0, light, light - 0.4]), jnp.log(jnp.array([0.3, 0.3, 0.4]))
+    for k in (2, 3):
+        hits = jax.vmap(lambda key, k=k: WOR.hits(key, p, q, k)[-1])(jax.random.split(jax.random.key(0), 20_000))
+        assert oracles.binomial(int(hits.sum()), 20_000, float(WOR.acceptance(p, q, k))) > 1e-9
+
+
 def test_chains_estimate_is_unbiased():
     """Against the exact value, within 6 standard errors (false-failure rate 2e-9 a check)."""
     for seed, (p, q) in enumerate(pairs(3, 8, seed=4)):

@@ -1,0 +1,1 @@
+"""Published figures and tables, one module each: `python -m experiments NAME`."""
