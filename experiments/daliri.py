@@ -69,7 +69,7 @@ class Daliri:
     out: Path = Path("results/daliri")
     """Folder for daliri.csv and daliri.png."""
     full: bool = False
-    """The whole vocabulary; hours on two cores."""
+    """The whole vocabulary; over an hour on two cores."""
 
     def run(self, report: shared.Report) -> list:
         key = shared.root_key(self.seed)

@@ -44,11 +44,15 @@ def serve(
     active: Bool[Array, " K"],
     *,
     without_replacement: bool = False,
-) -> Int[Array, ""]:
-    """Test the drafts in turn; the first accepted one, or a sample of what is left.
+) -> tuple[Int[Array, ""], Bool[Array, " K"]]:
+    """Test the drafts in turn: the first accepted one, or a sample of what is left; and by which draft it was found.
 
     Without replacement `p_k` is `p` on the items that no earlier draft was, also where that draft is out of play. A
     draft that is impossible under `p_k` is passed over: it fills up a list longer than its law has items.
+
+    Returns:
+        The token, and for every `k` whether one of the first `k` drafts was accepted. Neither tests nor noise know of
+        later drafts, so that is one trial for every list length.
     """
     p, q = races.weights(log_p), races.weights(log_q)
     test_key, residual_key = jax.random.split(races.private_key(key))
@@ -62,13 +66,13 @@ def serve(
         rest, total = remaining(q, spent)
         token = jnp.where(live & (uniform * total * law[x] < rest[x]), x, token)
         spent = jnp.where(live, spent + total * law, spent)
-        return (spent, pool.at[x].set(0) if without_replacement else pool, token), None
+        return (spent, pool.at[x].set(0) if without_replacement else pool, token), token >= 0
 
     start = (jnp.zeros_like(q), p if without_replacement else jnp.zeros(()), jnp.array(-1, drafts.dtype))
     each = (jnp.arange(drafts.shape[0]), drafts, uniforms, active)
-    (spent, _, token), _ = jax.lax.scan(test, start, each)
+    (spent, _, token), found = jax.lax.scan(test, start, each)
     fresh = residual_token(residual_key, remaining(q, spent)[0], log_q)
-    return jnp.where(token >= 0, token, fresh).astype(jnp.int32)
+    return jnp.where(token >= 0, token, fresh).astype(jnp.int32), found
 
 
 def speculate(

@@ -13,18 +13,23 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gls_jax import races
 from gls_jax.rejection import remaining, serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
 
-__all__ = ["SCHEME", "acceptance", "propose", "verify"]
+__all__ = ["SCHEME", "acceptance", "hits", "propose", "verify"]
 
 
 def verify(key, drafts, log_p, log_q, active):
-    return serve(key, drafts, log_p, log_q, active)
+    return serve(key, drafts, log_p, log_q, active)[0]
+
+
+def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+    """One trial for every K."""
+    return serve(key, propose(key, log_p, num_drafts), log_p, log_q, jnp.ones(num_drafts, bool))[1]
 
 
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
@@ -48,4 +53,5 @@ SCHEME = Scheme(
     propose_fn=propose,
     verify_fn=verify,
     acceptance_fn=acceptance,
+    hits_fn=hits,
 )

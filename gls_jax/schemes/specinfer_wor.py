@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.estimate import Estimate
@@ -29,14 +29,20 @@ from gls_jax.rejection import serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
 
-__all__ = ["SCHEME", "acceptance", "acceptance_estimate", "propose", "verify"]
+__all__ = ["SCHEME", "acceptance", "acceptance_estimate", "hits", "propose", "verify"]
 
 _LARGEST = 2 * 10**7  # chains x items enumerated: some seconds
 _CHUNK = 2**16  # numbers in one chunk of chains
 
 
 def verify(key, drafts, log_p, log_q, active):
-    return serve(key, drafts, log_p, log_q, active, without_replacement=True)
+    return serve(key, drafts, log_p, log_q, active, without_replacement=True)[0]
+
+
+def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+    """One trial for every K."""
+    drafts = propose(key, log_p, num_drafts)
+    return serve(key, drafts, log_p, log_q, jnp.ones(num_drafts, bool), without_replacement=True)[1]
 
 
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
@@ -194,5 +200,6 @@ SCHEME = Scheme(
     propose_fn=propose,
     verify_fn=verify,
     acceptance_fn=acceptance,
+    hits_fn=hits,
     acceptance_limit=acceptance_limit,
 )

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gls_jax import races
 from gls_jax.rejection import remaining, residual_token
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
 
-__all__ = ["SCHEME", "acceptance", "discount", "propose", "verify"]
+__all__ = ["SCHEME", "acceptance", "discount", "hits", "propose", "verify"]
 
 
 def discount(p: Float[Array, " N"], q: Float[Array, " N"], num_drafts) -> Float[Array, ""]:
@@ -46,6 +46,16 @@ def verify(key, drafts, log_p, log_q, active):
     return jnp.where(jnp.any(accept), drafts[jnp.argmax(accept)], fresh).astype(jnp.int32)
 
 
+def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+    """One trial for every K: the same tests under each K's discount; the residual is never in the list."""
+    p, q = races.weights(log_p), races.weights(log_q)
+    drafts = propose(key, log_p, num_drafts)
+    test_key, _ = jax.random.split(races.private_key(key))
+    rho = jax.vmap(lambda k: discount(p, q, k))(jnp.arange(1, num_drafts + 1))
+    accept = races.uniforms(test_key, num_drafts) * rho[:, None] * p[drafts] < q[drafts]  # [K, draft]
+    return jnp.any(accept & jnp.tri(num_drafts, dtype=bool), axis=1)
+
+
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
     p, q = races.weights(log_p), races.weights(log_q)
     return jnp.stack([jnp.sum(jnp.minimum(q, _smooth_discount(p, q, k) * p)) for k in num_drafts])
@@ -58,7 +68,7 @@ def _gain(p, q, rho, num_drafts):
 
 
 def _smooth_discount(p, q, num_drafts: int):
-    """`rho` with its derivative: one Newton step from the root, whose slope the implicit function theorem asks for."""
+    """`rho` with its derivative, by the implicit function theorem: that of one Newton step from the root."""
     fixed_p, fixed_q = jax.lax.stop_gradient((p, q))
     rho = discount(fixed_p, fixed_q, num_drafts)
     full = fixed_q >= rho * fixed_p
@@ -67,7 +77,7 @@ def _smooth_discount(p, q, num_drafts: int):
     slope = -jnp.sum(jnp.where(full, fixed_p, 0)) - num_drafts * (1 - b) ** (num_drafts - 1) * part / rho**2
     steep = slope < -1e-12  # else every item is cut or none can be, and no rho is better than another
     step = jnp.where(steep, _gain(p, q, rho, num_drafts) / jnp.where(steep, slope, -1), 0)
-    return jnp.clip(rho - step, 1, num_drafts)
+    return rho - (step - jax.lax.stop_gradient(step))  # on a flat slope the step itself is rounding
 
 
 SCHEME = Scheme(
@@ -80,4 +90,5 @@ SCHEME = Scheme(
     propose_fn=propose,
     verify_fn=verify,
     acceptance_fn=acceptance,
+    hits_fn=hits,
 )
