@@ -175,7 +175,7 @@ def optimum_distinct(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
 
     All drafts are in `H` if the race has K arrivals in `H` before the first one outside, which comes at rate
     ``1 - p(H)``: a Poisson-binomial count, item after item, integrated over that time on a logarithmic grid. A list
-    that is longer than its law has items counts as the whole law. `O(N K)` for each of 240 nodes.
+    that is longer than its law has items counts as the whole law. `O(N K)` for each of 488 nodes.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -188,7 +188,8 @@ def optimum_distinct(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
     ranked = ratio_order(log_p, log_q)
     outside = jnp.append(jnp.cumsum(ranked.p[::-1])[::-1][1:], 0)  # summed from the far end: no digits lost
     step = 0.25
-    times = jnp.exp(jnp.arange(-38, 22, step, dtype=log_q.dtype))
+    # From where nothing has arrived to where the lightest item has.
+    times = jnp.exp(jnp.arange(-38, 84, step, dtype=log_q.dtype))
 
     def add(count, item):  # count [node, K]: chance of 0, ..., K - 1 arrivals in H
         p, rate = item

@@ -81,6 +81,21 @@ def count(value, name: str) -> int:
     return number
 
 
+def index(value, name: str, last: int = 2**32 - 2):
+    """One index of at least 0, an int or a traced integer; a float would be cut to one, and share its clocks."""
+    if isinstance(value, jax.core.Tracer):
+        good = value.shape == () and jnp.issubdtype(value.dtype, jnp.integer)
+        got = f"{value.dtype} of shape {list(value.shape)}"
+    else:
+        try:
+            good, got = not isinstance(value, bool) and 0 <= operator.index(value) <= last, repr(value)
+        except TypeError:
+            good, got = False, type(value).__name__ if np.ndim(value) or value is None else repr(value)
+    if not good:
+        raise ValueError(f"{name}: expected one int within 0..{last}, got {got}")
+    return value
+
+
 def active_of(num_active, num_drafts) -> tuple[int, int]:
     """How many of the drafts are still in play."""
     num_drafts, num_active = count(num_drafts, "num_drafts"), count(num_active, "num_active")
@@ -139,6 +154,12 @@ def laws(value, count: int, name: str) -> jax.Array:
     return array
 
 
+def not_probabilities(log_law: jax.Array, name: str) -> None:
+    """Log-probabilities are not above 0; values can be looked at only where they are not traced."""
+    if not isinstance(log_law, jax.core.Tracer) and (most := np.max(np.asarray(log_law))) > 1e-3:
+        raise ValueError(f"{name}: expected log-probabilities, got a value of {most:.6g}")
+
+
 def same_items(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both laws over one set of items, in their common float type."""
     if log_p.shape[-1] != log_q.shape[-1]:
@@ -179,3 +200,23 @@ def possible_tokens(value: jax.Array, log_p: jax.Array, active: jax.Array, light
     if impossible.any():
         token = found[impossible.argmax()]
         raise ValueError(f"{name}: expected tokens of positive probability under log_p, got {token}, which has none")
+
+
+def alive_tokens(value: jax.Array, alive: jax.Array, num_items: int, name: str) -> None:
+    """:func:`tokens` of the nodes that are used."""
+    if not any(isinstance(x, jax.core.Tracer) for x in (value, alive)):
+        tokens(np.asarray(value)[np.asarray(alive)], num_items, name)
+
+
+def one_law_each(log_p: jax.Array, parents: jax.Array, alive: jax.Array, owner: str) -> None:
+    """Siblings drawn from one law; values can be looked at only where they are not traced."""
+    if any(isinstance(x, jax.core.Tracer) for x in (log_p, parents, alive)):
+        return
+    laws, context = np.exp(np.asarray(log_p)), np.asarray(parents).tolist()
+    first: dict[int, int] = {}
+    for node in np.flatnonzero(np.asarray(alive)).tolist():
+        one = first.setdefault(context[node], node)
+        if not np.allclose(laws[node], laws[one], rtol=0, atol=1e-4):
+            raise ValueError(
+                f"log_p: {owner} draws siblings from one law, got another one for node {node} than for {one}"
+            )

@@ -60,15 +60,13 @@ def position_key(key: PRNGKeyArray, position) -> PRNGKeyArray:
     [(1, 1), (1, 1)]
     """
     checks.key(key)
-    if not isinstance(position, jax.core.Tracer) and jnp.ndim(position) == 0 and position < 0:
-        raise ValueError(f"position: expected an index of at least 0, got {position}")
-    return jax.random.fold_in(key, position)
+    return jax.random.fold_in(key, checks.index(position, "position"))
 
 
 def stream_key(key: PRNGKeyArray, stream) -> PRNGKeyArray:
     """Key of one stream: `S[k]` are the draws of `stream_key(key, k)`."""
     checks.key(key)
-    return jax.random.fold_in(key, stream)
+    return jax.random.fold_in(key, checks.index(stream, "stream"))
 
 
 def private_key(key: PRNGKeyArray) -> PRNGKeyArray:
@@ -169,8 +167,7 @@ def darts(key: PRNGKeyArray, start, count: int, num_items: int) -> tuple[Int[Arr
     """
     checks.key(key)
     count, num_items = checks.count(count, "count"), checks.count(num_items, "num_items")
-    if not isinstance(start, jax.core.Tracer) and jnp.ndim(start) == 0 and start < 0:
-        raise ValueError(f"start: expected a number of at least 0, got {start}")
+    checks.index(start, "start", last=2**31 - count)
     words = jax.random.key_data(key)
     numbers = jnp.asarray(start).astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
     item, more, least = _scale(*_threefry2x32((words[0], words[1]), numbers), num_items)
@@ -179,7 +176,7 @@ def darts(key: PRNGKeyArray, start, count: int, num_items: int) -> tuple[Int[Arr
 
 def weights(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
     """`exp`, with 0 below :data:`LIGHTEST`: what a race, and every exact formula, takes an item's weight to be."""
-    return jnp.where(log_weights >= LIGHTEST, jnp.exp(log_weights), 0)
+    return jnp.where(log_weights < LIGHTEST, 0, jnp.exp(log_weights))  # NaN stays NaN
 
 
 def arrivals(clocks: Float[Array, "*k N"], log_weights: Float[Array, "*#k N"]) -> Float[Array, "*k N"]:

@@ -81,6 +81,6 @@ def speculate(
     """The maximal coupling: speculative sampling of `q` against one draft from `law` (if not `live`: none)."""
     q = races.weights(log_q)
     test_key, residual_key = jax.random.split(races.private_key(key))
-    accept = live & (races.uniforms(test_key, 1)[0] * law[draft] < q[draft])
+    accept = live & (law[draft] > 0) & (races.uniforms(test_key, 1)[0] * law[draft] < q[draft])
     fresh = residual_token(residual_key, remaining(q, jnp.where(live, law, 0))[0], log_q)
     return jnp.where(accept, draft, fresh).astype(jnp.int32)

@@ -78,6 +78,13 @@ def test_optimum_of_distinct_drafts_is_the_minimum_over_all_sets():
             assert got >= float(bounds.optimum_iid(logs(p), logs(q), k)) - 2e-6
 
 
+@pytest.mark.parametrize("light", [-10.0, -30.0, -60.0, -79.0])
+def test_optimum_of_distinct_drafts_down_to_the_lightest_items(light):
+    """Two items, one of next to no mass: the list is both of them, and .6 of the target."""
+    p, q = jnp.array([0.0, light, -jnp.inf]), jnp.log(jnp.array([0.3, 0.3, 0.4]))
+    assert float(bounds.optimum_distinct(p, q, 2)) == pytest.approx(0.6, abs=1e-4)
+
+
 def test_optimum_takes_any_contained_law():
     p, q = PROBLEMS["plain"]
     order = np.asarray(bounds.prefix_order(logs(p), logs(q)))

@@ -402,7 +402,7 @@ def test_scheme_is_the_coupling():
 @pytest.mark.parametrize(
     "function",
     [couplings.gumbel, couplings.weighted_minhash, couplings.maximal, protocol(0.1)],
-    ids=lambda f: str(f)[:25],
+    ids=["gumbel", "weighted_minhash", "maximal", "dart_protocol"],
 )
 @pytest.mark.parametrize(
     ("key", "p", "q", "message"),

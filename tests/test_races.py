@@ -182,7 +182,7 @@ def test_low_darts_keep_their_digits():
         (lambda: races.uniforms(0, 1), "typed key"),
         (lambda: races.uniforms(KEY, 0), "count: expected an int of at least 1, got 0"),
         (lambda: races.darts(0, 0, 1, 1), "typed key"),
-        (lambda: races.darts(KEY, -1, 1, 1), "start: expected a number of at least 0, got -1"),
+        (lambda: races.darts(KEY, -1, 1, 1), r"start: expected one int within 0..2147483647, got -1"),
         (lambda: races.darts(KEY, 0, 0, 1), "count: expected an int of at least 1, got 0"),
         (lambda: races.darts(KEY, 0, 1, 0), "num_items: expected an int of at least 1, got 0"),
     ],

@@ -94,9 +94,9 @@ def _code(num_items: int, epsilon: float) -> _Code:
     if not (isinstance(epsilon, float) and 0 < epsilon < 1):
         got = repr(epsilon) if isinstance(epsilon, (int, float, str)) else type(epsilon).__name__
         raise ValueError(f"epsilon: expected a Python float strictly between 0 and 1, got {got}")
-    budget = math.ceil(2 * num_items / (math.e * epsilon))
-    if budget > MOST_DARTS:
+    if 2 * num_items / (math.e * epsilon) > MOST_DARTS - 1:
         raise ValueError(f"epsilon: expected num_items / epsilon of at most 2.9e9, got {num_items / epsilon:.2g}")
+    budget = math.ceil(2 * num_items / (math.e * epsilon))
     low_bits = max(0, math.ceil(math.log2(num_items * math.log(2))))
     return _Code(low_bits, math.ceil(num_items * math.log(2 / epsilon)), budget)
 

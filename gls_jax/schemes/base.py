@@ -37,7 +37,8 @@ class Scheme:
     Attributes:
         name: name in the registry.
         invariance: what the emitted token does not depend on. `"none"`; `"conditional"`: given the drafts, not on the
-            draft laws; `"strong"`: not on the drafts either, it is a function of key and target law alone.
+            draft laws; `"strong"`: not on the drafts either, it is a function of key and target law alone (for
+            `gls_strong` of `K` too).
         max_drafts: largest `K`, or None.
         needs_draft_law: whether `verify` looks at `log_p`.
         diverse: whether each draft may have a law of its own, `log_p` of shape `[K, N]`.
@@ -150,6 +151,8 @@ class Scheme:
         counts = tuple(self.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
         log_p, log_q = self._draft_laws(log_p, max(counts)), checks.law(log_q, "log_q")
         log_p, log_q = checks.same_items(log_p, log_q)
+        checks.not_probabilities(log_p, "log_p")
+        checks.not_probabilities(log_q, "log_q")
         _refuse(self.acceptance_limit(log_q.shape[0], max(counts)))
         return jnp.clip(_compiled(self.acceptance_fn, (log_p, log_q), (counts,)), 0, 1)
 
@@ -176,13 +179,16 @@ class Scheme:
         """The accepted path of a tree of drafts, and the token to emit after it.
 
         What is emitted, path and token, has the law of the target, provided each node's token came from `propose` under
-        :meth:`draft_key`, in the node's slot, at the law of its context.
+        :meth:`draft_key`, in the node's slot, at the law of its context. Which nodes there are may depend on the tokens
+        of their ancestors, but on no others: pruning a tree by the tokens it drafted biases every scheme that is not
+        strongly invariant.
 
         Args:
             key: key of the request.
             position: absolute position of the first token that the tree proposes, and so of the round.
             tree: the drafts, :class:`gls_jax.schemes.Tree`, `n` nodes.
-            log_p: `[n, N]`, the law each node was drawn from; None for a scheme that does not need it.
+            log_p: `[n, N]`, the law each node was drawn from, the same for siblings unless the scheme is `diverse`;
+                None for a scheme that does not need it.
             log_q: `[n + 1, N]`, the target's law at the root and after each node.
 
         Returns:
@@ -212,7 +218,12 @@ class Scheme:
             raise ValueError(f"log_p: scheme '{self.name}' needs the law each node was drawn from, got None")
         log_p = log_q[1:] if log_p is None else checks.laws(log_p, size, "log_p")
         log_p, log_q = checks.same_items(log_p, log_q)
-        checks.tokens(tree.tokens, log_q.shape[1], "tree.tokens")
+        checks.index(position, "position", last=2**32 - 2 - tree.depth)
+        checks.alive_tokens(tree.tokens, tree.alive, log_q.shape[1], "tree.tokens")
+        if self.needs_draft_law:
+            checks.possible_tokens(tree.tokens, log_p, tree.alive, races.LIGHTEST, "tree.tokens")
+            if not self.diverse:
+                checks.one_law_each(log_p, tree.parents, tree.alive, f"scheme '{self.name}'")
         if self.verify_tree_fn is not None:
             return _compiled(self.verify_tree_fn, (key, position, tree, log_p, log_q), ())
         _refuse(self.verify_limit(log_q.shape[1], tree.num_slots))
@@ -232,6 +243,8 @@ class Scheme:
             position: absolute position of the drafted token.
             context: where in the tree it is drafted, as in ``Tree.parents``.
         """
+        checks.index(start, "start")
+        checks.index(context, "context")
         if self.verify_tree_fn is None:
             return races.position_key(key, position)
         return races.position_key(races.position_key(races.position_key(key, start), position), context)

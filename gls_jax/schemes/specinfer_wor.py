@@ -47,7 +47,9 @@ def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
 
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
     laws = _sorted(log_p, log_q)
-    return 1 - jnp.stack([_missed(laws, k) for k in num_drafts])
+    size = log_q.shape[0]
+    missed = {k: _missed(laws, k) for k in {min(k, size) for k in num_drafts}}  # a longer list is the whole law
+    return 1 - jnp.stack([missed[min(k, size)] for k in num_drafts])
 
 
 def acceptance_estimate(key: PRNGKeyArray, log_p, log_q, num_drafts: int, num_chains: int) -> Estimate:
@@ -89,9 +91,9 @@ def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
     if chains * num_items <= _LARGEST:
         return None
     return (
-        f"num_drafts: scheme 'specinfer_wor' would enumerate {float(chains):.1g} chains of refusals for {num_items} "
-        f"items and K={num_drafts}, expected at most {_LARGEST // num_items}; specinfer_wor.acceptance_estimate is "
-        f"unbiased at any size"
+        f"num_drafts: scheme 'specinfer_wor' would enumerate 10^{math.log10(chains):.0f} chains of refusals for "
+        f"{num_items} items and K={num_drafts}, expected at most {_LARGEST // num_items}; "
+        f"specinfer_wor.acceptance_estimate is unbiased at any size"
     )
 
 

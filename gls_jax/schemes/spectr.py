@@ -41,7 +41,7 @@ def verify(key, drafts, log_p, log_q, active):
     p, q = races.weights(log_p), races.weights(log_q)
     test_key, residual_key = jax.random.split(races.private_key(key))
     rho = discount(p, q, jnp.sum(active))
-    accept = active & (races.uniforms(test_key, drafts.shape[0]) * rho * p[drafts] < q[drafts])
+    accept = active & (p[drafts] > 0) & (races.uniforms(test_key, drafts.shape[0]) * rho * p[drafts] < q[drafts])
     fresh = residual_token(residual_key, remaining(q, rho * p)[0], log_q)
     return jnp.where(jnp.any(accept), drafts[jnp.argmax(accept)], fresh).astype(jnp.int32)
 

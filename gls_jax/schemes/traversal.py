@@ -65,8 +65,11 @@ def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
         x, here = tree.tokens[node], state.here
         p, q = races.weights(log_p[node, x]), races.weights(log_q[here, x])
         # A list longer than its law is filled up with repetitions: they were drawn from nothing, and are passed over.
-        again = jnp.any(tree.alive & ~state.waiting & (tree.parents == here) & (tree.tokens == x))
-        possible = (p > 0) & ~again & (state.mass[here] > 0)
+        earlier = tree.alive & ~state.waiting & (tree.parents == here)
+        again = jnp.any(earlier & (tree.tokens == x))
+        # The law of a rank is known only if all ranks before it are.
+        ranked = tree.slots[node] == jnp.sum(earlier)
+        possible = (p > 0) & ~again & ranked & (state.mass[here] > 0)
         rest = state.weight[here] * state.mass[here] * jnp.maximum(q - state.spent[here] * p, 0)
         share = state.left[here] * p
         chance = jnp.where(rest < share, rest / jnp.where(share > 0, share, 1), 1)

@@ -35,7 +35,8 @@ class Tree:
         parents: `i32[n]`, the context each was drafted at: 0 the root, ``i + 1`` after node `i`.
         slots: `i32[n]`, place in the list proposed at that context.
         depths: `i32[n]`, 0 for children of the root.
-        alive: `bool[n]`, whether the node is used; shapes stay those of the budget.
+        alive: `bool[n]`, whether the node is used; shapes stay those of the budget. It may depend on the tokens of the
+            node's ancestors, but unless the scheme is strongly invariant on no other drafted token.
         depth: longest path, static.
         num_slots: longest list at one context, static.
     """
@@ -126,10 +127,12 @@ def chains(tokens: Int[Array, "K L"], *, ranked: bool = False) -> Tree:
     >>> tree.chains(jnp.array([[5, 7], [6, 7]])).parents.tolist()
     [0, 1, 0, 3]
     """
-    tokens = jnp.asarray(tokens, jnp.int32)
-    if tokens.ndim != 2 or not tokens.size:
-        raise ValueError(f"tokens: expected shape [K, L] with K, L >= 1, got {list(tokens.shape)}")
+    tokens = jnp.asarray(tokens)
+    if tokens.ndim != 2 or not tokens.size or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        got = f"{tokens.dtype} of shape {list(tokens.shape)}"
+        raise ValueError(f"tokens: expected integers of shape [K, L] with K, L >= 1, got {got}")
     num_chains, length = tokens.shape
+    tokens = tokens.astype(jnp.int32)
     node = jnp.arange(num_chains * length, dtype=jnp.int32)
     return Tree(
         tokens=tokens.ravel(),

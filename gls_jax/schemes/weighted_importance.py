@@ -13,7 +13,7 @@ A list of K is a tournament: neighbours meet, their champions meet, an odd one o
 its match. Drafts may have laws of their own; the drafter must supply them. Verification is ``K - 1`` sorts. A refused
 champion may be replaced by another draft of the list, which counts as accepted too: the exact value looks at each
 item's absence, `O(K N^2)`. Where a flat law has more items than the program ranks the choice is poor, and even `p = q`
-is not always accepted.
+is not always accepted; nor does acceptance always grow with K, whose tournaments differ in shape.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def acceptance(log_p, log_q, num_drafts: tuple[int, ...], *, free: int = 5) -> F
     def one(k: int):
         law = champion(0, k)
         rest, total = remaining(q, law)
-        refused = jnp.where(law > q, 1 - q / jnp.where(law > q, law, 1), 0)
+        over = law > jnp.maximum(q, 1e-18)
+        refused = jnp.where(over, 1 - q / jnp.where(over, law, 1), 0)
 
         def refused_without(item):
             """P(the champion is refused, and the item was not in the list): played with its mass taken out."""
@@ -103,12 +104,14 @@ def acceptance(log_p, log_q, num_drafts: tuple[int, ...], *, free: int = 5) -> F
 
         size = law.shape[0]
         without = jax.lax.map(refused_without, jnp.arange(size), batch_size=max(1, min(size, _CHUNK // size)))
-        replaced = jnp.sum(rest * jnp.maximum(jnp.sum(refused * law) - without, 0)) / jnp.where(total > 0, total, 1)
+        short = total > 1e-18
+        replaced = jnp.sum(rest * jnp.maximum(jnp.sum(refused * law) - without, 0)) / jnp.where(short, total, 1)
         return jnp.sum(jnp.minimum(q, law)) + (replaced if k > 1 else 0)
 
     return jnp.stack([one(k) for k in num_drafts])
 
 
+@cache
 def truncated_at(free: int) -> Scheme:
     """The scheme with another number of free ranks, 1 to 15.
 
@@ -116,7 +119,7 @@ def truncated_at(free: int) -> Scheme:
     >>> weighted_importance.truncated_at(8).name
     'weighted_importance_8'
     """
-    if not (isinstance(free, int) and 1 <= free <= _MOST_FREE):
+    if not (isinstance(free, int) and not isinstance(free, bool) and 1 <= free <= _MOST_FREE):
         raise ValueError(f"free: expected an int within 1..{_MOST_FREE}, got {free!r}")
     return dataclasses.replace(
         SCHEME,
@@ -149,7 +152,8 @@ def _match(first, second, q, free: int) -> _Match:
     held = jnp.where(jnp.triu(jnp.ones((free, free), bool), 1), pair, 0)  # [i, j]: mass of the pair that i holds
     held = _flow(held, law[:free] - wanted[:free])
     law = law.at[:free].add(jnp.sum(held - jnp.triu(pair, 1), axis=1))
-    wins = jnp.where(pair > 0, held / jnp.where(pair > 0, pair, 1), jnp.triu(jnp.ones((free, free)), 1))
+    meets = pair > 1e-18  # lighter pairs decide nothing, and their squares leave float32 in a gradient
+    wins = jnp.where(meets, held / jnp.where(meets, pair, 1), jnp.triu(jnp.ones((free, free)), 1))
     return _Match(order, a, b, wins, jnp.zeros_like(law).at[order].set(law))
 
 

@@ -133,7 +133,7 @@ def shapes(scheme):
 
 
 def name_of(value):
-    return getattr(value, "name", str(value))
+    return getattr(value, "name", getattr(value, "__name__", str(value)))  # never an address: workers must agree
 
 
 CASES = [(scheme, shape) for scheme in SCHEMES for shape in shapes(scheme)]
@@ -242,6 +242,34 @@ def test_a_dead_node_is_not_there(name):
     assert set(np.unique(jax.jit(jax.vmap(trial))(keys(2000)))) == {-1, 0, 1}
 
 
+def pruned(name, alive_of):
+    """Tokens of a round of two drafts at one context, of which `alive_of(tokens)` are used; and their target law."""
+    scheme, p, q = schemes.get(name), jnp.log(jnp.array([0.2, 0.3, 0.5])), jnp.log(jnp.array([0.3, 0.4, 0.3]))
+
+    def trial(key):
+        tokens = scheme.propose(scheme.draft_key(key, 0, 0, 0), p, 2)
+        drafts = schemes.chains(tokens[:, None], ranked=scheme.ranked)
+        drafts = dataclasses.replace(drafts, alive=alive_of(tokens))
+        path = scheme.verify_tree(key, 0, drafts, jnp.tile(p, (2, 1)), jnp.tile(q, (3, 1)))
+        return jnp.where(path.length > 0, tokens[path.nodes[0]], path.token)
+
+    tokens = jax.jit(jax.vmap(trial))(keys())
+    return oracles.chi_square(np.bincount(tokens, minlength=TOKENS), np.exp(q))
+
+
+@pytest.mark.parametrize("name", ["poisson", "gumbel_topk", "gls", "traversal"])
+def test_only_strong_schemes_may_prune_by_what_was_drafted(name):
+    """The rule that `Tree.alive` states, and that it is needed."""
+    fair = schemes.get(name).invariance == "strong"
+    assert (pruned(name, lambda tokens: tokens > 0) > ALPHA) == fair
+
+
+@pytest.mark.parametrize("name", ["traversal", "specinfer_wor", "gls", "gumbel_topk"])
+def test_a_missing_rank_biases_nothing(name):
+    """The second draft without the first, chosen beforehand."""
+    assert pruned(name, lambda tokens: jnp.array([False, True])) > ALPHA
+
+
 # Bad input
 
 
@@ -271,6 +299,14 @@ def test_what_whole_path_schemes_lack(name, call, what):
         (dict(drafts=3), "tree: expected a gls_jax.schemes.Tree, got int"),
         (dict(log_q=LOG_TARGET[0, :2]), r"log_q: expected shape \[5, N\]"),
         (dict(log_p=LOG_TARGET[0, :2]), r"log_p: expected shape \[4, N\]"),
+        (dict(position=1.5), "position: expected one int within 0..4294967292, got 1.5"),
+        (dict(position=-1), "position: expected one int within 0.., got -1"),
+        (dict(position=np.arange(2)), "position: expected one int within 0.., got ndarray"),
+        (
+            dict(scheme="spectr", log_p=LOG_DRAFT[0, np.array([0, 1, 1, 1])]),
+            "scheme 'spectr' draws siblings from one law",
+        ),
+        (dict(log_p=jnp.log(jnp.eye(3)[np.ones(4, int)])), "tree.tokens: expected tokens of positive probability"),
         (dict(log_p=None), "log_p: scheme 'specinfer' needs the law each node was drawn from, got None"),
         (dict(key=3), "typed key"),
         (dict(drafts=schemes.chains(jnp.full((2, 2), 3))), "tree.tokens: expected tokens within 0..2, got 3"),
@@ -287,14 +323,20 @@ def test_what_whole_path_schemes_lack(name, call, what):
 )
 def test_bad_trees(change, message):
     given = dict(scheme="specinfer", key=jax.random.key(0), drafts=schemes.chains(jnp.zeros((2, 2), int)))
-    given |= dict(log_p=jnp.tile(LOG_DRAFT[0, 0], (4, 1)), log_q=jnp.tile(LOG_DRAFT[0, 0], (5, 1))) | change
+    given |= dict(log_p=jnp.tile(LOG_DRAFT[0, 0], (4, 1)), log_q=jnp.tile(LOG_DRAFT[0, 0], (5, 1)), position=0)
+    given |= change
     fields = {name: np.array(change[name]) for name in ("parents", "slots", "alive", "depths") if name in change}
     if fields:
         given["drafts"] = dataclasses.replace(given["drafts"], **fields)
     with pytest.raises(ValueError, match=message):
-        schemes.get(given["scheme"]).verify_tree(given["key"], 0, given["drafts"], given["log_p"], given["log_q"])
-    with pytest.raises(ValueError, match=r"tokens: expected shape \[K, L\]"):
-        schemes.chains(jnp.zeros(3, int))
+        scheme = schemes.get(given["scheme"])
+        scheme.verify_tree(given["key"], given["position"], given["drafts"], given["log_p"], given["log_q"])
+
+
+def test_chains_are_integers():
+    for tokens in (jnp.zeros(3, int), jnp.zeros((2, 2)), jnp.zeros((0, 2), int)):
+        with pytest.raises(ValueError, match=r"tokens: expected integers of shape \[K, L\] with K, L >= 1, got"):
+            schemes.chains(tokens)
 
 
 # Planted defects: keys that are right for token-level schemes, and wrong for those that look at whole paths.
