@@ -322,7 +322,7 @@ def ratio_test_on_the_proposal_noise(key, drafts, log_p, log_q, active):
     return jnp.where(accept, draft, races.winner(races.arrivals(clocks, residual)))
 
 
-def tests_on_the_proposal_noise(name):
+def proposal_noise_in_every_test(name):
     """The scheme itself, with the clocks that proposed the drafts in the place of every test's private noise."""
     scheme = schemes.get(name)
 
@@ -353,7 +353,7 @@ def wrong_clock(key, drafts, log_p, log_q, active):
         ("single", ratio_test_on_the_proposal_noise),
         ("gls", drop_a_stream),
         ("gls", wrong_clock),
-        *((scheme.name, tests_on_the_proposal_noise(scheme.name)) for scheme in SCHEMES if scheme.needs_draft_law),
+        *((scheme.name, proposal_noise_in_every_test(scheme.name)) for scheme in SCHEMES if scheme.needs_draft_law),
     ],
 )
 def test_planted_defects_are_caught(name, defect):
