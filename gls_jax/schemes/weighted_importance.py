@@ -41,8 +41,6 @@ class _Match(NamedTuple):
     """How a champion of law `first` meets a draft of law `second`."""
 
     order: Int[Array, " N"]  # item at each rank
-    first: Float[Array, " N"]  # by rank
-    second: Float[Array, " N"]
     wins: Float[Array, "s s"]  # chance that rank i is chosen over rank j, among the free ranks
     law: Float[Array, " N"]  # of the chosen one, by item
 
@@ -143,18 +141,20 @@ def _match(first, second, q, free: int) -> _Match:
     free = min(free, q.shape[0])
     # Ties go by index, not by the last bits: `verify` and `acceptance` are compiled apart and must rank alike.
     order = jnp.argsort(jax.lax.reduce_precision(first * second - q, exponent_bits=8, mantissa_bits=14))
-    a, b, wanted = first[order], second[order], q[order]
-    # By default the better rank is chosen: r_i collects i = j and all pairs with worse ranks.
-    worse_a, worse_b = (jnp.append(jnp.cumsum(x[::-1])[::-1][1:], 0) for x in (a, b))
-    law = a * b + a * worse_b + b * worse_a
-    pair = a[:free, None] * b[None, :free]
-    pair = pair + pair.T
-    held = jnp.where(jnp.triu(jnp.ones((free, free), bool), 1), pair, 0)  # [i, j]: mass of the pair that i holds
-    held = _flow(held, law[:free] - wanted[:free])
-    law = law.at[:free].add(jnp.sum(held - jnp.triu(pair, 1), axis=1))
+    law, pair = _better_ranked(first[order], second[order], free)
+    start = jnp.triu(pair, 1)  # [i, j]: mass of the pair that i holds
+    held = _flow(start, law[:free] - q[order][:free])
+    law = law.at[:free].add(jnp.sum(held - start, axis=1))
     meets = pair > 1e-18  # lighter pairs decide nothing, and their squares leave float32 in a gradient
     wins = jnp.where(meets, held / jnp.where(meets, pair, 1), jnp.triu(jnp.ones((free, free)), 1))
-    return _Match(order, a, b, wins, jnp.zeros_like(law).at[order].set(law))
+    return _Match(order, wins, jnp.zeros_like(law).at[order].set(law))
+
+
+def _better_ranked(a, b, free: int) -> tuple[Float[Array, " N"], Float[Array, "s s"]]:
+    """By rank, the law of the better ranked one of two drafts; and the mass of the pairs of free ranks."""
+    worse_a, worse_b = (jnp.append(jnp.cumsum(x[::-1])[::-1][1:], 0) for x in (a, b))
+    pair = a[:free, None] * b[None, :free]
+    return a * b + a * worse_b + b * worse_a, pair + pair.T
 
 
 def _flow(held: Float[Array, "s s"], excess: Float[Array, " s"]) -> Float[Array, "s s"]:
@@ -202,12 +202,8 @@ def _halves(start: int, size: int, alike: bool) -> tuple[tuple[int, int], tuple[
 
 def _play(match: _Match, first, second):
     """The law of the chosen one under the match's rule, for other (unnormalised) laws."""
-    a, b = first[match.order], second[match.order]
     free = match.wins.shape[0]
-    worse_a, worse_b = (jnp.append(jnp.cumsum(x[::-1])[::-1][1:], 0) for x in (a, b))
-    law = a * b + a * worse_b + b * worse_a
-    pair = a[:free, None] * b[None, :free]
-    pair = pair + pair.T
+    law, pair = _better_ranked(first[match.order], second[match.order], free)
     moved = jnp.sum(jnp.where(jnp.eye(free, dtype=bool), 0, match.wins * pair) - jnp.triu(pair, 1), axis=1)
     return jnp.zeros_like(law).at[match.order].set(law.at[:free].add(moved))
 
