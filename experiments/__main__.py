@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from experiments import daliri, diverse, gls_fig6, khisti
 from gls_jax import files
+from gls_jax.cli import progress
 
 EXPERIMENTS = {
     "gls_fig6": gls_fig6.GlsFig6,
@@ -35,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         ask = tyro.cli(kind, prog=f"python -m experiments {name}", description=about, args=options, default=defaults)
         files.check_folder(ask.out)
-        with _progress() as report:
+        with progress() as report:
             tables = ask.run(report)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return _refuse(str(error))
@@ -52,22 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _refuse(reason: str) -> int:
     print(f"experiments: error: {' '.join(reason.split())}", file=sys.stderr)
     return 2
-
-
-@contextmanager
-def _progress():
-    """Yields `report(what, done, total)`: a bar a kind of work, on stderr, gone when done."""
-    columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield report
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["main"]
+__all__ = ["main", "progress"]
 
 _ERR = Console(stderr=True)
 
@@ -75,7 +75,7 @@ class Acceptance:
         )
         ask.check()  # before models are loaded
         files.check_folder(self.out)
-        with _progress() as report:
+        with progress() as report:
             pairs, title = self._pairs(report)
             rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)
         figures.acceptance(self.out / "acceptance.png", rows, title)
@@ -169,10 +169,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _progress():
-    """Yields `report(what, done, total)`; a bar a kind of work, on stderr, gone when done."""
-    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_ERR, transient=True) as bars:
+def progress():
+    """Yields `report(what, done, total)`; a bar a kind of work, on stderr where it is a terminal, gone when done."""
+    columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_ERR, transient=True, disable=not _ERR.is_terminal) as bars:
         tasks: dict = {}
 
         def report(what: str, done: int, total: int) -> None:
