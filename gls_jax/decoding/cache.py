@@ -14,7 +14,7 @@ __all__ = ["keep", "with_length"]
 AnyCache = TypeVar("AnyCache")
 
 
-def with_length(cache: AnyCache, length: Int[Array, " B"]) -> AnyCache:
+def with_length(cache: AnyCache, length: Int[Array, " B"] | None) -> AnyCache:
     """The cache with `length` slots filled in each row; lowering it forgets the newest."""
     whole: Any = cache
     if hasattr(whole, "_replace"):

@@ -19,17 +19,19 @@ __all__ = ["LanguageModel"]
 class LanguageModel:
     """A causal language model as a bundle of pure functions.
 
-    **Cache protocol.** ``init_cache(batch, length)`` is a NamedTuple or dataclass with a field `length`, `i32[B]`: slots
-    filled in each row. `apply` writes its T tokens into slots ``length .. length + T - 1``, whatever their positions, and
-    adds T to `length`. A token sees the slots that the mask names among those filled and those written now; what lies
-    behind `length` is never seen, so lowering `length` forgets. All other leaves are `[layers, B, S, ...]`, so that
-    accepted drafts can be moved into place; a cache laid out otherwise comes with a `keep` of its own.
+    **Cache protocol.** ``init_cache(batch, length)`` is a NamedTuple or dataclass with a field `length`, `i32[B]`: the
+    slots filled in each row. `apply` writes its T tokens into slots ``length .. length + T - 1``, whatever their
+    positions, and adds T to `length`. A token sees the slots that the mask names among those filled and those written
+    now; what lies behind `length` is never seen, so lowering `length` forgets. All other leaves are
+    `[layers, B, S, ...]`, so that accepted drafts can be moved into place; a cache laid out otherwise comes with a
+    `keep` of its own.
 
     Attributes:
         params: pytree of weights.
-        apply: ``(params, tokens i32[B, T], positions i32[B, T], mask bool[B, T, S] or None, cache) -> (logits f[B, T, V],
-            cache)``. None is causal: all filled slots, and the tokens up to one's own. Logits are those of the next
-            token. A static argument of `jax.jit`: keep it one object, or hashable, so that nothing compiles twice.
+        apply: ``(params, tokens i32[B, T], positions i32[B, T], mask bool[B, T, S] or None, cache)`` to
+            ``(logits f[B, T, V], cache)``. None is causal: all filled slots, and the tokens up to one's own.
+            Logits are those of the next token. A static argument of `jax.jit`: keep it one object, or hashable, so that
+            nothing compiles twice.
         init_cache: ``(batch, length) -> cache`` of `length` empty slots a row; static likewise.
         vocab_size: `V`.
         keep: how accepted drafts are moved, :func:`gls_jax.decoding.cache.keep`.

@@ -214,6 +214,10 @@ class Scheme:
         self.check_num_drafts(tree.num_slots)
         size = tree.tokens.shape[0]
         log_q = checks.laws(log_q, size + 1, "log_q")
+        if size == 0:  # plain generation: as below the last draft
+            return self.verify_tree(key, position, tree.with_dead_node(), log_q, jnp.tile(log_q, (2, 1)))._replace(
+                nodes=jnp.zeros(0, jnp.int32)
+            )
         if log_p is None and self.needs_draft_law:
             raise ValueError(f"log_p: scheme '{self.name}' needs the law each node was drawn from, got None")
         log_p = log_q[1:] if log_p is None else checks.laws(log_p, size, "log_p")

@@ -1,0 +1,206 @@
+"""The door of generation: everything that can be said to be wrong is said here, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from gls_jax import checks, schemes
+from gls_jax.decoding import engine
+from gls_jax.decoding.drafting import Text
+from gls_jax.decoding.model import LanguageModel
+from gls_jax.decoding.processors import check_sampling
+from gls_jax.decoding.sampling import Sampling
+from gls_jax.decoding.tree import Shape, shape_of
+
+__all__ = ["prepare"]
+
+_SMALLEST_BUCKET = 16
+
+
+def prepare(
+    key,
+    target,
+    drafters,
+    prompts,
+    *,
+    prompt_lengths=None,
+    scheme="gumbel_topk",
+    num_drafts=1,
+    draft_length=4,
+    tree=None,
+    max_new_tokens=64,
+    temperature=1.0,
+    draft_temperatures=None,
+    top_k=None,
+    top_p=None,
+    min_p=None,
+    repetition_penalty=None,
+    stop_tokens=(),
+    max_length=None,
+    timed=False,
+):
+    """Plan, requests, texts, and how much is wanted; arguments as in :func:`gls_jax.decoding.generate`."""
+    target = _model(target, "target")
+    scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
+    models, chains = _drafters(drafters, target, num_drafts)
+    tokens, lengths = _prompts(prompts, prompt_lengths, target.vocab_size)
+    batch = len(lengths)
+    shape = shape_of(scheme, num_drafts, draft_length, tree)
+    if not models:
+        shape = Shape((), False, shape.num_slots)
+    check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    draft_temperature = _draft_temperature(draft_temperatures, temperature, batch, shape)
+    if (len(models) > 1 or draft_temperature.shape[1] > 1) and not (scheme.diverse and shape.chains):
+        what = "drafters or draft temperatures of their own"
+        raise ValueError(
+            f"drafters: expected one law for all drafts of scheme '{scheme.name}', got {what}"
+            if not scheme.diverse
+            else f"drafters: expected chains for {what}, got a tree"
+        )
+    each = partial(_per_request, batch=batch)
+    sampling = Sampling(
+        temperature=each(temperature, "temperature"),
+        draft_temperature=draft_temperature,
+        top_p=each(top_p, "top_p"),
+        min_p=each(min_p, "min_p"),
+        repetition_penalty=each(repetition_penalty, "repetition_penalty"),
+        top_k=None if top_k is None or top_k >= target.vocab_size else int(top_k),
+    )
+    new = _new_tokens(max_new_tokens, batch)
+    limits = lengths + new
+    if max_length is not None:
+        if (longest := int(lengths.max())) >= checks.count(max_length, "max_length"):
+            raise ValueError(f"prompts: expected fewer than max_length ({max_length}) tokens, got {longest}")
+        limits = np.minimum(limits, max_length)
+    room = _bucket(tokens.shape[1])
+    num_slots = room + _bucket(int(new.max())) + 1 + shape.num_nodes
+    text = Text(
+        jnp.asarray(np.pad(tokens, ((0, 0), (0, room - tokens.shape[1])))), jnp.asarray(lengths, jnp.int32), None
+    )
+    stops = jnp.asarray(_stops(stop_tokens, batch, target.vocab_size))
+    requests = engine.Requests(target, models, _keys(key, batch), sampling, jnp.asarray(limits, jnp.int32), stops)
+    return engine.Plan(scheme, shape, chains, num_slots), requests, text, int(new.max()), timed
+
+
+def _model(value, name: str) -> LanguageModel:
+    model = getattr(value, "language_model", value)
+    model = model if isinstance(model, LanguageModel) or not callable(model) else model()
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f"{name}: expected a gls_jax.decoding.LanguageModel, got {type(value).__name__}")
+    return model
+
+
+def _drafters(drafters, target: LanguageModel, num_drafts: int):
+    """The different models, and the chains of each."""
+    if drafters is None:
+        return (), ()
+    if not isinstance(drafters, Sequence) or hasattr(drafters, "language_model"):
+        drafters = [drafters]
+    models = [_model(drafter, f"drafters[{k}]") for k, drafter in enumerate(drafters)]
+    if len(models) not in (1, num_drafts):
+        raise ValueError(f"drafters: expected one, or one for each of {num_drafts} drafts, got {len(models)}")
+    for k, model in enumerate(models):
+        if None not in (model.vocabulary, target.vocabulary) and model.vocabulary != target.vocabulary:
+            raise ValueError(f"drafters[{k}]: expected the tokenizer of the target, got another one")
+    if len(models) == 1:
+        return tuple(models), (tuple(range(num_drafts)),)
+    first = [next(j for j, other in enumerate(models) if other is model) for model in models]
+    chains = {j: tuple(k for k, other in enumerate(first) if other == j) for j in first}
+    return tuple(models[j] for j in chains), tuple(chains.values())
+
+
+def _prompts(prompts, prompt_lengths, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        rows: list[np.ndarray] = [np.asarray(row) for row in prompts]
+    except TypeError:
+        raise ValueError(f"prompts: expected token ids of B requests, got {type(prompts).__name__}") from None
+    if not rows or any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in rows):
+        raise ValueError("prompts: expected integers of shape [B, P] or B sequences of them, got something else")
+    lengths = np.array([len(row) for row in rows])
+    if prompt_lengths is not None:
+        given = np.asarray(prompt_lengths)
+        if given.shape != lengths.shape or given.dtype.kind not in "iu" or (given > lengths).any():
+            raise ValueError(
+                f"prompt_lengths: expected {len(rows)} ints of at most {lengths.max()}, got {given.tolist()}"
+            )
+        lengths = given
+    if (lengths < 1).any():
+        empty = int(np.argmax(lengths < 1))
+        raise ValueError(f"prompts: expected at least one token for every request, got none for request {empty}")
+    tokens = np.zeros((len(rows), lengths.max()), np.int32)
+    for r, length in enumerate(lengths):
+        row = rows[r][:length]
+        if (wrong := row[(row < 0) | (row >= vocab_size)]).size:
+            raise ValueError(f"prompts: expected tokens within 0..{vocab_size - 1}, got {wrong[0]} in request {r}")
+        tokens[r, :length] = row
+    return tokens, lengths
+
+
+def _new_tokens(value, batch: int) -> np.ndarray:
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "iu" or numbers.shape not in ((), (batch,)) or (numbers < 1).any():
+        raise ValueError(f"max_new_tokens: expected an int of at least 1, or {batch} of them, got {value!r}")
+    return np.broadcast_to(numbers, (batch,))
+
+
+def _per_request(value, name: str, *, batch: int):
+    if value is None:
+        return None
+    numbers = jnp.asarray(value, jnp.float32)
+    if numbers.shape not in ((), (batch,)):
+        raise ValueError(
+            f"{name}: expected one number, or one for each of {batch} requests, got shape {list(numbers.shape)}"
+        )
+    return jnp.broadcast_to(numbers, (batch,))
+
+
+def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Array:
+    """`f32[B, 1]`, or `f32[B, K]` where the chains differ."""
+    if value is None:
+        return _per_request(temperature, "temperature", batch=batch)[:, None]
+    try:
+        numbers = np.asarray(value, np.float32)
+        check_sampling(numbers)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"draft_{error}") from None
+    if numbers.shape not in ((), (shape.num_slots,)):
+        raise ValueError(
+            f"draft_temperatures: expected one, or one for each of {shape.num_slots} drafts, got {numbers.tolist()}"
+        )
+    numbers = np.unique(numbers) if len(np.unique(numbers)) == 1 else numbers
+    return jnp.broadcast_to(jnp.asarray(numbers), (batch, numbers.size))
+
+
+def _stops(value, batch: int, vocab_size: int) -> np.ndarray:
+    rows: list[Any] = list(value)
+    if not any(isinstance(row, Sequence | np.ndarray) for row in rows):
+        rows = [rows] * batch
+    if len(rows) != batch:
+        raise ValueError(f"stop_tokens: expected token ids, or {batch} sequences of them, got {len(rows)} sequences")
+    stops = np.full((batch, max(1, *(len(row) for row in rows))), -1, np.int32)
+    for r, row in enumerate(rows):
+        for m, token in enumerate(row):
+            if checks.index(token, "stop_tokens") >= vocab_size:
+                raise ValueError(f"stop_tokens: expected tokens within 0..{vocab_size - 1}, got {token}")
+            stops[r, m] = token
+    return stops
+
+
+def _keys(key, batch: int) -> PRNGKeyArray:
+    if not (isinstance(key, jax.Array) and key.shape == (batch,)):
+        checks.key(key)
+        return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
+    checks.key(key[0])
+    return key
+
+
+def _bucket(size: int) -> int:
+    """The next power of two."""
+    return max(_SMALLEST_BUCKET, 1 << (size - 1).bit_length())

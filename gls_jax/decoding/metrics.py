@@ -1,0 +1,73 @@
+"""What a run of speculative decoding is judged by, in the terms that people know."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+__all__ = ["Metrics"]
+
+
+class Metrics(NamedTuple):
+    """Counts of a run, and the figures that follow from them.
+
+    Attributes:
+        histogram: `i64[B, depth + 1]`, in how many rounds the target accepted 0, 1, ... drafts of a request; what a
+            stop token or the length limit cut off afterwards is counted too.
+        emitted: `i64[B]`, tokens of the output.
+        nodes: drafts that the target verifies in one call.
+        calls_per_round: calls of drafters in one round.
+        rounds: of the whole batch.
+        seconds: wall time by part, `draft`, `verify`, `select`, `other`; None unless the run was timed.
+
+    >>> import numpy as np
+    >>> from gls_jax.decoding.metrics import Metrics
+    >>> run = Metrics(np.array([[2, 1, 1]]), np.array([7]), nodes=8, calls_per_round=2, rounds=4)
+    >>> run.mean_acceptance_length, run.acceptance_by_position.tolist(), run.target_calls.tolist()
+    (1.75, [0.5, 0.5], [4])
+    """
+
+    histogram: Int[np.ndarray, "B A"]
+    emitted: Int[np.ndarray, " B"]
+    nodes: int
+    calls_per_round: int
+    rounds: int
+    seconds: dict[str, float] | None = None
+
+    @property
+    def target_calls(self) -> Int[np.ndarray, " B"]:
+        """Calls of the target that each request took part in, the prompt's apart."""
+        return self.histogram.sum(axis=1)
+
+    @property
+    def draft_calls(self) -> Int[np.ndarray, " B"]:
+        """Calls of drafters that each request took part in."""
+        return self.target_calls * self.calls_per_round
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens a call of the target, its own among them: the block efficiency."""
+        return _ratio((self.histogram * np.arange(1, self.histogram.shape[1] + 1)).sum(), self.histogram.sum())
+
+    @property
+    def block_efficiency(self) -> float:
+        """Another name of the mean acceptance length."""
+        return self.mean_acceptance_length
+
+    @property
+    def acceptance_histogram(self) -> Float[np.ndarray, " A"]:
+        """Share of the rounds that accepted 0, 1, ... drafts."""
+        return self.histogram.sum(axis=0) / max(self.histogram.sum(), 1)
+
+    @property
+    def acceptance_by_position(self) -> Float[np.ndarray, " depth"]:
+        """Chance that the draft at each depth is accepted, given that those before it are; NaN where none was tried."""
+        reached = self.histogram.sum(axis=0)[::-1].cumsum()[::-1]
+        return np.array([_ratio(after, before) for before, after in pairwise(reached)])
+
+
+def _ratio(a, b) -> float:
+    return float(a) / float(b) if b else float("nan")
