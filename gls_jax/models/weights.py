@@ -54,7 +54,7 @@ def build(config: Config, tensors: Tensors, *, dtype: DTypeLike, layers: Sequenc
             return leaf.replace(jnp.asarray(np.asarray(tensors.read(name), leaf.dtype)))
         stacked = np.empty(leaf.shape, leaf.dtype)
         for row, layer in enumerate(layers):
-            stacked[row] = tensors.read(name.format(layer))
+            stacked[row] = tensors.read(name.format(layer)).T  # checkpoints store matrices as [out, in]
         return leaf.replace(jnp.asarray(stacked))
 
     filled = [(path, fill(path, leaf)) for path, leaf in nnx.to_flat_state(abstract)]
@@ -66,7 +66,7 @@ def _check(config: Config, tensors: Tensors, wanted: Mapping[str, tuple[int, ...
     for path, shape in wanted.items():
         name = tensors.names[path]
         if "{}" in name:
-            expected |= {name.format(layer): shape[1:] for layer in range(config.num_layers)}
+            expected |= {name.format(layer): shape[:0:-1] for layer in range(config.num_layers)}
         else:
             expected[name] = shape
     if missing := [name for name in expected if name not in tensors.shapes]:
