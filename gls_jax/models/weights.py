@@ -43,7 +43,7 @@ def build(config: Config, tensors: Tensors, *, dtype: DTypeLike, layers: Sequenc
     Raises:
         ValueError: tensors that are missing, that no parameter wants, or of another shape than `config` asks for.
     """
-    kept = dataclasses.replace(config, num_layers=len(layers))
+    kept = config.keep(layers)
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(kept, dtype=dtype, rngs=nnx.Rngs(0))))
     wanted = {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(abstract)}
     _check(config, tensors, wanted)
