@@ -9,6 +9,12 @@ collect_ignore = [] if find_spec("torch") else ["peers"]  # never skipped: `make
 SCHEMES = """block gls gls_strong gumbel_topk minhash naive optimal poisson single specinfer specinfer_wor
 spectr traversal weighted_importance"""
 CHECKED = [
+    "gls_jax.decoding.drafting",
+    "gls_jax.decoding.engine",
+    "gls_jax.decoding.margin",
+    "gls_jax.decoding.sampling",
+    "gls_jax.decoding.tree",
+    "gls_jax.models.layers",
     "gls_jax.models.transformer",
     "gls_jax.quadrature",
     "gls_jax.ratios",

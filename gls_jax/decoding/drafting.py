@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.model import LanguageModel
@@ -112,7 +112,7 @@ def draft(
     chains: Sequence[Sequence[int]],
     num_items: int,
     sampling: Sampling,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " B"],
     text: Text,
     caches: Sequence[Any],
     num_slots: int,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.drafting import Drafts, Text, draft
@@ -60,7 +60,7 @@ class Requests(NamedTuple):
 
     target: LanguageModel
     drafters: tuple[LanguageModel, ...]
-    keys: PRNGKeyArray
+    keys: Key[Array, " B"]
     sampling: Sampling
     limits: Int[Array, " B"]
     stops: Int[Array, "B M"]

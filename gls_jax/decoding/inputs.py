@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Key
 
 from gls_jax import checks, schemes
 from gls_jax.decoding import engine
@@ -193,7 +193,7 @@ def _stops(value, batch: int, vocab_size: int) -> np.ndarray:
     return stops
 
 
-def _keys(key, batch: int) -> PRNGKeyArray:
+def _keys(key, batch: int) -> Key[Array, " B"]:
     if not (isinstance(key, jax.Array) and key.shape == (batch,)):
         checks.key(key)
         return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))

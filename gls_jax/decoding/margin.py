@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gls_jax import races
 from gls_jax.decoding.drafting import Drafts, Text, read_level, read_root
@@ -49,7 +49,7 @@ def draft_margin(
     drafter: LanguageModel,
     num_items: int,
     sampling: Sampling,
-    keys: PRNGKeyArray,
+    keys: Key[Array, " B"],
     text: Text,
     cache,
     num_slots: int,
