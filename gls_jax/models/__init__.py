@@ -16,13 +16,25 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from gls_jax.models import gguf_file, huggingface, packages, tokenizer, weights
+from gls_jax.models.chat import ChatTemplate, chat_template
 from gls_jax.models.config import Config
+from gls_jax.models.detokenize import Detokenizer
 from gls_jax.models.transformer import Cache, Transformer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Cache", "Checkpoint", "Config", "Transformer", "load", "logits_function"]
+__all__ = [
+    "Cache",
+    "ChatTemplate",
+    "Checkpoint",
+    "Config",
+    "Detokenizer",
+    "Transformer",
+    "chat_template",
+    "load",
+    "logits_function",
+]
 
 
 class Checkpoint(NamedTuple):
