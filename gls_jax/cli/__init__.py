@@ -10,6 +10,7 @@ import tyro
 from gls_jax.cli.acceptance import Acceptance
 from gls_jax.cli.bench import Bench
 from gls_jax.cli.console import progress
+from gls_jax.cli.generate import Generate
 
 __all__ = ["main", "progress"]
 
@@ -17,15 +18,17 @@ __all__ = ["main", "progress"]
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends with one line and exit code 2, an interrupt with 130."""
     commands = (
-        Annotated[Acceptance, tyro.conf.subcommand("acceptance")] | Annotated[Bench, tyro.conf.subcommand("bench")]
+        Annotated[Acceptance, tyro.conf.subcommand("acceptance")]
+        | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Bench, tyro.conf.subcommand("bench")]
     )
-    command: Acceptance | Bench = tyro.cli(commands, prog="gls-jax", description=__doc__, args=arguments)
+    command: Acceptance | Generate | Bench = tyro.cli(commands, prog="gls-jax", description=__doc__, args=arguments)
     try:
         command.run()
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"gls-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gls-jax: interrupted; --resume goes on from here", file=sys.stderr)
+        print("gls-jax: interrupted" + "; --resume goes on from here" * command.resumable, file=sys.stderr)
         return 130
     return 0

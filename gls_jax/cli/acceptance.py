@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
@@ -61,6 +62,7 @@ class Acceptance:
     """model: next-token laws to read from the text."""
     context: int = 512
     """model: longer texts are cut into pieces of so many tokens."""
+    resumable: ClassVar[bool] = True
 
     def run(self) -> None:
         """Compute, write the files, print."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import ClassVar
 
 __all__ = ["Bench"]
 
@@ -16,6 +17,7 @@ class Bench:
     """Which benchmarks: `core` or `schemes`."""
     repeats: int = 7
     """Timed repetitions; the median counts."""
+    resumable: ClassVar[bool] = False
 
     def run(self) -> None:
         """Print a line a benchmark."""
