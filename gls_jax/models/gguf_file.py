@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gls_jax.models import config as configs
-from gls_jax.models.config import Config
+from gls_jax.models.config import Config, field, rope_factors
 from gls_jax.models.packages import require
 from gls_jax.models.weights import Tensors
 
@@ -74,7 +74,7 @@ def read_config(file: File) -> Config:
         ValueError: another architecture, or metadata that do not describe a model.
     """
     try:
-        config = configs.from_gguf(file.metadata, tie_embeddings=NAMES["head"] not in file.entries)
+        config = from_gguf(file.metadata, tie_embeddings=NAMES["head"] not in file.entries)
         if ROPE_FACTORS in file.entries:
             factors = tuple(_dequantise(file, ROPE_FACTORS).tolist())
             config = dataclasses.replace(config, rope_factors=factors)
@@ -83,6 +83,57 @@ def read_config(file: File) -> Config:
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
     return config
+
+
+def from_gguf(metadata: Mapping[str, Any], *, tie_embeddings: bool) -> Config:
+    """Config from the metadata of a GGUF file, where Llama 3's frequency table is a tensor and not part of it.
+
+    Args:
+        metadata: the file's key-value pairs.
+        tie_embeddings: True when the file has no output matrix of its own; nothing in the metadata tells.
+
+    Raises:
+        ValueError: an unknown `general.architecture`, a missing field, or a feature that is not supported.
+
+    >>> from gls_jax.models.gguf_file import from_gguf
+    >>> from_gguf({"general.architecture": "gpt2"}, tie_embeddings=True)
+    Traceback (most recent call last):
+    ...
+    ValueError: general.architecture 'gpt2' is not supported in GGUF files; expected 'llama'
+    """
+    family = metadata.get("general.architecture")
+    if family != "llama":
+        raise ValueError(f"general.architecture {family!r} is not supported in GGUF files; expected 'llama'")
+    own = {key.removeprefix(f"{family}."): value for key, value in metadata.items() if key.startswith(f"{family}.")}
+    if own.get("expert_count"):
+        raise ValueError(f"{family}.expert_count {own['expert_count']} is not supported; expected a dense model")
+    heads = field(own, "attention.head_count", int)
+    hidden = field(own, "embedding_length", int)
+    head_dim = own.get("attention.key_length") or hidden // max(heads, 1)
+    for name in ("rope.dimension_count", "attention.value_length"):
+        if (size := own.get(name, head_dim)) != head_dim:
+            raise ValueError(f"{family}.{name} {size} is not supported; expected the head size, {head_dim}")
+    theta = float(own.get("rope.freq_base", 10_000.0))
+    kind = own.get("rope.scaling.type", "none")
+    scaling = {"rope_type": "default" if kind == "none" else kind, "factor": own.get("rope.scaling.factor")}
+    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    return Config(
+        vocab_size=own.get("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
+        hidden_size=hidden,
+        intermediate_size=field(own, "feed_forward_length", int),
+        num_layers=field(own, "block_count", int),
+        num_heads=heads,
+        num_kv_heads=own.get("attention.head_count_kv") or heads,
+        head_dim=head_dim,
+        rope_theta=theta,
+        rope_factors=rope_factors(scaling, theta, head_dim),
+        norm_eps=field(own, "attention.layer_norm_rms_epsilon", float),
+        tie_embeddings=tie_embeddings,
+        max_positions=int(own.get("context_length", 2048)),
+        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
+        eos_token_ids=() if eos is None else (eos,),
+        family=family,
+    )
 
 
 def read_tensors(file: File, config: Config) -> Tensors:

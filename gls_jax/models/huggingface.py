@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gls_jax.models import config as configs
 from gls_jax.models.config import Config
+from gls_jax.models.families import from_huggingface
 from gls_jax.models.packages import require
 from gls_jax.models.weights import Tensors
 
@@ -16,14 +16,23 @@ NAMES = {
     "norm.weight": "model.norm.weight",
     "head": "lm_head.weight",
     "blocks.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
-    "blocks.attention.query.weight": "model.layers.{}.self_attn.q_proj.weight",
-    "blocks.attention.key.weight": "model.layers.{}.self_attn.k_proj.weight",
-    "blocks.attention.value.weight": "model.layers.{}.self_attn.v_proj.weight",
-    "blocks.attention.output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    **{
+        f"blocks.attention.{ours}.{part}": f"model.layers.{{}}.self_attn.{theirs}_proj.{part}"
+        for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o"))
+        for part in ("weight", "bias")
+    },
+    "blocks.attention.query_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
+    "blocks.attention.key_norm.weight": "model.layers.{}.self_attn.k_norm.weight",
     "blocks.feed_forward_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
     "blocks.feed_forward.gate.weight": "model.layers.{}.mlp.gate_proj.weight",
     "blocks.feed_forward.up.weight": "model.layers.{}.mlp.up_proj.weight",
     "blocks.feed_forward.down.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+# With four norms a block, the name that is elsewhere the second norm's belongs to what follows attention.
+_POST_NORMS = {
+    "blocks.attention_post_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "blocks.feed_forward_norm.weight": "model.layers.{}.pre_feedforward_layernorm.weight",
+    "blocks.feed_forward_post_norm.weight": "model.layers.{}.post_feedforward_layernorm.weight",
 }
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -39,7 +48,7 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.json"
     fields = _json(path)
     try:
-        return configs.from_huggingface(fields)
+        return from_huggingface(fields)
     except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: a field has the wrong type: {error}") from error
     except ValueError as error:
@@ -75,7 +84,12 @@ def read_tensors(folder: Path, config: Config) -> Tensors:
         if part.get_dtype() not in _FLOATS:
             raise ValueError(f"{folder / shard}: {name}: expected a float tensor, got {part.get_dtype()}")
         shapes[name] = tuple(part.get_shape())
-    return Tensors(str(folder), shapes, NAMES, lambda name: shards[where[name]].get_tensor(name))
+    return Tensors(str(folder), shapes, names(config), lambda name: shards[where[name]].get_tensor(name))
+
+
+def names(config: Config) -> dict[str, str]:
+    """Our parameter paths to the names in a folder; `{}` stands for the layer's index."""
+    return NAMES | _POST_NORMS if config.post_norms else NAMES
 
 
 def _open(path: Path) -> Any:

@@ -1,7 +1,7 @@
-"""The decoder: a Llama block written for one layer, its weights stacked on a leading axis and scanned.
+"""The decoder: one block for all families, its weights stacked on a leading axis and scanned.
 
-Weights lie as `[out, in]`, the way checkpoints store them: loading only stacks, and a matrix-vector product of one new
-token reads them along memory. The cache is a plain pytree beside the model, never inside it.
+Weights lie as `[in, out]`: on XLA:CPU products with a few tokens then run a fifth faster than with the `[out, in]` of
+checkpoints, and with one token as fast. The cache is a plain pytree beside the model, never inside it.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax.models.config import Config
-
-_MASKED = -1e30  # finite: a row that sees nothing stays a number (a mean over all slots) instead of NaN
+from gls_jax.models.layers import Attention, FeedForward, RMSNorm, normal, soft_cap
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far.
+    """Keys and values of the tokens seen so far: the protocol of :class:`gls_jax.decoding.LanguageModel`.
 
     Attributes:
         keys: `[L, B, S, Hkv, D]`, layers first; rotated.
         values: `[L, B, S, Hkv, D]`.
+        positions: `i32[1, B, S]`, of the tokens in the slots: drafts of a tree share positions, never slots.
         length: `i32[B]`, slots filled in each row. Lower it to forget the newest tokens: what lies in slots from
             `length` on does not matter as long as it is finite.
     """
 
     keys: jax.Array
     values: jax.Array
+    positions: jax.Array
     length: jax.Array
 
 
 class Transformer(nnx.Module):
-    """Llama-family decoder: RMSNorm, RoPE (half-split), grouped-query attention, SwiGLU, tied or own output head.
+    """Decoder of all families: RMSNorm, RoPE (half-split), grouped-query attention, gated feed-forward.
+
+    What else a family has (biases, norms of queries and keys, norms behind each part, soft-caps, local layers with a
+    sliding window and a rotary base of their own) is in its `Config`. Windows compare positions; the cache keeps all.
 
     Under `jax.jit` use it as plain trees: `graph, params = nnx.split(model)` outside, `nnx.merge(graph, params)(...)`
     inside.
@@ -58,12 +62,12 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = _normal(rngs, (config.vocab_size, config.hidden_size), dtype)
+        self.embedding = normal(rngs, (config.vocab_size, config.hidden_size), dtype)
         stacked = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs)))
         self.blocks = stacked(rngs)
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
+        self.norm = RMSNorm(config.hidden_size, config, dtype=dtype)
         if not config.tie_embeddings:
-            self.head = _normal(rngs, (config.vocab_size, config.hidden_size), dtype)
+            self.head = normal(rngs, (config.vocab_size, config.hidden_size), dtype)
 
     def __call__(
         self,
@@ -79,7 +83,7 @@ class Transformer(nnx.Module):
 
         Args:
             tokens: `i32[B, T]`. An id outside the vocabulary makes its row NaN.
-            positions: `i32[B, T]` for RoPE; None counts on from `cache.length` (from 0 without a cache).
+            positions: `i32[B, T]` for RoPE and windows; None counts on from `cache.length` (from 0 without a cache).
             mask: `bool[B, T, S]`, True where a token may look (`S = T` without a cache). None is causal by slot.
             cache: earlier keys and values, or None.
 
@@ -92,140 +96,83 @@ class Transformer(nnx.Module):
         tokens = jnp.asarray(tokens)
         positions, mask = (None if x is None else jnp.asarray(x) for x in (positions, mask))
         _check(tokens, positions, mask, cache)
-        batch, count = tokens.shape
-        start = jnp.zeros((batch,), jnp.int32) if cache is None else cache.length
-        slots = start[:, None] + jnp.arange(count, dtype=jnp.int32)
-        rotation = _rotation(self.config, slots if positions is None else positions)
-        visible = _visible(slots, mask, cache)
+        config = self.config
+        start = jnp.zeros(tokens.shape[:1], jnp.int32) if cache is None else cache.length
+        slots = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        positions = slots if positions is None else positions
+        tables = _tables(config, positions, _visible(slots, mask, cache), cache)
+        local = jnp.asarray(config.local_layers or (False,) * config.num_layers, jnp.int32)
         past = None if cache is None else (cache.keys, cache.values)
         graph, weights = nnx.split(self.blocks)
 
         def step(x, layer):
-            weights, past = layer
+            weights, local, past = layer
+            rotation, visible = jax.tree.map(lambda table: table[local], tables)
             return nnx.merge(graph, weights)(x, rotation, visible, past)
 
         x = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
-        x, new = jax.lax.scan(step, x, (weights, past))
-        head = self.embedding if self.config.tie_embeddings else self.head
+        if config.scale_embeddings:
+            x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
+        x, new = jax.lax.scan(step, x, (weights, local, past))
+        head = self.embedding if config.tie_embeddings else self.head
         logits = jnp.einsum("btm,vm->btv", self.norm(x), head[...], preferred_element_type=jnp.float32)
-        return logits, None if cache is None else _append(cache, new, slots)
+        return soft_cap(logits, config.logit_softcap), None if cache is None else _append(cache, new, positions, slots)
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """Empty cache of `length` slots for each of `batch` rows, in the dtype of the weights."""
-        config = self.config
-        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-        dtype = self.embedding[...].dtype
-        # Two buffers: one array used twice could not be donated.
-        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32))
+        return init_cache(self.config, self.embedding[...].dtype, batch, length)
 
 
 class Block(nnx.Module):
     """One layer: attention, then feed-forward, each on the normalised stream and added back."""
 
     def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
+        self.attention_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
         self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.post_norms = config.post_norms
+        if config.post_norms:
+            self.attention_post_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
+            self.feed_forward_post_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
 
     def __call__(self, x, rotation, visible, past):
         """Stream `[B, T, M]` and the layer's `past` to the stream and, with a past, the T new keys and values."""
         attended, new = self.attention(self.attention_norm(x), rotation, visible, past)
-        x = x + attended
-        return x + self.feed_forward(self.feed_forward_norm(x)), new
+        x = x + (self.attention_post_norm(attended) if self.post_norms else attended)
+        fed = self.feed_forward(self.feed_forward_norm(x))
+        return x + (self.feed_forward_post_norm(fed) if self.post_norms else fed), new
 
 
-class Attention(nnx.Module):
-    """Grouped-query attention over the cached slots followed by the new tokens."""
-
-    def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.head_dim = config.head_dim
-        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.query = Linear(config.hidden_size, queries, dtype=dtype, rngs=rngs)
-        self.key = Linear(config.hidden_size, keys, dtype=dtype, rngs=rngs)
-        self.value = Linear(config.hidden_size, keys, dtype=dtype, rngs=rngs)
-        self.output = Linear(queries, config.hidden_size, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x, rotation, visible, past):
-        """`[B, T, M]` to `[B, T, M]`, and with a past the T new keys and values `[B, T, Hkv, D]`."""
-        heads = (*x.shape[:2], -1, self.head_dim)
-        query = rotate(self.query(x).reshape(heads), *rotation)
-        key = rotate(self.key(x).reshape(heads), *rotation)
-        value = self.value(x).reshape(heads)
-        keys, values = (key, value) if past is None else jax.tree.map(_after, past, (key, value))
-        attended = self.output(attend(query, keys, values, visible).reshape(*x.shape[:2], -1))
-        return attended, None if past is None else (key, value)
+def init_cache(config: Config, dtype: DTypeLike, batch: int, length: int) -> Cache:
+    """Empty cache of `length` slots for each of `batch` rows."""
+    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    positions, filled = jnp.zeros((1, batch, length), jnp.int32), jnp.zeros((batch,), jnp.int32)
+    # Two buffers: one array used twice could not be donated.
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), positions, filled)
 
 
-class FeedForward(nnx.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+def _tables(config: Config, positions: Int[Array, "b t"], visible: Bool[Array, "b t all"], cache: Cache | None):
+    """Rotation `(cos, sin)` and what is visible, each stacked: for global layers, then for local ones if there are any.
 
-    def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.gate = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
-        self.up = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
-        self.down = Linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x):
-        """`[B, T, M]` to `[B, T, M]`."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-
-
-class Linear(nnx.Module):
-    """`x @ weight.T` with `weight` of shape `[out, in]`."""
-
-    def __init__(self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.weight = _normal(rngs, (outputs, inputs), dtype)
-
-    def __call__(self, x):
-        """`[B, T, in]` to `[B, T, out]`."""
-        return jnp.einsum("bti,oi->bto", x, self.weight[...])
+    One entry serves all layers of its kind: the scan over layers picks it by the layer's own index.
+    """
+    rotations = [_rotation(config, config.rope_theta, config.rope_factors, positions)]
+    masks = [visible]
+    if config.local_layers and config.window:
+        theta = config.local_rope_theta
+        rotations += [rotations[0] if theta is None else _rotation(config, theta, None, positions)]
+        keys = positions if cache is None else jnp.concatenate([cache.positions[0], positions], 1)
+        masks += [visible & (positions[:, :, None] - keys[:, None, :] < config.window)]
+    return jax.tree.map(lambda *table: jnp.stack(table), *rotations), jnp.stack(masks)
 
 
-class RMSNorm(nnx.Module):
-    """`x / rms(x) * weight`, the mean square in float32."""
-
-    def __init__(self, size: int, epsilon: float, *, dtype: DTypeLike):
-        self.epsilon = epsilon
-        self.weight = nnx.Param(jnp.ones((size,), dtype))
-
-    def __call__(self, x):
-        """`[B, T, M]` to `[B, T, M]`, in the dtype of `x`."""
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
-        return wide.astype(x.dtype) * self.weight[...]
-
-
-def rotate(
-    x: Float[Array, "b t h d"], cos: Float[Array, "b t 1 half"], sin: Float[Array, "b t 1 half"]
-) -> Float[Array, "b t h d"]:
-    """RoPE in the half-split convention: coordinate i turns with coordinate i + d/2."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
-
-
-def attend(
-    query: Float[Array, "b t hq d"],
-    keys: Float[Array, "b s hkv d"],
-    values: Float[Array, "b s hkv d"],
-    visible: Bool[Array, "b t s"],
-) -> Float[Array, "b t hq d"]:
-    """Softmax attention; query head h reads key-value head `h // (hq / hkv)`, without repeating keys."""
-    batch, count, heads, size = query.shape
-    shared = keys.shape[2]
-    # Tokens and the heads of a group form ONE axis: XLA:CPU runs this batched product twice as fast as with two.
-    grouped = query.reshape(batch, count, shared, -1, size).transpose(0, 2, 1, 3, 4).reshape(batch, shared, -1, size)
-    scores = jnp.einsum("bhxd,bshd->bhxs", grouped * size**-0.5, keys, preferred_element_type=jnp.float32)
-    by_token = scores.reshape(batch, shared, count, -1, scores.shape[-1])
-    by_token = jnp.where(visible[:, None, :, None, :], by_token, _MASKED)
-    weights = jax.nn.softmax(by_token, -1).reshape(scores.shape).astype(values.dtype)
-    mixed = jnp.einsum("bhxs,bshd->bhxd", weights, values)
-    return mixed.reshape(batch, shared, count, -1, size).transpose(0, 2, 1, 3, 4).reshape(batch, count, heads, size)
-
-
-def _rotation(config: Config, positions: Int[Array, "b t"]) -> tuple[Float[Array, "b t 1 half"], ...]:
-    frequencies = config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
-    if config.rope_factors is not None:
-        frequencies = frequencies / np.asarray(config.rope_factors)
+def _rotation(
+    config: Config, theta: float, factors: tuple[float, ...] | None, positions: Int[Array, "b t"]
+) -> tuple[Float[Array, "b t 1 half"], ...]:
+    frequencies = theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
+    if factors is not None:
+        frequencies = frequencies / np.asarray(factors)
     angles = positions[..., None, None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -247,22 +194,16 @@ def _visible(
     return jnp.concatenate([old & mask, new], -1)
 
 
-def _after(old: Float[Array, "b s h d"], new: Float[Array, "b t h d"]) -> Float[Array, "b all h d"]:
-    return jnp.concatenate([old, new], 1)
-
-
-def _append(cache: Cache, new: tuple[jax.Array, jax.Array], slots: Int[Array, "b t"]) -> Cache:
-    """All layers' new keys and values written at once: in place when the cache is donated."""
+def _append(
+    cache: Cache, new: tuple[jax.Array, jax.Array], positions: Int[Array, "b t"], slots: Int[Array, "b t"]
+) -> Cache:
+    """All layers' new keys and values written at once: in place when the cache is donated or carried by a loop."""
     rows = jnp.arange(slots.shape[0])[:, None]
-    keys, values = (
+    keys, values, places = (
         old.at[:, rows, slots].set(fresh, mode="drop")
-        for old, fresh in zip((cache.keys, cache.values), new, strict=True)
+        for old, fresh in zip(cache[:3], (*new, positions[None].astype(jnp.int32)), strict=True)
     )
-    return Cache(keys, values, cache.length + slots.shape[1])
-
-
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike) -> nnx.Param:
-    return nnx.Param(jax.nn.initializers.normal(0.02)(rngs.params(), shape, dtype))
+    return Cache(keys, values, places, cache.length + slots.shape[1])
 
 
 def _check(tokens, positions, mask, cache) -> None:

@@ -11,8 +11,7 @@ import pytest
 from flax import nnx
 
 from gls_jax import models
-from gls_jax.models import config as configs
-from gls_jax.models import huggingface, weights
+from gls_jax.models import families, huggingface, weights
 
 # Heads wider than hidden_size / num_heads and groups of three queries: nothing fits by accident.
 FIELDS = {
@@ -99,10 +98,11 @@ def slow_logits(tensors, fields, tokens):
 
 def build(tensors, fields, dtype="float32"):
     """Model from tensors in memory."""
+    config = families.from_huggingface(fields)
     shapes = {name: value.shape for name, value in tensors.items()}
-    source = weights.Tensors("memory", shapes, huggingface.NAMES, tensors.__getitem__)
+    source = weights.Tensors("memory", shapes, huggingface.names(config), tensors.__getitem__)
     layers = range(fields["num_hidden_layers"])
-    return weights.build(configs.from_huggingface(fields), source, dtype=dtype, layers=layers)
+    return weights.build(config, source, dtype=dtype, layers=layers)
 
 
 def write_folder(folder, fields, tensors, shards=1):

@@ -185,10 +185,80 @@ def rewrite_as_v4(path):
 
     fields = json.loads(path.read_text())
     rope = fields.pop("rope_parameters")
+    if "full_attention" in rope:  # Gemma 3 had a pattern and a second base before it had tables by layer type
+        fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+        kinds = fields.pop("layer_types")
+        fields["sliding_window_pattern"] = kinds.index("full_attention") + 1
+    elif fields["model_type"] != "llama":
+        fields.pop("layer_types")  # the rule is the family's own
     fields["rope_theta"] = rope.pop("rope_theta")
     fields["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     fields["torch_dtype"] = fields.pop("dtype")
     path.write_text(json.dumps(fields))
+
+
+QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}
+GEMMA = {"head_dim": 24, "sliding_window": 12, "query_pre_attn_scalar": 10}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+FAMILIES = {
+    "qwen2": ("Qwen2", {}),
+    "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-windows": ("Qwen2", QWEN_WINDOWS),
+    "qwen3": ("Qwen3", {"head_dim": 24}),
+    "qwen3-tied": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 8}),
+    "qwen3-windows": ("Qwen3", QWEN_WINDOWS),
+    "gemma2": ("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma2-untied": ("Gemma2", GEMMA | {"tie_word_embeddings": False}),
+    "gemma3": ("Gemma3", GEMMA | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma3-scaled": (
+        "Gemma3",
+        GEMMA | {"num_hidden_layers": 7, "rope_parameters": GEMMA3_ROPE, "tie_word_embeddings": False},
+    ),
+}
+
+
+def save_family(folder, name):
+    """Random checkpoint of a family, with no weight left at its trivial start."""
+    family, change = FAMILIES[name]
+    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+    fields = sizes | {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2} | change
+    config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")(**fields)
+    torch.manual_seed(0)
+    # The default attention leaves out soft-caps.
+    peer = getattr(transformers, f"{family}ForCausalLM")._from_config(config, attn_implementation="eager").eval()
+    for path, weight in peer.named_parameters():
+        if "norm" in path:  # all ones, or all zeros where one is added, after initialisation
+            torch.nn.init.uniform_(weight, *((-0.5, 0.5) if family.startswith("Gemma") else (0.5, 1.5)))
+        elif path.endswith("bias"):
+            torch.nn.init.normal_(weight)
+    peer.save_pretrained(folder)
+    return peer
+
+
+@pytest.mark.parametrize("old_dialect", [False, True], ids=["v5", "v4"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(tmp_path, name, old_dialect):
+    peer = save_family(tmp_path, name)
+    if old_dialect:
+        rewrite_as_v4(tmp_path / "config.json")
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 60))
+    agree(models.load(tmp_path).model, peer, tokens, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma3-scaled", "qwen2-windows"])
+def test_dropped_layers_leave_the_others_their_kind(tmp_path, name):
+    peer = save_family(tmp_path, name)
+    count = len(peer.model.layers)
+    kept = [layer for layer in range(count) if layer != 1]
+    peer.model.layers = torch.nn.ModuleList([peer.model.layers[layer] for layer in kept])
+    peer.config.layer_types = [peer.config.layer_types[layer] for layer in kept]
+    peer.config.num_hidden_layers = peer.model.config.num_hidden_layers = len(kept)
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 60))
+    agree(models.load(tmp_path, layers=kept).model, peer, tokens, 1e-4)
 
 
 def test_saved_in_bfloat16(tmp_path):

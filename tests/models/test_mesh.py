@@ -1,0 +1,106 @@
+"""Logits do not depend on the mesh: 1, 2, 4 and 8 host devices in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gls_jax import models
+
+# Eight query heads and 48 units divide by all meshes, four key-value heads by 4, two not, and a vocabulary of 62 by 2.
+FIELDS = {
+    "vocab_size": 62,
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500.0,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 64,
+}
+PROGRAM = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from gls_jax import models
+
+tokens = jnp.asarray(np.random.default_rng(0).integers(0, 62, (8, 6)), jnp.int32)
+step = jax.jit(lambda model, tokens, cache: model.apply(model.params, tokens, None, None, cache))
+
+def run(folder, mesh):
+    model = models.load(folder, mesh=mesh).language_model
+    first, cache = step(model, tokens[:, :4], model.init_cache(8, 12))
+    last, cache = step(model, tokens[:, 4:], cache)
+    specs = {".".join(map(str, path)): list(leaf.sharding.spec) for path, leaf in
+             ((tuple(k.key for k in path if hasattr(k, "key")), leaf)
+              for path, leaf in jax.tree_util.tree_leaves_with_path(model.params))} if mesh else {}
+    return np.concatenate([first, last], 1), specs, cache, last
+
+for folder in sys.argv[1:]:
+    alone, *_ = run(folder, None)
+    for shape in ((1, 1), (2, 1), (1, 2), (2, 2), (2, 4), (1, 8), (8, 1)):
+        mesh = jax.make_mesh(shape, ("data", "model"), devices=jax.devices()[: shape[0] * shape[1]])
+        logits, specs, cache, last = run(folder, mesh)
+        print(json.dumps({"shape": shape, "std": float(alone.std()),
+                          "error": float(np.abs(logits - alone).max() / np.abs(alone).max()),
+                          "specs": specs, "cache": str(cache.keys.sharding.shard_shape(cache.keys.shape)),
+                          "logits": str(last.sharding.shard_shape(last.shape))}))
+"""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory, tiny):
+    """What the program prints: one row a checkpoint and mesh."""
+    plain, few = FIELDS | {"model_type": "llama"}, FIELDS | {"model_type": "llama", "num_key_value_heads": 2}
+    folders = []
+    for name, fields in (("plain", plain), ("few", few | {"tie_word_embeddings": True})):
+        folder = tmp_path_factory.mktemp("mesh") / name
+        folders.append(str(tiny.write_folder(folder, fields, tiny.random_tensors(fields))))
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *folders], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_logits_are_those_of_one_device(rows):
+    assert len(rows) == 14
+    for (
+        row
+    ) in rows:  # rounding only: the weights are large, and with them the differences, below 1e-5 of the largest logit
+        assert row["std"] > 0.1 and row["error"] < 1e-5, row
+
+
+def test_weights_and_caches_are_split(rows):
+    by_shape = {tuple(row["shape"]): row for row in rows[:7]}
+    few = {tuple(row["shape"]): row for row in rows[7:]}
+    # Parameters are [L, in, out].
+    specs = by_shape[2, 2]["specs"]
+    assert specs["blocks.attention.query.weight"] == specs["blocks.feed_forward.up.weight"]
+    assert specs["blocks.attention.query.weight"] == [None, None, "model"]
+    assert specs["blocks.attention.output.weight"] == [None, "model", None]
+    assert specs["embedding"] == specs["head"] == ["model", None]
+    assert specs["norm.weight"] == []
+    # Two key-value heads do not divide over four devices, nor does the vocabulary.
+    assert few[2, 4]["specs"]["blocks.attention.key.weight"] == few[2, 4]["specs"]["embedding"] == []
+    assert few[2, 4]["specs"]["blocks.attention.query.weight"] == [None, None, "model"]
+    assert by_shape[2, 2]["cache"] == "(3, 4, 12, 2, 8)" and few[2, 4]["cache"] == "(3, 4, 12, 2, 8)"
+    assert by_shape[2, 2]["logits"] == "(4, 2, 62)"
+
+
+def test_mesh_with_other_axes(tmp_path, tiny):
+    folder = tiny.write_folder(tmp_path / "model", tiny.fields, tiny.tensors)
+    with pytest.raises(ValueError, match="mesh: expected axes data and model, got x, y"):
+        models.load(folder, mesh=jax.make_mesh((1, 1), ("x", "y")))
+
+
+def test_one_device_mesh_changes_no_bit(tmp_path, tiny):
+    folder = tiny.write_folder(tmp_path / "model", tiny.fields, tiny.tensors)
+    loaded = models.load(folder, mesh=jax.make_mesh((1, 1), ("data", "model")))
+    tokens = np.arange(12)[None]
+    np.testing.assert_array_equal(tiny.run(loaded.model, tokens)[0], tiny.run(tiny.model, tokens)[0])
