@@ -91,14 +91,12 @@ class Generate:
 
     def run(self) -> None:
         """Generate, show the text as it comes, say how it went."""
-        from gls_jax import decoding
-
         asked = self._requests()
         options = self._options()  # all that can be said to be wrong is said before models are loaded
         loading.check(self.draft, self.drop_layers)
         journal = Journal(self.out, self.resume, {request.number: self._fingerprint(request) for request in asked})
         todo = [request for request in asked if request.number not in journal.done]
-        streams, clock, broken = len(asked) == 1 and bool(todo) and not self.json, Clock(), None
+        streams, clock = len(asked) == 1 and bool(todo) and not self.json, Clock()
         if todo:
             with progress() as report:
                 target, drafter = loading.load(self.target, self.draft, self.drop_layers, report)
@@ -112,14 +110,10 @@ class Generate:
 
                 report("requests", len(journal.done), len(asked))
                 show = _write if streams else lambda piece: None
-                try:
-                    how = {"batch": self.batch, "clock": clock, "show": show, "finished": finished}
-                    serve(target.language_model, drafter, replies, **how, **options)
-                except decoding.BrokenLogits as error:
-                    broken = error
+                serve(target.language_model, drafter, replies, self.batch, clock, show, finished, options)
         self._show([journal.done[r.number] for r in asked if r.number in journal.done], clock, streams)
-        if broken is not None:
-            raise broken
+        if broken := [request.where for request in asked if request.number not in journal.done]:
+            raise ValueError(f"{', '.join(broken)}: expected logits with a largest one, got NaN or infinite ones")
 
     def _requests(self) -> list[Request]:
         common = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gls_jax.cli.reply import Reply
+
+if TYPE_CHECKING:
+    from gls_jax.decoding import LanguageModel, Stream
 
 __all__ = ["Clock", "serve"]
 
@@ -30,20 +33,19 @@ class Clock:
 
 
 def serve(
-    target,
-    drafter,
+    target: LanguageModel,
+    drafter: LanguageModel | None,
     replies: Sequence[Reply],
-    *,
     batch: int,
     clock: Clock,
     show: Callable[[str], Any],
     finished: Callable[[dict[str, Any]], Any],
-    **options,
+    options: Mapping[str, Any],
 ) -> None:
     """Let all replies grow to their ends.
 
     Args:
-        target, drafter: as of :func:`gls_jax.decoding.stream`.
+        target, drafter: the models; no drafter for plain generation.
         replies: what is wanted.
         batch: requests in one batch.
         clock: where the time goes.
@@ -51,8 +53,7 @@ def serve(
         finished: called with each finished reply's record.
         options: of :func:`gls_jax.decoding.stream`, the same for all requests.
 
-    Raises:
-        BrokenLogits: after all other replies of the batch.
+    A reply whose logits are no law stays unfinished; the others do not.
     """
     size = min(batch, len(replies))
     for start in range(0, len(replies), size):
@@ -80,8 +81,8 @@ def _batch(target, drafter, replies, filler, clock, show, finished, options) -> 
         **options,
     )
     came, warm = 0, None
-    for new in run:
-        ended = []
+    for new in _rounds(run):
+        ended: list[int] = []
         for row, (reply, tokens) in enumerate(zip(replies, new, strict=False)):
             if reply.finish_reason is None:
                 before = len(reply.tokens)
@@ -103,8 +104,17 @@ def _batch(target, drafter, replies, filler, clock, show, finished, options) -> 
     clock.warm_up += first - started
     clock.seconds += (steady := time.perf_counter() - first)
     clock.tokens += came - early
-    if parts is not None:
-        _add_parts(clock, parts, run.generation.metrics.seconds, steady)
+    if (until := run.generation.metrics.seconds) is not None and parts is not None:
+        _add_parts(clock, parts, until, steady)
+
+
+def _rounds(run: Stream) -> Iterator:
+    from gls_jax import decoding
+
+    try:
+        yield from run
+    except decoding.BrokenLogits:  # comes when all others are ready
+        return
 
 
 def _add_parts(clock: Clock, before: dict[str, float], after: dict[str, float], steady: float) -> None:
