@@ -154,7 +154,7 @@ def refit(fit: Float[Array, "B G"], lists: Candidates, path: Path, tokens: Int[A
         live: requests that were still running.
     """
     steps = jnp.arange(tokens.shape[1])
-    came = jnp.concatenate([jnp.full_like(path.nodes[:, :1], -1), path.nodes], axis=1)  # context of each emitted token
+    came = jnp.pad(path.nodes, ((0, 0), (1, 0)), constant_values=-1)  # context of each emitted token
     came = jnp.where((steps <= path.length[:, None]) & live[:, None], came, -3)
     at = lists.nodes[:, :, None] == came[:, None]  # [B, E, L]
     emitted = jnp.where(jnp.any(at, -1), jnp.sum(jnp.where(at, tokens[:, None], 0), -1), -1)
