@@ -44,6 +44,7 @@ class Request:
         try:
             if not self.prompt:
                 raise ValueError("expected a prompt, got an empty one")
+            _check_text(self.prompt)
             checks.count(self.max_new_tokens, "max_new_tokens")
             decoding.check_sampling(self.temperature)
             if self.seed is not None:
@@ -106,6 +107,13 @@ def check_seed(seed: int) -> None:
     """Raise `ValueError` for what is no seed."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed: expected an int within 0..2^32 - 1, got {seed!r}")
+
+
+def _check_text(prompt: str | Messages) -> None:
+    try:
+        json.dumps(prompt, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected text, got half a character") from None
 
 
 def _line(line: str, number: int, where: str, common: dict[str, Any]) -> Request:

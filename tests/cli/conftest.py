@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -16,10 +17,12 @@ TEMPLATE = (
 )
 
 
-def write(folder, *, words=WORDS, template=TEMPLATE, **changes):
-    """A checkpoint folder; no words, no tokenizer."""
+def write(folder, *, words=WORDS, template=TEMPLATE, broken="", **changes):
+    """A checkpoint folder; no words, no tokenizer; NaN at the broken words."""
     fields = checkpoints.FIELDS | {"vocab_size": 260, "num_hidden_layers": 2, "eos_token_id": 256} | changes
-    checkpoints.write_folder(folder, fields, checkpoints.random_tensors(fields))
+    tensors = checkpoints.random_tensors(fields)
+    tensors["model.embed_tokens.weight"][[words.index(word) for word in broken]] = np.nan
+    checkpoints.write_folder(folder, fields, tensors)
     if words:
         kinds = [3 if word in MARKS else 1 for word in words]
         metadata = {"model": "gpt2", "pre": "gpt-2", "tokens": words, "token_type": kinds}

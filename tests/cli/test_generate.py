@@ -81,9 +81,18 @@ def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
     assert printed.out == line["text"] + "\n" == "".join(pieces) + "\n" and len(pieces) > 1
     assert line["text"] == models.load(checkpoint).tokenizer.decode(line["tokens"])
     assert "\N{REPLACEMENT CHARACTER}" in line["text"]  # the random model does write such
-    for figure in ("block efficiency", "accepted drafts a call", "acceptance at 1, 2", "tokens a second", "verify"):
+    for figure in ("block efficiency", "acceptance histogram", "acceptance by position", "tokens a second", "verify"):
         assert figure in printed.err
     assert summary["tokens"] == len(line["tokens"]) and summary["tokens_per_second"] > 0 and "parts" not in summary
+
+
+def test_broken_logits_leave_only_their_own_request_unfinished(tmp_path, capsys):
+    broken = write(tmp_path / "broken", broken="Z", max_position_embeddings=128)
+    ask = ["--target", broken, *SHAPE, "--prompt", "Hello", "--prompt", "Z", "--max-new-tokens", "12", "--json"]
+    assert generate(*ask, "--no-chat") == 2
+    printed = capsys.readouterr()
+    assert printed.err.strip().endswith("prompt 2: expected logits with a largest one, got NaN or infinite ones")
+    assert [json.loads(line).get("request") for line in printed.out.splitlines()] == [0, None]
 
 
 def test_several_texts_come_at_the_end(ask, capsys):
@@ -180,6 +189,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
         ('{"prompt": "a", "max_new_tokens": 0}', "max_new_tokens: expected an int of at least 1"),
         ('{"prompt": "a", "temperature": "hot"}', "temperature: expected 0 or a finite number"),
         ('{"prompt": "a", "seed": 1.5}', "seed: expected an int within"),
+        ('{"prompt": "\\ud83d"}', "expected text, got half a character"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, capsys, line, message):
