@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -88,6 +87,24 @@ def read_level(
     return logits, cache, visible
 
 
+class _Level(NamedTuple):
+    """The newest nodes, `n` of them, from which the next level is drafted.
+
+    Attributes:
+        tokens: `i32[B, n]`.
+        visible: for each drafter `bool[B, n, S]`, the slots its nodes see, but for their own.
+        seen: `bool[B, n, N]`, the tokens of each node's text.
+        alike: `bool[B, K, K]`, which chains have drafted the same so far.
+        caches: of the drafters.
+    """
+
+    tokens: Int[Array, "B n"]
+    visible: tuple[Bool[Array, "B _ S"], ...]
+    seen: Bool[Array, "B n N"] | None
+    alike: Bool[Array, "B K K"]
+    caches: tuple[Any, ...]
+
+
 def draft(
     scheme: Scheme,
     shape: Shape,
@@ -114,67 +131,83 @@ def draft(
         caches: one a drafter.
         num_slots: `S`, slots of each cache.
     """
-    tree, batch, single = shape.tree(), text.tokens.shape[0], len(drafters) == 1
-    levels = [np.flatnonzero(tree.depths == depth) for depth in range(shape.depth)]
-    order = np.argsort(np.concatenate(chains))  # columns of the drafters, one after the other, to chains
+    single, batch, width = len(drafters) == 1, text.length.shape[0], shape.widths[0]
+    columns = [slice(None)] if single else [np.asarray(own) for own in chains]
+    order = np.argsort(np.concatenate(chains))  # the drafters' columns, one after the other, in the order of the chains
+
+    def children(level: _Level, logits, depth, first, contexts: int, count: int):
+        """`count` drafts below as many contexts, numbered from `first`; and what each drafter's nodes see."""
+        law = sampling.laws(logits, sampling.draft_temperature, level.seen, num_items)
+        if shape.chains and scheme.ranked:  # the r-th of those that stand at one context takes rank r
+            slots = jnp.sum(jnp.tril(level.alike, -1), axis=-1, dtype=jnp.int32)
+        else:
+            own = np.arange(count) % (count if shape.chains else count // contexts)
+            slots = jnp.broadcast_to(jnp.asarray(own, jnp.int32), (batch, count))
+        propose = partial(_propose, scheme, shape.num_slots, depth, first + jnp.arange(contexts))
+        tokens = jax.vmap(propose)(keys, text.length, law, slots)
+        seen = None if level.seen is None else also(_spread(level.seen, count), tokens)
+        visible = tuple(
+            _spread(each, tokens[:, own].shape[1]) for each, own in zip(level.visible, columns, strict=True)
+        )
+        alike = level.alike & (tokens[:, :, None] == tokens[:, None, :]) if shape.chains else level.alike
+        made = (tokens, slots, _spread(law, count) if scheme.needs_draft_law else None, jnp.isnan(law[..., 0]).any(-1))
+        return _Level(tokens, visible, seen, alike, level.caches), made
+
+    def grow(level: _Level, depth, first, count: int):
+        """Read the newest nodes, and draft the next."""
+        read = [
+            read_level(drafter, cache, text, depth - 1, level.tokens[:, own], visible)
+            for drafter, cache, visible, own in zip(drafters, level.caches, level.visible, columns, strict=True)
+        ]
+        logits, caches, visible = zip(*read, strict=True)
+        level = level._replace(caches=caches, visible=visible)
+        return children(level, _join(logits, order), depth, first, level.tokens.shape[1], count)
+
     # Only one's own drafts can be moved into place: several drafters read again what the last round emitted.
-    roots = [read_root(*both, text, 2 if single else shape.depth + 1) for both in zip(drafters, caches, strict=True)]
-    caches = [cache for _, cache in roots]
-    parts = [
-        logits if single else jnp.repeat(logits, len(own), axis=1)
-        for (logits, _), own in zip(roots, chains, strict=True)
-    ]
+    again = 2 if single else shape.depth + 1
+    logits, caches = zip(*(read_root(*both, text, again) for both in zip(drafters, caches, strict=True)), strict=True)
     before = jnp.arange(num_slots) < text.length[:, None, None]
-    visible = [before] * len(drafters)
     seen = None if text.seen is None else text.seen[:, None]
-    together = jnp.ones((batch, shape.num_slots, shape.num_slots), bool)  # chains that stand at one context
-    nodes: list[jax.Array] = []
-    slots: list[jax.Array] = []
-    laws: list[jax.Array] = []
-    broken = jnp.zeros(batch, bool)
-    for depth, level in enumerate(levels):
-        if depth > 0:
-            for which, own in enumerate(chains):
-                columns = slice(None) if single else np.asarray(own)
-                here = nodes[-1][:, columns]
-                above = jnp.repeat(visible[which], here.shape[1] // visible[which].shape[1], axis=1)
-                parts[which], caches[which], visible[which] = read_level(
-                    drafters[which], caches[which], text, depth - 1, here, above
-                )
-        logits = parts[0] if single else jnp.concatenate(parts, axis=1)[:, order]
-        law = sampling.laws(logits, sampling.draft_temperature, seen, num_items)
-        broken |= jnp.any(jnp.isnan(law[..., 0]), axis=-1)
-        slot = jnp.broadcast_to(jnp.asarray(tree.slots[level]), (batch, len(level)))
-        if shape.chains and scheme.ranked:
-            earlier = np.tril(np.ones((shape.num_slots, shape.num_slots), bool), -1)
-            slot = jnp.sum(together & earlier, axis=-1, dtype=jnp.int32)
-        contexts = np.unique(tree.parents[level])
-        token = jax.vmap(partial(_propose, scheme, shape.num_slots, depth, contexts))(keys, text.length, law, slot)
-        together &= token[:, :, None] == token[:, None, :] if shape.chains else True
-        if seen is not None:
-            seen = also(jnp.repeat(seen, len(level) // seen.shape[1], axis=1), token)
-        nodes.append(token)
-        slots.append(slot)
-        if scheme.needs_draft_law:
-            laws.append(jnp.repeat(law, len(level) // law.shape[1], axis=1))
-    node = jnp.arange(len(tree.tokens))
-    fixed = (tree.parents, tree.depths, tree.alive)
-    parents, depths, alive = (jnp.broadcast_to(jnp.asarray(x), (batch, len(node))) for x in fixed)
-    tree = dataclasses.replace(
-        tree,
-        tokens=jnp.concatenate(nodes, axis=1),
-        slots=jnp.concatenate(slots, axis=1),
-        parents=parents,
-        depths=depths,
-        alive=alive,
+    root = _Level(text.tokens, (before,) * len(drafters), seen, jnp.ones((batch, width, width), bool), caches)
+    if not single:
+        logits = tuple(_spread(each, len(own)) for each, own in zip(logits, chains, strict=True))
+    level, made = children(root, _join(logits, order), 0, 0, 1, width)
+    levels = [made]
+    if shape.chains:  # the levels are alike: one body, compiled once
+        depths = jnp.arange(1, shape.depth)
+        level, rest = jax.lax.scan(
+            lambda level, depth: grow(level, depth, 1 + (depth - 1) * width, width), level, depths
+        )
+        levels += [jax.tree.map(lambda x, d=d: x[d], rest) for d in range(shape.depth - 1)]
+    else:
+        first = 1
+        for depth in range(1, shape.depth):
+            contexts = level.tokens.shape[1]
+            level, made = grow(level, depth, first, contexts * shape.widths[depth])
+            first, levels = first + contexts, [*levels, made]
+    tokens, slots, laws, broken = zip(*levels, strict=True)
+    tree, node = shape.tree(), np.arange(shape.num_nodes)
+    parents, depths, alive = (
+        jnp.broadcast_to(jnp.asarray(x), (batch, len(node))) for x in (tree.parents, tree.depths, tree.alive)
     )
+    drafted = (jnp.concatenate(tokens, axis=1), parents, jnp.concatenate(slots, axis=1), depths, alive)
+    tree = Tree(*drafted, depth=shape.depth, num_slots=shape.num_slots)
     return Drafts(
         tree,
         jnp.concatenate(laws, axis=1) if scheme.needs_draft_law else None,
-        tuple(caches),
-        jnp.where(node < levels[-1][0], text.length[:, None] + node, -1),
-        broken,
+        level.caches,
+        jnp.where(tree.depths < shape.depth - 1, text.length[:, None] + node, -1),
+        jnp.any(jnp.stack(broken), axis=0),
     )
+
+
+def _spread(x, count: int):
+    """`[B, C, ...]` with each row repeated for its share of `count` children."""
+    return jnp.repeat(x, count // x.shape[1], axis=1)
+
+
+def _join(logits: Sequence[jax.Array], order: np.ndarray) -> jax.Array:
+    return logits[0] if len(logits) == 1 else jnp.concatenate(logits, axis=1)[:, order]
 
 
 def _known(drafter: LanguageModel, tokens):
@@ -182,7 +215,7 @@ def _known(drafter: LanguageModel, tokens):
     return jnp.minimum(tokens, drafter.vocab_size - 1)
 
 
-def _propose(scheme: Scheme, num_slots: int, depth: int, contexts: np.ndarray, key, start, laws, slots):
+def _propose(scheme: Scheme, num_slots: int, depth, contexts: Int[Array, " C"], key, start, laws, slots):
     """Tokens `[n]` of one request's level: the drafts in `slots` `[n]` of the lists of `contexts`, under `laws`."""
     count, single = slots.shape[0], len(contexts) == 1
 
@@ -193,5 +226,5 @@ def _propose(scheme: Scheme, num_slots: int, depth: int, contexts: np.ndarray, k
         return make(contexts[0], laws[0] if laws.shape[0] == 1 else laws)[slots]
     if not scheme.ranked and count == len(contexts) == num_slots:  # chains: each the race of its own stream
         return scheme.propose_fn(scheme.draft_key(key, start, start + depth, 0), laws, num_slots)
-    lists = jax.vmap(make)(jnp.asarray(contexts), laws)
+    lists = jax.vmap(make)(contexts, laws)
     return jnp.take_along_axis(lists, slots.reshape(len(contexts), -1), axis=1).ravel()

@@ -30,7 +30,7 @@ class Candidates(NamedTuple):
     Attributes:
         tokens: `i32[B, E, M]`, the first M of the race at each of E contexts.
         scores: `f32[B, E, M]`, ``log p - log E`` of each, decreasing; `-inf` where there is none.
-        nodes: `i32[B, E]`, the node of the chosen tree that the context follows; -1 the root, -2 none.
+        nodes: `i32[B, E]`, the node that the context follows: -1 the root, -2 none that was chosen.
     """
 
     tokens: Int[Array, "B E M"]
@@ -69,34 +69,45 @@ def draft_margin(
         num_slots: `S`, its slots.
         fit: log-likelihood of the spreads so far.
     """
-    batch, width = text.tokens.shape[0], shape.children
+    batch, width, front = text.tokens.shape[0], shape.children, shape.frontier
     tau = jnp.asarray(TAUS)[jnp.argmax(fit, axis=-1)][:, None, None]
-    logits, cache = read_root(drafter, cache, text, 2)
-    visible = jnp.arange(num_slots) < text.length[:, None, None]
-    seen = None if text.seen is None else text.seen[:, None]
-    chance = jnp.zeros((batch, 1))  # log-probability that the target comes to each context of the level
-    contexts = jnp.full((batch, 1), -1)  # and the candidate it follows
-    found: list[tuple] = []
-    broken, thought_of = jnp.zeros(batch, bool), 0
-    for depth in range(shape.depth):
+
+    def think(logits, seen, depth, chance):
+        """The first of the race at each context, and the chance that the target comes to each of them."""
         law = sampling.laws(logits, sampling.draft_temperature, seen, num_items)
-        broken |= jnp.any(jnp.isnan(law[..., 0]), axis=-1)
         tokens, scores = jax.vmap(partial(_ranks, scheme, width))(keys, text.length + depth, law)
         child = chance[..., None] + jax.nn.log_softmax(scores / tau, axis=-1)
-        child = jnp.where(jnp.isfinite(scores), child, -jnp.inf)
-        found.append((tokens, scores, child, contexts, jnp.full((batch, tokens.shape[1] * width), depth)))
-        if depth == shape.depth - 1:
-            break
-        chance, best = jax.lax.top_k(child.reshape(batch, -1), min(shape.frontier, tokens.shape[1] * width))
+        return tokens, scores, jnp.where(jnp.isfinite(scores), child, -jnp.inf), jnp.isnan(law[..., 0]).any(-1)
+
+    def deeper(carry, depth):
+        cache, visible, seen, tokens, child = carry
+        chance, best = jax.lax.top_k(child.reshape(batch, -1), front)
         best = jnp.sort(best, axis=-1)
         chance = jnp.take_along_axis(child.reshape(batch, -1), best, axis=-1)
         parent, token = best // width, jnp.take_along_axis(tokens.reshape(batch, -1), best, axis=-1)
-        contexts, thought_of = thought_of + best, thought_of + tokens.shape[1] * width
         if seen is not None:
             seen = also(jnp.take_along_axis(seen, parent[..., None], axis=1), token)
         visible = jnp.take_along_axis(visible, parent[..., None], axis=1)
-        logits, cache, visible = read_level(drafter, cache, text, depth, token, visible)
-    return _prune(shape, text, cache, broken, found)
+        logits, cache, visible = read_level(drafter, cache, text, depth - 1, token, visible)
+        tokens, scores, child, broken = think(logits, seen, depth, chance)
+        contexts = (depth - 1) * front * width + best  # the candidate that each follows
+        return (cache, visible, seen, tokens, child), (tokens, scores, child, contexts, broken)
+
+    logits, cache = read_root(drafter, cache, text, 2)
+    seen = None if text.seen is None else text.seen[:, None]
+    tokens, scores, child, broken = think(logits, seen, 0, jnp.zeros((batch, 1)))
+    spare = ((0, 0), (0, front - 1), (0, 0))  # the root is alone: levels alike are one body, compiled once
+    tokens, scores, child = (
+        jnp.pad(tokens, spare),
+        *(jnp.pad(x, spare, constant_values=-jnp.inf) for x in (scores, child)),
+    )
+    visible = jnp.broadcast_to(jnp.arange(num_slots) < text.length[:, None, None], (batch, front, num_slots))
+    seen = None if seen is None else jnp.repeat(seen, front, axis=1)
+    level = (tokens, scores, child, jnp.full((batch, front), -1), broken)
+    carry, rest = jax.lax.scan(deeper, (cache, visible, seen, tokens, child), jnp.arange(1, shape.depth))
+    *found, broken = (jnp.concatenate([one[None], more]) for one, more in zip(level, rest, strict=True))
+    tokens, scores, child, contexts = (jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:]) for x in found)
+    return _prune(shape, text, carry[0], broken.any(axis=0), Candidates(tokens, scores, contexts), child)
 
 
 def _ranks(scheme: Scheme, width: int, key, position, laws):
@@ -109,38 +120,30 @@ def _ranks(scheme: Scheme, width: int, key, position, laws):
     return tokens, jnp.where(again, -jnp.inf, scores)
 
 
-def _prune(shape: MarginTree, text: Text, cache, broken, found) -> Drafts:
+def _prune(shape: MarginTree, text: Text, cache, broken, thought: Candidates, chance: Float[Array, "B E M"]) -> Drafts:
     """The best nodes of the budget. Nobody is likelier than its parent or an earlier rank, so no gaps arise."""
-    batch, width = text.tokens.shape[0], shape.children
-    tokens, scores, chance = (jnp.concatenate([level[i] for level in found], axis=1) for i in range(3))
-    contexts = jnp.concatenate([level[3] for level in found], axis=1)  # [B, E], the candidate each follows
-    depths = jnp.concatenate([level[4] for level in found], axis=1)
-    flat = chance.reshape(batch, -1)
+    batch, groups, width = chance.shape
+    rows, size, flat = jnp.arange(batch)[:, None], groups * width, chance.reshape(batch, -1)
     _, best = jax.lax.top_k(flat, shape.budget)
     best = jnp.sort(best, axis=-1)  # parents first
-    rows, size = jnp.arange(batch)[:, None], flat.shape[1]
-    node_of = jnp.full((batch, size + 2), -2).at[rows, best].set(jnp.arange(shape.budget))  # candidate to node
-    node_of = node_of.at[:, size + 1].set(-1)  # index -1: the root
-    group = best // width
-    above = jnp.take_along_axis(contexts, group, axis=1)
-    # The order of reading: all contexts but the root, one behind the other.
-    read = (
-        jnp.full((batch, size), -1)
-        .at[rows, contexts[:, 1:]]
-        .set(text.length[:, None] + jnp.arange(contexts.shape[1] - 1))
-    )
+    node_of = jnp.full((batch, size + 1), -2).at[:, size].set(-1)  # of each candidate; the last entry is the root's
+    node_of = node_of.at[rows, best].set(jnp.arange(shape.budget))
+    after = jnp.take_along_axis(node_of, thought.nodes % (size + 1), axis=1)  # the node that each group follows
+    # Read were all contexts below the root, in their order; the root has the groups of the first level to itself.
+    below = thought.nodes[:, shape.frontier :]
+    slots = text.length[:, None] + jnp.arange(below.shape[1])
+    read = jnp.full((batch, size), -1).at[rows, below].set(slots)
     take = partial(jnp.take_along_axis, indices=best, axis=1)
     tree = Tree(
-        tokens=take(tokens.reshape(batch, -1)),
-        parents=jnp.take_along_axis(node_of, above % (size + 2), axis=1) + 1,
+        tokens=take(thought.tokens.reshape(batch, -1)),
+        parents=jnp.take_along_axis(after, best // width, axis=1) + 1,
         slots=(best % width).astype(jnp.int32),
-        depths=take(depths).astype(jnp.int32),
+        depths=(best // (shape.frontier * width)).astype(jnp.int32),
         alive=jnp.isfinite(take(flat)),
         depth=shape.depth,
         num_slots=width,
     )
-    lists = Candidates(tokens, scores, jnp.take_along_axis(node_of, contexts % (size + 2), axis=1))
-    return Drafts(tree, None, (cache,), take(read), broken, lists)
+    return Drafts(tree, None, (cache,), take(read), broken, thought._replace(nodes=after))
 
 
 def refit(fit: Float[Array, "B G"], lists: Candidates, path: Path, tokens: Int[Array, "B L"], live: Bool[Array, " B"]):

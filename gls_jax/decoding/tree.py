@@ -37,14 +37,16 @@ class MarginTree:
 
     budget: int = 32
     depth: int = 4
-    frontier: int = 0  # 0 = a quarter of the budget, 1 to 8
+    frontier: int = 0  # 0 = a quarter of the budget, at most `children`
     children: int = 8
 
     def __post_init__(self):
         for name in ("budget", "depth", "children"):
             object.__setattr__(self, name, checks.count(getattr(self, name), f"MarginTree.{name}"))
-        frontier = self.frontier or min(8, max(1, self.budget // 4))
+        frontier = self.frontier or min(self.children, max(1, self.budget // 4))
         object.__setattr__(self, "frontier", checks.count(frontier, "MarginTree.frontier"))
+        if frontier > self.children:
+            raise ValueError(f"MarginTree.frontier: expected at most children ({self.children}), got {frontier}")
         candidates = self.children * (1 + (self.depth - 1) * self.frontier)
         if self.budget > candidates:
             raise ValueError(

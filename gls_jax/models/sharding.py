@@ -2,7 +2,8 @@
 
 Requests are split over `data`; heads, feed-forward units and the vocabulary over `model`. What does not divide is
 replicated: two key-value heads on four devices, nine heads on two. No sum that a single device would do in one piece is
-split but those over heads and feed-forward units, so results differ between meshes by rounding only.
+split but those over heads and feed-forward units, so results differ between meshes by rounding only. The weights carry
+the mesh: it is given to `load` and is not to be set around a call (`jax.set_mesh`).
 """
 
 from __future__ import annotations

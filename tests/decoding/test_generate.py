@@ -58,7 +58,6 @@ STRONG = [
     ("gumbel_topk", dict(tree=MarginTree(12, 3))),
     ("gumbel_topk", dict(num_drafts=4)),
     ("minhash", dict()),
-    ("naive", dict(num_drafts=2)),
 ]
 
 
@@ -68,7 +67,9 @@ def test_strong_schemes_give_the_text_of_plain_generation(target, near, scheme, 
     prompts = prompts_of(200)
     ask = dict(scheme=scheme, max_new_tokens=10, temperature=0.7, num_drafts=shape.get("num_drafts", 1))
     plain = texts(decoding.generate(KEY, target, None, prompts, **ask))
-    drafters = {"near": near, "random": transformer(5), "lookup": decoding.ngram_lookup(61)}
+    drafters = {"near": near, "random": transformer(5)}  # one model to the compiler
+    if scheme == "poisson":
+        drafters["lookup"] = decoding.ngram_lookup(61)
     for name, drafter in drafters.items():
         found = decoding.generate(KEY, target, drafter, prompts, draft_length=3, **ask | shape)
         flips = sum(a != b for a, b in zip(texts(found), plain, strict=True))

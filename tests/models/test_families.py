@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gls_jax import models
+from gls_jax import decoding, models
 from gls_jax.decoding import cache as caches
 from gls_jax.models import families, layers
 
@@ -138,6 +138,17 @@ def test_tree_in_the_cache_equals_its_paths(tiny, gemma):
         assert cache.positions[0, row, : length + 7].tolist() == list(range(length + 7))
 
 
+@pytest.mark.parametrize("prompt", [2, 9])
+def test_speculation_changes_no_greedy_text(gemma, prompt):
+    # Drafts of a tree, windows of five positions, prompts shorter and longer than a window.
+    target, drafter = (models.language_model(model) for model in (gemma, models.keep_layers(gemma, [0, 3])))
+    generate = functools.partial(
+        decoding.generate, jax.random.key(0), target, prompts=TOKENS[:, :prompt], max_new_tokens=12, temperature=0.0
+    )
+    plain, drafted = generate(drafters=None), generate(drafters=drafter, num_drafts=2, draft_length=3)
+    assert drafted.tokens.tolist() == plain.tokens.tolist()
+
+
 # Soft-caps
 
 
@@ -158,6 +169,14 @@ def test_attention_softcap():
             scores = 2 * np.tanh(query[row, :, head] @ keys[row, :, head // 2].T / 2)
             weights = np.where(visible[row], np.exp(scores), 0)
             close(got[row, :, head], weights / weights.sum(-1, keepdims=True) @ values[row, :, head // 2])
+
+
+def test_bfloat16_weights_give_float32_logits(gemma, tiny):
+    graph, state = nnx.split(gemma)
+    half = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
+    logits, cache = tiny.run(half, TOKENS, cache=half.init_cache(3, SLOTS))
+    assert logits.dtype == jnp.float32 and cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+    assert 1e-3 < np.abs(logits - tiny.run(gemma, TOKENS)[0]).mean() < 0.3
 
 
 # Configs that are refused
