@@ -17,7 +17,9 @@ from jax.typing import DTypeLike
 
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.models import bundle, gguf_file, huggingface, packages, tokenizer, weights
+from gls_jax.models.chat import ChatTemplate, chat_template
 from gls_jax.models.config import Config
+from gls_jax.models.detokenize import Detokenizer
 from gls_jax.models.transformer import Cache, Transformer
 from gls_jax.models.weights import keep_layers
 
@@ -26,9 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cache",
+    "ChatTemplate",
     "Checkpoint",
     "Config",
+    "Detokenizer",
     "Transformer",
+    "chat_template",
     "keep_layers",
     "language_model",
     "load",

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +53,19 @@ def open_file(path: str | Path) -> File:
         ModuleNotFoundError: the package `gguf` is not installed.
     """
     path = Path(path)
-    gguf = require("gguf")
+    require("gguf")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a GGUF file")
     with path.open("rb") as file:
         if (magic := file.read(4)) != b"GGUF":
             raise ValueError(f"{path}: expected a GGUF file, got one that starts with {magic!r}")
+    status = path.stat()
+    return _read(path, (status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=1)  # a model and its chat template are in one file, and its vocabulary takes a second or two
+def _read(path: Path, version: tuple[int, int]) -> File:
+    gguf = require("gguf")
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

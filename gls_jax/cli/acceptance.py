@@ -1,22 +1,19 @@
-"""The command line: reads options, calls the library, prints tables for people and JSON for programs."""
+"""`gls-jax acceptance`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import ClassVar
 
-import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["main", "progress"]
+from gls_jax.cli import layers
+from gls_jax.cli.console import progress
 
-_ERR = Console(stderr=True)
+__all__ = ["Acceptance"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +62,10 @@ class Acceptance:
     """model: next-token laws to read from the text."""
     context: int = 512
     """model: longer texts are cut into pieces of so many tokens."""
+    resumable: ClassVar[bool] = True
 
     def run(self) -> None:
+        """Compute, write the files, print."""
         from gls_jax import figures, files, study
 
         default = range(1, 9) if self.pairs == "model" else range(1, 21)
@@ -108,14 +107,14 @@ class Acceptance:
         for temperature in (self.temperature, self.draft_temperature):
             decoding.check_sampling(temperature, self.top_k or None)
         texts = prompts.PROMPTS if self.text is None else (_read_text(self.text),)
-        dropped = _layers(self.drop_layers)
+        dropped = layers.parse(self.drop_layers)
         target = models.load(self.target)
         if target.tokenizer is None:
             raise ValueError(f"{self.target}: expected a tokenizer beside the weights, found none")
         if self.draft is not None:
             drafter, name = models.load(self.draft), self.draft
         else:
-            drafter = models.load(self.target, layers=_others(dropped, target.config.num_layers))
+            drafter = models.load(self.target, layers=layers.others(dropped, target.config.num_layers))
             name = f"{self.target} without layers {self.drop_layers}" if self.drop_layers else self.target
         if drafter.tokenizer is not None and drafter.tokenizer.get_vocab() != target.tokenizer.get_vocab():
             raise ValueError(f"{name}: expected the tokenizer of {self.target}, got another one")
@@ -135,54 +134,6 @@ class Acceptance:
         return laws, title
 
 
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """Speed against peers measured in the same run, one JSON line a benchmark."""
-
-    suite: str = "core"
-    """Which benchmarks: `core` or `schemes`."""
-    repeats: int = 7
-    """Timed repetitions; the median counts."""
-
-    def run(self) -> None:
-        from gls_jax import bench
-
-        for line in bench.run(self.suite, self.repeats):
-            print(json.dumps(line), flush=True)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; bad input ends with one line and exit code 2, an interrupt with 130."""
-    commands = (
-        Annotated[Acceptance, tyro.conf.subcommand("acceptance")] | Annotated[Bench, tyro.conf.subcommand("bench")]
-    )
-    command: Acceptance | Bench = tyro.cli(commands, prog="gls-jax", description=__doc__, args=arguments)
-    try:
-        command.run()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"gls-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("gls-jax: interrupted; --resume goes on from here", file=sys.stderr)
-        return 130
-    return 0
-
-
-@contextmanager
-def progress():
-    """Yields `report(what, done, total)`; a bar a kind of work, on stderr where it is a terminal, gone when done."""
-    columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_ERR, transient=True, disable=not _ERR.is_terminal) as bars:
-        tasks: dict = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield report
-
-
 def _print_rows(rows, title: str, out: Path) -> None:
     table = Table(title=title)
     for name in ("scheme", "K", "exact", "simulated", "± s.e.", "bound", "optimum (i.i.d.)"):
@@ -199,27 +150,6 @@ def _print_rows(rows, title: str, out: Path) -> None:
     console.print(f"{out}/acceptance.csv, acceptance.png, cells.npz", highlight=False)
 
 
-def _layers(text: str) -> list[tuple[int, int]]:
-    """`12-17,20` as ranges."""
-    ranges = []
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
-            raise ValueError(f"drop_layers: expected layers such as 12-17 or 3,7-9, got {text!r}")
-        ranges.append((int(first), int(last or first)))
-    return ranges
-
-
-def _others(dropped: list[tuple[int, int]], count: int) -> tuple[int, ...]:
-    """The layers that stay."""
-    if any(last >= count for _, last in dropped):
-        raise ValueError(f"drop_layers: expected layers within 0-{count - 1}, got {max(dropped)[1]}")
-    kept = tuple(layer for layer in range(count) if not any(first <= layer <= last for first, last in dropped))
-    if not kept:
-        raise ValueError(f"drop_layers: expected some of the {count} layers to stay, got all of them")
-    return kept
-
-
 def _read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
@@ -228,7 +158,3 @@ def _read_text(path: Path) -> str:
     if not text.strip():
         raise ValueError(f"{path}: expected a text, got an empty file")
     return text
-
-
-if __name__ == "__main__":
-    sys.exit(main())

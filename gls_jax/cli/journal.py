@@ -1,0 +1,80 @@
+"""Finished results in a file, one JSON object a line, written as they come and never lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gls_jax import files
+
+__all__ = ["Journal"]
+
+_BEGINNING = b'{"request": '
+
+
+class Journal:
+    """A file of results that grows by whole lines.
+
+    A line is on the disk before the next one is begun; what an interrupted write has left of one is cut off when the
+    run goes on.
+
+    Args:
+        path: the file; None keeps the results in memory alone.
+        resume: whether to go on with a file that exists.
+        asks: fingerprint of each request: what its result depends on.
+
+    Attributes:
+        done: the results so far by the number of their request.
+
+    Raises:
+        ValueError: a file that exists without `resume`, or holds something else, or results of other options.
+        OSError: a file that cannot be written.
+    """
+
+    def __init__(self, path: Path | None, resume: bool, asks: Mapping[int, str]):
+        self._path, self._asks = path, asks
+        self.done: dict[int, dict[str, Any]] = {}
+        self._size = 0  # of the whole lines
+        if path is not None:
+            files.check_folder(path.parent)
+            if path.exists():
+                self._read(path, resume)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Keep one result."""
+        number = record["request"]
+        self.done[number] = record = record | {"ask": self._asks[number]}
+        if self._path is None:
+            return
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            file.truncate(self._size)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._size += len(line)
+
+    def _read(self, path: Path, resume: bool) -> None:
+        if not path.is_file():
+            raise ValueError(f"{path}: expected a file of results, got something else")
+        if not resume:
+            raise ValueError(f"{path}: expected a new file, or --resume to go on with it, got one that exists")
+        *lines, cut_off = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            self._size += len(line) + 1
+            try:
+                record = json.loads(line)
+                ask = record["ask"]
+                self.done[record["request"]] = record
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{path}, line {number}: expected a result, got something else") from None
+            if ask != self._asks.get(record["request"], ask):
+                raise ValueError(
+                    f"{path}, line {number}: expected a result of this request and these options, got another"
+                )
+        if not cut_off.startswith(_BEGINNING[: len(cut_off)]):
+            raise ValueError(f"{path}: expected results, got something else behind the last of them")

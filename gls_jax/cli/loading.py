@@ -1,0 +1,60 @@
+"""Target and drafter as they are named on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gls_jax.cli import layers
+
+if TYPE_CHECKING:
+    from gls_jax.decoding import LanguageModel
+    from gls_jax.models import Checkpoint
+
+__all__ = ["check", "load"]
+
+_WITHOUT_MODEL = ("ngram", "none")
+
+
+def check(draft: str | None, drop_layers: str | None) -> None:
+    """Raise for a drafter that cannot be had, as far as that can be told without loading it."""
+    layers.parse(drop_layers or "")
+    if draft in _WITHOUT_MODEL and drop_layers is not None:
+        raise ValueError(f"drop_layers: expected a drafter that is a model, got --draft {draft}")
+    if draft not in (None, "smollm2", *_WITHOUT_MODEL) and not Path(draft).exists():
+        raise FileNotFoundError(
+            f"{draft}: no such file or folder; expected a Hugging Face folder, a .gguf file, smollm2, ngram or none"
+        )
+
+
+def load(
+    target: str, draft: str | None, drop_layers: str | None, report: Callable
+) -> tuple[Checkpoint, LanguageModel | None]:
+    """The target, and the :class:`gls_jax.decoding.LanguageModel` that drafts for it or None.
+
+    Args:
+        target, draft: as on the command line.
+        drop_layers: layers that the drafter leaves out; None for the default.
+        report: takes the progress.
+    """
+    from gls_jax import decoding, models
+
+    report("models", 0, 2)
+    source = models.load(target)
+    if source.tokenizer is None:
+        raise ValueError(f"{target}: expected a tokenizer beside the weights, found none")
+    report("models", 1, 2)
+    if draft in _WITHOUT_MODEL:
+        return source, None if draft == "none" else decoding.ngram_lookup(source.config.vocab_size)
+    drafter = source if draft is None else models.load(draft)
+    count = drafter.config.num_layers
+    if drop_layers is None and draft is None:
+        dropped = [(2 * count // 5, max(2 * count // 5, 3 * count // 5 - 1))]
+    else:
+        dropped = layers.parse(drop_layers or "")
+    if dropped:
+        model = models.keep_layers(drafter.model, layers.others(dropped, count))
+        drafter = drafter._replace(model=model, config=model.config)
+    report("models", 2, 2)
+    return source, drafter.language_model
