@@ -68,7 +68,7 @@ def read_root(drafter: LanguageModel, cache, text: Text, count: int) -> tuple[Fl
 
 
 def read_level(
-    drafter: LanguageModel, cache, text: Text, depth: int, tokens: Int[Array, "B C"], visible: Bool[Array, "B C S"]
+    drafter: LanguageModel, cache, text: Text, depth, tokens: Int[Array, "B C"], visible: Bool[Array, "B C S"]
 ) -> tuple[Float[Array, "B C V"], Any, Bool[Array, "B C S"]]:
     """Logits after nodes at `depth`, the cache with them, and what their children see.
 

@@ -8,7 +8,6 @@ from functools import cache
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
@@ -151,7 +150,7 @@ class Stream(Iterator):
         self._rounds = 0
 
     def __next__(self) -> list[Int[np.ndarray, " new"]]:
-        if not np.any(self._state.live):
+        if not np.asarray(self._state.live).any():
             self._complain()
             raise StopIteration
         before = np.asarray(self._state.text.length)
@@ -163,7 +162,7 @@ class Stream(Iterator):
         """All that is left, in one go."""
         if self._seconds is None:
             self._advance(2**31 - 1)
-        while np.any(self._state.live):
+        while np.asarray(self._state.live).any():
             self._advance(1)
         self._complain()
         return self.generation
@@ -172,20 +171,20 @@ class Stream(Iterator):
     def generation(self) -> Generation:
         """What there is so far."""
         state, start = self._state, self._prompt_lengths
-        lengths = state.text.length - start
-        where = start[:, None] + np.arange(self._size)
-        tokens = jnp.take_along_axis(state.text.tokens, where, axis=1, mode="clip")
-        tokens = jnp.where(np.arange(self._size) < lengths[:, None], tokens, 0)
+        lengths, text = np.asarray(state.text.length) - start, np.asarray(state.text.tokens)
+        new = np.arange(self._size)
+        tokens = np.take_along_axis(text, np.minimum(start[:, None] + new, text.shape[1] - 1), axis=1)
+        tokens = np.where(new < lengths[:, None], tokens, 0)
         histogram, shape = np.asarray(state.accepted, np.int64), self._plan.shape
         metrics = Metrics(
             histogram,
-            np.asarray(lengths, np.int64),
+            lengths.astype(np.int64),
             nodes=shape.num_nodes,
             calls_per_round=shape.depth * len(self._requests.drafters),
             rounds=int(histogram.sum(axis=1).max(initial=0)),
             seconds=None if self._seconds is None else dict(self._seconds),
         )
-        return Generation(tokens, lengths, metrics)
+        return Generation(*jax.device_put((tokens, lengths)), metrics)
 
     def _advance(self, rounds: int) -> None:
         if self._seconds is None:
@@ -208,7 +207,7 @@ class Stream(Iterator):
         self._state = lap("select", selecting(self._requests, self._state, drafts, logits, cache))
 
     def _complain(self) -> None:
-        if np.any(broken := np.asarray(self._state.broken)):
+        if (broken := np.asarray(self._state.broken)).any():
             rows = ", ".join(map(str, np.flatnonzero(broken)))
             raise BrokenLogits(
                 f"logits: expected numbers with a largest one, got NaN or infinite ones for request {rows}; "

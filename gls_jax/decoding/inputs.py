@@ -81,9 +81,8 @@ def prepare(
         limits = np.minimum(limits, max_length)
     room = _bucket(tokens.shape[1])
     num_slots = room + _bucket(int(new.max())) + 1 + shape.num_nodes
-    text = Text(
-        jnp.asarray(np.pad(tokens, ((0, 0), (0, room - tokens.shape[1])))), jnp.asarray(lengths, jnp.int32), None
-    )
+    tokens = np.pad(tokens, ((0, 0), (0, room - tokens.shape[1])))
+    text = Text(jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), None)
     stops = jnp.asarray(_stops(stop_tokens, batch, target.vocab_size))
     requests = engine.Requests(target, models, _keys(key, batch), sampling, jnp.asarray(limits, jnp.int32), stops)
     return engine.Plan(scheme, shape, chains, num_slots), requests, text, int(new.max()), timed
@@ -153,12 +152,12 @@ def _new_tokens(value, batch: int) -> np.ndarray:
 def _per_request(value, name: str, *, batch: int):
     if value is None:
         return None
-    numbers = jnp.asarray(value, jnp.float32)
+    numbers = np.asarray(value, np.float32)  # NumPy: an operation outside `jit` would be compiled for every shape
     if numbers.shape not in ((), (batch,)):
         raise ValueError(
             f"{name}: expected one number, or one for each of {batch} requests, got shape {list(numbers.shape)}"
         )
-    return jnp.broadcast_to(numbers, (batch,))
+    return jnp.asarray(np.broadcast_to(numbers, (batch,)))
 
 
 def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Array:
@@ -175,7 +174,7 @@ def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Arra
             f"draft_temperatures: expected one, or one for each of {shape.num_slots} drafts, got {numbers.tolist()}"
         )
     numbers = np.unique(numbers) if len(np.unique(numbers)) == 1 else numbers
-    return jnp.broadcast_to(jnp.asarray(numbers), (batch, numbers.size))
+    return jnp.asarray(np.broadcast_to(numbers, (batch, numbers.size)))
 
 
 def _stops(value, batch: int, vocab_size: int) -> np.ndarray:
@@ -196,7 +195,7 @@ def _stops(value, batch: int, vocab_size: int) -> np.ndarray:
 def _keys(key, batch: int) -> Key[Array, " B"]:
     if not (isinstance(key, jax.Array) and key.shape == (batch,)):
         checks.key(key)
-        return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(batch))
+        return _folds(key, np.arange(batch))
     checks.key(key[0])
     return key
 
@@ -204,3 +203,8 @@ def _keys(key, batch: int) -> Key[Array, " B"]:
 def _bucket(size: int) -> int:
     """The next power of two."""
     return max(_SMALLEST_BUCKET, 1 << (size - 1).bit_length())
+
+
+@jax.jit
+def _folds(key, rows):
+    return jax.vmap(partial(jax.random.fold_in, key))(rows)

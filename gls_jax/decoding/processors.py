@@ -99,19 +99,21 @@ def _nucleus(scaled, largest, mass):
         before = jnp.cumsum(jnp.exp(largest - total), axis=-1) < mass
         last = jnp.minimum(jnp.sum(before, axis=-1, keepdims=True), largest.shape[-1] - 1)
         return jnp.where(scaled < jnp.take_along_axis(largest, last, axis=-1), -jnp.inf, scaled)
-    surprise = jnp.maximum(total - scaled, 0)
-    bits = jax.lax.bitcast_convert_type(surprise, jnp.int32)
-    chance = jnp.exp(-surprise)
+    # Keys in the order of the logits. Anything computed from a difference is not the same number in the loop and behind
+    # it: XLA computes it twice, once with a fused multiply-add.
+    bits = jax.lax.bitcast_convert_type(jnp.where(scaled == 0, 0, scaled), jnp.uint32)  # -0 is 0
+    keys = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+    chance = jnp.exp(scaled - total)
 
     def halve(_, bounds):
-        low, high = bounds  # {bits <= high} has the mass, {bits <= low} has not
+        low, high = bounds  # {keys >= low} has the mass, {keys >= high} has not
         middle = low + (high - low) // 2
-        enough = jnp.sum(jnp.where(bits <= middle, chance, 0), axis=-1, keepdims=True) >= mass
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+        enough = jnp.sum(jnp.where(keys >= middle, chance, 0), axis=-1, keepdims=True) >= mass
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    infinite = jnp.full_like(bits[..., :1], 0x7F800000)
-    _, last = jax.lax.fori_loop(0, 31, halve, (jnp.full_like(infinite, -1), infinite))
-    return jnp.where(bits <= last, scaled, -jnp.inf)
+    ends = jnp.zeros_like(keys[..., :1]), jnp.max(keys, axis=-1, keepdims=True) + 1
+    least, _ = jax.lax.fori_loop(0, 32, halve, ends)
+    return jnp.where(keys >= least, scaled, -jnp.inf)
 
 
 def _column(value) -> jax.Array:

@@ -49,7 +49,7 @@ def process(p, context, temperature=1.0, top_k=None, top_p=None, min_p=None, rep
     law = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     if top_p is not None:
         order = np.sort(law)[::-1]
-        least = order[np.argmax(np.cumsum(order) >= top_p)]
+        least = order[np.argmax(np.cumsum(order) >= min(top_p, 1 - 1e-9))]
         law = np.where(law < least, 0, law) / law[law >= least].sum()
     if min_p is not None:
         law = np.where(law < min_p * law.max(), 0, law)
