@@ -41,8 +41,9 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready
-	$(BIN)/gls-jax bench --suite core
-	$(BIN)/gls-jax bench --suite schemes
+	$(BIN)/gls-jax bench core
+	$(BIN)/gls-jax bench schemes
+	$(BIN)/gls-jax bench decode
 
 clean:
 	rm -rf .venv results

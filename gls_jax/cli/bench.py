@@ -6,6 +6,8 @@ import dataclasses
 import json
 from typing import ClassVar
 
+import tyro
+
 __all__ = ["Bench"]
 
 
@@ -13,8 +15,8 @@ __all__ = ["Bench"]
 class Bench:
     """Speed against peers measured in the same run, one JSON line a benchmark."""
 
-    suite: str = "core"
-    """Which benchmarks: `core` or `schemes`."""
+    suite: tyro.conf.Positional[str] = "core"
+    """Which benchmarks: `core`, `schemes` or `decode`."""
     repeats: int = 7
     """Timed repetitions; the median counts."""
     resumable: ClassVar[bool] = False

@@ -25,7 +25,7 @@ from gls_jax.decoding.sampling import Sampling
 from gls_jax.decoding.tree import Shape, ancestors
 from gls_jax.schemes import Path, Scheme, Tree
 
-__all__ = ["Plan", "Requests", "State", "prefill", "round_parts", "run"]
+__all__ = ["PARTS", "Plan", "Requests", "State", "each_round", "prefill", "run"]
 
 _PREFILL = 256  # tokens of the prompts in one call
 
@@ -121,40 +121,40 @@ def prefill(plan: Plan, requests: Requests, text: Text) -> State:
 @partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def run(plan: Plan, requests: Requests, state: State, rounds) -> State:
     """At most `rounds` rounds, fewer when all requests are ready."""
-    drafting, reading, selecting = round_parts(plan)
-
-    def one_round(carry):
-        done, state = carry
-        drafts = drafting(requests, state)
-        logits, cache = reading(requests, state, drafts)
-        return done + 1, selecting(requests, state, drafts, logits, cache)
 
     def unfinished(carry):
         return (carry[0] < rounds) & jnp.any(carry[1].live)
 
+    def one_round(carry):
+        return carry[0] + 1, each_round(plan, PARTS, requests, carry[1])
+
     return jax.lax.while_loop(unfinished, one_round, (0, state))[1]
 
 
-def round_parts(plan: Plan):
-    """The three parts of a round as functions: draft, read with the target, select and commit."""
-    return partial(_draft, plan), partial(_read, plan), partial(_select, plan)
+def each_round(plan: Plan, parts, requests: Requests, state: State) -> State:
+    """One round: each of the three parts gives its caches away."""
+    drafting, reading, selecting = parts
+    caches, target_cache, rest = state.caches, state.target_cache, state._replace(caches=(), target_cache=None)
+    drafts = drafting(plan, requests, rest, caches)
+    logits, target_cache = reading(plan, requests, rest, drafts.tree, target_cache)
+    return selecting(plan, requests, rest, drafts._replace(caches=()), logits, drafts.caches, target_cache)
 
 
-def _draft(plan: Plan, requests: Requests, state: State) -> Drafts:
+def _draft(plan: Plan, requests: Requests, state: State, caches) -> Drafts:
     given = (requests.target.vocab_size, requests.sampling, requests.keys, state.text)
     if plan.shape.margin and state.fit is not None:
-        drafter, cache = requests.drafters[0], state.caches[0]
+        drafter, cache = requests.drafters[0], caches[0]
         return draft_margin(plan.scheme, plan.shape.margin, drafter, *given, cache, plan.num_slots, state.fit)
     if plan.shape.widths:
-        return draft(plan.scheme, plan.shape, requests.drafters, plan.chains, *given, state.caches, plan.num_slots)
+        return draft(plan.scheme, plan.shape, requests.drafters, plan.chains, *given, caches, plan.num_slots)
     nothing = jnp.zeros((state.live.shape[0], 0), jnp.int32)
     tree = Tree(nothing, nothing, nothing, nothing, nothing > 0, depth=0, num_slots=plan.shape.num_slots)
     return Drafts(tree, None, (), nothing, jnp.zeros_like(state.live))
 
 
-def _read(plan: Plan, requests: Requests, state: State, drafts: Drafts):
+def _read(plan: Plan, requests: Requests, state: State, tree: Tree, target_cache):
     """The target's logits at the root and after each node, in one call."""
-    text, tree = state.text, drafts.tree
+    text = state.text
     size = tree.tokens.shape[1] + 1
     last = jnp.take_along_axis(text.tokens, text.length[:, None] - 1, axis=1)
     tokens = jnp.concatenate([last, tree.tokens], axis=1)
@@ -164,11 +164,13 @@ def _read(plan: Plan, requests: Requests, state: State, drafts: Drafts):
     own = ancestors(tree.parents, tree.depth)
     inside = jnp.broadcast_to(jnp.clip(slots, 0, size - 1), (*own.shape[:2], plan.num_slots))
     mask = (slots < 0) | ((slots < size) & jnp.take_along_axis(own, inside, axis=2))
-    cache = with_length(state.target_cache, text.length - 1)
+    cache = with_length(target_cache, text.length - 1)
     return requests.target.apply(requests.target.params, tokens, positions, mask, cache)
 
 
-def _select(plan: Plan, requests: Requests, state: State, drafts: Drafts, logits, target_cache) -> State:
+def _select(
+    plan: Plan, requests: Requests, state: State, drafts: Drafts, logits, caches: tuple[Any, ...], target_cache
+) -> State:
     """Which drafts are accepted, what follows them, and where that leaves the requests."""
     text, tree, live = state.text, drafts.tree, state.live
     batch, depth = live.shape[0], tree.depth
@@ -188,7 +190,6 @@ def _select(plan: Plan, requests: Requests, state: State, drafts: Drafts, logits
     length = text.length + count
     seen = None if text.seen is None else text.seen.at[rows, jnp.where(new, emitted, -1)].max(new)
     # The last accepted node was not read by the drafter, or may not have been; it is read again with the next token.
-    caches = drafts.caches
     if len(caches) == 1 and depth:
         places = jnp.take_along_axis(drafts.slots, jnp.maximum(path.nodes, 0), axis=1)
         keep = requests.drafters[0].keep
@@ -225,3 +226,7 @@ def _seen(text: Text, tree: Tree) -> Bool[Array, "B c N"] | None:
     each = jnp.broadcast_to(text.seen[:, None], (batch, size + 1, text.seen.shape[-1]))
     rows, contexts = jnp.arange(batch)[:, None, None], jnp.arange(size + 1)[:, None]
     return each.at[rows, contexts, tree.tokens[:, None]].max(above)
+
+
+PARTS = (_draft, _read, _select)
+"""Draft, read with the target, select and commit."""

@@ -184,7 +184,8 @@ class Stream(Iterator):
             rounds=int(histogram.sum(axis=1).max(initial=0)),
             seconds=None if self._seconds is None else dict(self._seconds),
         )
-        return Generation(*jax.device_put((tokens, lengths)), metrics)
+        tokens, lengths = jax.device_put((tokens, lengths))  # `jnp.asarray` would compile something for the shape
+        return Generation(tokens, lengths, metrics)
 
     def _advance(self, rounds: int) -> None:
         if self._seconds is None:
@@ -193,18 +194,17 @@ class Stream(Iterator):
             self._timed_round(self._seconds)
 
     def _timed_round(self, seconds: dict[str, float]) -> None:
-        drafting, reading, selecting = _timed_parts(self._plan)
-        clock = [time.perf_counter()]
+        def timed(name: str, part):
+            def call(*given):
+                started = time.perf_counter()
+                made = jax.block_until_ready(part(*given))
+                seconds[name] += time.perf_counter() - started
+                return made
 
-        def lap(part: str, value):
-            jax.block_until_ready(value)
-            clock.append(time.perf_counter())
-            seconds[part] += clock[-1] - clock[-2]
-            return value
+            return call
 
-        drafts = lap("draft", drafting(self._requests, self._state))
-        logits, cache = lap("verify", reading(self._requests, self._state, drafts))
-        self._state = lap("select", selecting(self._requests, self._state, drafts, logits, cache))
+        parts = [timed(*both) for both in zip(("draft", "verify", "select"), _compiled_parts(), strict=True)]
+        self._state = engine.each_round(self._plan, parts, self._requests, self._state)
 
     def _complain(self) -> None:
         if (broken := np.asarray(self._state.broken)).any():
@@ -217,5 +217,10 @@ class Stream(Iterator):
 
 
 @cache
-def _timed_parts(plan: engine.Plan):
-    return tuple(map(jax.jit, engine.round_parts(plan)))
+def _compiled_parts():
+    """Each part of a round on its own; it gives away what the next one does not need."""
+    donated: list[list[str]] = [["caches"], ["target_cache"], ["caches", "target_cache"]]
+    return [
+        jax.jit(part, static_argnames=["plan"], donate_argnames=names)
+        for part, names in zip(engine.PARTS, donated, strict=True)
+    ]

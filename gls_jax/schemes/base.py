@@ -214,10 +214,9 @@ class Scheme:
         self.check_num_drafts(tree.num_slots)
         size = tree.tokens.shape[0]
         log_q = checks.laws(log_q, size + 1, "log_q")
-        if size == 0:  # plain generation: as below the last draft
-            return self.verify_tree(key, position, tree.with_dead_node(), log_q, jnp.tile(log_q, (2, 1)))._replace(
-                nodes=jnp.zeros(0, jnp.int32)
-            )
+        if size == 0:
+            token = _compiled(_without_drafts, (key, position, log_q[0]), (self, tree.num_slots))
+            return Path(jnp.zeros(tree.depth, jnp.int32) - 1, jnp.zeros((), jnp.int32), token)
         if log_p is None and self.needs_draft_law:
             raise ValueError(f"log_p: scheme '{self.name}' needs the law each node was drawn from, got None")
         log_p = log_q[1:] if log_p is None else checks.laws(log_p, size, "log_p")
@@ -270,6 +269,15 @@ class Scheme:
 
     def _draft_laws(self, log_p, num_drafts: int) -> jax.Array:
         return checks.draft_laws(log_p, num_drafts, diverse=self.diverse, owner=f"scheme '{self.name}'")
+
+
+def _without_drafts(key, position, log_q, scheme: Scheme, num_slots: int) -> Int[Array, ""]:
+    """Plain generation: what is emitted below the last draft."""
+    if scheme.verify_fn is None:  # nothing to look at: a draft of one's own law
+        return scheme.propose_fn(scheme.draft_key(key, position, position, 0), log_q, 1)[0]
+    nobody = jnp.zeros(num_slots, jnp.int32)
+    laws = jnp.tile(log_q, (num_slots, 1)) if scheme.diverse else log_q
+    return scheme.verify_fn(races.position_key(key, position), nobody, laws, log_q, nobody > 0)
 
 
 def _walk(key, position, tree, log_p, log_q, scheme: Scheme) -> Path:

@@ -83,14 +83,6 @@ class Tree:
         if len(np.unique(places, axis=0)) < len(places):
             raise ValueError("tree.slots: expected different slots for the children of one context, got one twice")
 
-    def with_dead_node(self) -> Tree:
-        """One more node, that nobody uses."""
-        tokens, parents, slots, depths = (
-            jnp.append(jnp.asarray(x), 0) for x in (self.tokens, self.parents, self.slots, self.depths)
-        )
-        alive = jnp.append(jnp.asarray(self.alive), False)
-        return Tree(tokens, parents, slots, depths, alive, depth=max(1, self.depth), num_slots=self.num_slots)
-
 
 class Path(NamedTuple):
     """What the target makes of a tree.

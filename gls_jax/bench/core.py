@@ -1,0 +1,111 @@
+"""The core: Monte Carlo, the exact acceptance at a vocabulary, and what importing costs."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gls_jax import schemes, trials
+from gls_jax.bench import measure
+from gls_jax.bench.measure import VOCABULARY, Line, seconds, vocabulary_laws
+
+__all__ = ["SUITE", "exact_vocabulary", "importing", "monte_carlo"]
+
+
+def monte_carlo(num_items: int, num_drafts: int = 8) -> Callable[[int], Line]:
+    """Trials a second of `trials.acceptance` (GLS) against vectorised NumPy in float32."""
+
+    def benchmark(repeats: int) -> Line:
+        rng = np.random.default_rng(0)
+        p, q = rng.dirichlet(np.ones(num_items), 2).astype(np.float32)
+        log_p, log_q = jnp.log(p), jnp.log(q)
+        key = jax.random.key(0)
+        ours, numpys = 2**24 // num_items, 2**18 // num_items
+
+        def simulate() -> None:
+            trials.acceptance(key, log_p, log_q, scheme="gls", num_drafts=num_drafts, num_trials=ours)
+
+        first = seconds(simulate)
+        turns = measure.turns(simulate, lambda: numpy_trials(rng, p, q, num_drafts, numpys), repeats)
+        mine, peer = ours / np.array(turns[0]), numpys / np.array(turns[1])
+        return {
+            "benchmark": f"monte carlo, N={num_items}, K={num_drafts}",
+            "trials_per_second": round(float(np.median(mine))),
+            "numpy_trials_per_second": round(float(np.median(peer))),
+            "ratio": round(float(np.median(mine / peer)), 2),
+            "compile_seconds": round(first - statistics.median(turns[0]), 2),
+        }
+
+    return benchmark
+
+
+def exact_vocabulary(repeats: int, num_drafts: int = 8) -> Line:
+    """Exact GLS acceptance at a vocabulary, and how many dense Monte Carlo trials fit into its time."""
+    log_p, log_q = vocabulary_laws()
+    accept = jax.jit(lambda p, q: schemes.get("gls").acceptance(p, q, num_drafts))
+    first = seconds(lambda: accept(log_p, log_q).block_until_ready())
+    rng = np.random.default_rng(0)
+    p, q = np.exp(np.asarray(log_p)), np.exp(np.asarray(log_q))
+    turns = measure.turns(
+        lambda: accept(log_p, log_q).block_until_ready(), lambda: numpy_trials(rng, p, q, num_drafts, 1), repeats
+    )
+    own = statistics.median(turns[0])
+    return {
+        "benchmark": f"exact gls acceptance, N={VOCABULARY}, K={num_drafts}",
+        "seconds": round(own, 4),
+        "peak_megabytes": _in_a_fresh_process(f"vocabulary({num_drafts})"),
+        "numpy_dense_trials_in_that_time": round(own / statistics.median(turns[1]), 1),
+        "compile_seconds": round(first - own, 2),
+    }
+
+
+def importing(repeats: int) -> Line:
+    """Seconds that `import gls_jax` adds to importing jax and flax."""
+    own = [_in_a_fresh_process("importing()") for _ in range(repeats)]
+    return {"benchmark": "import gls_jax beyond jax and flax", "seconds": round(statistics.median(own), 3)}
+
+
+def numpy_trials(rng: np.random.Generator, p, q, num_drafts: int, count: int) -> int:
+    """The peer: Algorithm 1 on whole arrays."""
+    clocks = rng.standard_exponential((count, num_drafts, p.size), dtype=np.float32)
+    drafts = (clocks / p).argmin(-1)
+    target = (clocks.min(1) / q).argmin(-1)
+    return int((drafts == target[:, None]).any(1).sum())
+
+
+def _in_a_fresh_process(call: str) -> float:
+    """A number that only a new process can give."""
+    code = f"from gls_jax.bench import core; print(core._{call})" if call != "importing()" else _IMPORT
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+_IMPORT = """
+import jax, flax, time
+start = time.perf_counter()
+import gls_jax
+print(time.perf_counter() - start)
+"""
+
+
+def _vocabulary(num_drafts: int) -> float:
+    """Megabytes that the exact acceptance adds to the process's peak, compilation included."""
+    laws = jax.block_until_ready(vocabulary_laws())
+    before = _peak_megabytes()
+    jax.jit(lambda p, q: schemes.get("gls").acceptance(p, q, num_drafts))(*laws).block_until_ready()
+    return round(_peak_megabytes() - before, 1)
+
+
+def _peak_megabytes() -> float:
+    """Peak resident memory of this process alone (Linux; `getrusage` would count its parent's)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+
+SUITE = (monte_carlo(10), monte_carlo(1000), exact_vocabulary, importing)
