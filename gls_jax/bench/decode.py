@@ -124,7 +124,9 @@ def batch(requests: int, speculative: bool) -> Callable[[int], Line]:
     """Tokens a second of a batch against one request."""
 
     def benchmark(repeats: int) -> Line:
-        options: dict[str, Any] = dict(scheme="single", drafter=_models()[2]) if speculative else dict(scheme="gls")
+        options: dict[str, Any] = (
+            dict(scheme="single", drafter=_models()[2]) if speculative else dict(scheme="gumbel_topk")
+        )
         one, many = (lambda: _generate(**options)), (lambda: _generate(requests, **options))
         own, other = (np.array(turn) for turn in measure.turns(many, one, max(1, repeats // 2)))
         return {

@@ -10,6 +10,7 @@ Between rounds a cache holds the text but for its last token, which the target r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -228,5 +229,5 @@ def _seen(text: Text, tree: Tree) -> Bool[Array, "B c N"] | None:
     return each.at[rows, contexts, tree.tokens[:, None]].max(above)
 
 
-PARTS = (_draft, _read, _select)
+PARTS: tuple[Callable[..., Any], ...] = (_draft, _read, _select)
 """Draft, read with the target, select and commit."""
