@@ -7,7 +7,7 @@ import sys
 import tyro
 from rich.console import Console
 
-from experiments import daliri, diverse, gls_fig6, khisti
+from experiments import block_efficiency, daliri, diverse, gls_fig6, khisti
 from gls_jax import files
 from gls_jax.cli import progress
 
@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "daliri": daliri.Daliri,
     "khisti": khisti.Khisti,
     "diverse": diverse.Diverse,
+    "block_efficiency": block_efficiency.BlockEfficiency,
 }
 
 
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     name, *options = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help"):
         print("python -m experiments NAME [--full] [--out DIR] [...], --help after NAME for its options\n")
-        print("\n".join(f"  {name:<9} {kind.__doc__}" for name, kind in EXPERIMENTS.items()))
+        print("\n".join(f"  {name:<17} {kind.__doc__}" for name, kind in EXPERIMENTS.items()))
         return 0
     if name not in EXPERIMENTS:
         return _refuse(f"NAME: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
