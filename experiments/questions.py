@@ -3,7 +3,7 @@
 KINDS: dict[str, tuple[str, ...]] = {
     "sums": (
         "A shop sells pencils at 3 for 2 dollars. How much do 12 pencils cost?",
-        "Anna reads 15 pages on each weekday and 30 pages on each day of the weekend. How many pages a week is that?",
+        "Anna reads 15 pages on weekdays and 30 on other days. How many pages a week is that?",
         "A train leaves at 9:40 and arrives at 13:05. How long does the journey take?",
         "There are 28 children in a class. A quarter of them wear glasses. How many do not?",
         "A recipe for 4 people needs 300 grams of rice. How much rice is needed for 10 people?",
@@ -14,16 +14,16 @@ KINDS: dict[str, tuple[str, ...]] = {
         "A book of 40 dollars is sold at 15 per cent off. What does it cost now?",
     ),
     "reading": (
-        "The bridge was built in 1891 and closed in 1974, when a new one was opened upstream. How long was it in use?",
+        "The bridge was built in 1891 and closed in 1974. How long was it used?",
         "Bees fly up to five kilometres from the hive, but most of their flowers are within one. Summarise this.",
-        "The match ended 3 to 2 after the home side had led by two goals at half time. Who scored in the second half?",
+        "The match ended 3 to 2, and it was 2 to 0 at half time. Who scored later?",
         "Copper was mined in the valley until the river flooded the shafts. Why did the mining stop?",
         "The museum opens at ten, except on Mondays, when it is closed. Can I visit on Monday at eleven?",
         "The expedition had food for forty days and came back after fifty-two. What does that tell you?",
         "Rice is grown in the south of the country, wheat in the north. What is grown in the north?",
         "Her first novel sold nine hundred copies, her second ninety thousand. Compare the two books.",
-        "The lake freezes in December and thaws in March, but in 2006 it did not freeze at all. What was unusual?",
-        "The letter was dated the third of May and reached him on the nineteenth. How long was it on its way?",
+        "The lake freezes every winter, but in 2006 it did not. What was unusual?",
+        "The letter left on the third of May and came on the nineteenth. How long did it take?",
     ),
     "code": (
         "Write a Python function that returns the largest even number in a list.",
