@@ -7,7 +7,7 @@ import sys
 import tyro
 from rich.console import Console
 
-from experiments import block_efficiency, daliri, diverse, gls_fig6, khisti
+from experiments import block_efficiency, daliri, diverse, gls_fig6, khisti, per_token, same_seed
 from gls_jax import files
 from gls_jax.cli import progress
 
@@ -17,6 +17,8 @@ EXPERIMENTS = {
     "khisti": khisti.Khisti,
     "diverse": diverse.Diverse,
     "block_efficiency": block_efficiency.BlockEfficiency,
+    "per_token": per_token.PerToken,
+    "same_seed": same_seed.SameSeed,
 }
 
 

@@ -169,7 +169,7 @@ def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Arra
         check_sampling(numbers)
     except (TypeError, ValueError) as error:
         raise ValueError(f"draft_{error}") from None
-    if numbers.shape not in ((), (shape.num_slots,)):
+    if numbers.shape not in ((), (1,), (shape.num_slots,)):
         raise ValueError(
             f"draft_temperatures: expected one, or one for each of {shape.num_slots} drafts, got {numbers.tolist()}"
         )
