@@ -208,16 +208,18 @@ def test_poisson_with_unlikely_drafts():
 
 
 def test_topk_interval_of_tiny_probabilities():
-    """Probabilities whose squares leave float32, and lists long enough to reach them."""
-    p = np.full(600, 1e-19)
-    p[:256] = (1 - 344e-19) / 256
-    q = np.full(600, 0.0)
-    q[:256], q[-1] = 0.1 / 256, 0.9
-    ends = gumbel_topk.acceptance_interval(logs(p), logs(q), (300,))
-    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gumbel_topk, "_EXACT_ITEMS", 600)
-        with np.errstate(divide="ignore"):
-            truth = float(gumbel_topk.acceptance_interval(np.log(p), np.log(q), (300,)).estimate[0])
+    """Probabilities whose squares leave float32, and lists long enough to reach them; a head of 32 items."""
+    p = np.full(76, 1e-19)
+    p[:32] = (1 - 44e-19) / 32
+    q = np.full(76, 0.0)
+    q[:32], q[-1] = 0.1 / 32, 0.9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gumbel_topk, "_HEAD", 32)
+        patch.setattr(gumbel_topk, "_EXACT_ITEMS", 64)
+        ends = gumbel_topk.acceptance_interval(logs(p), logs(q), (38,))
+        patch.setattr(gumbel_topk, "_EXACT_ITEMS", 76)
+        with jax.enable_x64(True), np.errstate(divide="ignore"):
+            truth = float(gumbel_topk.acceptance_interval(np.log(p), np.log(q), (38,)).estimate[0])
     assert float(ends.lower[0]) - 1e-6 <= truth <= float(ends.upper[0]) + 1e-6
 
 

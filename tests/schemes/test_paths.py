@@ -144,9 +144,14 @@ def fails(scheme, shape, draft_key=right_key, count=TRIALS):
     return oracles.chi_square(np.bincount(code(tokens, 3), minlength=TOKENS**3), law_of_sequences(3)) < ALPHA
 
 
-@pytest.mark.parametrize(("scheme", "shape"), CASES, ids=name_of)
+@pytest.mark.parametrize(
+    ("scheme", "shape"),
+    [case for case in CASES if case[0].name in ("block", "traversal", "gls", "specinfer", "specinfer_wor")],
+    ids=name_of,
+)
 def test_text_has_the_law_of_the_target(scheme, shape):
-    assert not fails(scheme, shape, count=TRIALS // 10 if scheme.name == "optimal" else TRIALS)  # a program a context
+    """Both whole-path schemes, and of the walk each kind of list; tests/decoding has the same for every scheme."""
+    assert not fails(scheme, shape)
 
 
 @pytest.mark.parametrize(("scheme", "shape"), [c for c in CASES if c[0].invariance == "strong"], ids=name_of)

@@ -260,9 +260,9 @@ def test_decomposition_refuses_what_it_cannot_do():
 
 
 def test_order_of_acceptances():
-    """single <= SpecInfer <= SpecTr <= optimum, importance <= optimum, all growing with K, on 600 pairs."""
+    """single <= SpecInfer <= SpecTr <= optimum, importance <= optimum, all growing with K, on 400 pairs."""
     ks = (1, 2, 3, 4, 6, 8)
-    for items, spread in ((10, 1.0), (4, 0.3), (30, 0.1)):
+    for items, spread in ((10, 1.0), (30, 0.1)):
         laws = jnp.asarray(logs(pairs(200, items, seed=items, spread=spread) + 1e-30))
 
         @jax.jit
