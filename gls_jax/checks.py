@@ -72,6 +72,8 @@ def check_log_probs(log_probs, name: str = "log_probs", *, atol: float = 1e-3) -
 def count(value, name: str) -> int:
     """A positive Python int; sizes shape arrays, so they cannot be traced."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
         got = "a traced value" if isinstance(value, jax.core.Tracer) else repr(value)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.decoding.sampling import Sampling, also
+from gls_jax.decoding.sampling import Sampling, also, over_items
 from gls_jax.decoding.tree import Shape
 from gls_jax.schemes import Scheme, Tree
 
@@ -42,7 +42,7 @@ class Drafts(NamedTuple):
         log_p: `f32[B, n, N]`, the law of each node; None where the scheme does not ask.
         caches: of the drafters.
         slots: `i32[B, n]`, where each node lies in the cache of a single drafter; -1 where it was not read.
-        broken: `bool[B]`, whether logits of a drafter were no law.
+        broken: `bool[B, depth]`, whether logits of a drafter were no law, by level.
         lists: what a margin tree learns from; None for others.
     """
 
@@ -50,7 +50,7 @@ class Drafts(NamedTuple):
     log_p: Float[Array, "B n N"] | None
     caches: tuple[Any, ...]
     slots: Int[Array, "B n"]
-    broken: Bool[Array, " B"]
+    broken: Bool[Array, "B D"]
     lists: Any = None
 
 
@@ -135,6 +135,10 @@ def draft(
     columns = [slice(None)] if single else [np.asarray(own) for own in chains]
     order = np.argsort(np.concatenate(chains))  # the drafters' columns, one after the other, in the order of the chains
 
+    def joined(logits: Sequence[jax.Array]) -> jax.Array:
+        """Logits of all drafters, in the order of the chains."""
+        return logits[0] if single else jnp.concatenate([over_items(x, num_items) for x in logits], axis=1)[:, order]
+
     def children(level: _Level, logits, depth, first, contexts: int, count: int):
         """`count` drafts below as many contexts, numbered from `first`; and what each drafter's nodes see."""
         law = sampling.laws(logits, sampling.draft_temperature, level.seen, num_items)
@@ -161,7 +165,7 @@ def draft(
         ]
         logits, caches, visible = zip(*read, strict=True)
         level = level._replace(caches=caches, visible=visible)
-        return children(level, _join(logits, order), depth, first, level.tokens.shape[1], count)
+        return children(level, joined(logits), depth, first, level.tokens.shape[1], count)
 
     # Only one's own drafts can be moved into place: several drafters read again what the last round emitted.
     again = 2 if single else shape.depth + 1
@@ -171,7 +175,7 @@ def draft(
     root = _Level(text.tokens, (before,) * len(drafters), seen, jnp.ones((batch, width, width), bool), caches)
     if not single:
         logits = tuple(_spread(each, len(own)) for each, own in zip(logits, chains, strict=True))
-    level, made = children(root, _join(logits, order), 0, 0, 1, width)
+    level, made = children(root, joined(logits), 0, 0, 1, width)
     levels = [made]
     if shape.chains:  # the levels are alike: one body, compiled once
         depths = jnp.arange(1, shape.depth)
@@ -197,17 +201,13 @@ def draft(
         jnp.concatenate(laws, axis=1) if scheme.needs_draft_law else None,
         level.caches,
         jnp.where(tree.depths < shape.depth - 1, text.length[:, None] + node, -1),
-        jnp.any(jnp.stack(broken), axis=0),
+        jnp.stack(broken, axis=1),
     )
 
 
 def _spread(x, count: int):
     """`[B, C, ...]` with each row repeated for its share of `count` children."""
     return jnp.repeat(x, count // x.shape[1], axis=1)
-
-
-def _join(logits: Sequence[jax.Array], order: np.ndarray) -> jax.Array:
-    return logits[0] if len(logits) == 1 else jnp.concatenate(logits, axis=1)[:, order]
 
 
 def _known(drafter: LanguageModel, tokens):

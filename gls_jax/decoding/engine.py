@@ -150,7 +150,7 @@ def _draft(plan: Plan, requests: Requests, state: State, caches) -> Drafts:
         return draft(plan.scheme, plan.shape, requests.drafters, plan.chains, *given, caches, plan.num_slots)
     nothing = jnp.zeros((state.live.shape[0], 0), jnp.int32)
     tree = Tree(nothing, nothing, nothing, nothing, nothing > 0, depth=0, num_slots=plan.shape.num_slots)
-    return Drafts(tree, None, (), nothing, jnp.zeros_like(state.live))
+    return Drafts(tree, None, (), nothing, nothing > 0)
 
 
 def _read(plan: Plan, requests: Requests, state: State, tree: Tree, target_cache):
@@ -178,14 +178,16 @@ def _select(
     log_q = requests.sampling.laws(
         logits, requests.sampling.temperature[:, None], _seen(text, tree), requests.target.vocab_size
     )
-    broken = live & (drafts.broken | jnp.any(jnp.isnan(log_q[..., 0]), axis=-1))
     path = _verify(plan.scheme, requests.keys, text.length, tree, drafts.log_p, log_q)
     rows, steps = jnp.arange(batch)[:, None], jnp.arange(depth + 1)
     drafted = jnp.take_along_axis(tree.tokens, jnp.maximum(path.nodes, 0), axis=1) if depth else tree.tokens
     emitted = jnp.where(steps == path.length[:, None], path.token[:, None], jnp.pad(drafted, ((0, 0), (0, 1))))
     stop = (steps <= path.length[:, None]) & jnp.any(emitted[..., None] == requests.stops[:, None], axis=-1)
     until_stop = jnp.where(jnp.any(stop, axis=1), jnp.argmax(stop, axis=1), path.length) + 1
-    count = jnp.where(live & ~broken, jnp.minimum(until_stop, requests.limits - text.length), 0)
+    count = jnp.minimum(until_stop, requests.limits - text.length)
+    lawful = _lawful(plan.scheme, drafts, log_q, path, requests.limits - text.length)
+    broken = live & (lawful < count)
+    count = jnp.where(live, jnp.minimum(count, lawful), 0)
     new = steps < count[:, None]
     where = jnp.where(new, text.length[:, None] + steps, text.tokens.shape[1])
     length = text.length + count
@@ -209,6 +211,27 @@ def _select(
         else refit(state.fit, drafts.lists, path, emitted, live & ~broken),
         state.accepted.at[rows[:, 0], path.length].add((live & ~broken).astype(jnp.int32)),
     )
+
+
+def _lawful(scheme: Scheme, drafts: Drafts, log_q, path: Path, room: Int[Array, " B"]) -> Int[Array, " B"]:
+    """How many tokens were emitted before a law was needed that is none.
+
+    Contexts that the text does not come to, or not within its limit, do not matter; nor do the drafter's laws to a
+    scheme that does not look at them. A scheme of whole paths looks at the whole tree.
+    """
+    depth = path.nodes.shape[1]
+    steps = jnp.arange(depth + 1)
+    wrong = jnp.isnan(log_q[..., 0])  # [B, context]
+    levels = jnp.pad(drafts.tree.depths, ((0, 0), (1, 0)), constant_values=-1) + 1
+    if scheme.verify_fn is None:
+        at_all = jnp.any(wrong & (levels < room[:, None]), axis=1, keepdims=True)
+        along = jnp.broadcast_to(at_all, (at_all.shape[0], depth + 1))
+    else:
+        contexts = jnp.pad(path.nodes + 1, ((0, 0), (1, 0)))
+        along = jnp.take_along_axis(wrong, contexts, axis=1) & (steps <= path.length[:, None])
+    if scheme.needs_draft_law and depth:
+        along |= jnp.any(drafts.broken & (steps[:-1] < room[:, None]), axis=1, keepdims=True)
+    return jnp.where(jnp.any(along, axis=1), jnp.argmax(along, axis=1), depth + 1)
 
 
 def _verify(scheme: Scheme, keys, position, tree: Tree, log_p, log_q) -> Path:

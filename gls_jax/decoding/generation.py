@@ -72,10 +72,10 @@ def generate(
 
     A token depends on its request's key, its position, the text before it and the target; under a strongly invariant
     scheme on nothing else, and it equals what plain generation with the same key emits, up to ties that rounding
-    decides. It never depends on who shares the batch or on the round in which it was accepted.
+    decides, in whatever round it was accepted. It never depends on who shares the batch.
 
-    Compiled once for a bucket: models, scheme, shape of the tree, batch size, and prompt length and `max_new_tokens` up
-    to the next power of two.
+    Compiled once for a bucket: models, scheme, shape of the tree, which sampling parameters are given and the value of
+    `top_k`, batch size, and up to the next power of two prompt length, `max_new_tokens` and number of stop tokens.
 
     Args:
         key: one typed key, request `r` using ``fold_in(key, r)``, or `B` keys.
@@ -86,7 +86,7 @@ def generate(
         scheme: name or :class:`gls_jax.schemes.Scheme`.
         num_drafts: K chains.
         draft_length: L, their length.
-        tree: children at each depth of a static tree in place of the chains, or a :class:`MarginTree`.
+        tree: children at each depth of a static tree, or a :class:`MarginTree`, in place of K chains of length L.
         max_new_tokens: one number, or one a request.
         temperature: of the target, 0 for greedy; one number, or one a request.
         draft_temperatures: one number, or one a chain; None takes the target's.

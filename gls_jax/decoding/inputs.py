@@ -49,12 +49,15 @@ def prepare(
     """Plan, requests, texts, and how much is wanted; arguments as in :func:`gls_jax.decoding.generate`."""
     target = _model(target, "target")
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
+    num_drafts = checks.count(num_drafts, "num_drafts")
     models, chains = _drafters(drafters, target, num_drafts)
     tokens, lengths = _prompts(prompts, prompt_lengths, target.vocab_size)
     batch = len(lengths)
     shape = shape_of(scheme, num_drafts, draft_length, tree)
     if not models:
-        shape = Shape((), False, shape.num_slots)
+        shape, draft_temperatures = Shape((), False, shape.num_slots), None
+    if temperature is None:
+        raise ValueError("temperature: expected 0 or a finite number of at least 1e-6, got None")
     check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     draft_temperature = _draft_temperature(draft_temperatures, temperature, batch, shape)
     if (len(models) > 1 or draft_temperature.shape[1] > 1) and not (scheme.diverse and shape.chains):
@@ -80,7 +83,7 @@ def prepare(
             raise ValueError(f"prompts: expected fewer than max_length ({max_length}) tokens, got {longest}")
         limits = np.minimum(limits, max_length)
     room = _bucket(tokens.shape[1])
-    num_slots = room + _bucket(int(new.max())) + 1 + shape.num_nodes
+    num_slots = room + _bucket(int(new.max())) + 1 + max(shape.num_nodes, shape.num_read)
     tokens = np.pad(tokens, ((0, 0), (0, room - tokens.shape[1])))
     text = Text(jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), None)
     stops = jnp.asarray(_stops(stop_tokens, batch, target.vocab_size))
@@ -90,7 +93,8 @@ def prepare(
 
 def _model(value, name: str) -> LanguageModel:
     model = getattr(value, "language_model", value)
-    model = model if isinstance(model, LanguageModel) or not callable(model) else model()
+    if model is not value and not isinstance(model, LanguageModel) and callable(model):
+        model = model()
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{name}: expected a gls_jax.decoding.LanguageModel, got {type(value).__name__}")
     return model
@@ -110,21 +114,23 @@ def _drafters(drafters, target: LanguageModel, num_drafts: int):
             raise ValueError(f"drafters[{k}]: expected the tokenizer of the target, got another one")
     if len(models) == 1:
         return tuple(models), (tuple(range(num_drafts)),)
-    first = [next(j for j, other in enumerate(models) if other is model) for model in models]
+    first = [next(j for j, other in enumerate(drafters) if other is drafter) for drafter in drafters]
     chains = {j: tuple(k for k, other in enumerate(first) if other == j) for j in first}
     return tuple(models[j] for j in chains), tuple(chains.values())
 
 
 def _prompts(prompts, prompt_lengths, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     try:
-        rows: list[np.ndarray] = [np.asarray(row) for row in prompts]
-    except TypeError:
+        rows: list[np.ndarray] = [
+            np.asarray(row) for row in (np.asarray(prompts) if hasattr(prompts, "shape") else prompts)
+        ]
+    except (TypeError, ValueError):
         raise ValueError(f"prompts: expected token ids of B requests, got {type(prompts).__name__}") from None
     if not rows or any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in rows):
         raise ValueError("prompts: expected integers of shape [B, P] or B sequences of them, got something else")
     lengths = np.array([len(row) for row in rows])
     if prompt_lengths is not None:
-        given = np.asarray(prompt_lengths)
+        given = _array(prompt_lengths, "prompt_lengths", f"{len(rows)} ints")
         if given.shape != lengths.shape or given.dtype.kind not in "iu" or (given > lengths).any():
             raise ValueError(
                 f"prompt_lengths: expected {len(rows)} ints of at most {lengths.max()}, got {given.tolist()}"
@@ -143,7 +149,7 @@ def _prompts(prompts, prompt_lengths, vocab_size: int) -> tuple[np.ndarray, np.n
 
 
 def _new_tokens(value, batch: int) -> np.ndarray:
-    numbers = np.asarray(value)
+    numbers = _array(value, "max_new_tokens", f"an int of at least 1, or {batch} of them")
     if numbers.dtype.kind not in "iu" or numbers.shape not in ((), (batch,)) or (numbers < 1).any():
         raise ValueError(f"max_new_tokens: expected an int of at least 1, or {batch} of them, got {value!r}")
     return np.broadcast_to(numbers, (batch,))
@@ -164,11 +170,12 @@ def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Arra
     """`f32[B, 1]`, or `f32[B, K]` where the chains differ."""
     if value is None:
         return _per_request(temperature, "temperature", batch=batch)[:, None]
+    numbers = _array(value, "draft_temperatures", f"one number, or one for each of {shape.num_slots} drafts")
     try:
-        numbers = np.asarray(value, np.float32)
         check_sampling(numbers)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"draft_{error}") from None
+    numbers = numbers.astype(np.float32)
     if numbers.shape not in ((), (1,), (shape.num_slots,)):
         raise ValueError(
             f"draft_temperatures: expected one, or one for each of {shape.num_slots} drafts, got {numbers.tolist()}"
@@ -178,12 +185,16 @@ def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Arra
 
 
 def _stops(value, batch: int, vocab_size: int) -> np.ndarray:
-    rows: list[Any] = list(value)
-    if not any(isinstance(row, Sequence | np.ndarray) for row in rows):
+    """`i32[B, M]`, M a power of two, filled up with -1."""
+    value = () if value is None else np.asarray(value).tolist() if hasattr(value, "shape") else value
+    rows: list[Any] = list(value) if isinstance(value, Sequence) else [value]
+    lists = [isinstance(row, Sequence | np.ndarray) for row in rows]
+    if not any(lists):
         rows = [rows] * batch
-    if len(rows) != batch:
-        raise ValueError(f"stop_tokens: expected token ids, or {batch} sequences of them, got {len(rows)} sequences")
-    stops = np.full((batch, max(1, *(len(row) for row in rows))), -1, np.int32)
+    elif len(rows) != batch or not all(lists):
+        raise ValueError(f"stop_tokens: expected token ids, or {batch} sequences of them, got {len(rows)} entries")
+    longest = max(len(row) for row in rows)
+    stops = np.full((batch, max(4, 1 << (longest - 1).bit_length())), -1, np.int32)
     for r, row in enumerate(rows):
         for m, token in enumerate(row):
             if checks.index(token, "stop_tokens") >= vocab_size:
@@ -193,11 +204,20 @@ def _stops(value, batch: int, vocab_size: int) -> np.ndarray:
 
 
 def _keys(key, batch: int) -> Key[Array, " B"]:
-    if not (isinstance(key, jax.Array) and key.shape == (batch,)):
-        checks.key(key)
-        return _folds(key, np.arange(batch))
-    checks.key(key[0])
-    return key
+    if isinstance(key, jax.Array) and key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape[0] != batch:
+            raise ValueError(f"key: expected one key, or {batch} of them for as many requests, got {key.shape[0]}")
+        checks.key(key[0])
+        return key
+    checks.key(key)
+    return _folds(key, np.arange(batch))
+
+
+def _array(value, name: str, expected: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}") from None
 
 
 def _bucket(size: int) -> int:

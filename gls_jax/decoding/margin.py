@@ -107,7 +107,7 @@ def draft_margin(
     carry, rest = jax.lax.scan(deeper, (cache, visible, seen, tokens, child), jnp.arange(1, shape.depth))
     *found, broken = (jnp.concatenate([one[None], more]) for one, more in zip(level, rest, strict=True))
     tokens, scores, child, contexts = (jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:]) for x in found)
-    return _prune(shape, text, carry[0], broken.any(axis=0), Candidates(tokens, scores, contexts), child)
+    return _prune(shape, text, carry[0], broken.T, Candidates(tokens, scores, contexts), child)
 
 
 def _ranks(scheme: Scheme, width: int, key, position, laws):

@@ -16,12 +16,22 @@ __all__ = ["check_sampling", "log_probs"]
 
 def check_sampling(temperature=1.0, top_k: int | None = None, top_p=None, min_p=None, repetition_penalty=None) -> None:
     """Raise `ValueError` for sampling parameters that give no law; traced values are not looked at."""
-    _check(temperature, "temperature", "0 or a finite number of at least 1e-6", lambda t: (t == 0) | (t >= 1e-6))
+    _check(
+        temperature,
+        "temperature",
+        "0 or a finite number of at least 1e-6",
+        lambda t: (t == 0) | ((t >= 1e-6) & (t < 1e30)),
+    )
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1):
         raise ValueError(f"top_k: expected an int of at least 1 (None keeps all), got {top_k!r}")
     _check(top_p, "top_p", "a number within (0, 1] (None keeps all)", lambda p: (p > 0) & (p <= 1))
     _check(min_p, "min_p", "a number within [0, 1] (None keeps all)", lambda p: (p >= 0) & (p <= 1))
-    _check(repetition_penalty, "repetition_penalty", "a positive number (None for none)", lambda p: p > 0)
+    _check(
+        repetition_penalty,
+        "repetition_penalty",
+        "a number within [1e-3, 1e3] (None for none)",
+        lambda p: (p >= 1e-3) & (p <= 1e3),
+    )
 
 
 def log_probs(
@@ -69,7 +79,8 @@ def log_probs(
         penalty = _column(repetition_penalty)
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     greedy = _column(temperature) == 0
-    scaled = logits / jnp.where(greedy, 1, _column(temperature))
+    scaled = logits - jnp.max(logits, axis=-1, keepdims=True)  # first: a quotient of large logits would overflow
+    scaled = scaled / jnp.where(greedy, 1, _column(temperature))
     largest = None
     if top_k is not None and top_k < logits.shape[-1]:
         # XLA sorts everything if `[-1:]` can be merged into the top-k.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax.decoding.processors import log_probs
 
-__all__ = ["Sampling", "also"]
+__all__ = ["Sampling", "also", "over_items"]
 
 
 @jax.tree_util.register_dataclass
@@ -37,9 +37,6 @@ class Sampling:
     ) -> Float[Array, "B D N"]:
         """Laws over `num_items` tokens after each context.
 
-        Logits of another width are cut, or filled up with impossible tokens: vocabularies of one tokenizer are padded
-        to different sizes, and the target's size counts.
-
         Args:
             logits: of each context.
             temperature: `f32[B, C]`, or one a draft where `C = 1`.
@@ -48,11 +45,18 @@ class Sampling:
         """
         each = {"top_p": self.top_p, "min_p": self.min_p, "repetition_penalty": self.repetition_penalty}
         columns = {name: None if value is None else value[:, None] for name, value in each.items()}
-        missing = max(0, num_items - logits.shape[-1])
-        logits = jnp.pad(
-            logits[..., :num_items].astype(jnp.float32), ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf
-        )
+        logits = over_items(logits, num_items)
         return log_probs(logits, temperature=temperature, top_k=self.top_k, seen=seen, **columns)
+
+
+def over_items(logits: Float[Array, "B C V"], num_items: int) -> Float[Array, "B C N"]:
+    """Logits over the target's tokens: cut, or filled up with impossible ones.
+
+    Vocabularies of one tokenizer are padded to different sizes, and the target's size counts.
+    """
+    missing = max(0, num_items - logits.shape[-1])
+    logits = logits[..., :num_items].astype(jnp.float32)
+    return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
 
 
 def also(seen: Bool[Array, "B C N"], tokens: Int[Array, "B C"]) -> Bool[Array, "B C N"]:

@@ -81,6 +81,11 @@ class Shape:
         """Nodes that the target verifies in one call."""
         return self.margin.budget if self.margin else len(self.tree().tokens) if self.widths else 0
 
+    @property
+    def num_read(self) -> int:
+        """Nodes that a drafter reads in a round."""
+        return (self.margin.depth - 1) * self.margin.frontier if self.margin else self.num_nodes
+
     def tree(self) -> Tree:
         """The static tree, level by level; tokens, and the slots of ranked chains, are to be filled in."""
         tree = branching(self.widths)

@@ -220,6 +220,28 @@ def test_vocabularies_of_another_size(target):
         assert found.lengths.tolist() == [12] * 3 and int(found.tokens.max()) < 61
 
 
+def test_several_drafters_of_different_vocabularies(target):
+    drafters = [table(0, 53), table(0), table(0, 70)]
+    found = decoding.generate(KEY, target, drafters, prompts_of(3), scheme="gls", num_drafts=3, max_new_tokens=9)
+    assert found.lengths.tolist() == [9] * 3
+
+
+def test_margin_trees_with_more_read_than_verified(target):
+    """The drafter's cache holds all it reads: the target as its own drafter is right to the end."""
+    shape = MarginTree(6, 6, frontier=8, children=8)
+    run = decoding.stream(
+        KEY,
+        target,
+        target,
+        [list(range(1, 17))] * 2,
+        scheme="gumbel_topk",
+        temperature=1e-3,
+        max_new_tokens=64,
+        tree=shape,
+    )
+    assert [len(new[0]) for new in run] == [7] * 9 + [1]
+
+
 def test_lookup_drafts_what_came_before():
     lookup = decoding.ngram_lookup(20, longest=2)
     text = [3, 4, 5, 9, 4, 5, 7, 3, 4, 5]
@@ -268,6 +290,32 @@ def test_a_broken_request_says_so_and_corrupts_nobody(target, near):
     assert found[1] == [] and [found[0], found[2]] == [fine[0], fine[2]]
 
 
+@pytest.mark.parametrize("scheme", ["gumbel_topk", "gls"])
+def test_a_law_that_is_not_needed_may_be_none(target, near, scheme):
+    """NaN behind the end of the context and after tokens that are drafted and never emitted, and a drafter of NaN."""
+    prompts, ask = [[1, 2, 3], [4, 5]], dict(scheme=scheme, num_drafts=3, max_length=12, max_new_tokens=16)
+    fine = decoding.generate(KEY, target, near, prompts, **ask)
+    beyond = dataclasses.replace(target, apply=_Short(target.apply, 11))
+    assert texts(decoding.generate(KEY, beyond, near, prompts, **ask)) == texts(fine)
+    nothing = dataclasses.replace(near, params=jax.tree.map(lambda x: x * jnp.nan, near.params))
+    found = texts(decoding.generate(KEY, target, nothing, prompts, **ask))
+    assert [len(text) for text in found] == [9, 10] and (found == texts(fine) or scheme == "gls")
+    with pytest.raises(decoding.BrokenLogits):
+        decoding.generate(KEY, target, nothing, prompts, **ask | dict(scheme="specinfer"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Short:
+    """A table of positions that ends."""
+
+    apply: object
+    last: int
+
+    def __call__(self, params, tokens, positions, mask, cache):
+        logits, cache = self.apply(params, tokens, positions, mask, cache)
+        return jnp.where((positions >= self.last)[..., None], jnp.nan, logits), cache
+
+
 @dataclasses.dataclass(frozen=True)
 class _Poisoned:
     apply: object
@@ -309,15 +357,26 @@ class _Poisoned:
         (dict(top_k=0), "top_k: expected an int of at least 1"),
         (dict(top_p=0.0), r"top_p: expected a number within \(0, 1\]"),
         (dict(min_p=2.0), r"min_p: expected a number within \[0, 1\]"),
-        (dict(repetition_penalty=0.0), "repetition_penalty: expected a positive number"),
+        (dict(repetition_penalty=0.0), "repetition_penalty: expected a number within"),
         (dict(stop_tokens=[61]), r"stop_tokens: expected tokens within 0\.\.60, got 61"),
         (dict(stop_tokens=[-1]), "stop_tokens: expected one int"),
         (dict(stop_tokens=[[1], [2]]), "stop_tokens: expected token ids, or 1 sequences of them, got 2"),
+        (dict(stop_tokens=[[1], 2]), "stop_tokens: expected token ids, or 1 sequences of them, got 2"),
+        (dict(stop_tokens=[None]), "stop_tokens: expected one int"),
+        (dict(temperature=None), "temperature: expected 0 or a finite number of at least 1e-6, got None"),
+        (dict(temperature=1e39), "temperature: expected 0 or a finite number of at least 1e-6, got 1e"),
+        (dict(num_drafts="2"), "num_drafts: expected an int of at least 1 known before tracing, got '2'"),
+        (dict(num_drafts=True), "num_drafts: expected an int of at least 1 known before tracing, got True"),
+        (dict(target=lambda p, t: t), "target: expected a gls_jax.decoding.LanguageModel, got function"),
+        (dict(prompts=[[1, [2]]]), "prompts: expected token ids of B requests, got list"),
+        (dict(prompt_lengths=[[1], [1, 2]]), "prompt_lengths: expected 1 ints"),
+        (dict(max_new_tokens=[[1], [1, 2]]), "max_new_tokens: expected an int of at least 1, or 1 of them"),
+        (dict(draft_temperatures="x"), "draft_temperature: expected 0 or a finite number"),
         (dict(drafters=[3]), r"drafters\[0\]: expected a gls_jax.decoding.LanguageModel, got int"),
         (dict(drafters="two"), "drafters: expected one, or one for each of 3 drafts, got 2"),
         (dict(drafters="foreign"), r"drafters\[0\]: expected the tokenizer of the target, got another one"),
         (dict(target=None), "target: expected a gls_jax.decoding.LanguageModel, got NoneType"),
-        (dict(key=jax.random.split(KEY, 2)), "key: expected one key of shape"),
+        (dict(key=jax.random.split(KEY, 2)), "key: expected one key, or 1 of them for as many requests, got 2"),
         (dict(key=5), "key: expected a typed key"),
     ],
 )
