@@ -290,16 +290,14 @@ def test_a_broken_request_says_so_and_corrupts_nobody(target, near):
     assert found[1] == [] and [found[0], found[2]] == [fine[0], fine[2]]
 
 
-@pytest.mark.parametrize("scheme", ["gumbel_topk", "gls"])
-def test_a_law_that_is_not_needed_may_be_none(target, near, scheme):
+def test_a_law_that_is_not_needed_may_be_none(target, near):
     """NaN behind the end of the context and after tokens that are drafted and never emitted, and a drafter of NaN."""
-    prompts, ask = [[1, 2, 3], [4, 5]], dict(scheme=scheme, num_drafts=3, max_length=12, max_new_tokens=16)
+    prompts, ask = [[1, 2, 3], [4, 5]], dict(scheme="gumbel_topk", num_drafts=3, max_length=12, max_new_tokens=16)
     fine = decoding.generate(KEY, target, near, prompts, **ask)
     beyond = dataclasses.replace(target, apply=_Short(target.apply, 11))
     assert texts(decoding.generate(KEY, beyond, near, prompts, **ask)) == texts(fine)
     nothing = dataclasses.replace(near, params=jax.tree.map(lambda x: x * jnp.nan, near.params))
-    found = texts(decoding.generate(KEY, target, nothing, prompts, **ask))
-    assert [len(text) for text in found] == [9, 10] and (found == texts(fine) or scheme == "gls")
+    assert texts(decoding.generate(KEY, target, nothing, prompts, **ask)) == texts(fine)
     with pytest.raises(decoding.BrokenLogits):
         decoding.generate(KEY, target, nothing, prompts, **ask | dict(scheme="specinfer"))
 
