@@ -85,7 +85,7 @@ class BlockEfficiency:
 
     rounds: int = 5
     """Rounds of each prompt."""
-    seeds: int = 2
+    seeds: int = 1
     """Seeds for each prompt."""
     num_prompts: int = 50
     """Prompts, of five kinds in turn, at most 50."""
@@ -214,6 +214,6 @@ def _figure(rows: list[Row], title: str) -> Figure:
     names = [f"{row.scheme}, {row.draft_temperatures or row.shape}" for row in others]
     right.barh(names, [row.block_efficiency for row in others], xerr=[row.standard_error for row in others], color="C0")
     right.tick_params(labelsize=7)
-    right.set(xlabel="tokens a target call: 8 chains, trees, two temperatures")
+    right.set(xlabel="tokens a target call")
     figure.suptitle(title, fontsize="medium")
     return figure

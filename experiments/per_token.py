@@ -45,7 +45,7 @@ class PerToken:
     """Schemes."""
     num_drafts: tuple[int, ...] = (2, 4, 8)
     """K, chains of one token."""
-    num_prompts: int = 25
+    num_prompts: int = 20
     """Prompts, at most 50."""
     rounds: int = 10
     """Rounds of each."""

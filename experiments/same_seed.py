@@ -43,11 +43,11 @@ class SameSeed:
 
     FULL: ClassVar[dict] = {"num_prompts": 50, "new_tokens": 128}
 
-    num_prompts: int = 25
+    num_prompts: int = 15
     """Prompts, at most 50."""
-    new_tokens: int = 32
+    new_tokens: int = 24
     """Length of the texts."""
-    num_drafts: int = 4
+    num_drafts: int = 2
     """K chains of length 4."""
     seed: int = 0
     """Seed of all runs."""

@@ -54,6 +54,8 @@ def prepare(
     tokens, lengths = _prompts(prompts, prompt_lengths, target.vocab_size)
     batch = len(lengths)
     shape = shape_of(scheme, num_drafts, draft_length, tree)
+    if reason := scheme.verify_limit(target.vocab_size, shape.num_slots):
+        raise ValueError(reason)
     if not models:
         shape, draft_temperatures = Shape((), False, shape.num_slots), None
     if temperature is None:

@@ -163,7 +163,9 @@ def test_attention_softcap():
     rng = np.random.default_rng(0)
     query, keys, values = (rng.standard_normal((2, 5, heads, 4)).astype(np.float32) * 3 for heads in (4, 2, 2))
     visible = np.tril(np.ones((2, 5, 5), bool))
-    got = layers.attend(jnp.asarray(query), [(jnp.asarray(keys), jnp.asarray(values))], jnp.asarray(visible), softcap=2)
+    got = layers.attend(
+        jnp.asarray(query), [(jnp.asarray(keys), jnp.asarray(values))], jnp.asarray(visible), softcap=2.0
+    )
     for row in range(2):
         for head in range(4):
             scores = 2 * np.tanh(query[row, :, head] @ keys[row, :, head // 2].T / 2)
