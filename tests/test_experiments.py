@@ -168,11 +168,8 @@ def test_help(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "NAME: expected one of gls_fig6, daliri, khisti, diverse, block_efficiency, per_token, same_seed, got ''"),
-        (
-            ["gls_fig7"],
-            "NAME: expected one of gls_fig6, daliri, khisti, diverse, block_efficiency, per_token, same_seed, got 'gls_fig7'",
-        ),
+        ([], f"NAME: expected one of {', '.join(entry.EXPERIMENTS)}, got ''"),
+        (["gls_fig7"], f"NAME: expected one of {', '.join(entry.EXPERIMENTS)}, got 'gls_fig7'"),
         (["gls_fig6", "--max-drafts", "0"], "max_drafts: expected an int of at least 1, got 0"),
         (["gls_fig6", "--schemes", "block"], "scheme 'block' verifies whole paths"),
         (["gls_fig6", "--seed", "-1"], "seed: expected an int within"),
