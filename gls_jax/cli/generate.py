@@ -24,6 +24,7 @@ __all__ = ["Generate"]
 
 # What a result does not depend on, or what its request holds.
 _ELSEWHERE = ("prompt", "prompts", "max_new_tokens", "temperature", "seed", "batch", "out", "resume", "json", "timed")
+_VOCABULARY = 2**31 - 1  # of the model that is not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +144,8 @@ class Generate:
         if self.tree is not None and (self.drafts is not None or self.length is not None):
             raise ValueError("tree: expected no --drafts and no --length beside a tree, got one")
         scheme = schemes.get(self.scheme)
+        if scheme.verify_limit(_VOCABULARY, 1):
+            raise ValueError(f"scheme: expected one for the vocabulary of a language model, got '{scheme.name}'")
         drafts = self.drafts
         if drafts is None:
             drafts = len(self.draft_temperature or ()) if len(self.draft_temperature or ()) > 1 else 4
@@ -159,7 +162,7 @@ class Generate:
             "repetition_penalty": self.repetition_penalty,
             "timed": self.timed,
         }
-        absent = decoding.from_function(len, (), 2**31 - 1)
+        absent = decoding.from_function(len, (), _VOCABULARY)
         drafter = None if self.draft == "none" else absent
         inputs.prepare(jax.random.key(0), absent, drafter, [[0]], temperature=self.temperature, **options)
         return options
