@@ -48,7 +48,7 @@ def run(name, folder, *options):
 def test_block_efficiency(tmp_path, monkeypatch, capsys):
     few = [block_efficiency.Setting("chains", "gls", 2, 2)]
     monkeypatch.setattr(block_efficiency, "chains", lambda: few)
-    rows = run("block_efficiency", tmp_path, "--parts", "chains", "--num-prompts", 6, "--rounds", 3, "--batch", 6)
+    rows = run("block_efficiency", tmp_path, "--parts", "chains", "--num-prompts", 6, "--rounds", 3, "--seeds", 2)
     assert [row["scheme"] for row in rows] == ["gls"]
     assert all(int(row["rounds"]) == 6 * 3 * 2 and 1 < float(row["block_efficiency"]) <= 3 for row in rows)
     assert "tokens a call" in capsys.readouterr().out
