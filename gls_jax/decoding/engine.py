@@ -103,7 +103,7 @@ def prefill(plan: Plan, requests: Requests, text: Text) -> State:
 
     rest = plan.num_slots + plan.shape.depth + 1 - text.tokens.shape[1]
     tokens = jnp.pad(text.tokens, ((0, 0), (0, rest)))
-    seen = text.seen
+    seen = None
     if requests.sampling.repetition_penalty is not None:
         own = jnp.arange(text.tokens.shape[1]) < text.length[:, None]
         seen = jnp.zeros((batch, requests.target.vocab_size), bool)

@@ -147,7 +147,6 @@ class Stream(Iterator):
         if self._seconds is not None:
             jax.block_until_ready(self._state)
             self._seconds["other"] += time.perf_counter() - started
-        self._rounds = 0
 
     def __next__(self) -> list[Int[np.ndarray, " new"]]:
         if not np.asarray(self._state.live).any():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -95,7 +95,7 @@ def prepare(
 
 def _model(value, name: str) -> LanguageModel:
     model = getattr(value, "language_model", value)
-    if model is not value and not isinstance(model, LanguageModel) and callable(model):
+    if model is not value and callable(model):
         model = model()
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{name}: expected a gls_jax.decoding.LanguageModel, got {type(value).__name__}")
@@ -123,9 +123,9 @@ def _drafters(drafters, target: LanguageModel, num_drafts: int):
 
 def _prompts(prompts, prompt_lengths, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     try:
-        rows: list[np.ndarray] = [
-            np.asarray(row) for row in (np.asarray(prompts) if hasattr(prompts, "shape") else prompts)
-        ]
+        # Rows of a `jax.Array` one by one are slow.
+        whole = np.asarray(prompts) if hasattr(prompts, "shape") else prompts
+        rows: list[np.ndarray] = [np.asarray(row) for row in whole]
     except (TypeError, ValueError):
         raise ValueError(f"prompts: expected token ids of B requests, got {type(prompts).__name__}") from None
     if not rows or any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in rows):
@@ -189,13 +189,14 @@ def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Arra
 def _stops(value, batch: int, vocab_size: int) -> np.ndarray:
     """`i32[B, M]`, M a power of two, filled up with -1."""
     value = () if value is None else np.asarray(value).tolist() if hasattr(value, "shape") else value
-    rows: list[Any] = list(value) if isinstance(value, Sequence) else [value]
-    lists = [isinstance(row, Sequence | np.ndarray) for row in rows]
+    rows: list[Any] = list(value) if isinstance(value, Iterable) else [value]
+    lists = [isinstance(row, Iterable) for row in rows]
     if not any(lists):
         rows = [rows] * batch
     elif len(rows) != batch or not all(lists):
         raise ValueError(f"stop_tokens: expected token ids, or {batch} sequences of them, got {len(rows)} entries")
-    longest = max(len(row) for row in rows)
+    rows = [list(row) for row in rows]
+    longest = max(map(len, rows))
     stops = np.full((batch, max(4, 1 << (longest - 1).bit_length())), -1, np.int32)
     for r, row in enumerate(rows):
         for m, token in enumerate(row):

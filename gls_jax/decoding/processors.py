@@ -48,8 +48,8 @@ def log_probs(
 
     Args:
         logits: `[..., V]`, any float type; cast to float32 before anything else.
-        temperature: positive, or 0 for greedy (all mass on the first largest logit); this and the next three but top_k
-            are numbers or arrays that broadcast to `[...]`.
+        temperature: positive, or 0 for greedy (all mass on the first largest logit); all but `top_k` are numbers, or
+            arrays that broadcast to `[...]`.
         top_k: keep the `k` largest logits, static; None keeps all.
         top_p: keep the likeliest tokens up to a mass of at least `top_p`; None keeps all.
         min_p: keep tokens of at least `min_p` times the largest probability; None keeps all.
@@ -102,16 +102,16 @@ def log_probs(
 def _nucleus(scaled, largest, mass):
     """Keep the smallest set `{scaled >= x}` that has at least `mass`.
 
-    Where top-k has sorted the candidates a cumulative sum finds `x`; else bisection on the bits of `-log p`, which for
-    floats of one sign are in the order of their values: 31 passes, far less than a sort on the CPU.
+    Where top-k has sorted the candidates a cumulative sum finds `x`; else bisection on the bits of the logits, turned
+    so that they are in the order of the values: 32 passes, far less than a sort on the CPU.
     """
     total = jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
     if largest is not None:
         before = jnp.cumsum(jnp.exp(largest - total), axis=-1) < mass
         last = jnp.minimum(jnp.sum(before, axis=-1, keepdims=True), largest.shape[-1] - 1)
         return jnp.where(scaled < jnp.take_along_axis(largest, last, axis=-1), -jnp.inf, scaled)
-    # Keys in the order of the logits. Anything computed from a difference is not the same number in the loop and behind
-    # it: XLA computes it twice, once with a fused multiply-add.
+    # Of the logits themselves: a difference is not the same number in the loop and behind it, for XLA computes it
+    # twice, once with a fused multiply-add.
     bits = jax.lax.bitcast_convert_type(jnp.where(scaled == 0, 0, scaled), jnp.uint32)  # -0 is 0
     keys = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
     chance = jnp.exp(scaled - total)

@@ -175,9 +175,9 @@ def test_texts_are_cut_from_one_long_text(target, near):
     longest = max(map(len, prompts)) + 3
     found = decoding.generate(KEY, target, near, prompts, max_new_tokens=16, max_length=longest, **ask)
     assert texts(found) == [text[: longest - len(prompt)] for text, prompt in zip(whole, prompts, strict=True)]
-    stops = [[text[r % 5]] for r, text in enumerate(whole)]
+    stops = [{text[r % 5]} for r, text in enumerate(whole)]
     found = decoding.generate(KEY, target, near, prompts, max_new_tokens=16, stop_tokens=stops, **ask)
-    assert texts(found) == [text[: text.index(stop[0]) + 1] for text, stop in zip(whole, stops, strict=True)]
+    assert texts(found) == [text[: text.index(*stop) + 1] for text, stop in zip(whole, stops, strict=True)]
 
 
 def test_streaming_gives_the_same_tokens(target, near):
@@ -280,7 +280,8 @@ def test_new_prompts_of_a_bucket_compile_nothing(target, near):
 
 def test_a_broken_request_says_so_and_corrupts_nobody(target, near):
     """Logits of NaN after token 7: its request ends, the others' texts are what they are without it."""
-    nan = dataclasses.replace(target, apply=_Poisoned(target.apply, 7))
+    first_is_7 = lambda tokens, positions: (tokens == 7) & (positions == 0)  # noqa: E731
+    nan = dataclasses.replace(target, apply=_Poisoned(target.apply, first_is_7))
     prompts = [[3, 4], [7], [9]]
     ask = dict(scheme="gls", num_drafts=2, max_new_tokens=6, stop_tokens=[7])
     fine = texts(decoding.generate(KEY, target, near, prompts, **ask))
@@ -294,7 +295,7 @@ def test_a_law_that_is_not_needed_may_be_none(target, near):
     """NaN behind the end of the context and after tokens that are drafted and never emitted, and a drafter of NaN."""
     prompts, ask = [[1, 2, 3], [4, 5]], dict(scheme="gumbel_topk", num_drafts=3, max_length=12, max_new_tokens=16)
     fine = decoding.generate(KEY, target, near, prompts, **ask)
-    beyond = dataclasses.replace(target, apply=_Short(target.apply, 11))
+    beyond = dataclasses.replace(target, apply=_Poisoned(target.apply, lambda tokens, positions: positions >= 11))
     assert texts(decoding.generate(KEY, beyond, near, prompts, **ask)) == texts(fine)
     nothing = dataclasses.replace(near, params=jax.tree.map(lambda x: x * jnp.nan, near.params))
     assert texts(decoding.generate(KEY, target, nothing, prompts, **ask)) == texts(fine)
@@ -303,25 +304,15 @@ def test_a_law_that_is_not_needed_may_be_none(target, near):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Short:
-    """A table of positions that ends."""
-
-    apply: object
-    last: int
-
-    def __call__(self, params, tokens, positions, mask, cache):
-        logits, cache = self.apply(params, tokens, positions, mask, cache)
-        return jnp.where((positions >= self.last)[..., None], jnp.nan, logits), cache
-
-
-@dataclasses.dataclass(frozen=True)
 class _Poisoned:
+    """NaN after some tokens."""
+
     apply: object
-    token: int
+    where: object
 
     def __call__(self, params, tokens, positions, mask, cache):
         logits, cache = self.apply(params, tokens, positions, mask, cache)
-        return jnp.where((tokens == self.token)[..., None] & (positions == 0)[..., None], jnp.nan, logits), cache
+        return jnp.where(self.where(tokens, positions)[..., None], jnp.nan, logits), cache
 
 
 @pytest.mark.parametrize(
