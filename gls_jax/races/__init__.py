@@ -11,6 +11,8 @@ Key tree: request key -> :func:`position_key` -> stream. :func:`private_key` is 
 noise that must be independent of the clocks (acceptance tests, residual draws) comes from there.
 """
 
+from gls_jax.races import ordered
+from gls_jax.races.candidates import bins, candidates, first_clocks, list_clocks
 from gls_jax.races.clocks import (
     LIGHTEST,
     arrivals,
@@ -27,10 +29,15 @@ from gls_jax.races.keys import position_key, private_key, stream_key
 __all__ = [
     "LIGHTEST",
     "arrivals",
+    "bins",
+    "candidates",
     "clocks_from_bits",
     "darts",
     "exponentials",
+    "first_clocks",
     "leaders",
+    "list_clocks",
+    "ordered",
     "position_key",
     "private_key",
     "stream_key",

@@ -5,20 +5,20 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
-__all__ = ["Words", "scale", "threefry2x32", "uniform"]
+__all__ = ["Words", "high_product", "scale", "threefry2x32", "uniform"]
 
 Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 
 
-def threefry2x32(key: Words, counter: UInt32[Array, ...]) -> Words:
-    """Threefry-2x32 (Salmon et al. 2011) of the 64-bit counter `(0, counter)`, elementwise.
+def threefry2x32(key: Words, counter: UInt32[Array, ...], branch: int = 0) -> Words:
+    """Threefry-2x32 (Salmon et al. 2011) of the 64-bit counter `(branch, counter)`, elementwise.
 
-    Bit for bit what `jax.random.fold_in` and `jax.random.bits` compute (tested); written out because on a CPU JAX
-    runs the rounds as a loop over whole arrays, three to four times slower than one fused pass, and because a pass over
-    items needs the clock of ONE item.
+    In branch 0 bit for bit what `jax.random.fold_in` and `jax.random.bits` compute (tested); written out because on a
+    CPU JAX runs the rounds as a loop over whole arrays, three to four times slower than one fused pass, and because a
+    pass over items needs the clock of ONE item. Other branches are other noise under the same key.
     """
     words = (*key, key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
-    x = words[0] + jnp.zeros_like(counter)
+    x = words[0] + jnp.full_like(counter, branch)
     y = words[1] + counter
     for group in range(5):
         for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
@@ -39,12 +39,12 @@ def scale(high: UInt32[Array, ...], low: UInt32[Array, ...], size: int) -> tuple
     """``(high * 2^32 + low) * size`` as three words: the first is an index without the bias of ``high % size``."""
     factor = jnp.uint32(size)
     below = high * factor
-    middle = below + _high_product(low, factor)
+    middle = below + high_product(low, factor)
     carry = (middle < below).astype(jnp.uint32)
-    return _high_product(high, factor) + carry, middle, low * factor
+    return high_product(high, factor) + carry, middle, low * factor
 
 
-def _high_product(a: UInt32[Array, ...], b: UInt32[Array, ""]) -> UInt32[Array, ...]:
+def high_product(a: UInt32[Array, ...], b: UInt32[Array, ""]) -> UInt32[Array, ...]:
     """Upper word of the 64-bit product, from halves of 16 bits."""
     half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
     low, high = (a & mask) * (b & mask), (a >> half) * (b >> half)
