@@ -11,7 +11,7 @@ Key tree: request key -> :func:`position_key` -> stream. :func:`private_key` is 
 noise that must be independent of the clocks (acceptance tests, residual draws) comes from there.
 """
 
-from gls_jax.races import ordered
+from gls_jax.races import keys, ordered
 from gls_jax.races.candidates import bins, candidates, first_clocks, list_clocks
 from gls_jax.races.clocks import (
     LIGHTEST,
@@ -35,6 +35,7 @@ __all__ = [
     "darts",
     "exponentials",
     "first_clocks",
+    "keys",
     "leaders",
     "list_clocks",
     "ordered",

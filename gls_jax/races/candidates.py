@@ -5,7 +5,6 @@ All are functions of `(key, item)`: branches of the position key's cipher that i
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 from gls_jax import checks
 from gls_jax.races import cipher
 from gls_jax.races.clocks import clocks_from_bits
+from gls_jax.races.keys import stream_words, words
 
 __all__ = ["bins", "candidates", "first_clocks", "list_clocks"]
 
@@ -42,8 +42,8 @@ def candidates(key: PRNGKeyArray, items, dimension: int) -> Float[Array, "*items
     >>> bool((races.candidates(key, items, 2)[:3, :1] == races.candidates(key, items[:3], 1)).all())
     True
     """
-    words, counter = _counter(key, items)
-    draws = [cipher.threefry2x32(words, counter, _VALUES + d)[0] for d in range(checks.count(dimension, "dimension"))]
+    own, counter = _counter(key, items)
+    draws = [cipher.threefry2x32(own, counter, _VALUES + d)[0] for d in range(checks.count(dimension, "dimension"))]
     return _normal(jnp.stack(draws, axis=-1))
 
 
@@ -57,8 +57,8 @@ def bins(key: PRNGKeyArray, items, num_bins: int) -> Int[Array, "*items"]:
     >>> races.bins(jax.random.key(0), jnp.arange(1000), 4).max().item()
     3
     """
-    words, counter = _counter(key, items)
-    _, low = cipher.threefry2x32(words, counter, _VALUES)
+    own, counter = _counter(key, items)
+    _, low = cipher.threefry2x32(own, counter, _VALUES)
     return cipher.high_product(low, jnp.uint32(checks.count(num_bins, "num_bins"))).astype(jnp.int32)
 
 
@@ -67,8 +67,8 @@ def first_clocks(key: PRNGKeyArray, items) -> Float[Array, "*items"]:
 
     The party that looks at all streams (the target of a list, the encoder of a list code) needs no other clock.
     """
-    words, counter = _counter(key, items)
-    high, low = cipher.threefry2x32(words, counter, _FIRST)
+    own, counter = _counter(key, items)
+    high, low = cipher.threefry2x32(own, counter, _FIRST)
     return clocks_from_bits(high ^ low, low)
 
 
@@ -91,25 +91,19 @@ def list_clocks(key: PRNGKeyArray, items, num_streams: int, stream) -> Float[Arr
     >>> bool(jnp.allclose(4 * streams.min(0), races.first_clocks(key, items), rtol=1e-6))
     True
     """
-    words, counter = _counter(key, items)
+    own, counter = _counter(key, items)
     first = first_clocks(key, items) / checks.count(num_streams, "num_streams")
     if num_streams == 1:
         return first
-    owner = cipher.scale(*cipher.threefry2x32(words, counter, _OWNER), num_streams)[0]
-    high, low = cipher.threefry2x32(_stream(key, stream), counter, _OWNER)
-    own = jnp.asarray(stream).astype(jnp.uint32) == owner
-    return jnp.where(own, first, first + clocks_from_bits(high ^ low, low))
-
-
-def _stream(key, stream) -> cipher.Words:
-    data = jax.random.key_data(jax.random.fold_in(key, stream))
-    return data[0], data[1]
+    owner = cipher.scale(*cipher.threefry2x32(own, counter, _OWNER), num_streams)[0]
+    high, low = cipher.threefry2x32(stream_words(key, stream), counter, _OWNER)
+    owned = jnp.asarray(stream).astype(jnp.uint32) == owner
+    return jnp.where(owned, first, first + clocks_from_bits(high ^ low, low))
 
 
 def _counter(key, items) -> tuple[cipher.Words, UInt32[Array, "*items"]]:
     checks.key(key)
-    words = jax.random.key_data(key)
-    return (words[0], words[1]), jnp.asarray(items).astype(jnp.uint32)
+    return words(key), jnp.asarray(items).astype(jnp.uint32)
 
 
 def _normal(bits: UInt32[Array, ...]) -> Float[Array, ...]:

@@ -55,7 +55,7 @@ def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[A
     True
     """
     checks.key(key)
-    streams = stream_words(key, checks.count(num_streams, "num_streams"))
+    streams = stream_words(key, jnp.arange(checks.count(num_streams, "num_streams")))
     items = jnp.arange(checks.count(num_items, "num_items"), dtype=jnp.uint32)
     return _clock((streams[0][:, None], streams[1][:, None]), items)
 
@@ -86,7 +86,7 @@ def uniforms(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
     """
     checks.key(key)
     counter = jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
-    high, low = cipher.threefry2x32(stream_words(key, 1), counter)
+    high, low = cipher.threefry2x32(stream_words(key, 0), counter)
     return cipher.uniform(high ^ low, low)
 
 
@@ -132,7 +132,7 @@ def leaders(
     checks.key(key)
     if not log_weights:
         raise ValueError("log_weights: expected at least one law, got none")
-    streams = stream_words(key, checks.count(num_streams, "num_streams"))
+    streams = stream_words(key, jnp.arange(checks.count(num_streams, "num_streams")))
     num_items = log_weights[0].shape[-1]
     columns = tuple(jnp.moveaxis(_inverse(w), -1, 0) for w in log_weights)
 

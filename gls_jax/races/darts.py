@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gls_jax import checks
 from gls_jax.races import cipher
+from gls_jax.races.keys import words
 
 __all__ = ["darts"]
 
@@ -42,7 +42,6 @@ def darts(key: PRNGKeyArray, start, count: int, num_items: int) -> tuple[Int[Arr
     checks.key(key)
     count, num_items = checks.count(count, "count"), checks.count(num_items, "num_items")
     checks.index(start, "start", last=2**31 - count)
-    words = jax.random.key_data(key)
     numbers = jnp.asarray(start).astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
-    item, more, least = cipher.scale(*cipher.threefry2x32((words[0], words[1]), numbers), num_items)
+    item, more, least = cipher.scale(*cipher.threefry2x32(words(key), numbers), num_items)
     return item.astype(jnp.int32), cipher.uniform(more, least)

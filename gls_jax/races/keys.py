@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 from gls_jax import checks
 from gls_jax.races import cipher
 
-__all__ = ["position_key", "private_key", "stream_key", "stream_words"]
+__all__ = ["position_key", "private_key", "stream_key", "stream_words", "words"]
 
 _PRIVATE = 0xFFFFFFFF  # the last fold: stream indices never reach it
 
@@ -46,9 +46,14 @@ def private_key(key: PRNGKeyArray) -> PRNGKeyArray:
     return jax.random.fold_in(key, _PRIVATE)
 
 
-def stream_words(key: PRNGKeyArray, num_streams: int) -> cipher.Words:
-    """`fold_in(key, k)` for every stream, as two words each."""
-    words = jax.random.key_data(key)
-    streams = cipher.threefry2x32((words[..., 0], words[..., 1]), jnp.arange(num_streams, dtype=jnp.uint32))
+def words(key: PRNGKeyArray) -> cipher.Words:
+    """The key's two words, for the cipher."""
+    data = jax.random.key_data(key)
+    return data[..., 0], data[..., 1]
+
+
+def stream_words(key: PRNGKeyArray, streams) -> cipher.Words:
+    """`fold_in(key, k)` for every stream `k` that is asked for, as two words each."""
+    folded = cipher.threefry2x32(words(key), jnp.asarray(streams).astype(jnp.uint32))
     # Two ciphers fused into one chain take XLA:CPU of jaxlib 0.12 minutes to compile, or for ever.
-    return jax.lax.optimization_barrier(streams)
+    return jax.lax.optimization_barrier(folded)

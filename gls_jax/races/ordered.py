@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from gls_jax import checks
 from gls_jax.races import cipher
@@ -30,8 +29,8 @@ class Walk(NamedTuple):
         seen: `i32[]`, items that have arrived.
     """
 
-    time: Float[Array, "..."]
-    seen: Int[Array, "..."]
+    time: Float[Array, ...]
+    seen: Int[Array, ...]
 
 
 def start() -> Walk:
@@ -45,12 +44,12 @@ def num_visits(num_items: int) -> int:
 
 
 def visit(
-    key: PRNGKeyArray, walk: Walk, first, count: int, num_items: int
+    stream: cipher.Words, walk: Walk, first, count: int, num_items: int
 ) -> tuple[Walk, Int[Array, " count"], Float[Array, " count"]]:
     """The next places of a stream.
 
     Args:
-        key: the stream's key (:func:`gls_jax.races.stream_key`).
+        stream: the stream's words (:func:`gls_jax.races.keys.stream_words`), `u32[]` each.
         walk: the search before place `first`.
         first: number of the first place, may be traced.
         count: how many places, static.
@@ -62,31 +61,28 @@ def visit(
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
-    >>> stream = races.stream_key(jax.random.key(0), 2)
+    >>> stream = races.keys.stream_words(jax.random.key(0), 2)
     >>> _, items, clocks = races.ordered.visit(stream, races.ordered.start(), 0, 8, 5)
     >>> sorted(items[jnp.isfinite(clocks)].tolist())
     [0, 1, 2, 3, 4]
     """
-    checks.key(key)
-    data = jax.random.key_data(key)
-    words = (data[0], data[1])
     places = jnp.asarray(first).astype(jnp.uint32) + jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
-    items = permuted(words, places, num_items).astype(jnp.int32)
+    items = permuted(stream, places, num_items).astype(jnp.int32)
     arrives = (items < num_items) & (places < num_visits(num_items))
     seen = walk.seen + jnp.cumsum(arrives)
-    high, low = cipher.threefry2x32(words, places, _SPACINGS)
+    high, low = cipher.threefry2x32(stream, places, _SPACINGS)
     waiting = (num_items - seen + 1).astype(jnp.float32)
     spacings = jnp.where(arrives, clocks_from_bits(high ^ low, low) / waiting, 0)
     times = walk.time + jnp.cumsum(spacings)
     return Walk(times[-1], seen[-1]), items, jnp.where(arrives, times, jnp.inf)
 
 
-def permuted(words: cipher.Words, places: UInt32[Array, "..."], num_items: int) -> UInt32[Array, "..."]:
-    """A keyed permutation of ``0 .. num_visits(num_items) - 1``: a Feistel network on the halves of the number's bits."""
+def permuted(stream: cipher.Words, places: UInt32[Array, ...], num_items: int) -> UInt32[Array, ...]:
+    """A keyed permutation of ``0 .. num_visits(num_items) - 1``: a Feistel network on the halves of a number."""
     bits = num_visits(num_items).bit_length() - 1
     low_bits, high_bits = bits // 2, bits - bits // 2
     num_rounds = max(8, 2 * -(-64 // max(bits, 1)))  # few bits mix slowly: all orders of a few items are tested
-    adders, factors = cipher.threefry2x32(words, jnp.arange(num_rounds, dtype=jnp.uint32), _ROUNDS)
+    adders, factors = cipher.threefry2x32(stream, jnp.arange(num_rounds, dtype=jnp.uint32), _ROUNDS)
     low, high = places & jnp.uint32((1 << low_bits) - 1), places >> jnp.uint32(low_bits)
     for round_ in range(0, num_rounds, 2):
         high = high ^ _mixed(low, adders[round_], factors[round_], high_bits)
@@ -94,7 +90,7 @@ def permuted(words: cipher.Words, places: UInt32[Array, "..."], num_items: int) 
     return (high << jnp.uint32(low_bits)) | low
 
 
-def _mixed(x: UInt32[Array, "..."], adder, factor, num_bits: int) -> UInt32[Array, "..."]:
+def _mixed(x: UInt32[Array, ...], adder, factor, num_bits: int) -> UInt32[Array, ...]:
     """The upper `num_bits` bits of a hash: multiplications by odd numbers, the finaliser of MurmurHash3 shortened."""
     if num_bits == 0:
         return jnp.zeros_like(x)
