@@ -1,8 +1,8 @@
 """List codes: an encoder tells K decoders, in log2 L bits, which of N shared candidates it chose.
 
-Rowan, Phan, Khisti 2025 (arXiv 2506.05632), section on lossy compression with side information. Source symbol `a`;
-candidates ``U_i ~ p_W``, bins ``l_i`` uniform on ``0..L-1`` and clocks ``S[k, i]`` are shared. The encoder picks
-``Y = argmin_i min_k S[k, i] / w_i`` with ``w_i = p_{W|A}(U_i | a) / p_W(U_i)`` and sends ``l_Y``; decoder `k`, who knows
+Rowan, Phan, Khisti 2025 (arXiv 2506.05632), on lossy compression with side information. Candidates ``U_i ~ p_W``, bins
+``l_i`` uniform on ``0..L-1`` and clocks ``S[k, i]`` are shared. The encoder, who sees the source `a`, picks
+``Y = argmin_i min_k S[k, i] / w_i`` with ``w_i = p_{W|A}(U_i | a) / p_W(U_i)`` and sends ``l_Y``; decoder `k`, who sees
 side information, picks ``argmin S[k, i] / v_i`` among the candidates of that bin. The baseline has one stream for all.
 
 Only ratios of weights matter, so candidates stream by in blocks and are never held. Two searches give the same law:

@@ -19,10 +19,16 @@ __all__ = ["bins", "candidates", "first_clocks", "list_clocks"]
 _FIRST, _OWNER, _VALUES = 1, 2, 3  # branches; dimension d of a value is branch _VALUES + d
 
 # Giles 2010, "Approximating the erfinv function", single precision: centre and tail, highest power first.
-_CENTRE = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 2.1858087e-04, -1.25372503e-03)
-_CENTRE += (-4.17768164e-03, 0.246640727, 1.50140941)
-_TAIL = (-2.00214257e-04, 1.00950558e-04, 1.34934322e-03, -3.67342844e-03, 5.73950773e-03, -7.6224613e-03)
-_TAIL += (9.43887047e-03, 1.00167406, 2.83297682)
+_CENTRE = np.array(
+    [2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 2.1858087e-04, -1.25372503e-03]
+    + [-4.17768164e-03, 0.246640727, 1.50140941],
+    np.float32,
+)
+_TAIL = np.array(
+    [-2.00214257e-04, 1.00950558e-04, 1.34934322e-03, -3.67342844e-03, 5.73950773e-03, -7.6224613e-03]
+    + [9.43887047e-03, 1.00167406, 2.83297682],
+    np.float32,
+)
 
 
 def candidates(key: PRNGKeyArray, items, dimension: int) -> Float[Array, "*items D"]:
@@ -111,6 +117,6 @@ def _normal(bits: UInt32[Array, ...]) -> Float[Array, ...]:
     lower = ((bits >> jnp.uint32(1)).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)  # within (0, 1/2)
     x = 1 - 2 * lower
     w = -jnp.log(4 * lower * (1 - lower))  # of 1 - x^2, without its rounding
-    centre, tail = jnp.polyval(np.float32(_CENTRE), w - 2.5), jnp.polyval(np.float32(_TAIL), jnp.sqrt(w) - 3)
+    centre, tail = jnp.polyval(_CENTRE, w - 2.5), jnp.polyval(_TAIL, jnp.sqrt(w) - 3)
     size = jnp.float32(np.sqrt(2)) * x * jnp.where(w < 5, centre, tail)
     return jnp.where(bits & jnp.uint32(1), -size, size)
