@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from gls_jax import checks
 
-__all__ = ["MOST_CANDIDATES", "SCHEMES", "SEARCHES", "Density", "ListCode", "Normal", "gaussian_density"]
+__all__ = ["MOST_CANDIDATES", "SCHEMES", "SEARCHES", "Density", "ListCode", "Normal", "gaussian_density", "leader"]
 
 SCHEMES = ("gls", "baseline")
 SEARCHES = ("ordered", "dense")
@@ -107,3 +107,9 @@ def _gaussian_bound(_, row: Normal) -> Float[Array, ""]:
 
 gaussian_density = Density(_gaussian_weight, _gaussian_bound)
 """Diagonal normals over the standard normal: the largest weight is at ``mean / (1 - variance)``."""
+
+
+def leader(scores: Float[Array, " B"], items: Int[Array, " B"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """The smallest score and its item; where two are equal, the smallest item."""
+    first = jnp.min(scores)
+    return first, jnp.min(jnp.where(scores == first, items, jnp.iinfo(jnp.int32).max))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from gls_jax import races
-from gls_jax.compression.code import Density, ListCode
+from gls_jax.compression.code import Density, ListCode, leader
 
 __all__ = ["Members", "choose", "fold", "members", "pick"]
 
@@ -53,7 +53,7 @@ def choose(code: ListCode, key: PRNGKeyArray, density: Density, shared: Any, row
     start = (jnp.full(size, jnp.inf, jnp.float32), jnp.zeros(size, jnp.int32))
     numbers = jnp.arange(-(-code.num_candidates // size), dtype=jnp.int32)
     (scores, numbers), _ = jax.lax.scan(block, start, numbers)
-    return _first(scores, numbers * size + jnp.arange(size, dtype=jnp.int32))
+    return leader(scores, numbers * size + jnp.arange(size, dtype=jnp.int32))[1]
 
 
 def pick(code: ListCode, key: PRNGKeyArray, message, stream, density: Density, shared: Any, row: Any) -> Int[Array, ""]:
@@ -61,7 +61,7 @@ def pick(code: ListCode, key: PRNGKeyArray, message, stream, density: Density, s
 
     def race(best, items, log_weights):
         scores = jnp.log(races.list_clocks(key, items, code.num_streams, stream)) - log_weights
-        score, item = jnp.min(scores), _first(scores, items)
+        score, item = leader(scores, items)
         ahead = score < best[0]
         return jnp.where(ahead, score, best[0]), jnp.where(ahead, item, best[1])
 
@@ -125,11 +125,6 @@ def _items(code: ListCode, bin_: Members, slots: Int[Array, " P"]) -> Int[Array,
         bits = jnp.where(above, bits >> jnp.uint32(half), bits)
     per_block = _block(code) // _WORD
     return word // per_block * _block(code) + place * per_block + word % per_block
-
-
-def _first(scores: Float[Array, " B"], items: Int[Array, " B"]) -> Int[Array, ""]:
-    """The item of the smallest score; the smallest item where two are equal."""
-    return jnp.min(jnp.where(scores == jnp.min(scores), items, jnp.iinfo(jnp.int32).max))
 
 
 def _block(code: ListCode) -> int:
