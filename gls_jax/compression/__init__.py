@@ -1,16 +1,26 @@
 """Lossy compression with side information at K decoders: list codes, a Gaussian codec and an image codec."""
 
 from gls_jax.compression.code import Density, ListCode, Normal, gaussian_density
+from gls_jax.compression.container import Sizes, sizes
+from gls_jax.compression.gaussian import GaussianSource, best_of_converse, wyner_ziv
+from gls_jax.compression.gaussian_codec import GaussianCodec, Reconstruction
 from gls_jax.compression.list_code import Received, Sent, decode, encode, symbol_keys
 
 __all__ = [
     "Density",
+    "GaussianCodec",
+    "GaussianSource",
     "ListCode",
     "Normal",
     "Received",
+    "Reconstruction",
     "Sent",
+    "Sizes",
+    "best_of_converse",
     "decode",
     "encode",
     "gaussian_density",
+    "sizes",
     "symbol_keys",
+    "wyner_ziv",
 ]

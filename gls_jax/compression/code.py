@@ -19,7 +19,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
 
@@ -93,8 +94,8 @@ class Density(NamedTuple):
 class Normal(NamedTuple):
     """A row of :data:`gaussian_density`: independent normals with variances below 1."""
 
-    mean: Float[Array, "*n D"]
-    variance: Float[Array, "*n D"]
+    mean: Float[Array | np.ndarray, "*n D"]
+    variance: Float[Array | np.ndarray, "*n D"]
 
 
 def _gaussian_weight(_, row: Normal, candidates: Float[Array, "B D"]) -> Float[Array, " B"]:

@@ -59,7 +59,7 @@ def choose(code: ListCode, key: PRNGKeyArray, density: Density, shared: Any, row
 def pick(code: ListCode, key: PRNGKeyArray, message, stream, density: Density, shared: Any, row: Any) -> Int[Array, ""]:
     """A decoder's index, ``argmin S[k, i] / v_i`` over its bin; -1 where no candidate has that bin."""
 
-    def race(best, items, log_weights):
+    def race(best, items, _, log_weights):
         scores = jnp.log(races.list_clocks(key, items, code.num_streams, stream)) - log_weights
         score, item = leader(scores, items)
         ahead = score < best[0]
@@ -79,10 +79,10 @@ def fold(
     density: Density,
     shared: Any,
     row: Any,
-    step: Callable[[Carry, Int[Array, " P"], Float[Array, " P"]], Carry],
+    step: Callable[[Carry, Int[Array, " P"], Float[Array, "P D"], Float[Array, " P"]], Carry],
     start: Carry,
 ) -> Carry:
-    """Fold ``step(carry, items, log_weights)`` over the pages of a bin; where a page has no member the weight is 0.
+    """Fold ``step(carry, items, candidates, log_weights)`` over the pages of a bin; no member, no weight.
 
     Weights are computed in pages of one shape, so that a network gives a candidate the same weight for every caller.
     """
@@ -92,8 +92,9 @@ def fold(
     def page(number, carry):
         slots = number * size + jnp.arange(size, dtype=jnp.int32)
         items = _items(code, bin_, slots)
-        log_weights = density.log_weight(shared, row, races.candidates(key, items, code.dimension))
-        return step(carry, items, jnp.where(slots < bin_.total, log_weights, -jnp.inf))
+        candidates = races.candidates(key, items, code.dimension)
+        log_weights = density.log_weight(shared, row, candidates)
+        return step(carry, items, candidates, jnp.where(slots < bin_.total, log_weights, -jnp.inf))
 
     return jax.lax.fori_loop(0, (bin_.total + size - 1) // size, page, start)
 
