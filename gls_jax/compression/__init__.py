@@ -5,21 +5,28 @@ from gls_jax.compression.container import Sizes, sizes
 from gls_jax.compression.gaussian import GaussianSource, best_of_converse, wyner_ziv
 from gls_jax.compression.gaussian_codec import GaussianCodec, Reconstruction
 from gls_jax.compression.list_code import Received, Sent, decode, encode, symbol_keys
+from gls_jax.compression.matching import ListMatch, match
+from gls_jax.compression.simulation import Distortion, Simulation, simulate
 
 __all__ = [
     "Density",
+    "Distortion",
     "GaussianCodec",
     "GaussianSource",
     "ListCode",
+    "ListMatch",
     "Normal",
     "Received",
     "Reconstruction",
     "Sent",
+    "Simulation",
     "Sizes",
     "best_of_converse",
     "decode",
     "encode",
     "gaussian_density",
+    "match",
+    "simulate",
     "sizes",
     "symbol_keys",
     "wyner_ziv",

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from gls_jax import checks
 from gls_jax.compression import container, gaussian_posterior, list_code, payload
@@ -55,13 +55,14 @@ class GaussianCodec:
     >>> from gls_jax.compression import GaussianCodec
     >>> rng = np.random.default_rng(0)
     >>> source = rng.normal(size=1000)
-    >>> side = source + rng.normal(size=1000) * 0.5**0.5
+    >>> sides = source + rng.normal(size=(2, 1000)) * 0.5**0.5
     >>> codec = GaussianCodec(2, 2**15, 64, target_variance=0.01, side_variance=0.5)
     >>> blob = codec.encode(0, source)
-    >>> codec.sizes(blob).payload_bits
-    6000
-    >>> error = np.mean((codec.decode(blob, side, 0).estimate - source) ** 2)
-    >>> bool(error < np.mean((side / 1.5 - source) ** 2))
+    >>> codec.sizes(blob).rate
+    6.0
+    >>> errors = [(codec.decode(blob, side, k).estimate - source) ** 2 for k, side in enumerate(sides)]
+    >>> silence = (codec.source_law.zero_rate(sides) - source) ** 2
+    >>> bool(np.min(errors, axis=0).mean() < np.min(silence, axis=0).mean() / 2)
     True
     """
 
@@ -102,7 +103,8 @@ class GaussianCodec:
         Raises:
             ValueError: values that are not finite or larger than 1000 in size, or another shape.
         """
-        return self.pack(seed, self.send(seed, source, progress=progress).message)
+        source = _finite(source, "source")
+        return self.pack(seed, self.send(_keys(seed, len(source)), source, progress=progress).message)
 
     def decode(
         self,
@@ -130,9 +132,8 @@ class GaussianCodec:
         """
         found = container.unpack(blob)
         self._check_made_here(found)
-        return self.receive(
-            found.seed, found.messages, side_information, decoder, estimator=estimator, progress=progress
-        )
+        keys = _keys(found.seed, len(found.messages))
+        return self.receive(keys, found.messages, side_information, decoder, estimator=estimator, progress=progress)
 
     @classmethod
     def of(cls, blob: bytes) -> GaussianCodec:
@@ -155,17 +156,17 @@ class GaussianCodec:
         """Bits of header and payload, and the rate."""
         return container.sizes(blob)
 
-    def send(self, seed: int, source, *, progress: Progress | None = None) -> list_code.Sent:
-        """The encoder's indices and messages: what :meth:`encode` packs."""
+    def send(self, keys: Key[Array, " n"], source, *, progress: Progress | None = None) -> list_code.Sent:
+        """The encoder's indices and messages, one key a symbol: what :meth:`encode` packs."""
         source = _finite(source, "source")
         if (size := np.max(np.abs(source), initial=0)) > _LARGEST:
             raise ValueError(f"source: expected values of a source of variance 1, got one of size {size:g}; scale it")
-        keys, rows = _keys(seed, len(source)), self.source_law.target_given_source(source)
+        rows = self.source_law.target_given_source(source)
         return list_code.encode(self.code, keys, gaussian_density, (), rows, progress=progress)
 
     def receive(
         self,
-        seed: int,
+        keys: Key[Array, " n"],
         message,
         side_information,
         decoder: int,
@@ -181,7 +182,7 @@ class GaussianCodec:
         side = _finite(side_information, "side_information")
         if len(side) != len(message):
             raise ValueError(f"side_information: expected one value a symbol ({len(message)}), got {len(side)}")
-        law, keys, rows = self.source_law, _keys(seed, len(side)), self.source_law.target_given_side(side)
+        law, rows = self.source_law, self.source_law.target_given_side(side)
         found = list_code.decode(self.code, keys, message, decoder, gaussian_density, (), rows, progress=progress)
         target = found.candidate[:, 0] * law.scale
         if estimator == "trusting":
