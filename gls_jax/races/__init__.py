@@ -12,7 +12,7 @@ noise that must be independent of the clocks (acceptance tests, residual draws) 
 """
 
 from gls_jax.races import keys, ordered
-from gls_jax.races.candidates import bins, candidates, first_clocks, list_clocks
+from gls_jax.races.common import bins, candidates, first_clocks, list_clocks
 from gls_jax.races.clocks import (
     LIGHTEST,
     arrivals,
