@@ -18,9 +18,8 @@ CODES = [
     ListCode(1, 1000, 7, search="dense"),
     ListCode(2, 33, 33, search="dense"),
     ListCode(3, 1000, 10, 3, search="dense"),
-    ListCode(2, 5000, 1, 3, scheme="baseline", search="dense"),
-    ListCode(4, 5000, 100, search="dense"),
-    ListCode(4, 9001, 3000, scheme="baseline", search="dense"),
+    ListCode(2, 5000, 1, scheme="baseline", search="dense"),
+    ListCode(4, 9001, 100, search="dense"),
 ]
 
 
