@@ -32,7 +32,7 @@ class Decompress:
     decoder: int
     """Which decoder, 0 to K - 1: it has a stream of clocks of its own."""
     estimator: str = "trusting"
-    """`trusting`: as if its candidate were the encoder's; `posterior_mean`: averaged over all of the bin."""
+    """`trusting`: as if its candidate were the encoder's; `posterior_mean`: averaged over all it may have meant."""
     source: Path | None = None
     """The .npy file that was compressed, to print the distortion."""
     json: bool = False
