@@ -27,7 +27,7 @@ SIDE_VARIANCE = 0.5
 SCHEMES = ("gls", "baseline")
 PAPERS = (0.01, 0.008, 0.006, 0.005, 0.003, 0.002, 0.001)  # the paper's target variances
 WIDER = (0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, *PAPERS)
-COARSE = (0.3, 0.1, 0.03, 0.01, 0.003)  # for the posterior mean, which asks the encoder often
+COARSE = (0.1, 0.03, 0.01)  # for the posterior mean, which asks the encoder often
 METRICS = ("mean_of_db", "db_of_mean")
 PUBLISHED = Path(__file__).parent / "published" / "gaussian.csv"
 
@@ -79,7 +79,7 @@ class GaussianTables:
     """Points are averaged over so many keys."""
     num_choosing: int = 10_000
     """Symbols on which a target variance is chosen; others than those of the point."""
-    num_posterior: int = 2_000
+    num_posterior: int = 500
     """Symbols a point of the posterior mean; 0 leaves it out."""
     seed: int = 0
     """Of everything."""
