@@ -23,7 +23,7 @@ def test_tables(tmp_path, capsys, monkeypatch):
     assert "standard errors" in capsys.readouterr().out
     found = rows(tmp_path / "whole")
     assert tuple(found[0]) == gaussian_tables.Row._fields
-    assert len(found) == 2 * 2 * 3 + 1  # fixed and two metrics a code, the posterior mean of K = 1
+    assert len(found) == 2 * 2 * 3 + 2  # fixed and two metrics a code, the posterior mean under lists
     lists, shared = (
         [{**row, "scheme": ""} for row in found if row["scheme"] == scheme and row["num_decoders"] == "1"]
         for scheme in gaussian_tables.SCHEMES

@@ -24,11 +24,11 @@ from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
 
-__all__ = ["MOST_CANDIDATES", "SCHEMES", "SEARCHES", "Density", "ListCode", "Normal", "gaussian_density", "leader"]
+__all__ = ["MOST", "SCHEMES", "SEARCHES", "Density", "ListCode", "Normal", "gaussian_density", "leader"]
 
 SCHEMES = ("gls", "baseline")
 SEARCHES = ("ordered", "dense")
-MOST_CANDIDATES = 2**30
+MOST = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,9 @@ class ListCode:
     def __post_init__(self) -> None:
         for name in ("num_decoders", "num_candidates", "num_bins", "dimension"):
             object.__setattr__(self, name, checks.count(getattr(self, name), name))
-        if self.num_candidates > MOST_CANDIDATES:
-            raise ValueError(f"num_candidates: expected at most 2^30, got {self.num_candidates}")
+        for name in ("num_candidates", "num_decoders"):
+            if getattr(self, name) > MOST:
+                raise ValueError(f"{name}: expected at most 2^30, got {getattr(self, name)}")
         if self.num_bins > self.num_candidates:
             raise ValueError(f"num_bins: expected at most num_candidates ({self.num_candidates}), got {self.num_bins}")
         checks.one_of(self.scheme, SCHEMES, "scheme")
@@ -92,18 +93,23 @@ class Density(NamedTuple):
 
 
 class Normal(NamedTuple):
-    """A row of :data:`gaussian_density`: independent normals with variances below 1."""
+    """A row of :data:`gaussian_density`: independent normals, quick to search where all variances are below 1."""
 
     mean: Float[Array | np.ndarray, "*n D"]
     variance: Float[Array | np.ndarray, "*n D"]
 
 
 def _gaussian_weight(_, row: Normal, candidates: Float[Array, "B D"]) -> Float[Array, " B"]:
+    if row.mean.shape != candidates.shape[1:] or row.variance.shape != candidates.shape[1:]:
+        wanted = f"[n, {candidates.shape[1]}]"
+        raise ValueError(f"rows: expected mean and variance of shape {wanted}, got {row.mean.shape[-1:]} columns")
     return jnp.sum((candidates**2 - (candidates - row.mean) ** 2 / row.variance) / 2, axis=-1)
 
 
 def _gaussian_bound(_, row: Normal) -> Float[Array, ""]:
-    return jnp.sum(row.mean**2 / (2 * (1 - row.variance)), axis=-1)
+    narrow = row.variance < 1  # else weights have no bound
+    bounds = row.mean**2 / (2 * jnp.where(narrow, 1 - row.variance, 1))
+    return jnp.sum(jnp.where(narrow, bounds, jnp.inf), axis=-1)
 
 
 gaussian_density = Density(_gaussian_weight, _gaussian_bound)
@@ -111,6 +117,8 @@ gaussian_density = Density(_gaussian_weight, _gaussian_bound)
 
 
 def leader(scores: Float[Array, " B"], items: Int[Array, " B"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The smallest score and its item; where two are equal, the smallest item."""
+    """The smallest score and its item; the smallest item where two are equal, -1 where none is below infinity."""
+    scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
     first = jnp.min(scores)
-    return first, jnp.min(jnp.where(scores == first, items, jnp.iinfo(jnp.int32).max))
+    item = jnp.min(jnp.where(scores == first, items, jnp.iinfo(jnp.int32).max))
+    return first, jnp.where(first < jnp.inf, item, -1)

@@ -13,6 +13,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from gls_jax import checks
 from gls_jax.compression.code import Normal
 
 __all__ = ["GaussianSource", "best_of_converse", "wyner_ziv"]
@@ -82,7 +83,7 @@ def wyner_ziv(rate, side_variance: float):
     """Smallest mean squared error at `rate` bits a symbol with one decoder: ``var(A | T) 2^{-2R}`` (Wyner, Ziv 1976).
 
     >>> from gls_jax.compression import wyner_ziv
-    >>> round(wyner_ziv(3, 0.5) * 192, 6)
+    >>> round(float(wyner_ziv(3, 0.5)) * 192, 6)
     1.0
     """
     return best_of_converse(rate, 1, side_variance)
@@ -94,7 +95,10 @@ def best_of_converse(rate, num_decoders: int, side_variance: float):
     A genie tells all side information and which decoder is best, in ``log2 K`` bits more. For `K = 1` this is Wyner and
     Ziv's function, which is no bound for the best of several. With ``s_T = 1/2``: ``2^{-2R} / (K^2 (1 + 2K))``.
     """
-    return 2.0 ** (-2 * rate) / (num_decoders**2 * (1 + num_decoders / side_variance))
+    num_decoders = checks.count(num_decoders, "num_decoders")
+    if not side_variance > 0:
+        raise ValueError(f"side_variance: expected a positive number, got {side_variance!r}")
+    return 2.0 ** (-2 * np.asarray(rate, np.float64)) / (num_decoders**2 * (1 + num_decoders / side_variance))
 
 
 def _rows(mean: np.ndarray, variance: float) -> Normal:

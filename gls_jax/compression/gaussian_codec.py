@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 import jax
 import numpy as np
@@ -14,11 +15,12 @@ from gls_jax.compression.code import ListCode, gaussian_density
 from gls_jax.compression.container import Container
 from gls_jax.compression.gaussian import GaussianSource
 from gls_jax.compression.groups import GROUP, Progress
+from gls_jax.compression.inputs import check_messages
 
 __all__ = ["ESTIMATORS", "GaussianCodec", "Reconstruction"]
 
 ESTIMATORS = ("trusting", "posterior_mean")
-_LARGEST = 1000.0  # of a source that is meant to have variance 1
+_LARGEST = 100.0  # in standard deviations, of values that are meant to be normal
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +46,8 @@ class GaussianCodec:
 
     Attributes:
         num_decoders: `K`.
-        num_candidates: `N`, at most 2^30; ordered search costs the same for all.
+        num_candidates: `N`, at most 2^30. Ordered search visits about ``exp(a^2 / 2) / sqrt(s_W)`` of them for a source
+            value `a`, a few hundred on average, at any `N`.
         num_bins: `L`, at most `N`.
         target_variance: `s_W`: small for high rates.
         side_variance: `s_T`.
@@ -101,9 +104,9 @@ class GaussianCodec:
             progress: called with `(symbols done, n)`.
 
         Raises:
-            ValueError: values that are not finite or larger than 1000 in size, or another shape.
+            ValueError: values that are not finite or a hundred standard deviations away, or another shape.
         """
-        source = _finite(source, "source")
+        seed, source = _seed(seed), _values(source, "source", 1.0)
         return self.pack(seed, self.send(_keys(seed, len(source)), source, progress=progress).message)
 
     def decode(
@@ -132,6 +135,8 @@ class GaussianCodec:
         """
         found = container.unpack(blob)
         self._check_made_here(found)
+        self._check_request(decoder, estimator)
+        side_information = self._side(side_information, len(found.messages))
         keys = _keys(found.seed, len(found.messages))
         return self.receive(keys, found.messages, side_information, decoder, estimator=estimator, progress=progress)
 
@@ -158,9 +163,7 @@ class GaussianCodec:
 
     def send(self, keys: Key[Array, " n"], source, *, progress: Progress | None = None) -> list_code.Sent:
         """The encoder's indices and messages, one key a symbol: what :meth:`encode` packs."""
-        source = _finite(source, "source")
-        if (size := np.max(np.abs(source), initial=0)) > _LARGEST:
-            raise ValueError(f"source: expected values of a source of variance 1, got one of size {size:g}; scale it")
+        source = _values(source, "source", 1.0)
         rows = self.source_law.target_given_source(source)
         return list_code.encode(self.code, keys, gaussian_density, (), rows, progress=progress)
 
@@ -175,11 +178,9 @@ class GaussianCodec:
         progress: Progress | None = None,
     ) -> Reconstruction:
         """What :meth:`decode` makes of the messages `i32[n]`."""
-        checks.one_of(estimator, ESTIMATORS, "estimator")
-        self.code.stream(decoder)
-        side = _finite(side_information, "side_information")
-        if len(side) != len(message):
-            raise ValueError(f"side_information: expected one value a symbol ({len(message)}), got {len(side)}")
+        self._check_request(decoder, estimator)
+        message = check_messages(message, self.num_bins)
+        side = self._side(side_information, len(message))
         law, rows = self.source_law, self.source_law.target_given_side(side)
         quick = progress if estimator == "trusting" else None
         found = list_code.decode(self.code, keys, message, decoder, gaussian_density, (), rows, progress=quick)
@@ -187,12 +188,23 @@ class GaussianCodec:
         if estimator == "trusting":
             estimate = np.where(found.index < 0, law.zero_rate(side), law.estimate(target, side))
         else:
-            estimate = gaussian_posterior.mean(self.code, law, keys, np.asarray(message), side, progress=progress)
+            estimate = gaussian_posterior.mean(self.code, law, keys, message, side, progress=progress)
         return Reconstruction(estimate.astype(np.float32), found.index, target.astype(np.float32))
 
     def pack(self, seed: int, message: Int[np.ndarray, " n"]) -> bytes:
         """Messages to bytes."""
-        return container.pack(Container(seed=seed, messages=np.asarray(message, np.int32), **self._header()))
+        messages = check_messages(message, self.num_bins)
+        return container.pack(Container(seed=_seed(seed), messages=messages, **self._header()))
+
+    def _check_request(self, decoder: int, estimator: str) -> None:
+        checks.one_of(estimator, ESTIMATORS, "estimator")
+        self.code.stream(decoder)
+
+    def _side(self, side_information, count: int) -> np.ndarray:
+        side = _values(side_information, "side_information", (1 + self.side_variance) ** 0.5)
+        if len(side) != count:
+            raise ValueError(f"side_information: expected one value a symbol ({count}), got {len(side)}")
+        return side
 
     def _header(self) -> dict:
         return {
@@ -213,20 +225,25 @@ class GaussianCodec:
                 raise ValueError(f"blob: expected one of an equal codec, with {name} {expected}, got {got}")
 
 
+def _seed(seed) -> int:
+    return operator.index(checks.index(seed, "seed", last=2**32 - 1))
+
+
 def _keys(seed: int, count: int):
-    checks.index(seed, "seed", last=2**32 - 1)
-    return list_code.symbol_keys(jax.random.key(seed), count)
+    return list_code.symbol_keys(jax.random.key(_seed(seed)), count)
 
 
-def _finite(value, name: str) -> np.ndarray:
+def _values(value, name: str, deviation: float) -> np.ndarray:
+    """`f32[n]`, finite and within what a normal of that standard deviation can be."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name}: expected an array of floats, got {type(value).__name__}") from None
     if array.ndim != 1 or array.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected floats of shape [n], got {array.dtype} of shape {list(array.shape)}")
-    array = array.astype(np.float32)
     if not np.isfinite(array).all():
         where = int(np.argmin(np.isfinite(array)))
         raise ValueError(f"{name}: expected finite values, got {array[where]} at {where}")
-    return array
+    if (size := np.max(np.abs(array.astype(np.float64)), initial=0)) > _LARGEST * deviation:
+        raise ValueError(f"{name}: expected values of standard deviation {deviation:.3g}, got {size:.3g}; scale them")
+    return array.astype(np.float32)

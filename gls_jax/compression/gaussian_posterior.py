@@ -21,6 +21,7 @@ __all__ = ["mean"]
 
 _REACH = 4.0  # of the grid, in standard deviations of the source given side information
 _PER_TARGET = 8.0  # points for each standard deviation of the target
+_MOST_POINTS = 2**15
 _AT_ONCE = 2**19  # questions
 
 
@@ -35,8 +36,8 @@ def mean(
 ) -> Float[np.ndarray, " n"]:
     """``E[A | message, side information, shared noise]`` of each symbol.
 
-    Costs ``64 sqrt(var(A | T) / s_W)`` encodings a symbol. Where no point of the grid has the message, which says that
-    the side information is not what the law takes it for, it is the estimate of silence.
+    Costs ``64 sqrt(var(A | T) / s_W)`` encodings a symbol, 64 to 2^15. Where no point of the grid has the message,
+    which says that the side information is not what the law takes it for, it is the estimate of silence.
 
     Args:
         code: of the encoder.
@@ -49,7 +50,8 @@ def mean(
     centre = law.zero_rate(side_information)
     spread = math.sqrt(law.side_variance / (1 + law.side_variance))
     reach = _REACH * spread
-    offsets = np.linspace(-reach, reach, math.ceil(2 * reach * _PER_TARGET / math.sqrt(law.target_variance)) + 2)
+    finest = min(math.sqrt(law.target_variance), spread)
+    offsets = np.linspace(-reach, reach, min(math.ceil(2 * reach * _PER_TARGET / finest), _MOST_POINTS))
     prior = np.exp(-(offsets**2) / (2 * spread**2))
     estimate, size = centre.copy(), max(1, _AT_ONCE // len(offsets))
     for first in range(0, len(centre), size):

@@ -29,17 +29,14 @@ def in_groups(run: Callable, shared: Any, rows: Any, progress: Progress | None =
         shared: what every call gets.
         rows: pytree of arrays with one leading axis `n`.
         progress: called with `(rows done, n)`.
-
-    Raises:
-        ValueError: rows of different lengths.
     """
-    leaves = jax.tree.leaves(rows)
-    total = leaves[0].shape[0]
-    if any(leaf.shape[0] != total for leaf in leaves):
-        raise ValueError(f"rows: expected one a symbol ({total}), got {sorted({leaf.shape[0] for leaf in leaves})}")
+    total = jax.tree.leaves(rows)[0].shape[0]
+    if not total:
+        group = jax.tree.map(_padded, rows)
+        return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), jax.eval_shape(run, shared, group, 0))
     devices, results = jax.local_devices(), []
     common = [jax.device_put(shared, device) for device in devices]
-    for number, first in enumerate(range(0, max(total, 1), GROUP)):
+    for number, first in enumerate(range(0, total, GROUP)):
         count, place = min(GROUP, total - first), number % len(devices)
         group = jax.tree.map(lambda x, at=first, size=count: _padded(x[at : at + size]), rows)
         group = jax.device_put(group, devices[place])

@@ -15,6 +15,7 @@ from gls_jax import checks, races
 from gls_jax.compression import dense, ordered
 from gls_jax.compression.code import Density, ListCode
 from gls_jax.compression.groups import Progress, in_groups, over_lanes
+from gls_jax.compression.inputs import check_density, check_keys, check_messages, check_rows
 
 __all__ = ["Received", "Sent", "decode", "encode", "symbol_keys"]
 
@@ -35,8 +36,8 @@ class Received(NamedTuple):
     """What a decoder chose.
 
     Attributes:
-        index: `i32[n]`; -1 where no candidate has the bin, which no encoder sends.
-        candidate: `f32[n, D]`.
+        index: `i32[n]`; -1 where no candidate of the bin has a weight.
+        candidate: `f32[n, D]`, NaN there.
     """
 
     index: Int[np.ndarray, " n"]  # type: ignore[assignment]  # not tuple.index
@@ -46,6 +47,7 @@ class Received(NamedTuple):
 def symbol_keys(key: PRNGKeyArray, count: int) -> Key[Array, " n"]:
     """Keys of symbols `0..count - 1`: their positions' keys."""
     checks.key(key)
+    checks.index(count, "count", last=2**30)
     return jax.vmap(partial(races.position_key, key))(jnp.arange(count))
 
 
@@ -69,7 +71,8 @@ def encode(
         progress: called with `(symbols done, n)`.
 
     Raises:
-        ValueError: rows of another length than `keys`, or ordered search for weights without a bound.
+        ValueError: rows of another length than `keys` or not finite, weights of another shape, no candidate with a
+            weight, or ordered search for weights without a bound.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import compression
@@ -81,9 +84,12 @@ def encode(
     >>> got.candidate.shape
     (3, 1)
     """
-    _check(code, density)
+    check_rows(rows, check_keys(keys))
+    check_density(code, density, shared, rows)
     choosing = dataclasses.replace(code, num_decoders=code.num_streams, num_bins=1, scheme="gls")  # compiled once
     index = in_groups(partial(_choose, code=choosing, density=density), shared, (keys, rows), progress)
+    if (index < 0).any():
+        raise ValueError(f"log_weight: expected a positive weight for some candidate, got none at {np.argmin(index)}")
     return Sent(index, in_groups(partial(_bins, num_bins=code.num_bins), (), (keys, index)))
 
 
@@ -109,12 +115,18 @@ def decode(
         shared: what all symbols give `density`.
         rows: what each brings, a pytree of arrays with leading axis `n`.
         progress: called with `(symbols done, n)`.
+
+    Raises:
+        ValueError: as :func:`encode`; messages outside of `0..L - 1`, a decoder that does not exist.
     """
-    _check(code, density)
+    count, message = check_keys(keys), check_messages(message, code.num_bins)
+    check_rows(message, count, "message")
+    check_rows(rows, count)
+    check_density(code, density, shared, rows)
     stream, num_streams = np.int32(code.stream(decoder)), 1 if code.search == "ordered" else code.num_streams
     picking = dataclasses.replace(code, num_decoders=num_streams, scheme="gls")  # compiled once for all that agree
-    run, rows = partial(_pick, code=picking, density=density), (keys, rows, np.asarray(message, np.int32))
-    return Received(*in_groups(run, (shared, stream), rows, progress))
+    run = partial(_pick, code=picking, density=density)
+    return Received(*in_groups(run, (shared, stream), (keys, rows, message), progress))
 
 
 @partial(jax.jit, static_argnames=("code", "density"))
@@ -138,11 +150,5 @@ def _pick(shared, arrays, count, *, code: ListCode, density: Density) -> tuple[I
     else:
         one = lambda key, row, message: dense.pick(code, key, message, stream, density, shared, row)  # noqa: E731
         index = over_lanes(one, arrays, count)
-    return index, jax.vmap(lambda key, item: races.candidates(key, item, code.dimension))(keys, index)
-
-
-def _check(code: ListCode, density: Density) -> None:
-    if code.search == "ordered" and density.log_bound is None:
-        raise ValueError(
-            "search: expected 'dense' for weights without a known bound (Density.log_bound), got 'ordered'"
-        )
+    candidates = jax.vmap(lambda key, item: races.candidates(key, item, code.dimension))(keys, index)
+    return index, jnp.where(index[:, None] < 0, jnp.nan, candidates)

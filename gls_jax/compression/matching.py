@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from gls_jax import checks
 from gls_jax.compression.code import leader
 
 __all__ = ["ListMatch", "match"]
@@ -53,6 +54,12 @@ def match(
         decoders: log-weights of each decoder, up to a constant each.
         bins: of the items.
 
+    Returns:
+        :class:`ListMatch`; an index is -1 where no item has a weight.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import compression, races
     >>> clocks = races.exponentials(jax.random.key(0), 2, 4)
@@ -61,13 +68,27 @@ def match(
     >>> bool((bins[found.received] == found.message).all()), bool(0 < found.bound <= 1)
     (True, True)
     """
-    items = jnp.arange(log_weights.shape[0], dtype=jnp.int32)
+    clocks, decoders = checks.floats(clocks, "clocks"), checks.floats(decoders, "decoders")
+    log_weights, bins = checks.law(log_weights, "log_weights"), jnp.asarray(bins)
+    size = log_weights.shape[0]
+    if clocks.ndim != 2 or decoders.ndim != 2 or clocks.shape[0] not in (1, decoders.shape[0]):
+        got = f"{clocks.shape} and {decoders.shape}"
+        raise ValueError(f"clocks and decoders: expected [K, N] each, or one stream of clocks, got {got}")
+    if {clocks.shape[1], decoders.shape[1], *bins.shape} != {size} or bins.ndim != 1:
+        raise ValueError(
+            f"clocks, decoders, bins: expected {size} items as in log_weights, "
+            f"got shapes {clocks.shape}, {decoders.shape}, {bins.shape}"
+        )
+    items = jnp.arange(size, dtype=jnp.int32)
     _, sent = leader(jnp.log(jnp.min(clocks, axis=0)) - log_weights, items)
     inside = bins == bins[sent]
     within = jnp.where(inside, decoders, -jnp.inf)
     streams = jnp.broadcast_to(clocks, decoders.shape)
     received = jax.vmap(lambda clocks, logs: leader(jnp.log(clocks) - logs, items)[1])(streams, within)
     encoder = jnp.exp(log_weights - log_weights[sent])
-    rivals = jnp.sum(jnp.maximum(encoder, jnp.exp(within - within[:, sent, None])), axis=-1)
+    own = within[:, sent, None]
+    possible = own > -jnp.inf
+    ratios = jnp.where(possible, jnp.exp(within - jnp.where(possible, own, 0)), jnp.inf)
+    rivals = jnp.sum(jnp.maximum(encoder, ratios), axis=-1)
     bound = jnp.sum(1 / (rivals + (decoders.shape[0] - 1) * jnp.sum(encoder)))
-    return ListMatch(sent, bins[sent], received, jnp.any(received == sent), bound)
+    return ListMatch(sent, bins[sent], received, jnp.any((received == sent) & (sent >= 0)), bound)

@@ -12,7 +12,7 @@ from jaxtyping import Float, PRNGKeyArray
 from gls_jax import bounds, checks, races
 from gls_jax.compression import list_code
 from gls_jax.compression.gaussian import GaussianSource
-from gls_jax.compression.gaussian_codec import GaussianCodec
+from gls_jax.compression.gaussian_codec import ESTIMATORS, GaussianCodec
 from gls_jax.estimate import Estimate
 
 __all__ = ["Distortion", "Simulation", "distortion", "draw", "simulate"]
@@ -77,6 +77,7 @@ def simulate(
     """
     report = progress or (lambda done, total: None)
     num_trials, law = checks.count(num_trials, "num_trials"), codec.source_law
+    checks.one_of(estimator, ESTIMATORS, "estimator")
     source, sides, target = draw(law, key, num_trials, codec.num_decoders)
     keys = list_code.symbol_keys(key, num_trials)
     sent = codec.send(keys, source)

@@ -16,7 +16,8 @@ from gls_jax.races.keys import stream_words, words
 
 __all__ = ["bins", "candidates", "first_clocks", "list_clocks"]
 
-_FIRST, _OWNER, _VALUES = 1, 2, 3  # branches; dimension d of a value is branch _VALUES + d
+_FIRST, _OWNER, _VALUES = 1, 2, 3  # branches of the position's cipher; dimension d of a value is _VALUES + d
+_EXCESS = 3  # branch of a stream's cipher; `ordered` has 1 and 2
 
 # Giles 2010, "Approximating the erfinv function", single precision: centre and tail, highest power first.
 _CENTRE = np.array(
@@ -83,7 +84,9 @@ def bins(key: PRNGKeyArray, items, num_bins: int) -> Int[Array, "*items"]:
     """
     own, counter = _counter(key, items)
     _, low = cipher.threefry2x32(own, counter, _VALUES)
-    return cipher.high_product(low, jnp.uint32(checks.count(num_bins, "num_bins"))).astype(jnp.int32)
+    if checks.count(num_bins, "num_bins") > 2**30:
+        raise ValueError(f"num_bins: expected at most 2^30, got {num_bins}")
+    return cipher.high_product(low, jnp.uint32(num_bins)).astype(jnp.int32)
 
 
 def first_clocks(key: PRNGKeyArray, items) -> Float[Array, "*items"]:
@@ -116,11 +119,12 @@ def list_clocks(key: PRNGKeyArray, items, num_streams: int, stream) -> Float[Arr
     True
     """
     own, counter = _counter(key, items)
-    first = first_clocks(key, items) / checks.count(num_streams, "num_streams")
+    checks.index(stream, "stream", last=checks.count(num_streams, "num_streams") - 1)
+    first = first_clocks(key, items) / num_streams
     if num_streams == 1:
         return first
     owner = cipher.scale(*cipher.threefry2x32(own, counter, _OWNER), num_streams)[0]
-    high, low = cipher.threefry2x32(stream_words(key, stream), counter, _OWNER)
+    high, low = cipher.threefry2x32(stream_words(key, stream), counter, _EXCESS)
     owned = jnp.asarray(stream).astype(jnp.uint32) == owner
     return jnp.where(owned, first, first + clocks_from_bits(high ^ low, low))
 

@@ -69,7 +69,7 @@ def visit(
     [0, 1, 2, 3, 4]
     """
     places = jnp.asarray(first).astype(jnp.uint32) + jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
-    everywhere = num_visits(num_items)
+    everywhere = num_visits(checks.count(num_items, "num_items"))
     items = permuted(stream, places, num_items).astype(jnp.int32)
     if num_items == everywhere:
         arrives, seen = places < everywhere, places.astype(jnp.int32) + 1
@@ -94,7 +94,10 @@ def _running_sum(x: Float[Array, " count"]) -> Float[Array, " count"]:
 
 
 def permuted(stream: cipher.Words, places: UInt32[Array, ...], num_items: int) -> UInt32[Array, ...]:
-    """A keyed permutation of ``0 .. num_visits(num_items) - 1``: a Feistel network on the halves of a number."""
+    """A keyed permutation of ``0 .. num_visits(num_items) - 1``: a Feistel network on the halves of a number.
+
+    From 16 places on it is an even permutation: the last two places follow from the others.
+    """
     bits = num_visits(num_items).bit_length() - 1
     low_bits, high_bits = bits // 2, bits - bits // 2
     num_rounds = max(8, 2 * -(-64 // max(bits, 1)))  # few bits mix slowly: all orders of a few items are tested

@@ -126,7 +126,7 @@ SMALL = GaussianCodec(2, 64, 4, 0.1, 0.5, search="dense")
 
 
 def test_codec_of_a_blob_and_empty_sources():
-    blob = SMALL.encode(3, [])
+    blob = SMALL.encode(np.int64(3), [])
     assert GaussianCodec.of(blob) == SMALL
     assert SMALL.decode(blob, [], 0).estimate.shape == (0,)
     assert compression.sizes(blob).payload_bits == 0
@@ -139,7 +139,17 @@ def test_codec_of_a_blob_and_empty_sources():
         (lambda: SMALL.encode(0, [[1.0]]), r"source: expected floats of shape \[n\], got float64 of shape \[1, 1\]"),
         (lambda: SMALL.encode(0, ["a"]), "source: expected floats"),
         (lambda: SMALL.encode(0, [1j]), "source: expected floats"),
-        (lambda: SMALL.encode(0, [5e4]), "source: expected values of a source of variance 1, got one of size 50000"),
+        (lambda: SMALL.encode(0, [5e4]), "source: expected values of standard deviation 1, got 5e.04"),
+        (lambda: SMALL.encode(0, [1e300]), "source: expected values of standard deviation 1, got 1e.300; scale them"),
+        (
+            lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1e5], 0),
+            "side_information: expected values of standard deviation",
+        ),
+        (lambda: SMALL.pack(0, [4]), r"message: expected bins within 0\.\.3, got 4 to 4"),
+        (lambda: SMALL.pack(0, [0.7]), "message: expected ints"),
+        (lambda: compression.simulate(SMALL, KEY, 10, estimator="best"), "estimator: expected one of"),
+        (lambda: compression.wyner_ziv(1, -0.5), "side_variance: expected a positive number"),
+        (lambda: compression.best_of_converse(1, 0, 0.5), "num_decoders: expected an int of at least 1"),
         (lambda: SMALL.encode(-1, [1.0]), "seed: expected one int within"),
         (lambda: SMALL.encode(2**32, [1.0]), "seed: expected one int within"),
         (lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1.0, 2.0], 0), r"expected one value a symbol \(1\), got 2"),
@@ -171,3 +181,14 @@ def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("target_variance", "side_variance"), [(1.0, 0.01), (100.0, 0.5), (0.01, 1e-3)])
+def test_posterior_mean_is_never_worse_than_silence(target_variance, side_variance):
+    """Where a target says little beside the side information, whichever deviation is the smaller."""
+    codec = GaussianCodec(1, 64, 4, target_variance, side_variance)
+    source, sides, _ = simulation.draw(codec.source_law, KEY, 300, 1)
+    keys = compression.symbol_keys(KEY, 300)
+    found = codec.receive(keys, codec.send(keys, source).message, sides[0], 0, estimator="posterior_mean")
+    silence = np.mean((codec.source_law.zero_rate(sides[0]) - source) ** 2)
+    assert np.mean((found.estimate - source) ** 2) < 1.02 * silence

@@ -245,12 +245,95 @@ def test_bad_codes(change, message):
         dataclasses.replace(compression.ListCode(2, 64, 4), **change)
 
 
-def test_bad_calls():
-    code, keys = compression.ListCode(2, 64, 4), compression.symbol_keys(KEY, 3)
-    row, density = rows(np.zeros((3, 1)), 0.1), compression.gaussian_density
-    with pytest.raises(ValueError, match=r"decoder: expected one int within 0\.\.1, got 2"):
-        compression.decode(code, keys, np.zeros(3, np.int32), 2, density, (), row)
-    with pytest.raises(ValueError, match=r"rows: expected one a symbol \(3\)"):
-        compression.encode(code, keys, density, (), rows(np.zeros((2, 1)), 0.1))
-    with pytest.raises(ValueError, match="search: expected 'dense' for weights without a known bound"):
-        compression.encode(code, keys, compression.Density(density.log_weight), (), row)
+CODE, ROWS = compression.ListCode(2, 64, 4), rows(np.zeros((3, 1)), 0.1)
+WEIGHT, BOUND = compression.gaussian_density
+
+
+def call(
+    what="encode", keys=None, code=CODE, density=compression.gaussian_density, message=(0, 1, 2), decoder=0, row=ROWS
+):
+    keys = compression.symbol_keys(KEY, 3) if keys is None else keys
+    if what == "encode":
+        return compression.encode(code, keys, density, (), row)
+    return compression.decode(code, keys, message, decoder, density, (), row)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"what": "decode", "decoder": 2}, r"decoder: expected one int within 0\.\.1, got 2"),
+        ({"what": "decode", "message": (0, 1, 4)}, r"message: expected bins within 0\.\.3, got 0 to 4"),
+        ({"what": "decode", "message": (0, 1, -1)}, "message: expected bins within"),
+        ({"what": "decode", "message": (0.5, 1, 1)}, "message: expected ints of shape"),
+        ({"what": "decode", "message": 1}, "message: expected ints of shape"),
+        ({"what": "decode", "message": (0, 1)}, r"message: expected arrays of one row a symbol \(3\), got \[2\]"),
+        ({"row": rows(np.zeros((2, 1)), 0.1)}, r"rows: expected arrays of one row a symbol \(3\), got \[2, 1\]"),
+        ({"row": rows(np.zeros((3, 2)), 0.1)}, r"rows: expected mean and variance of shape \[n, 1\], got \(2,\)"),
+        ({"row": rows(np.full((3, 1), np.nan), 0.1)}, "rows: expected finite values, got 3 others"),
+        ({"row": compression.Normal([0, 0, 0], 0.1)}, "rows: expected arrays of one row a symbol"),
+        ({"keys": KEY}, "keys: expected typed threefry keys of shape"),
+        ({"keys": np.zeros((3, 2), np.uint32)}, "keys: expected typed threefry keys of shape"),
+        ({"code": "gls"}, "expected a ListCode and a Density, got str"),
+        ({"density": WEIGHT}, "expected a ListCode and a Density, got ListCode and function"),
+        ({"density": compression.Density(WEIGHT)}, "search: expected 'dense' for weights without a known bound"),
+        ({"density": compression.Density(lambda *x: x[2], BOUND)}, r"log_weight: expected weights \[B\]"),
+        ({"density": compression.Density(WEIGHT, lambda *x: x[1].mean)}, "log_bound: expected one number a row"),
+    ],
+)
+def test_bad_calls(options, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        call(**options)
+    assert "\n" not in str(raised.value)
+
+
+def test_bad_keys():
+    for count in (-1, 2.5, None):
+        with pytest.raises(ValueError, match="count: expected one int"):
+            compression.symbol_keys(KEY, count)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_candidates_without_a_weight(search):
+    """Never chosen, NaN or zero; where there are no others the encoder says so, and a decoder has -1 and NaN."""
+    code = compression.ListCode(2, 64, 1, search=search)
+    density = compression.Density(
+        lambda shared, row, x: jnp.where(x[:, 0] > row, 0.0, jnp.where(x[:, 0] > 0, jnp.nan, -jnp.inf)),
+        lambda shared, row: jnp.zeros(()),
+    )
+    some, none = np.full(3, 0.5, np.float32), np.array([0.5, 9.0, 0.5], np.float32)
+    sent = call(code=code, density=density, row=some)
+    found = call("decode", code=code, density=density, row=some, message=sent.message)
+    assert (found.candidate[:, 0] > 0.5).all()
+    with pytest.raises(ValueError, match="log_weight: expected a positive weight for some candidate, got none at 1"):
+        call(code=code, density=density, row=none)
+    found = call("decode", code=code, density=density, row=none, message=sent.message)
+    assert found.index[1] == -1 and np.isnan(found.candidate[1, 0]) and (found.index[[0, 2]] >= 0).all()
+
+
+def test_wide_normals_are_searched_in_full():
+    """Variances of 1 and more have no largest weight: ordered search sees every candidate, and has the law of dense."""
+    count = 4000
+    keys, row = compression.symbol_keys(KEY, count), rows(np.zeros((count, 1)), 4.0)
+    codes = [compression.ListCode(3, 64, 4, search=search) for search in SEARCHES]
+    spread = []
+    for code in codes:
+        index = jnp.asarray(compression.encode(code, keys, compression.gaussian_density, (), row).index)
+        chosen = jax.vmap(lambda key, item: races.candidates(key, item, 1)[0])(keys, index)
+        spread.append(np.asarray(chosen) ** 2)
+    error = np.sqrt(sum(values.var() for values in spread) / count)
+    assert abs(spread[0].mean() - spread[1].mean()) < FIVE * error
+    assert min(values.mean() for values in spread) > 2
+
+
+def test_match_without_weights():
+    """A decoder that gives the sent item no weight adds nothing to the bound, and matches nothing."""
+    clocks, bins = races.exponentials(KEY, 2, 4), jnp.array([0, 1, 1, 1])
+    only = jnp.array([0.0, -jnp.inf, -jnp.inf, -jnp.inf])
+    found = compression.match(clocks, only, jnp.array([[-jnp.inf, 0, 0, 0]] * 2), bins)
+    assert (int(found.sent), bool(found.matched), float(found.bound)) == (0, False, 0.0)
+    assert (found.received == -1).all()
+    half = compression.match(clocks, only, jnp.stack([only, jnp.array([-jnp.inf, 0, 0, 0])]), bins)
+    assert bool(half.matched) and float(half.bound) == 0.5
+    for clock, logs in ((clocks, jnp.zeros((3, 4))), (clocks, jnp.zeros(4)), (clocks[:, :2], jnp.zeros((2, 4)))):
+        with pytest.raises(ValueError, match="clocks"):
+            compression.match(clock, only, logs, bins)
