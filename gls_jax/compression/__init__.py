@@ -1,0 +1,1 @@
+"""Lossy compression with side information at K decoders."""
