@@ -106,6 +106,13 @@ def active_of(num_active, num_drafts) -> tuple[int, int]:
     return num_active, num_drafts
 
 
+def one_of(value, names: tuple[str, ...], name: str) -> str:
+    """One of some words."""
+    if value not in names:
+        raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
+    return value
+
+
 def key(value) -> None:
     """One typed threefry key: another generator would give other clocks to the other party."""
     if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):

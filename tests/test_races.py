@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 
 from gls_jax import races
+from gls_jax.races import cipher
 from tests import oracles
 
 KEY = jax.random.key(20)
@@ -29,7 +30,7 @@ def test_clocks_are_exponential():
 def test_cipher_is_that_of_jax():
     """Both words, bit for bit: `fold_in` for the pair, `bits` for their exclusive or."""
     words = jax.random.key_data(KEY)
-    high, low = races._threefry2x32((words[0], words[1]), jnp.arange(100, dtype=jnp.uint32))
+    high, low = cipher.threefry2x32((words[0], words[1]), jnp.arange(100, dtype=jnp.uint32))
     folds = jax.vmap(lambda k: jax.random.key_data(jax.random.fold_in(KEY, k)))(jnp.arange(100))
     np.testing.assert_array_equal(jnp.stack([high, low], axis=1), folds)
     np.testing.assert_array_equal(high ^ low, jax.random.bits(KEY, (100,)))
@@ -111,7 +112,7 @@ def test_uniforms_are_those_of_the_clocks():
     u = np.asarray(races.uniforms(KEY, 4096))
     np.testing.assert_allclose(u, -np.expm1(-np.asarray(races.exponentials(KEY, 1, 4096)[0], np.float64)), rtol=1e-6)
     np.testing.assert_array_equal(races.uniforms(KEY, 1), u[:1])
-    ends = np.asarray(races._uniform(*(jnp.asarray([0, 2**32 - 1], jnp.uint32),) * 2))
+    ends = np.asarray(cipher.uniform(*(jnp.asarray([0, 2**32 - 1], jnp.uint32),) * 2))
     np.testing.assert_allclose(ends, [2.0**-65, 1 - 2.0**-24], rtol=1e-7)
     assert ends[1] < 1
 
@@ -121,7 +122,7 @@ def test_item_and_height_of_a_word_are_the_integer_product():
     rng = np.random.default_rng(6)
     high, low = rng.integers(0, 2**32, (2, 200), dtype=np.uint32)
     high[:4], low[:4] = [0, 2**32 - 1, 0, 2**32 - 1], [0, 2**32 - 1, 2**32 - 1, 0]
-    scale = jax.jit(races._scale, static_argnums=2)
+    scale = jax.jit(cipher.scale, static_argnums=2)
     for size in (1, 3, 10, 65_535, 65_536, 151_936, 2**31 - 1):
         edges = [-(-item * 2**64 // size) - late for item in range(1, min(size, 100)) for late in (0, 1)]
         edges += [0] * (198 - len(edges))  # first and last word of an item: one carry off and they swap

@@ -1,0 +1,100 @@
+"""A stream's clocks in the order in which they go off: the first arrivals cost nothing that grows with N.
+
+The `n`-th smallest of `N` clocks is a sum of spacings ``E_1 / N + E_2 / (N - 1) + ...``, and which item it is, a random
+permutation of the items tells. Both are functions of `(stream key, n)`, so a search can stop at any time (ours; A*
+sampling of Maddison, Tarlow, Minka 2014 orders arrivals in this way for continuous spaces).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt32
+
+from gls_jax import checks
+from gls_jax.races import cipher
+from gls_jax.races.clocks import clocks_from_bits
+
+__all__ = ["Walk", "num_visits", "permuted", "start", "visit"]
+
+_SPACINGS, _ROUNDS = 1, 2  # branches of the stream's cipher
+
+
+class Walk(NamedTuple):
+    """Where a search stands in a stream.
+
+    Attributes:
+        time: `f32[]`, clock of the last arrival.
+        seen: `i32[]`, items that have arrived.
+    """
+
+    time: Float[Array, ...]
+    seen: Int[Array, ...]
+
+
+def start() -> Walk:
+    """Before the first arrival."""
+    return Walk(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+
+
+def num_visits(num_items: int) -> int:
+    """Places of a whole walk: the next power of two, for the permutation is one of so many numbers."""
+    return 1 << (num_items - 1).bit_length()
+
+
+def visit(
+    stream: cipher.Words, walk: Walk, first, count: int, num_items: int
+) -> tuple[Walk, Int[Array, " count"], Float[Array, " count"]]:
+    """The next places of a stream.
+
+    Args:
+        stream: the stream's words (:func:`gls_jax.races.keys.stream_words`), `u32[]` each.
+        walk: the search before place `first`.
+        first: number of the first place, may be traced.
+        count: how many places, static.
+        num_items: `N`, static.
+
+    Returns:
+        `(walk after them, items i32[count], clocks f32[count])`; a place without an item has clock `inf` (places are a
+        power of two), and so have those behind :func:`num_visits`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from gls_jax import races
+    >>> stream = races.keys.stream_words(jax.random.key(0), 2)
+    >>> _, items, clocks = races.ordered.visit(stream, races.ordered.start(), 0, 8, 5)
+    >>> sorted(items[jnp.isfinite(clocks)].tolist())
+    [0, 1, 2, 3, 4]
+    """
+    places = jnp.asarray(first).astype(jnp.uint32) + jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
+    items = permuted(stream, places, num_items).astype(jnp.int32)
+    arrives = (items < num_items) & (places < num_visits(num_items))
+    seen = walk.seen + jnp.cumsum(arrives)
+    high, low = cipher.threefry2x32(stream, places, _SPACINGS)
+    waiting = (num_items - seen + 1).astype(jnp.float32)
+    spacings = jnp.where(arrives, clocks_from_bits(high ^ low, low) / waiting, 0)
+    times = walk.time + jnp.cumsum(spacings)
+    return Walk(times[-1], seen[-1]), items, jnp.where(arrives, times, jnp.inf)
+
+
+def permuted(stream: cipher.Words, places: UInt32[Array, ...], num_items: int) -> UInt32[Array, ...]:
+    """A keyed permutation of ``0 .. num_visits(num_items) - 1``: a Feistel network on the halves of a number."""
+    bits = num_visits(num_items).bit_length() - 1
+    low_bits, high_bits = bits // 2, bits - bits // 2
+    num_rounds = max(8, 2 * -(-64 // max(bits, 1)))  # few bits mix slowly: all orders of a few items are tested
+    adders, factors = cipher.threefry2x32(stream, jnp.arange(num_rounds, dtype=jnp.uint32), _ROUNDS)
+    low, high = places & jnp.uint32((1 << low_bits) - 1), places >> jnp.uint32(low_bits)
+    for round_ in range(0, num_rounds, 2):
+        high = high ^ _mixed(low, adders[round_], factors[round_], high_bits)
+        low = low ^ _mixed(high, adders[round_ + 1], factors[round_ + 1], low_bits)
+    return (high << jnp.uint32(low_bits)) | low
+
+
+def _mixed(x: UInt32[Array, ...], adder, factor, num_bits: int) -> UInt32[Array, ...]:
+    """The upper `num_bits` bits of a hash: multiplications by odd numbers, the finaliser of MurmurHash3 shortened."""
+    if num_bits == 0:
+        return jnp.zeros_like(x)
+    x = (x + adder) * (factor | jnp.uint32(1))
+    x = (x ^ (x >> jnp.uint32(15))) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
+    return x >> jnp.uint32(32 - num_bits)
