@@ -19,7 +19,7 @@ def halves(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ValueError: not a batch of images at least two pixels wide.
 
     >>> import numpy as np
-    >>> from gls_jax.compression.crops import halves
+    >>> from gls_jax.compression import halves
     >>> left, right = halves(np.zeros((3, 28, 28, 1), np.float32))
     >>> left.shape, right.shape
     ((3, 28, 14, 1), (3, 28, 14, 1))
@@ -49,7 +49,7 @@ def crops(key: PRNGKeyArray, images: Float[Array, "n h w c"], count: int, size: 
         ValueError: a crop that does not fit.
 
     >>> import jax, jax.numpy as jnp
-    >>> from gls_jax.compression.crops import crops
+    >>> from gls_jax.compression import crops
     >>> crops(jax.random.key(0), jnp.zeros((5, 28, 14, 1)), 2, 7).shape
     (5, 2, 7, 7, 1)
     """
@@ -57,16 +57,18 @@ def crops(key: PRNGKeyArray, images: Float[Array, "n h w c"], count: int, size: 
     images = jnp.asarray(images)
     count, size = checks.count(count, "count"), checks.count(size, "size")
     if images.ndim != 4 or size > min(images.shape[1:3]):
-        raise ValueError(f"images: expected shape [n, h, w, channels], h and w at least {size}, got {list(images.shape)}")
+        raise ValueError(
+            f"images: expected shape [n, h, w, channels], h and w at least {size}, got {list(images.shape)}"
+        )
     return _crops(key, images, count, size)
 
 
 def _crops(key, images, count: int, size: int):
     free = jnp.array([images.shape[1] - size + 1, images.shape[2] - size + 1])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    places = jax.vmap(lambda key: jax.random.randint(key, (images.shape[0], 2), 0, free), out_axes=1)(keys)
 
-    def one(image, index, number):
-        place = jax.random.randint(jax.random.fold_in(jax.random.fold_in(key, index), number), (2,), 0, free)
+    def cut(image, place):
         return jax.lax.dynamic_slice(image, (*place, 0), (size, size, image.shape[-1]))
 
-    each = jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))
-    return each(images, jnp.arange(images.shape[0]), jnp.arange(count))
+    return jax.vmap(jax.vmap(cut, (None, 0)))(images, places)

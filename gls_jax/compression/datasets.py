@@ -135,7 +135,9 @@ def _bytes(path: Path) -> bytes:
 def _idx(path: Path) -> np.ndarray:
     data = _bytes(path)
     if len(data) < 16 or data[:4] != b"\x00\x00\x08\x03":
-        raise ValueError(f"{path}: expected an IDX file of images (first bytes 00000803), got {data[:4].hex() or 'none'}")
+        raise ValueError(
+            f"{path}: expected an IDX file of images (first bytes 00000803), got {data[:4].hex() or 'none'}"
+        )
     sizes = tuple(int(size) for size in np.frombuffer(data, ">u4", 3, 4))
     if 0 in sizes or len(data) != 16 + math.prod(sizes):
         shape = " x ".join(map(str, sizes))

@@ -22,7 +22,7 @@ from gls_jax.models.chat import ChatTemplate, chat_template
 from gls_jax.models.config import Config
 from gls_jax.models.detokenize import Detokenizer
 from gls_jax.models.transformer import Cache, Transformer
-from gls_jax.models.vae import ImageVae, VaeConfig
+from gls_jax.models.vae import ImageVae, VaeConfig, image_model
 from gls_jax.models.vae_checkpoints import load_vae
 from gls_jax.models.vae_training import Losses, Trained, train_vae
 from gls_jax.models.weights import keep_layers
@@ -42,6 +42,7 @@ __all__ = [
     "Transformer",
     "VaeConfig",
     "chat_template",
+    "image_model",
     "keep_layers",
     "language_model",
     "load",

@@ -109,7 +109,9 @@ def _opened(folder: Path) -> Iterator[orbax.CheckpointManager]:
             yield manager
     except (ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{folder}: expected a checkpoint of a training run, got one that cannot be read ({reason})") from None
+        raise ValueError(
+            f"{folder}: expected a checkpoint of a training run, got one that cannot be read ({reason})"
+        ) from None
 
 
 def _named(state) -> dict[str, Any]:

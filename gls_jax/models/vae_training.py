@@ -109,7 +109,9 @@ def train_vae(
     for epoch in range(done, epochs):
         state, row = _epoch(graph, state, data, jax.random.fold_in(key, epoch), config, beta, batch, learning_rate)
         if not all(map(np.isfinite, row)):
-            raise ValueError(f"training: expected finite losses, got {row} in epoch {epoch + 1}; try a smaller learning rate")
+            raise ValueError(
+                f"training: expected finite losses, got {row} in epoch {epoch + 1}; try a smaller learning rate"
+            )
         losses.append(row)
         about = {"asked": asked, "config": asked["config"], "epochs": epochs, "losses": [list(row) for row in losses]}
         checkpoints.save(folder, epoch + 1, state, about)
@@ -171,7 +173,9 @@ def _checked(images: np.ndarray, config: VaeConfig, batch: int, beta: float, lea
         raise ValueError(f"images: expected right halves of {wanted}, got {' x '.join(map(str, right.shape[1:]))}")
     size, width, colours = config.side_shape
     if size != width or colours != images.shape[3] or size > min(left.shape[1:3]):
-        raise ValueError(f"side_shape: expected a square that fits left halves of {left.shape[1:]}, got {config.side_shape}")
+        raise ValueError(
+            f"side_shape: expected a square that fits left halves of {left.shape[1:]}, got {config.side_shape}"
+        )
     if min(checks.count(batch, "batch"), len(images)) < 2:
         raise ValueError(f"batch: expected at least two images a step, got a batch of {batch} and {len(images)} images")
     if not (np.abs(images) <= 1).all():
@@ -190,7 +194,9 @@ def _found(folder: Path, asked: dict, epochs: int, resume: bool) -> tuple[int, l
     # Written as JSON, where a tuple comes back as a list.
     other = [name for name, value in json.loads(json.dumps(asked)).items() if before.get(name) != value]
     if other:
-        raise ValueError(f"{folder}: the training run here was asked something else ({', '.join(other)}); give another folder")
+        raise ValueError(
+            f"{folder}: the training run here was asked something else ({', '.join(other)}); give another folder"
+        )
     if found.epoch > epochs:
         raise ValueError(f"{folder}: the training run here has {found.epoch} epochs, more than the {epochs} asked for")
     return found.epoch, [Losses(*row) for row in found.about["losses"]]
