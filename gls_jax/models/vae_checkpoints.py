@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as orbax
 from flax import nnx
 
 from gls_jax.compression.image_model import ImageModel
-from gls_jax.models.vae import ImageVae, VaeConfig, image_model
+from gls_jax.models.vae import VaeConfig, abstract, image_model
 
 __all__ = ["Found", "find", "load_vae", "restore", "save"]
 
@@ -52,26 +53,29 @@ def find(folder: Path) -> Found | None:
     return Found(epoch, about)
 
 
-def save(folder: Path, epoch: int, state, about: dict[str, Any]) -> None:
+def save(folder: Path, epoch: int, state: dict[str, Any], about: dict[str, Any]) -> None:
     """Write a state whole, then drop the one before: a run that is killed while writing keeps the old one."""
+    items = {name: orbax.args.StandardSave(_named(part)) for name, part in state.items()}
     with _opened(folder) as manager:
-        arrays = orbax.args.StandardSave(_named(state))
-        manager.save(epoch, args=orbax.args.Composite(state=arrays, about=orbax.args.JsonSave(about)))
+        manager.save(epoch, args=orbax.args.Composite(about=orbax.args.JsonSave(about), **items))
 
 
-def restore(folder: Path, epoch: int, like):
-    """The state that was saved, in the shape of `like`.
+def restore(folder: Path, epoch: int, like: dict[str, Any]) -> dict[str, Any]:
+    """Those parts of a state that `like` has, in its shapes.
 
     Raises:
-        ValueError: it cannot be read, or has other arrays.
+        ValueError: they cannot be read, or have other arrays.
     """
-    template = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named(like).items()}
+    templates = {part: {name: np.empty(x.shape, x.dtype) for name, x in _named(like[part]).items()} for part in like}
     with _opened(folder) as manager:
-        wanted = orbax.args.StandardRestore(template)
-        arrays = manager.restore(epoch, args=orbax.args.Composite(state=wanted)).state
-    if [array.shape for array in arrays.values()] != [leaf.shape for leaf in template.values()]:
-        raise ValueError(f"{folder}: expected arrays of the shapes of its configuration, got others")
-    return jax.tree.unflatten(jax.tree.structure(like), [jax.numpy.asarray(arrays[name]) for name in template])
+        wanted = {part: orbax.args.StandardRestore(template) for part, template in templates.items()}
+        found = manager.restore(epoch, args=orbax.args.Composite(**wanted))
+        arrays = {part: [found[part][name] for name in template] for part, template in templates.items()}
+    for part, template in templates.items():
+        if [array.shape for array in arrays[part]] != [leaf.shape for leaf in template.values()]:
+            raise ValueError(f"{folder}: expected arrays of the shapes of its configuration, got others")
+    rebuilt = {part: map(jnp.asarray, arrays[part]) for part in like}
+    return {part: jax.tree.unflatten(jax.tree.structure(like[part]), rebuilt[part]) for part in like}
 
 
 def load_vae(folder: str | Path) -> ImageModel:
@@ -97,7 +101,7 @@ def load_vae(folder: str | Path) -> ImageModel:
             "resume it first"
         )
     config = VaeConfig(**found.about["config"])
-    graph, params = nnx.split(ImageVae(config, rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(abstract(config))
     params = restore(folder, found.epoch, {"params": params})["params"]
     return image_model(nnx.merge(graph, params), config)
 

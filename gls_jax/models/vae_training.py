@@ -16,11 +16,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from gls_jax import checks, files
+from gls_jax import checks, files, races
 from gls_jax.compression.crops import crops, halves
 from gls_jax.compression.image_model import ImageModel
 from gls_jax.models import vae_checkpoints as checkpoints
-from gls_jax.models.vae import ImageVae, VaeConfig, image_model
+from gls_jax.models.vae import ImageVae, VaeConfig, image_model, initial
 
 __all__ = ["Losses", "Trained", "train_vae"]
 
@@ -101,11 +101,12 @@ def train_vae(
     }
     done, losses = _found(folder, asked, epochs, resume)
     files.check_folder(folder)
-    graph, params = nnx.split(ImageVae(config, rngs=nnx.Rngs(seed)))
+    key = jax.random.key(seed)
+    graph, params = nnx.split(initial(config, races.private_key(key)))  # epochs have the other folds
     state = {"params": params, "adam": optax.adam(learning_rate, 0.9, 0.99).init(params)}
     if done:
         state = checkpoints.restore(folder, done, state)
-    data, key = jnp.asarray(images), jax.random.key(seed)
+    data = jnp.asarray(images)
     for epoch in range(done, epochs):
         state, row = _epoch(graph, state, data, jax.random.fold_in(key, epoch), config, beta, batch, learning_rate)
         if not all(map(np.isfinite, row)):
