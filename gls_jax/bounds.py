@@ -22,6 +22,7 @@ from gls_jax.ratios import excess, ratio_order
 
 __all__ = [
     "communication_free",
+    "list_decoding",
     "list_matching",
     "list_matching_given_target",
     "list_matching_relaxed",
@@ -96,6 +97,26 @@ def list_matching_strong(log_p, log_q, num_active: int, num_drafts: int) -> Floa
     """
     q, given = _given_target(log_p, log_q, num_active, num_drafts)
     return jnp.sum(q * given)
+
+
+def list_decoding(information_density, num_decoders: int, num_bins: int) -> Float[Array, ...]:
+    """Chance that one of `K` decoders finds the encoder's candidate: at least the mean of ``(1 + 2^i / (K L))^-1``.
+
+    Proposition 4 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632), for many candidates. The message makes up for
+    ``log2 L`` bits of what the target tells about the source beyond the side information, the list for ``log2 K``.
+
+    Args:
+        information_density: ``i = log2 p_{W|A}(w | a) / p_{W|T}(w | t)`` in bits, `f[...]`, of draws of the joint law.
+        num_decoders: `K`.
+        num_bins: `L`.
+
+    >>> import jax.numpy as jnp
+    >>> from gls_jax import bounds
+    >>> [round(float(x), 3) for x in bounds.list_decoding(jnp.array([0.0, 3.0, 9.0]), 4, 2)]
+    [0.889, 0.5, 0.015]
+    """
+    known = jnp.log2(checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins"))
+    return jax.nn.sigmoid((known - checks.floats(information_density, "information_density")) * jnp.log(2.0))
 
 
 def communication_free(log_p, log_q) -> Float[Array, ""]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 __all__ = ["Estimate"]
@@ -18,6 +19,6 @@ class Estimate(NamedTuple):
         num_trials: independent trials behind the mean.
     """
 
-    mean: Float[Array, ...]
-    standard_error: Float[Array, ...]
-    num_trials: Int[Array, ""]
+    mean: Float[Array | np.ndarray, ...]
+    standard_error: Float[Array | np.ndarray, ...]
+    num_trials: Int[Array | np.ndarray, ""]

@@ -19,11 +19,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
 
-__all__ = ["MOST_CANDIDATES", "SCHEMES", "SEARCHES", "Density", "ListCode", "Normal", "gaussian_density"]
+__all__ = ["MOST_CANDIDATES", "SCHEMES", "SEARCHES", "Density", "ListCode", "Normal", "gaussian_density", "leader"]
 
 SCHEMES = ("gls", "baseline")
 SEARCHES = ("ordered", "dense")
@@ -93,8 +94,8 @@ class Density(NamedTuple):
 class Normal(NamedTuple):
     """A row of :data:`gaussian_density`: independent normals with variances below 1."""
 
-    mean: Float[Array, "*n D"]
-    variance: Float[Array, "*n D"]
+    mean: Float[Array | np.ndarray, "*n D"]
+    variance: Float[Array | np.ndarray, "*n D"]
 
 
 def _gaussian_weight(_, row: Normal, candidates: Float[Array, "B D"]) -> Float[Array, " B"]:
@@ -107,3 +108,9 @@ def _gaussian_bound(_, row: Normal) -> Float[Array, ""]:
 
 gaussian_density = Density(_gaussian_weight, _gaussian_bound)
 """Diagonal normals over the standard normal: the largest weight is at ``mean / (1 - variance)``."""
+
+
+def leader(scores: Float[Array, " B"], items: Int[Array, " B"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """The smallest score and its item; where two are equal, the smallest item."""
+    first = jnp.min(scores)
+    return first, jnp.min(jnp.where(scores == first, items, jnp.iinfo(jnp.int32).max))

@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gls_jax.compression import payload as payloads
+from gls_jax.compression.code import SCHEMES, SEARCHES
 
-__all__ = ["KINDS", "PRNGS", "SCHEMES", "SEARCHES", "VERSION", "Container", "Sizes", "pack", "sizes", "unpack"]
+__all__ = ["KINDS", "PRNGS", "VERSION", "Container", "Sizes", "pack", "sizes", "unpack"]
 
 KINDS = ("gaussian", "images")
 PRNGS = ("threefry2x32",)
-SCHEMES = ("gls", "baseline")
-SEARCHES = ("ordered", "dense")
 VERSION = 1
 
 _MAGIC = b"GLSC"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,10 @@ from gls_jax import checks
 
 __all__ = ["crops", "halves"]
 
+Images = TypeVar("Images", np.ndarray, jax.Array)
 
-def halves(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+
+def halves(images: Images) -> tuple[Images, Images]:
     """Left and right half of every image, `[n, height, width, channels]`; of an odd width the middle goes to the right.
 
     Raises:

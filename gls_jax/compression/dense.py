@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from gls_jax import races
-from gls_jax.compression.code import Density, ListCode
+from gls_jax.compression.code import Density, ListCode, leader
 
 __all__ = ["Members", "choose", "fold", "members", "pick"]
 
@@ -53,15 +53,15 @@ def choose(code: ListCode, key: PRNGKeyArray, density: Density, shared: Any, row
     start = (jnp.full(size, jnp.inf, jnp.float32), jnp.zeros(size, jnp.int32))
     numbers = jnp.arange(-(-code.num_candidates // size), dtype=jnp.int32)
     (scores, numbers), _ = jax.lax.scan(block, start, numbers)
-    return _first(scores, numbers * size + jnp.arange(size, dtype=jnp.int32))
+    return leader(scores, numbers * size + jnp.arange(size, dtype=jnp.int32))[1]
 
 
 def pick(code: ListCode, key: PRNGKeyArray, message, stream, density: Density, shared: Any, row: Any) -> Int[Array, ""]:
     """A decoder's index, ``argmin S[k, i] / v_i`` over its bin; -1 where no candidate has that bin."""
 
-    def race(best, items, log_weights):
+    def race(best, items, _, log_weights):
         scores = jnp.log(races.list_clocks(key, items, code.num_streams, stream)) - log_weights
-        score, item = jnp.min(scores), _first(scores, items)
+        score, item = leader(scores, items)
         ahead = score < best[0]
         return jnp.where(ahead, score, best[0]), jnp.where(ahead, item, best[1])
 
@@ -79,10 +79,10 @@ def fold(
     density: Density,
     shared: Any,
     row: Any,
-    step: Callable[[Carry, Int[Array, " P"], Float[Array, " P"]], Carry],
+    step: Callable[[Carry, Int[Array, " P"], Float[Array, "P D"], Float[Array, " P"]], Carry],
     start: Carry,
 ) -> Carry:
-    """Fold ``step(carry, items, log_weights)`` over the pages of a bin; where a page has no member the weight is 0.
+    """Fold ``step(carry, items, candidates, log_weights)`` over the pages of a bin; no member, no weight.
 
     Weights are computed in pages of one shape, so that a network gives a candidate the same weight for every caller.
     """
@@ -92,8 +92,9 @@ def fold(
     def page(number, carry):
         slots = number * size + jnp.arange(size, dtype=jnp.int32)
         items = _items(code, bin_, slots)
-        log_weights = density.log_weight(shared, row, races.candidates(key, items, code.dimension))
-        return step(carry, items, jnp.where(slots < bin_.total, log_weights, -jnp.inf))
+        candidates = races.candidates(key, items, code.dimension)
+        log_weights = density.log_weight(shared, row, candidates)
+        return step(carry, items, candidates, jnp.where(slots < bin_.total, log_weights, -jnp.inf))
 
     return jax.lax.fori_loop(0, (bin_.total + size - 1) // size, page, start)
 
@@ -125,11 +126,6 @@ def _items(code: ListCode, bin_: Members, slots: Int[Array, " P"]) -> Int[Array,
         bits = jnp.where(above, bits >> jnp.uint32(half), bits)
     per_block = _block(code) // _WORD
     return word // per_block * _block(code) + place * per_block + word % per_block
-
-
-def _first(scores: Float[Array, " B"], items: Int[Array, " B"]) -> Int[Array, ""]:
-    """The item of the smallest score; the smallest item where two are equal."""
-    return jnp.min(jnp.where(scores == jnp.min(scores), items, jnp.iinfo(jnp.int32).max))
 
 
 def _block(code: ListCode) -> int:

@@ -24,8 +24,8 @@ class ImageModel:
         encode: ``(params, source f32[B, h, w, c]) -> (mean f32[B, D], variance f32[B, D])`` of the law of `w` given the
             source, a diagonal Gaussian.
         project: ``(params, side f32[B, sh, sw, c]) -> features f32[B, F]``.
-        score: ``(params, features f32[F], latents f32[B, D]) -> f32[B]``, stands in for ``log p(w | side) / p(w)`` up to
-            a constant.
+        score: ``(params, features f32[F], latents f32[B, D]) -> f32[B]``, stands in for
+            ``log p(w | side) / p(w)`` up to a constant.
         reconstruct: ``(params, latents f32[B, D], features f32[B, F]) -> estimate f32[B, h, w, c]`` in [-1, 1].
         latent: `D`.
         source_shape: `(h, w, c)`.

@@ -10,7 +10,6 @@ as it has finished one.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from gls_jax import races
-from gls_jax.compression.code import Density, ListCode
+from gls_jax.compression.code import Density, ListCode, leader
 from gls_jax.races import ordered
 
 __all__ = ["choose", "pick"]
@@ -105,15 +104,17 @@ def _sweep(
 
     def visit(symbol, lane: Lane):
         key, row, streams, message = jax.tree.map(lambda x: x[symbol], tuple(searches))
-        follow = partial(ordered.visit, first=lane.place, count=step, num_items=code.num_candidates)
-        walks, items, clocks = jax.vmap(follow)(races.keys.stream_words(key, streams), lane.walks)
-        items, clocks = items.reshape(-1), clocks.reshape(-1)
-        if message is not None:
-            clocks = jnp.where(races.bins(key, items, code.num_bins) == message, clocks, jnp.inf)
-        candidates = races.candidates(key, items, code.dimension)
-        scores = jnp.log(clocks) - density.log_weight(shared, row, candidates)
-        first = jnp.min(scores)
-        winner = jnp.min(jnp.where(scores == first, items, jnp.iinfo(jnp.int32).max))
+
+        def follow(stream, walk):
+            walk, items, clocks = ordered.visit(stream, walk, lane.place, step, code.num_candidates)
+            if message is not None:
+                clocks = jnp.where(races.bins(key, items, code.num_bins) == message, clocks, jnp.inf)
+            candidates = races.candidates(key, items, code.dimension)
+            return walk, *leader(jnp.log(clocks) - density.log_weight(shared, row, candidates), items)
+
+        # Streams stay apart: XLA:CPU does not vectorise across a reshape.
+        walks, scores, items = jax.vmap(follow)(races.keys.stream_words(key, streams), lane.walks)
+        first, winner = leader(scores, items)
         ahead = first < lane.score
         score, item, place = jnp.where(ahead, first, lane.score), jnp.where(ahead, winner, lane.item), lane.place + step
         largest = bound(shared, row) + _SLACK

@@ -22,7 +22,7 @@ from gls_jax.models.chat import ChatTemplate, chat_template
 from gls_jax.models.config import Config
 from gls_jax.models.detokenize import Detokenizer
 from gls_jax.models.transformer import Cache, Transformer
-from gls_jax.models.vae import ImageVae, VaeConfig, image_model
+from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
 from gls_jax.models.vae_checkpoints import load_vae
 from gls_jax.models.vae_training import Losses, Trained, train_vae
 from gls_jax.models.weights import keep_layers
@@ -48,6 +48,7 @@ __all__ = [
     "load",
     "load_vae",
     "logits_function",
+    "new_vae",
     "train_vae",
 ]
 

@@ -27,7 +27,7 @@ from gls_jax import checks
 from gls_jax.compression.crops import halves
 from gls_jax.compression.image_model import ImageModel
 
-__all__ = ["ImageVae", "VaeConfig", "image_model"]
+__all__ = ["ImageVae", "VaeConfig", "abstract", "image_model", "new_vae"]
 
 _LOG_VARIANCES = (-12.0, 4.0)  # far outside of what a trained encoder says; keeps exp and its gradient finite
 
@@ -85,10 +85,10 @@ class VaeConfig:
 class ImageVae(nnx.Module):
     """Encoder, projection network, decoder and estimator; images are `[B, height, width, channels]` in [-1, 1].
 
-    >>> import jax.numpy as jnp
-    >>> from flax import nnx
-    >>> from gls_jax.models import ImageVae, VaeConfig
-    >>> vae = ImageVae(VaeConfig(source_shape=(5, 3, 1), side_shape=(2, 2, 1), channels=4, hidden=8, features=6), rngs=nnx.Rngs(0))
+    >>> import jax, jax.numpy as jnp
+    >>> from gls_jax import models
+    >>> config = models.VaeConfig(source_shape=(5, 3, 1), side_shape=(2, 2, 1), channels=4, hidden=8, features=6)
+    >>> vae = models.new_vae(config, jax.random.key(0))
     >>> mean, variance = vae.encode(jnp.zeros((7, 5, 3, 1)))
     >>> vae.reconstruct(mean, vae.project(jnp.zeros((7, 2, 2, 1)))).shape
     (7, 5, 3, 1)
@@ -155,7 +155,7 @@ class ImageVae(nnx.Module):
         return jnp.tanh(self.pixels(image[:, : self.size[0], : self.size[1]]))
 
 
-def initial(config: VaeConfig, key: PRNGKeyArray) -> ImageVae:
+def new_vae(config: VaeConfig, key: PRNGKeyArray) -> ImageVae:
     """A network with random weights: normal of variance 2 / inputs (He et al. 2015), biases 0.
 
     One draw is cut up for all of them: a program for the shape of each would take ten seconds to compile.

@@ -20,7 +20,7 @@ from gls_jax import checks, files, races
 from gls_jax.compression.crops import crops, halves
 from gls_jax.compression.image_model import ImageModel
 from gls_jax.models import vae_checkpoints as checkpoints
-from gls_jax.models.vae import ImageVae, VaeConfig, image_model, initial
+from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
 
 __all__ = ["Losses", "Trained", "train_vae"]
 
@@ -102,7 +102,7 @@ def train_vae(
     done, losses = _found(folder, asked, epochs, resume)
     files.check_folder(folder)
     key = jax.random.key(seed)
-    graph, params = nnx.split(initial(config, races.private_key(key)))  # epochs have the other folds
+    graph, params = nnx.split(new_vae(config, races.private_key(key)))  # epochs have the other folds
     state = {"params": params, "adam": optax.adam(learning_rate, 0.9, 0.99).init(params)}
     if done:
         state = checkpoints.restore(folder, done, state)
@@ -122,7 +122,7 @@ def train_vae(
 
 
 def _epoch(graph, state, images, key, config: VaeConfig, beta: float, batch: int, learning_rate: float):
-    """All steps of an epoch. A step is a call: inside of `lax.scan` XLA:CPU runs convolutions five to ten times slower."""
+    """All steps of an epoch, one call each: inside of `lax.scan` XLA:CPU runs convolutions 5 to 20 times slower."""
     size, steps = min(batch, images.shape[0]), max(1, images.shape[0] // batch)
     order_key, *step_keys = jax.random.split(key, steps + 1)
     order = jax.random.permutation(order_key, images.shape[0])
@@ -142,21 +142,22 @@ def _step(state, images, chosen, key, beta, learning_rate, *, graph, crop: int):
 
     def loss(params):
         row = _losses(nnx.merge(graph, params), source, side, latent_key, dropout_key)
-        return row.squared_error * source[0].size + beta * row.kl + row.cross_entropy, row
+        squared_error, kl, cross_entropy = row
+        return squared_error * source[0].size + beta * kl + cross_entropy, row
 
     gradients, row = jax.grad(loss, has_aux=True)(state["params"])
     updates, adam = optax.adam(learning_rate, 0.9, 0.99).update(gradients, state["adam"], state["params"])
     return {"params": optax.apply_updates(state["params"], updates), "adam": adam}, row
 
 
-def _losses(vae: ImageVae, source, side, latent_key, dropout_key) -> Losses:
+def _losses(vae: ImageVae, source, side, latent_key, dropout_key) -> tuple[jax.Array, jax.Array, jax.Array]:
     mean, variance = vae.encode(source)
     latent = mean + jnp.sqrt(variance) * jax.random.normal(latent_key, mean.shape)
     features = vae.project(side)
     estimate = vae.reconstruct(latent, features, dropout_key)
     one = vae.score(features, latent)
     two = vae.score(jnp.roll(features, 1, 0), latent)  # the order is random: a neighbour is another image's
-    return Losses(
+    return (
         jnp.mean(jnp.square(estimate - source)),
         jnp.mean(jnp.sum(jnp.square(mean) + variance - jnp.log(variance) - 1, -1)) / 2,
         jnp.mean(jax.nn.softplus(-one) + jax.nn.softplus(two)) / 2,

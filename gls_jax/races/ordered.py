@@ -7,8 +7,10 @@ sampling of Maddison, Tarlow, Minka 2014 orders arrivals in this way for continu
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
@@ -67,14 +69,28 @@ def visit(
     [0, 1, 2, 3, 4]
     """
     places = jnp.asarray(first).astype(jnp.uint32) + jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
+    everywhere = num_visits(num_items)
     items = permuted(stream, places, num_items).astype(jnp.int32)
-    arrives = (items < num_items) & (places < num_visits(num_items))
-    seen = walk.seen + jnp.cumsum(arrives)
+    if num_items == everywhere:
+        arrives, seen = places < everywhere, places.astype(jnp.int32) + 1
+    else:
+        arrives = (items < num_items) & (places < everywhere)
+        seen = walk.seen + _running_sum(arrives.astype(jnp.float32)).astype(jnp.int32)
     high, low = cipher.threefry2x32(stream, places, _SPACINGS)
-    waiting = (num_items - seen + 1).astype(jnp.float32)
+    waiting = jnp.maximum(num_items - seen + 1, 1).astype(jnp.float32)
     spacings = jnp.where(arrives, clocks_from_bits(high ^ low, low) / waiting, 0)
-    times = walk.time + jnp.cumsum(spacings)
+    times = walk.time + _running_sum(spacings)
     return Walk(times[-1], seen[-1]), items, jnp.where(arrives, times, jnp.inf)
+
+
+def _running_sum(x: Float[Array, " count"]) -> Float[Array, " count"]:
+    """`cumsum` as two products: XLA:CPU fuses what it sums into every step of a scan, and computes it many times."""
+    width = min(64, 1 << (x.shape[0] - 1).bit_length())
+    rows = jnp.pad(x, (0, -x.shape[0] % width)).reshape(-1, width)
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    within = product(rows, jnp.triu(jnp.ones((width, width), x.dtype)))
+    before = product(within[:, -1], jnp.triu(jnp.ones((len(rows), len(rows)), x.dtype), 1))
+    return (within + before[:, None]).reshape(-1)[: x.shape[0]]
 
 
 def permuted(stream: cipher.Words, places: UInt32[Array, ...], num_items: int) -> UInt32[Array, ...]:
@@ -82,7 +98,8 @@ def permuted(stream: cipher.Words, places: UInt32[Array, ...], num_items: int) -
     bits = num_visits(num_items).bit_length() - 1
     low_bits, high_bits = bits // 2, bits - bits // 2
     num_rounds = max(8, 2 * -(-64 // max(bits, 1)))  # few bits mix slowly: all orders of a few items are tested
-    adders, factors = cipher.threefry2x32(stream, jnp.arange(num_rounds, dtype=jnp.uint32), _ROUNDS)
+    constants = cipher.threefry2x32(stream, jnp.arange(num_rounds, dtype=jnp.uint32), _ROUNDS)
+    adders, factors = jax.lax.optimization_barrier(constants)  # or XLA fuses, and computes them anew for every place
     low, high = places & jnp.uint32((1 << low_bits) - 1), places >> jnp.uint32(low_bits)
     for round_ in range(0, num_rounds, 2):
         high = high ^ _mixed(low, adders[round_], factors[round_], high_bits)
