@@ -11,6 +11,7 @@ from gls_jax.cli.acceptance import Acceptance
 from gls_jax.cli.bench import Bench
 from gls_jax.cli.console import progress
 from gls_jax.cli.generate import Generate
+from gls_jax.cli.train import Train
 
 __all__ = ["main", "progress"]
 
@@ -20,9 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     commands = (
         Annotated[Acceptance, tyro.conf.subcommand("acceptance")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Bench, tyro.conf.subcommand("bench")]
     )
-    command: Acceptance | Generate | Bench = tyro.cli(commands, prog="gls-jax", description=__doc__, args=arguments)
+    command: Acceptance | Generate | Train | Bench = tyro.cli(
+        commands, prog="gls-jax", description=__doc__, args=arguments
+    )
     try:
         command.run()
     except (ValueError, OSError, ModuleNotFoundError) as error:

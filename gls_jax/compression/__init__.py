@@ -7,6 +7,7 @@ from gls_jax.compression.gaussian import GaussianSource, best_of_converse, wyner
 from gls_jax.compression.gaussian_codec import GaussianCodec, Reconstruction
 from gls_jax.compression.image_codec import ImageCodec, ImageReconstruction
 from gls_jax.compression.image_model import ImageModel
+from gls_jax.compression.image_trials import ImageErrors, ImageTrials, image_trials
 from gls_jax.compression.list_code import Received, Sent, decode, encode, symbol_keys
 from gls_jax.compression.matching import ListMatch, match
 from gls_jax.compression.simulation import Distortion, Simulation, simulate
@@ -17,8 +18,10 @@ __all__ = [
     "GaussianCodec",
     "GaussianSource",
     "ImageCodec",
+    "ImageErrors",
     "ImageModel",
     "ImageReconstruction",
+    "ImageTrials",
     "ListCode",
     "ListMatch",
     "Normal",
@@ -33,6 +36,7 @@ __all__ = [
     "encode",
     "gaussian_density",
     "halves",
+    "image_trials",
     "match",
     "simulate",
     "sizes",
