@@ -135,7 +135,7 @@ class ImageVae(nnx.Module):
             side = nnx.relu(layer(side))
         return nnx.relu(self.to_features(side.reshape(side.shape[0], -1)))
 
-    def score(self, features: Float[Array, "*b f"], latents: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+    def score(self, features: Float[Array, "*#b f"], latents: Float[Array, "*#b d"]) -> Float[Array, "*b"]:
         """Logit of "one image" against "two images" for each pair; leading axes broadcast."""
         # The first layer in two parts: that of the features is worked out once for all candidates of a decoder.
         first = nnx.relu(self.estimator_latent(latents) + self.estimator_features(features))
