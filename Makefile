@@ -44,6 +44,7 @@ bench: .venv/ready
 	$(BIN)/gls-jax bench core
 	$(BIN)/gls-jax bench schemes
 	$(BIN)/gls-jax bench decode
+	$(BIN)/gls-jax bench codec
 
 clean:
 	rm -rf .venv results

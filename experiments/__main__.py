@@ -7,7 +7,17 @@ import sys
 import tyro
 from rich.console import Console
 
-from experiments import block_efficiency, daliri, diverse, gls_fig6, khisti, mnist_tables, per_token, same_seed
+from experiments import (
+    block_efficiency,
+    daliri,
+    diverse,
+    gaussian_tables,
+    gls_fig6,
+    khisti,
+    mnist_tables,
+    per_token,
+    same_seed,
+)
 from gls_jax import files
 from gls_jax.cli import progress
 
@@ -19,6 +29,7 @@ EXPERIMENTS = {
     "block_efficiency": block_efficiency.BlockEfficiency,
     "per_token": per_token.PerToken,
     "same_seed": same_seed.SameSeed,
+    "gaussian_tables": gaussian_tables.GaussianTables,
     "mnist_tables": mnist_tables.MnistTables,
 }
 

@@ -12,6 +12,13 @@ COLUMNS = 16
 _STYLES = {"gls": "-", "baseline": "--"}
 
 
+Curve = dict[int, tuple[float, float]]
+"""Squared error and standard error by L."""
+
+Curves = dict[tuple[str, int], Curve]
+"""One a scheme and K."""
+
+
 class Pictures(NamedTuple):
     """Left halves `f32[n, h, w, c]`, and lines of right halves under their names."""
 
@@ -19,25 +26,21 @@ class Pictures(NamedTuple):
     lines: list[tuple[str, np.ndarray]]
 
 
-def figure(rows, silence: dict[int, float], paper_bins, paper: dict, pictures: Pictures) -> Figure:
+def figure(here: Curves, silence: dict[int, float], paper: Curves, pictures: Pictures) -> Figure:
     """Curves of squared error against bits, here and in the paper, above the pictures."""
-    made = Figure(figsize=(11, 4.2 + 0.8 * len(pictures.lines)), layout="constrained")
-    top, bottom = made.subfigures(2, 1, height_ratios=(4.2, 0.8 * len(pictures.lines)))
-    ours, theirs = top.subplots(1, 2)
-    cells = dict.fromkeys(row[:2] for row in rows)
-    colours = {count: f"C{at}" for at, count in enumerate(sorted({count for _, count in cells}))}
-    for scheme, count in cells:
-        points = [row for row in rows if row[:2] == (scheme, count)]
-        bits, errors = [math.log2(row.num_bins) for row in points], [row.squared_error for row in points]
-        bars = [2 * row.standard_error for row in points]
-        name, style = f"{scheme}, K = {count}", _STYLES[scheme]
-        ours.errorbar(bits, errors, bars, fmt=f"{style}o", color=colours[count], capsize=2, markersize=3, label=name)
+    height = 0.8 * len(pictures.lines)
+    made = Figure(figsize=(11, 4.2 + height), layout="constrained")
+    top, bottom = made.subfigures(2, 1, height_ratios=(4.2, height))
+    colours = {count: f"C{at}" for at, count in enumerate(sorted({count for _, count in (*here, *paper)}))}
+    titles = ("here: ±2 s.e., pixels in [-1, 1]", "GLS paper, tables 13 and 14")
+    panels = top.subplots(1, 2)
     for count, value in silence.items():
-        ours.axhline(value, color=colours[count], linestyle=":", linewidth=1, label=f"hearing nothing, K = {count}")
-    for (scheme, count), values in paper.items():
-        bits, colour = [math.log2(size) for size in paper_bins], colours.get(count, "k")
-        theirs.plot(bits, values, f"{_STYLES[scheme]}o", color=colour, markersize=3, label=f"{scheme}, K = {count}")
-    for axes, title in ((ours, "here: ±2 s.e., pixels in [-1, 1]"), (theirs, "GLS paper, tables 13 and 14")):
+        panels[0].axhline(value, color=colours[count], linestyle=":", linewidth=1, label=f"silence, K = {count}")
+    for axes, curves, title in zip(panels, (here, paper), titles, strict=True):
+        for (scheme, count), curve in curves.items():
+            bits, (errors, bars) = [math.log2(bins) for bins in curve], np.array(list(curve.values())).T
+            look = {"fmt": f"{_STYLES[scheme]}o", "color": colours[count], "capsize": 2, "markersize": 3}
+            axes.errorbar(bits, errors, 2 * bars, label=f"{scheme}, K = {count}", **look)
         axes.set(xlabel="bits an image", ylabel="squared error of the best decoder", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small", ncols=2)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from gls_jax.bench import core, decode, selection
+from gls_jax.bench import codec, core, decode, selection
 from gls_jax.bench.measure import Line
 
 __all__ = ["SUITES", "run"]
@@ -20,6 +20,7 @@ SUITES: dict[str, tuple[Callable[[int], Line], ...]] = {
     "core": core.SUITE,
     "schemes": selection.SUITE,
     "decode": decode.SUITE,
+    "codec": codec.SUITE,
 }
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 
 import jax
@@ -59,7 +57,9 @@ def exact_vocabulary(repeats: int, num_drafts: int = 8) -> Line:
     return {
         "benchmark": f"exact gls acceptance, N={VOCABULARY}, K={num_drafts}",
         "seconds": round(own, 4),
-        "peak_megabytes": _in_a_fresh_process(f"vocabulary({num_drafts})"),
+        "peak_megabytes": measure.in_a_fresh_process(
+            f"from gls_jax.bench import core; print(core._vocabulary({num_drafts}))"
+        ),
         "numpy_dense_trials_in_that_time": round(own / statistics.median(turns[1]), 1),
         "compile_seconds": round(first - own, 2),
     }
@@ -67,7 +67,7 @@ def exact_vocabulary(repeats: int, num_drafts: int = 8) -> Line:
 
 def importing(repeats: int) -> Line:
     """Seconds that `import gls_jax` adds to importing jax and flax."""
-    own = [_in_a_fresh_process("importing()") for _ in range(repeats)]
+    own = [measure.in_a_fresh_process(_IMPORT) for _ in range(repeats)]
     return {"benchmark": "import gls_jax beyond jax and flax", "seconds": round(statistics.median(own), 3)}
 
 
@@ -77,13 +77,6 @@ def numpy_trials(rng: np.random.Generator, p, q, num_drafts: int, count: int) ->
     drafts = (clocks / p).argmin(-1)
     target = (clocks.min(1) / q).argmin(-1)
     return int((drafts == target[:, None]).any(1).sum())
-
-
-def _in_a_fresh_process(call: str) -> float:
-    """A number that only a new process can give."""
-    code = f"from gls_jax.bench import core; print(core._{call})" if call != "importing()" else _IMPORT
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
 
 
 _IMPORT = """
@@ -97,15 +90,9 @@ print(time.perf_counter() - start)
 def _vocabulary(num_drafts: int) -> float:
     """Megabytes that the exact acceptance adds to the process's peak, compilation included."""
     laws = jax.block_until_ready(vocabulary_laws())
-    before = _peak_megabytes()
+    before = measure.peak_megabytes()
     jax.jit(lambda p, q: schemes.get("gls").acceptance(p, q, num_drafts))(*laws).block_until_ready()
-    return round(_peak_megabytes() - before, 1)
-
-
-def _peak_megabytes() -> float:
-    """Peak resident memory of this process alone (Linux; `getrusage` would count its parent's)."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+    return round(measure.peak_megabytes() - before, 1)
 
 
 SUITE = (monte_carlo(10), monte_carlo(1000), exact_vocabulary, importing)

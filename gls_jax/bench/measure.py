@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["VOCABULARY", "Line", "seconds", "turns", "vocabulary_laws"]
+__all__ = ["VOCABULARY", "Line", "in_a_fresh_process", "peak_megabytes", "seconds", "turns", "vocabulary_laws"]
 
 VOCABULARY = 151_936
 Line = dict[str, object]
@@ -26,6 +28,18 @@ def turns(ours: Callable[[], object], peer: Callable[[], object], repeats: int) 
     ours(), peer()
     pairs = [(seconds(ours), seconds(peer)) for _ in range(repeats)]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def in_a_fresh_process(code: str) -> float:
+    """A number that only a new process can give: what `code` prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def peak_megabytes() -> float:
+    """Peak resident memory of this process alone (Linux; `getrusage` would count its parent's)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
 
 def vocabulary_laws() -> tuple[jax.Array, jax.Array]:

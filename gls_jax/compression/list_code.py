@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -80,7 +81,10 @@ def encode(
     >>> got.candidate.shape
     (3, 1)
     """
-    return Sent(*in_groups(partial(_encode, **_checked(code, density)), shared, (keys, rows), progress))
+    _check(code, density)
+    choosing = dataclasses.replace(code, num_decoders=code.num_streams, num_bins=1, scheme="gls")  # compiled once
+    index = in_groups(partial(_choose, code=choosing, density=density), shared, (keys, rows), progress)
+    return Sent(index, in_groups(partial(_bins, num_bins=code.num_bins), (), (keys, index)))
 
 
 def decode(
@@ -106,37 +110,39 @@ def decode(
         rows: what each brings, a pytree of arrays with leading axis `n`.
         progress: called with `(symbols done, n)`.
     """
-    run, stream = partial(_decode, **_checked(code, density)), np.int32(code.stream(decoder))
-    rows = (keys, rows, np.asarray(message, np.int32))
+    _check(code, density)
+    stream, num_streams = np.int32(code.stream(decoder)), 1 if code.search == "ordered" else code.num_streams
+    picking = dataclasses.replace(code, num_decoders=num_streams, scheme="gls")  # compiled once for all that agree
+    run, rows = partial(_pick, code=picking, density=density), (keys, rows, np.asarray(message, np.int32))
     return Received(*in_groups(run, (shared, stream), rows, progress))
 
 
 @partial(jax.jit, static_argnames=("code", "density"))
-def _encode(shared, arrays, count, *, code: ListCode, density: Density):
+def _choose(shared, arrays, count, *, code: ListCode, density: Density) -> Int[Array, " n"]:
     keys, rows = arrays
     if code.search == "ordered":
-        index = ordered.choose(code, keys, density, shared, rows, count)
-    else:
-        index = over_lanes(lambda key, row: dense.choose(code, key, density, shared, row), (keys, rows), count)
-    bins = jax.vmap(lambda key, item: races.bins(key, item, code.num_bins))
-    return index, bins(keys, index)
+        return ordered.choose(code, keys, density, shared, rows, count)
+    return over_lanes(lambda key, row: dense.choose(code, key, density, shared, row), arrays, count)
+
+
+@partial(jax.jit, static_argnames="num_bins")
+def _bins(_, arrays, count, *, num_bins: int) -> Int[Array, " n"]:
+    return jax.vmap(lambda key, index: races.bins(key, index, num_bins))(*arrays)
 
 
 @partial(jax.jit, static_argnames=("code", "density"))
-def _decode(shared, arrays, count, *, code: ListCode, density: Density):
+def _pick(shared, arrays, count, *, code: ListCode, density: Density) -> tuple[Int[Array, " n"], Float[Array, "n D"]]:
     (shared, stream), (keys, rows, message) = shared, arrays
     if code.search == "ordered":
         index = ordered.pick(code, keys, message, stream, density, shared, rows, count)
     else:
         one = lambda key, row, message: dense.pick(code, key, message, stream, density, shared, row)  # noqa: E731
         index = over_lanes(one, arrays, count)
-    candidates = jax.vmap(lambda key, item: races.candidates(key, item, code.dimension))
-    return index, candidates(keys, index)
+    return index, jax.vmap(lambda key, item: races.candidates(key, item, code.dimension))(keys, index)
 
 
-def _checked(code: ListCode, density: Density) -> dict:
+def _check(code: ListCode, density: Density) -> None:
     if code.search == "ordered" and density.log_bound is None:
         raise ValueError(
             "search: expected 'dense' for weights without a known bound (Density.log_bound), got 'ordered'"
         )
-    return {"code": code, "density": density}

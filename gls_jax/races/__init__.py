@@ -12,7 +12,6 @@ noise that must be independent of the clocks (acceptance tests, residual draws) 
 """
 
 from gls_jax.races import keys, ordered
-from gls_jax.races.candidates import bins, candidates, first_clocks, list_clocks
 from gls_jax.races.clocks import (
     LIGHTEST,
     arrivals,
@@ -23,6 +22,7 @@ from gls_jax.races.clocks import (
     weights,
     winner,
 )
+from gls_jax.races.common import bins, candidates, first_clocks, list_clocks
 from gls_jax.races.darts import darts
 from gls_jax.races.keys import position_key, private_key, stream_key
 

@@ -1,0 +1,256 @@
+"""Both searches: their laws, against each other, against the lemma; and what must not matter."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from gls_jax import compression, races
+from gls_jax.compression import dense
+from gls_jax.races import common
+
+KEY = jax.random.key(61)
+ALPHA = 1e-9  # false-failure rate of every statistical test here
+FIVE = scipy.stats.norm.isf(ALPHA / 2)  # as many standard errors, about six
+SEARCHES = ("ordered", "dense")
+
+
+def rows(mean, variance):
+    mean = np.asarray(mean, np.float32)
+    return compression.Normal(mean, np.full_like(mean, variance))
+
+
+def problem(count, dimension=1, seed=0):
+    """Rows of an encoder and of its decoders: candidates near a source, and nearer to its side information than not."""
+    rng = np.random.default_rng(seed)
+    source = rng.normal(size=(count, dimension))
+    sides = [source + rng.normal(size=(count, dimension)) for _ in range(3)]
+    return rows(source / 1.05, 0.09), [rows(side / 2, 0.54) for side in sides]
+
+
+@functools.cache
+def outcome(search, num_decoders, num_candidates, num_bins, scheme="gls", count=10_000, dimension=1):
+    """Sent, and received by every decoder."""
+    code = compression.ListCode(num_decoders, num_candidates, num_bins, dimension, scheme, search)
+    keys = compression.symbol_keys(KEY, count)
+    encoder, decoders = problem(count, dimension)
+    sent = compression.encode(code, keys, compression.gaussian_density, (), encoder)
+    received = [
+        compression.decode(code, keys, sent.message, k, compression.gaussian_density, (), decoders[k])
+        for k in range(num_decoders)
+    ]
+    return sent, received
+
+
+@jax.jit
+def _log_weights(candidates, mean, variance):
+    weigh = functools.partial(compression.gaussian_density.log_weight, ())
+    return jax.vmap(weigh)(compression.Normal(mean, variance), candidates)
+
+
+def weights(num_candidates, row, count):
+    """Probabilities of all candidates under one row each, `f64[n, N]`."""
+    keys, items = compression.symbol_keys(KEY, count), jnp.arange(num_candidates)
+    candidates = jax.jit(jax.vmap(lambda key: races.candidates(key, items, 1)))(keys)
+    log_weights = np.asarray(_log_weights(candidates, *row), np.float64)
+    law = np.exp(log_weights - log_weights.max(1, keepdims=True))
+    return law / law.sum(1, keepdims=True)
+
+
+def deviation(law, index):
+    """Standard errors between the mean probability of what was chosen and its mean under `law`."""
+    chosen, expected = law[np.arange(len(index)), index], (law**2).sum(1)
+    return (chosen - expected).mean() / (chosen - expected).std() * len(index) ** 0.5
+
+
+def tempered(law):
+    """A law a little off."""
+    return law**0.8 / (law**0.8).sum(1, keepdims=True)
+
+
+@functools.cache
+def every_bin(num_candidates, num_bins, count):
+    keys, items = compression.symbol_keys(KEY, count), jnp.arange(num_candidates)
+    return np.asarray(jax.jit(jax.vmap(lambda key: races.bins(key, items, num_bins)))(keys))
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(("num_candidates", "num_bins"), [(5, 2), (64, 4)])
+def test_encoders_choose_by_their_weights(search, num_candidates, num_bins):
+    """The law of the index given the candidates; a law a little off is told apart. Everything stays in its bin."""
+    count = 10_000
+    sent, received = outcome(search, 3, num_candidates, num_bins)
+    law, bins = weights(num_candidates, problem(count)[0], count), every_bin(num_candidates, num_bins, count)
+    assert abs(deviation(law, sent.index)) < FIVE < abs(deviation(tempered(law), sent.index))
+    for found in (sent, *received):
+        np.testing.assert_array_equal(bins[np.arange(count), found.index], sent.message)
+
+
+def test_decoders_choose_by_their_weights():
+    """Of a bin that the encoder did not choose, whose clocks nobody has looked at; -1 where it is empty."""
+    count, row = 10_000, problem(10_000)[1][0]
+    keys, density = compression.symbol_keys(KEY, count), compression.gaussian_density
+    inside = np.where(every_bin(64, 4, count) == 1, weights(64, row, count), 0)
+    some = inside.sum(1) > 0
+    law = inside[some] / inside[some].sum(1, keepdims=True)
+    for search, decoder in itertools.product(SEARCHES, (0, 2)):
+        code = compression.ListCode(3, 64, 4, search=search)
+        found = compression.decode(code, keys, np.ones(count, np.int32), decoder, density, (), row).index
+        np.testing.assert_array_equal(found >= 0, some)
+        assert abs(deviation(law, found[some])) < FIVE < abs(deviation(tempered(law), found[some]))
+
+
+@pytest.mark.parametrize(("scheme", "num_decoders"), [("gls", 1), ("gls", 3), ("baseline", 3)])
+def test_searches_agree_in_law_and_keep_the_promise(scheme, num_decoders):
+    """Match probability by both searches, and by the definition on arrays of fresh clocks, with the lemma's bound."""
+    count, num_candidates, num_bins = 10_000, 64, 4
+    encoder, decoders = problem(count)
+    decoders = [rows(d.mean, d.variance[0, 0]) for d in decoders[:num_decoders]]
+    num_streams = num_decoders if scheme == "gls" else 1
+    items = jnp.arange(num_candidates)
+
+    @jax.jit
+    @jax.vmap
+    def defined(key, encoder, *decoders):
+        candidates = races.candidates(key, items, 1)
+        weigh = functools.partial(compression.gaussian_density.log_weight, ())
+        logs = jnp.stack([weigh(row, candidates) for row in decoders])
+        clocks = races.exponentials(key, num_streams, num_candidates)
+        return compression.match(clocks, weigh(encoder, candidates), logs, races.bins(key, items, num_bins))
+
+    keys = compression.symbol_keys(jax.random.fold_in(KEY, 1), count)
+    expected = defined(keys, encoder, *decoders)
+    rate = np.mean(expected.matched)
+    for search in SEARCHES:
+        sent, received = outcome(search, num_decoders, num_candidates, num_bins, scheme)
+        matched = np.any([found.index == sent.index for found in received], axis=0)
+        error = np.sqrt(2 * rate * (1 - rate) / count)
+        assert abs(matched.mean() - rate) < FIVE * error
+        distance = [np.abs(found.candidate[:, 0] - encoder.mean[:, 0]) for found in received]
+        assert np.min(distance, axis=0).mean() < 1
+    margin = np.asarray(expected.matched, float) - np.asarray(expected.bound)
+    if scheme == "gls":
+        assert margin.mean() > -FIVE * margin.std() / count**0.5
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_one_decoder_is_the_baseline(search):
+    one, other = outcome(search, 1, 64, 4), outcome(search, 1, 64, 4, "baseline")
+    np.testing.assert_array_equal(one[0].index, other[0].index)
+    np.testing.assert_array_equal(one[1][0].index, other[1][0].index)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_neighbours_do_not_matter(search):
+    """5,000 symbols in one call, in pieces across the groups, one by one, and in another order."""
+    count, code = 5000, compression.ListCode(3, 64, 4, search=search)
+    keys, (encoder, decoders) = compression.symbol_keys(KEY, count), problem(count)
+    sent = compression.encode(code, keys, compression.gaussian_density, (), encoder)
+    got = compression.decode(code, keys, sent.message, 1, compression.gaussian_density, (), decoders[1])
+    for part in (slice(0, 1), slice(7, 4200), slice(4999, None), np.random.default_rng(0).permutation(count)):
+        take = functools.partial(jax.tree.map, lambda x, part=part: x[part])
+        again = compression.encode(code, keys[part], compression.gaussian_density, (), take(encoder))
+        np.testing.assert_array_equal(again.index, sent.index[part])
+        rest = (sent.message[part], 1, compression.gaussian_density, (), take(decoders[1]))
+        np.testing.assert_array_equal(compression.decode(code, keys[part], *rest).index, got.index[part])
+    nobody = jax.tree.map(lambda x: x[:0], encoder)
+    assert compression.encode(code, keys[:0], compression.gaussian_density, (), nobody).index.shape == (0,)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("sizes", [(1, 1), (33, 33)])
+def test_smallest_sizes(search, sizes):
+    sent, received = outcome(search, 2, *sizes, count=200, dimension=2)
+    for found in received:
+        assert (found.index >= 0).all() and (found.index < sizes[0]).all() and found.candidate.shape == (200, 2)
+    if sizes[0] == 1:
+        assert (received[0].index == 0).all()
+        assert (sent.message == 0).all()
+
+
+def test_far_sources_find_their_nearest_candidates():
+    """Weights of far sources underflow as probabilities; in logarithms the race is still one."""
+    keys, far, items = compression.symbol_keys(KEY, 50), rows(np.full((50, 1), 30.0), 0.001), jnp.arange(64)
+    every = np.asarray(jax.jit(jax.vmap(lambda key: races.candidates(key, items, 1)[:, 0]))(keys))
+    for search in SEARCHES:
+        code = compression.ListCode(3, 64, 4, search=search)
+        sent = compression.encode(code, keys, compression.gaussian_density, (), far)
+        assert (every[np.arange(50), sent.index] == every.max(1)).all()
+
+
+@pytest.mark.parametrize("num_bins", [3, 64])
+def test_any_page_gives_the_same_members(num_bins, monkeypatch):
+    """The members of a bin, whatever their page, and at any N, are those with that bin."""
+    num_candidates = 9001
+    code, key = compression.ListCode(1, num_candidates, num_bins, search="dense"), KEY
+    expected = np.flatnonzero(np.asarray(races.bins(key, jnp.arange(num_candidates), num_bins)) == 2)
+    bin_ = jax.jit(functools.partial(dense.members, code))(key, 2)
+    for page in (256, 1024):
+        monkeypatch.setattr(dense, "_page", lambda code, page=page: page)
+        seen = []
+        for number in range(-(-len(expected) // page)):
+            slots = number * page + np.arange(page)
+            found = dense._items(code, bin_, jnp.asarray(slots, jnp.int32))
+            seen.append(np.asarray(found)[slots < len(expected)])
+        assert sorted(np.concatenate(seen)) == list(expected)
+
+
+def test_float32_zero_trap(monkeypatch):
+    """What 23-bit clocks cost (math of the races' room): a clock of exactly 0 wins against every weight.
+
+    512 symbols, 2^18 candidates: 16 zero clocks expected, none has chance 1e-7; then a source is sent that has nothing
+    to do with it. With the library's clocks a target 7 standard deviations away has chance 1e-11 a symbol.
+    """
+    code, count = compression.ListCode(1, 2**18, 64, search="dense"), 512
+    keys = compression.symbol_keys(KEY, count)
+    row = rows(np.random.default_rng(3).normal(size=(count, 1)), 0.001)
+
+    def distances():
+        """From the source, in standard deviations of the target, of what the encoder chose."""
+        density = compression.Density(lambda shared, row, x: compression.gaussian_density.log_weight(shared, row, x))
+        sent = compression.encode(code, keys, density, (), row)
+        chosen = jax.vmap(lambda key, item: races.candidates(key, item, 1))(keys, jnp.asarray(sent.index))
+        return np.abs(np.asarray(chosen) - row.mean)[:, 0] / 0.001**0.5
+
+    def coarse(bits, more):
+        return -jnp.log1p(-jnp.float32(2.0**-23) * (bits >> 9))
+
+    exact = distances()
+    assert exact.max() < 7
+    monkeypatch.setattr(common, "clocks_from_bits", coarse)
+    defective = distances()
+    assert (defective > 7).any()
+    assert np.mean(20 * np.log10(defective)) > np.mean(20 * np.log10(exact)) + 0.05  # dB, on the same noise
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_candidates": 0}, "num_candidates: expected an int of at least 1, got 0"),
+        ({"num_candidates": 2**30 + 1}, r"num_candidates: expected at most 2\^30"),
+        ({"num_bins": 65}, r"num_bins: expected at most num_candidates \(64\), got 65"),
+        ({"num_bins": -1}, "num_bins: expected an int of at least 1, got -1"),
+        ({"num_decoders": 1.5}, "num_decoders: expected an int of at least 1"),
+        ({"scheme": "lists"}, "scheme: expected one of gls, baseline, got 'lists'"),
+        ({"search": "quick"}, "search: expected one of ordered, dense, got 'quick'"),
+    ],
+)
+def test_bad_codes(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(compression.ListCode(2, 64, 4), **change)
+
+
+def test_bad_calls():
+    code, keys = compression.ListCode(2, 64, 4), compression.symbol_keys(KEY, 3)
+    row, density = rows(np.zeros((3, 1)), 0.1), compression.gaussian_density
+    with pytest.raises(ValueError, match=r"decoder: expected one int within 0\.\.1, got 2"):
+        compression.decode(code, keys, np.zeros(3, np.int32), 2, density, (), row)
+    with pytest.raises(ValueError, match=r"rows: expected one a symbol \(3\)"):
+        compression.encode(code, keys, density, (), rows(np.zeros((2, 1)), 0.1))
+    with pytest.raises(ValueError, match="search: expected 'dense' for weights without a known bound"):
+        compression.encode(code, keys, compression.Density(density.log_weight), (), row)
