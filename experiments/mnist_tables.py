@@ -13,7 +13,6 @@ is 28x14.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -24,14 +23,13 @@ from typing import ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from experiments import mnist_figures, shared
+from experiments import mnist_report, shared
 from gls_jax import checks, models, races
 from gls_jax.compression import ImageCodec, ImageErrors, ImageTrials, datasets, halves, image_trials
 from gls_jax.compression.image_codec import BATCH
 
-PUBLISHED = Path(__file__).parent / "published" / "mnist.csv"
 _HELD_OUT = 10  # every tenth training image chooses beta and N
-_PEAK = 2.0  # of pixels in [-1, 1]
+_CHOICE_REPEATS = 2
 
 
 class Row(NamedTuple):
@@ -47,6 +45,7 @@ class Row(NamedTuple):
     some_decoder_matched: float
     gain: float | None = None
     gain_error: float | None = None
+    published: float | None = None
 
 
 class Setting(NamedTuple):
@@ -66,7 +65,6 @@ class MnistTables:
         "features": 128,
         "betas": (2.0, 3.0, 4.0, 6.0, 8.0, 10.0),
         "num_candidates": tuple(2**power for power in range(6, 13)),
-        "repeats": 5,
     }
 
     images: str = "digits"
@@ -77,7 +75,7 @@ class MnistTables:
     """K."""
     num_bins: tuple[int, ...] = (4, 8, 16, 32, 64)
     """L."""
-    num_candidates: tuple[int, ...] = (64, 128, 256)
+    num_candidates: tuple[int, ...] = (64, 256)
     """N to choose from."""
     betas: tuple[float, ...] = (4.0, 6.0, 8.0, 10.0)
     """Weights of the divergence to choose from, a training run each."""
@@ -89,7 +87,7 @@ class MnistTables:
     """Units of its hidden layers."""
     features: int = 64
     """That a crop is projected to."""
-    repeats: int = 4
+    repeats: int = 8
     """Crops and codes of every test image."""
     seed: int = 0
     """Of training, crops and codes."""
@@ -116,8 +114,8 @@ class MnistTables:
             pictures = self._pictures(trained, chosen, images.test)
         rows = list(self._rows(chosen, tested))
         shared.write_csv(self.out / "mnist_tables.csv", rows)
-        shared.save(self.out / "mnist_tables.png", mnist_figures.figure(_curves(rows), silence, _published(), pictures))
-        return [_table(rows, silence), _deltas(rows)]
+        shared.save(self.out / "mnist_tables.png", mnist_report.figure(_curves(rows), silence, pictures))
+        return [_table(rows, silence), _order(tested), mnist_report.deltas(_curves(rows))]
 
     def _train(self, beta: float, images: np.ndarray, report: shared.Report):
         sizes = {name: getattr(self, name) for name in ("channels", "hidden", "features")}
@@ -137,7 +135,7 @@ class MnistTables:
         settings = [Setting(beta, n) for beta in self.betas for n in self.num_candidates]
         errors: dict = {}
         for at, setting in enumerate(settings):
-            trials = self._trials(trained[setting.beta], images, self.seed + 1, 1)
+            trials = self._trials(trained[setting.beta], images, (self.seed + 1) % 2**32, _CHOICE_REPEATS)
             for bins in self.num_bins:
                 for streams in self._streams():
                     found = self._run(trained, setting, streams, bins, trials, keep)
@@ -206,9 +204,9 @@ class MnistTables:
             errors.append(np.mean(np.square(estimates - trials.source), axis=(1, 2, 3)))
         return {count: float(np.min(errors[:count], axis=0).mean()) for count in self.num_decoders}
 
-    def _pictures(self, trained, chosen, images) -> mnist_figures.Pictures:
+    def _pictures(self, trained, chosen, images) -> mnist_report.Pictures:
         """Some test images, and what the best of K decoders makes of the fewest and of the most bits."""
-        some = images[:: max(1, len(images) // mnist_figures.COLUMNS)][: mnist_figures.COLUMNS]
+        some = images[:: max(1, len(images) // mnist_report.COLUMNS)][: mnist_report.COLUMNS]
         count = max(self.num_decoders)
         lines = []
         for bins in (min(self.num_bins), max(self.num_bins)):
@@ -221,16 +219,17 @@ class MnistTables:
             best = np.stack(every)[errors.argmin(axis=0), np.arange(len(some))]
             lines.append((f"best of {count}, {math.log2(bins):g} bits", best))
         left, right = halves(some)
-        return mnist_figures.Pictures(left, [("source", right), *lines])
+        return mnist_report.Pictures(left, [("source", right), *lines])
 
     def _rows(self, chosen, tested) -> Iterator[Row]:
+        published = mnist_report.published()
         for (scheme, count, bins), errors in sorted(tested.items()):
             best = errors.best(count)
-            gain: tuple = ()
-            if scheme == "gls" and count > 1:
-                gain = _mean(tested["baseline", count, bins].best(count) - best)
+            better = scheme == "gls" and count > 1
+            gain = _mean(tested["baseline", count, bins].best(count) - best) if better else (None, None)
             matched = float(errors.matched.any(axis=0).mean())
-            yield Row(scheme, count, bins, *chosen[scheme, count, bins], *_mean(best), matched, *gain)
+            papers, _ = published.get((scheme, count), {}).get(bins, (None, None))
+            yield Row(scheme, count, bins, *chosen[scheme, count, bins], *_mean(best), matched, *gain, papers)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
@@ -250,51 +249,25 @@ def _table(rows: list[Row], silence: dict[int, float]):
     return shared.table("squared error of the best decoder", header, lines, note=f"silence: {note}")
 
 
-def _curves(rows: list[Row]) -> mnist_figures.Curves:
+def _curves(rows: list[Row]) -> mnist_report.Curves:
     """Squared error and standard error by L, for every scheme and K."""
-    curves: mnist_figures.Curves = {}
+    curves: mnist_report.Curves = {}
     for row in rows:
         curves.setdefault((row.scheme, row.num_decoders), {})[row.num_bins] = (row.squared_error, row.standard_error)
     return curves
 
 
-def _published() -> mnist_figures.Curves:
-    """Likewise of the paper, which gives no standard errors."""
-    curves: mnist_figures.Curves = {}
-    with PUBLISHED.open() as file:
-        for line in csv.DictReader(line for line in file if not line.startswith("#")):
-            curve = curves.setdefault((line["scheme"], int(line["num_decoders"])), {})
-            curve[int(line["num_bins"])] = (float(line["mse"]), 0.0)
-    return curves
-
-
-def _deltas(rows: list[Row]):
-    """Bjontegaard deltas of `gls` against the baseline, beside those of the paper's numbers."""
-    lines = []
-    for where, curves in (("here", _curves(rows)), ("paper", _published())):
-        for scheme, count in curves:
-            if scheme == "gls" and ("baseline", count) in curves:
-                rate, psnr = bjontegaard_deltas(curves["baseline", count], curves["gls", count])
-                lines.append((where, count, f"{rate:.1f} %", f"{psnr:.2f} dB"))
-    return shared.table("GLS against the baseline, Bjontegaard", ("", "K", "rate", "PSNR"), lines)
-
-
-def bjontegaard_deltas(baseline: mnist_figures.Curve, gls: mnist_figures.Curve) -> tuple[float, float]:
-    """Mean differences of rate in per cent and of PSNR in dB, from squared errors by L; NaN where there is none.
-
-    Both need two points, the rate's also curves that overlap and errors that fall with L.
-    """
-    import bjontegaard  # here: it brings in pyplot
-
-    curves = []
-    for curve in (baseline, gls):
-        bins = sorted(curve)
-        curves += [np.log2(bins), 10 * np.log10(_PEAK**2 / np.array([curve[size][0] for size in bins]))]
-    rates, before, _, after = curves
-    if len(rates) < 2:
-        return math.nan, math.nan
-    psnr = bjontegaard.bd_psnr(*curves, method="pchip", min_overlap=0)
-    rising = (np.diff(before) > 0).all() and (np.diff(after) > 0).all()
-    overlap = min(before[-1], after[-1]) > max(before[0], after[0])
-    rate = bjontegaard.bd_rate(*curves, method="pchip", min_overlap=0) if rising and overlap else math.nan
-    return float(rate), float(psnr)
+def _order(tested: dict[tuple[str, int, int], ImageErrors]):
+    """How far the published order holds: the smallest of its differences, in standard errors of that difference."""
+    claims: dict[str, list[tuple[float, str]]] = {}
+    for (scheme, count, bins), errors in tested.items():
+        for claim, other in (
+            ("gls is better than the baseline", ("baseline", count, bins) if scheme == "gls" else None),
+            ("more decoders are better", (scheme, count // 2, bins)),
+            ("more bits are better", (scheme, count, bins // 2)),
+        ):
+            if other in tested:
+                mean, error = _mean(tested[other].best(other[1]) - errors.best(count))
+                claims.setdefault(claim, []).append((mean / error, f"{scheme}, K = {count}, L = {bins}"))
+    lines = [(claim, len(found), f"{min(found)[0]:.1f}", min(found)[1]) for claim, found in claims.items()]
+    return shared.table("the published order", ("", "pairs", "smallest difference / s.e.", "there"), lines)
