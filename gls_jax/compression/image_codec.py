@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -214,4 +213,4 @@ def _in_batches(function: Callable, params, *rows: np.ndarray):
 
 @partial(jax.jit, static_argnames="function")
 def _run(params, *rows, function: Callable):
-    return function(params, *map(jnp.asarray, rows))
+    return function(params, *rows)

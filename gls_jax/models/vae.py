@@ -187,7 +187,7 @@ class Part:
 
     def __call__(self, params, *inputs):
         """The method of that name on these parameters."""
-        return getattr(nnx.merge(self.graph, params), self.name)(*inputs)
+        return getattr(nnx.merge(self.graph, params), self.name)(*map(jnp.asarray, inputs))
 
 
 def image_model(model: ImageVae, config: VaeConfig) -> ImageModel:

@@ -162,6 +162,24 @@ def test_other_files_are_refused(tmp_path):
         assert "\n" not in str(error.value) and path.name in str(error.value)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_written_is_read(tmp_path, channels):
+    images = np.random.default_rng(2).uniform(-1, 1, (12, 3, 2, channels)).astype(np.float32)
+    datasets.write_images(tmp_path / "floats.npy", images)
+    assert (datasets.read_images(tmp_path / "floats.npy") == images).all()
+    datasets.write_images(tmp_path / "new" / "folder", images)
+    datasets.write_images(tmp_path / "one.png", images[4:5])
+    for found, written in ((tmp_path / "new" / "folder", images), (tmp_path / "one.png", images[4:5])):
+        assert np.abs(datasets.read_images(found) - written).max() < 0.5001 / 127.5
+    for name, wrong, message in (
+        ("a.jpg", images, r"a\.jpg: expected an \.npy file, a \.png file or a folder"),
+        ("a.png", images, "expected one image for a .png file, got 12"),
+        ("a", images[..., :1].repeat(2, 3), "expected one or three channels for .png, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            datasets.write_images(tmp_path / name, wrong)
+
+
 def test_halves():
     images = np.arange(30).reshape(1, 2, 5, 3)
     left, right = halves(images)
