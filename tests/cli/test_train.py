@@ -41,7 +41,7 @@ def test_train_interrupt_resume_test(train, tmp_path, capsys, monkeypatch):
     assert answer["model"] == models.load_vae(tmp_path / "out").fingerprint
     gls, baseline = answer["test"]
     assert (gls["scheme"], baseline["scheme"], gls["num_images"]) == ("gls", "baseline", 30)
-    assert 0 < gls["squared_error"] < 0.1 and gls["standard_error"] > 0 and 0 < gls["matched"] <= 1
+    assert 0 < gls["squared_error"] < 0.2 and gls["standard_error"] > 0 and 0 < gls["matched"] <= 1
     assert train("--epochs", 12, "--resume") == 0
     printed = capsys.readouterr().out
     assert f"{gls['squared_error']:.4f}" in printed and "30 test images, K = 2, N = 32, L = 4" in printed
