@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["check_folder", "read_arrays", "write_arrays", "write_whole"]
+__all__ = ["check_file", "check_folder", "read_array", "read_arrays", "write_arrays", "write_whole"]
+
+
+def check_file(path: Path) -> None:
+    """Raise `OSError` where `path` cannot be a file to write; nothing is made."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file that can be written, got a folder")
+    check_folder(path.parent)
 
 
 def check_folder(path: Path) -> None:
@@ -49,6 +54,26 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     write_whole(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
 
+def read_array(path: Path, expected: str) -> np.ndarray:
+    """The array of an `.npy` file.
+
+    Args:
+        path: the file.
+        expected: what it should have been, for the error.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole `.npy` file of plain numbers.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected {expected}")
+    try:
+        # Mapped first: a header that promises more than the file holds takes no memory, and a pickle is never loaded.
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
+    except Exception as error:  # a header is parsed as Python, and raises whatever Python's parsers raise
+        raise ValueError(f"{path}: expected {expected}, got a file that cannot be read ({_reason(error)})") from None
+
+
 def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
     """All arrays of an `.npz` file.
 
@@ -65,9 +90,12 @@ def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: expected {expected}, got a file that cannot be read ({reason})") from None
+    except Exception as error:  # as above
+        raise ValueError(f"{path}: expected {expected}, got a file that cannot be read ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _umask() -> int:

@@ -231,6 +231,22 @@ def gls_trials(laws, q, trials, rng):
     return hits
 
 
+def list_code(clocks, weights, decoders, bins, message=None):
+    """Encoder and decoders of one symbol from arrays: `clocks` [K, N] (or [1, N], one for all), log-`weights` [N]
+    of the encoder and [K, N] of the `decoders`, `bins` [N]. Winners [1 + K] and by how much each has won; -1 and
+    infinitely in an empty bin. Decoders hear `message`, or else the encoder's.
+    """
+    log_clocks = np.log(np.asarray(clocks, float))
+    winners, margins = [], []
+    for scores in [(log_clocks - weights).min(0), *(np.broadcast_to(log_clocks, decoders.shape) - decoders)]:
+        if winners:
+            scores = np.where(bins == (bins[winners[0]] if message is None else message), scores, np.inf)
+        first, second = np.partition(np.append(scores, [np.inf, np.inf]), 1)[:2]
+        winners.append(int(scores.argmin()) if first < np.inf else -1)
+        margins.append(second - first if first < np.inf else np.inf)
+    return winners, margins
+
+
 def chi_square(counts, law):
     """p-value that counts came from the law; items expected less than 5 times are pooled, impossible ones forbidden."""
     counts, law = np.asarray(counts, float), np.asarray(law, float)

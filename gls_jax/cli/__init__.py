@@ -9,7 +9,9 @@ import tyro
 
 from gls_jax.cli.acceptance import Acceptance
 from gls_jax.cli.bench import Bench
+from gls_jax.cli.compress import Compress
 from gls_jax.cli.console import progress
+from gls_jax.cli.decompress import Decompress
 from gls_jax.cli.generate import Generate
 from gls_jax.cli.train import Train
 
@@ -22,9 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
         Annotated[Acceptance, tyro.conf.subcommand("acceptance")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Compress, tyro.conf.subcommand("compress")]
+        | Annotated[Decompress, tyro.conf.subcommand("decompress")]
         | Annotated[Bench, tyro.conf.subcommand("bench")]
     )
-    command: Acceptance | Generate | Train | Bench = tyro.cli(
+    command: Acceptance | Generate | Train | Compress | Decompress | Bench = tyro.cli(
         commands, prog="gls-jax", description=__doc__, args=arguments
     )
     try:

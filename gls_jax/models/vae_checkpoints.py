@@ -100,8 +100,10 @@ def load_vae(folder: str | Path) -> ImageModel:
             f"{folder}: expected a finished training run, got {found.epoch} of {found.about['epochs']} epochs; "
             "resume it first"
         )
-    sizes = found.about["config"]  # JSON, where a tuple comes back as a list
-    config = VaeConfig(**{name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()})
+    sizes: dict[str, Any] = dict(found.about["config"])
+    for name in ("source_shape", "side_shape"):
+        sizes[name] = tuple(sizes[name])  # JSON has lists
+    config = VaeConfig(**sizes)
     graph, params = nnx.split(abstract(config))
     params = restore(folder, found.epoch, {"params": params})["params"]
     return image_model(nnx.merge(graph, params), config)
