@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,12 @@ def published() -> Curves:
             curve = curves.setdefault((line["scheme"], int(line["num_decoders"])), {})
             curve[int(line["num_bins"])] = (float(line["mse"]), 0.0)
     return curves
+
+
+def check_packages() -> None:
+    """Raise `ModuleNotFoundError` where the package of the deltas is missing."""
+    if importlib.util.find_spec("bjontegaard") is None:
+        raise ModuleNotFoundError("package 'bjontegaard' is missing: pip install 'gls-jax[test]'")
 
 
 def deltas(here: Curves):

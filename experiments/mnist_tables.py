@@ -104,6 +104,7 @@ class MnistTables:
         if not self.betas:
             raise ValueError("betas: expected at least one, got none")
         shared.root_key(self.seed)
+        mnist_report.check_packages()  # what the last step needs
         images = datasets.load(self.images)
         held_out = np.arange(len(images.train)) % _HELD_OUT == 0
         with shared.unfinished(self.out) as keep:
