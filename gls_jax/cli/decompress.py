@@ -34,7 +34,8 @@ class Decompress:
     decoder: int
     """Which decoder, 0 to K - 1: it has a stream of clocks of its own."""
     estimator: str = "trusting"
-    """signal: `trusting`: as if its candidate were the encoder's; `posterior_mean`: averaged over all of the bin."""
+    """signal: `trusting`: as if its candidate were the encoder's; `posterior_mean`: averaged over all it may have
+    meant."""
     source: Path | None = None
     """What was compressed, to print the distortion."""
     model: Path | None = None

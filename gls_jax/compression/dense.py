@@ -7,17 +7,16 @@ one block, one page and ``N / 32`` words, whatever `N`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from gls_jax import races
 from gls_jax.compression.code import Density, ListCode, leader
 
-__all__ = ["Members", "choose", "fold", "members", "pick"]
+__all__ = ["Members", "choose", "members", "pick"]
 
 BLOCK = 4096  # candidates at a time: a few such arrays fit a core's cache
 _WORD = 32
@@ -59,44 +58,20 @@ def choose(code: ListCode, key: PRNGKeyArray, density: Density, shared: Any, row
 def pick(code: ListCode, key: PRNGKeyArray, message, stream, density: Density, shared: Any, row: Any) -> Int[Array, ""]:
     """A decoder's index, ``argmin S[k, i] / v_i`` over its bin; -1 where no candidate has that bin."""
 
-    def race(best, items, _, log_weights):
+    bin_, size = members(code, key, message), _page(code)
+
+    def page(number, best):
+        slots = number * size + jnp.arange(size, dtype=jnp.int32)
+        items = _items(code, bin_, slots)
+        # In pages of one shape, so that a network gives a candidate the same weight for every caller.
+        log_weights = density.log_weight(shared, row, races.candidates(key, items, code.dimension))
         scores = jnp.log(races.list_clocks(key, items, code.num_streams, stream)) - log_weights
-        score, item = leader(scores, items)
+        score, item = leader(jnp.where(slots < bin_.total, scores, jnp.inf), items)
         ahead = score < best[0]
         return jnp.where(ahead, score, best[0]), jnp.where(ahead, item, best[1])
 
     nobody = (jnp.full((), jnp.inf, jnp.float32), jnp.full((), -1, jnp.int32))
-    return fold(code, key, message, density, shared, row, race, nobody)[1]
-
-
-Carry = TypeVar("Carry")
-
-
-def fold(
-    code: ListCode,
-    key: PRNGKeyArray,
-    message,
-    density: Density,
-    shared: Any,
-    row: Any,
-    step: Callable[[Carry, Int[Array, " P"], Float[Array, "P D"], Float[Array, " P"]], Carry],
-    start: Carry,
-) -> Carry:
-    """Fold ``step(carry, items, candidates, log_weights)`` over the pages of a bin; no member, no weight.
-
-    Weights are computed in pages of one shape, so that a network gives a candidate the same weight for every caller.
-    """
-    bin_ = members(code, key, message)
-    size = _page(code)
-
-    def page(number, carry):
-        slots = number * size + jnp.arange(size, dtype=jnp.int32)
-        items = _items(code, bin_, slots)
-        candidates = races.candidates(key, items, code.dimension)
-        log_weights = density.log_weight(shared, row, candidates)
-        return step(carry, items, candidates, jnp.where(slots < bin_.total, log_weights, -jnp.inf))
-
-    return jax.lax.fori_loop(0, (bin_.total + size - 1) // size, page, start)
+    return jax.lax.fori_loop(0, (bin_.total + size - 1) // size, page, nobody)[1]
 
 
 def members(code: ListCode, key: PRNGKeyArray, message) -> Members:

@@ -122,8 +122,8 @@ class GaussianCodec:
             side_information: `f32[n]`.
             decoder: which, `0..K - 1`: its own stream of clocks.
             estimator: `trusting`: ``E[A | W, T]`` as in the paper, as if the candidate were the encoder's;
-                `posterior_mean` (ours): averaged over all members of the bin by what side information and clocks say
-                of each (:mod:`gls_jax.compression.gaussian_posterior`). Dense search only.
+                `posterior_mean` (ours): ``E[A | message, T, shared noise]``, for many encodings a symbol
+                (:mod:`gls_jax.compression.gaussian_posterior`).
             progress: called with `(symbols done, n)`.
 
         Raises:
@@ -176,19 +176,18 @@ class GaussianCodec:
     ) -> Reconstruction:
         """What :meth:`decode` makes of the messages `i32[n]`."""
         checks.one_of(estimator, ESTIMATORS, "estimator")
-        if estimator == "posterior_mean" and self.search != "dense":
-            raise ValueError(f"estimator: posterior_mean needs the clocks of search 'dense', got {self.search!r}")
         self.code.stream(decoder)
         side = _finite(side_information, "side_information")
         if len(side) != len(message):
             raise ValueError(f"side_information: expected one value a symbol ({len(message)}), got {len(side)}")
         law, rows = self.source_law, self.source_law.target_given_side(side)
-        found = list_code.decode(self.code, keys, message, decoder, gaussian_density, (), rows, progress=progress)
+        quick = progress if estimator == "trusting" else None
+        found = list_code.decode(self.code, keys, message, decoder, gaussian_density, (), rows, progress=quick)
         target = found.candidate[:, 0] * law.scale
         if estimator == "trusting":
             estimate = np.where(found.index < 0, law.zero_rate(side), law.estimate(target, side))
         else:
-            estimate = gaussian_posterior.mean(self.code, law, keys, message, side)
+            estimate = gaussian_posterior.mean(self.code, law, keys, np.asarray(message), side, progress=progress)
         return Reconstruction(estimate.astype(np.float32), found.index, target.astype(np.float32))
 
     def pack(self, seed: int, message: Int[np.ndarray, " n"]) -> bytes:

@@ -188,7 +188,7 @@ def _keys(seed: int, count: int) -> Key[Array, " n"]:
     return list_code.symbol_keys(jax.random.key(seed), count)
 
 
-def _images(value, shape: tuple[int, int, int], name: str) -> np.ndarray:
+def _images(value, shape: tuple[int, ...], name: str) -> np.ndarray:
     images = np.asarray(value)
     if images.ndim != 4 or images.shape[1:] != shape:
         wanted = ", ".join(map(str, shape))

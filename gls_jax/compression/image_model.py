@@ -39,8 +39,8 @@ class ImageModel:
     score: Callable
     reconstruct: Callable
     latent: int
-    source_shape: tuple[int, int, int]
-    side_shape: tuple[int, int, int]
+    source_shape: tuple[int, ...]
+    side_shape: tuple[int, ...]
     fingerprint: str
 
     def __post_init__(self):

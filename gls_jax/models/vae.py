@@ -46,8 +46,8 @@ class VaeConfig:
         dropout: share of the decoder's hidden units that are dropped in training.
     """
 
-    source_shape: tuple[int, int, int] = (28, 14, 1)
-    side_shape: tuple[int, int, int] = (7, 7, 1)
+    source_shape: tuple[int, ...] = (28, 14, 1)
+    side_shape: tuple[int, ...] = (7, 7, 1)
     latent: int = 4
     channels: int = 128
     hidden: int = 512
