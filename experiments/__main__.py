@@ -7,7 +7,17 @@ import sys
 import tyro
 from rich.console import Console
 
-from experiments import block_efficiency, daliri, diverse, gaussian_tables, gls_fig6, khisti, per_token, same_seed
+from experiments import (
+    block_efficiency,
+    daliri,
+    diverse,
+    gaussian_tables,
+    gls_fig6,
+    khisti,
+    mnist_tables,
+    per_token,
+    same_seed,
+)
 from gls_jax import files
 from gls_jax.cli import progress
 
@@ -20,6 +30,7 @@ EXPERIMENTS = {
     "per_token": per_token.PerToken,
     "same_seed": same_seed.SameSeed,
     "gaussian_tables": gaussian_tables.GaussianTables,
+    "mnist_tables": mnist_tables.MnistTables,
 }
 
 

@@ -16,6 +16,7 @@ CHECKED = [
     "gls_jax.decoding.tree",
     "gls_jax.models.layers",
     "gls_jax.models.transformer",
+    "gls_jax.models.vae",
     "gls_jax.quadrature",
     "gls_jax.ratios",
     "gls_jax.rejection",

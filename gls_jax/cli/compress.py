@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from gls_jax.cli import signals
+from gls_jax.cli import pictures, signals
 from gls_jax.cli.console import progress
 
 __all__ = ["Compress"]
@@ -20,26 +20,30 @@ __all__ = ["Compress"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compress:
-    """A standard normal signal to bytes, for decoders that each have noisy side information of their own."""
+    """A standard normal signal or images to bytes, for decoders that each have side information of their own."""
 
     source: tyro.conf.Positional[Path]
-    """An .npy file of n floats, scaled to variance 1."""
+    """An .npy file of n floats, scaled to variance 1. With --model images: an .npy array, a .png file or a folder of
+    them; of whole images the right half is sent."""
     blob: tyro.conf.Positional[Path]
     """The file to write."""
     num_decoders: int
     """Decoders K; any one of them can decompress."""
     num_bins: int
     """Bins L; a symbol costs log2 L bits."""
-    target_variance: float
-    """Of the target given the source: small for high rates."""
-    side_variance: float
-    """Of the side information given the source."""
-    num_candidates: int = 32_768
-    """Shared candidates N a symbol."""
+    model: Path | None = None
+    """For images: the folder that `gls-jax train` wrote."""
+    target_variance: float | None = None
+    """signal: of the target given the source: small for high rates."""
+    side_variance: float | None = None
+    """signal: of the side information given the source."""
+    num_candidates: int | None = None
+    """Shared candidates N a symbol. Default: 32,768 for a signal, 256 for images."""
     scheme: str = "gls"
     """`gls`, or `baseline`: all decoders share one stream of clocks."""
     search: str = "ordered"
-    """`ordered` (fast at any N) or `dense` (which the estimator posterior_mean needs): same law, other bytes."""
+    """signal: `ordered` (fast at any N) or `dense` (which the estimator posterior_mean needs): same law, other
+    bytes."""
     seed: int = 0
     """Of the randomness that encoder and decoders share."""
     json: bool = False
@@ -66,9 +70,23 @@ class Compress:
     def _codec_and_source(self):
         from gls_jax.compression import GaussianCodec
 
-        sizes = (self.num_decoders, self.num_candidates, self.num_bins)
+        if self.model is not None:
+            return self._image_codec_and_source(self.model)
+        if self.target_variance is None or self.side_variance is None:
+            raise ValueError("expected --target-variance and --side-variance for a signal, or --model for images")
+        sizes = (self.num_decoders, 32_768 if self.num_candidates is None else self.num_candidates, self.num_bins)
         variances = (self.target_variance, self.side_variance)
         return GaussianCodec(*sizes, *variances, scheme=self.scheme, search=self.search), signals.read(self.source)
+
+    def _image_codec_and_source(self, folder: Path):
+        from gls_jax.compression import ImageCodec
+        from gls_jax.models import load_vae
+
+        if self.target_variance is not None or self.side_variance is not None:
+            raise ValueError("expected --model for images or variances for a signal, got both")
+        model, candidates = load_vae(folder), 256 if self.num_candidates is None else self.num_candidates
+        codec = ImageCodec(model, self.num_decoders, candidates, self.num_bins, scheme=self.scheme)
+        return codec, pictures.sources(self.source, model)
 
 
 def _print_figures(figures: dict[str, int | float], blob: Path) -> None:

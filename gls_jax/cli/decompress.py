@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -26,15 +27,21 @@ class Decompress:
     blob: tyro.conf.Positional[Path]
     """What `gls-jax compress` wrote."""
     side: tyro.conf.Positional[Path]
-    """This decoder's side information: an .npy file of n floats."""
+    """This decoder's side information: an .npy file of n floats; of images their crops, or whole images, of whose left
+    half a crop is drawn: an .npy array, a .png file or a folder of them."""
     estimate: tyro.conf.Positional[Path]
-    """The .npy file to write, float32."""
+    """The .npy file to write, float32; of images also a .png file or a folder for them."""
     decoder: int
     """Which decoder, 0 to K - 1: it has a stream of clocks of its own."""
     estimator: str = "trusting"
-    """`trusting`: as if its candidate were the encoder's; `posterior_mean`: averaged over all it may have meant."""
+    """signal: `trusting`: as if its candidate were the encoder's; `posterior_mean`: averaged over all it may have
+    meant."""
     source: Path | None = None
-    """The .npy file that was compressed, to print the distortion."""
+    """What was compressed, to print the distortion."""
+    model: Path | None = None
+    """images: the folder of the model that they were compressed with."""
+    crop_seed: int = 0
+    """images: of the crops, where the side information is whole images."""
     json: bool = False
     """Print one JSON object instead of text."""
     resumable: ClassVar[bool] = False
@@ -44,6 +51,8 @@ class Decompress:
         from gls_jax import files
 
         blob = self.blob.read_bytes()
+        if self._kind(blob) == "images":
+            return self._run_images(blob)
         codec, side = self._codec(blob), signals.read(self.side)
         source = None if self.source is None else self._source(len(side))
         files.check_file(self.estimate)
@@ -64,11 +73,54 @@ class Decompress:
             if distortions:
                 Console().print(_table(**distortions))
 
+    def _run_images(self, blob: bytes) -> None:
+        from gls_jax.cli import pictures
+        from gls_jax.compression import datasets
+
+        codec = self._image_codec(blob)
+        codec.code.stream(self.decoder)
+        side = pictures.sides(self.side, codec.model, self.decoder, self.crop_seed)
+        source = None if self.source is None else pictures.sources(self.source, codec.model)
+        if source is not None and (len(source) != len(side) or not len(side)):
+            raise ValueError(f"{self.source}: expected one image for each of {len(side)}, and one at least")
+        datasets.check_place(self.estimate, len(side), codec.model.source_shape[2])
+        with progress() as report:
+            show = partial(report, "images decoded")
+            estimate = codec.decode(blob, side, self.decoder, progress=show).estimate
+        datasets.write_images(self.estimate, estimate)
+        figures = {} if source is None else _image_distortion(source, estimate)
+        if self.json:
+            print(json.dumps({"estimate": str(self.estimate), "count": len(side), "decoder": self.decoder} | figures))
+        else:
+            print(f"{self.estimate}: {len(side):,} images of decoder {self.decoder}")
+            if figures:
+                print("squared error {squared_error:.4f} (pixels in [-1, 1]), PSNR {psnr:.2f} dB".format(**figures))
+
+    def _image_codec(self, blob: bytes):
+        from gls_jax.compression import ImageCodec
+        from gls_jax.models import load_vae
+
+        if self.model is None:
+            raise ValueError(f"{self.blob}: holds images; expected --model, the folder of the model that made it")
+        model = load_vae(self.model)
+        return self._named(lambda: ImageCodec.of(blob, model))
+
     def _codec(self, blob: bytes):
         from gls_jax.compression import GaussianCodec
 
+        if self.model is not None:
+            raise ValueError(f"{self.blob}: holds a signal, which needs no --model")
+        return self._named(lambda: GaussianCodec.of(blob))
+
+    def _kind(self, blob: bytes) -> str:
+        from gls_jax.compression import container
+
+        return self._named(lambda: container.unpack(blob)).kind
+
+    def _named(self, read: Callable):
+        """What `read` gives; its errors with the name of the file."""
         try:
-            return GaussianCodec.of(blob)
+            return read()
         except ValueError as error:
             raise ValueError(f"{self.blob}: {error}") from None
 
@@ -87,6 +139,11 @@ def _distortion(source: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
 
     found = distortion(np.maximum((estimate - source) ** 2, 1e-30))  # a constant signal may be met exactly
     return {name: float(figure.mean) for name, figure in found._asdict().items()}
+
+
+def _image_distortion(source: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
+    error = float(np.mean(np.square(estimate - source)))
+    return {"squared_error": error, "psnr": float(10 * np.log10(2**2 / max(error, 1e-12)))}  # a range of 2
 
 
 def _table(distortion: dict[str, float], zero_rate: dict[str, float]) -> Table:

@@ -2,8 +2,12 @@
 
 from gls_jax.compression.code import Density, ListCode, Normal, gaussian_density
 from gls_jax.compression.container import Sizes, sizes
+from gls_jax.compression.crops import crops, halves
 from gls_jax.compression.gaussian import GaussianSource, best_of_converse, wyner_ziv
 from gls_jax.compression.gaussian_codec import GaussianCodec, Reconstruction
+from gls_jax.compression.image_codec import ImageCodec, ImageReconstruction
+from gls_jax.compression.image_model import ImageModel
+from gls_jax.compression.image_trials import ImageErrors, ImageTrials, image_trials
 from gls_jax.compression.list_code import Received, Sent, decode, encode, symbol_keys
 from gls_jax.compression.matching import ListMatch, match
 from gls_jax.compression.simulation import Distortion, Simulation, simulate
@@ -13,6 +17,11 @@ __all__ = [
     "Distortion",
     "GaussianCodec",
     "GaussianSource",
+    "ImageCodec",
+    "ImageErrors",
+    "ImageModel",
+    "ImageReconstruction",
+    "ImageTrials",
     "ListCode",
     "ListMatch",
     "Normal",
@@ -22,9 +31,12 @@ __all__ = [
     "Simulation",
     "Sizes",
     "best_of_converse",
+    "crops",
     "decode",
     "encode",
     "gaussian_density",
+    "halves",
+    "image_trials",
     "match",
     "simulate",
     "sizes",

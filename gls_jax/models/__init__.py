@@ -1,5 +1,6 @@
-"""Language models: one decoder in Flax nnx for Llama, Qwen and Gemma, loaded from Hugging Face folders and GGUF files.
+"""Models in Flax nnx: language models from Hugging Face folders and GGUF files, and the VAE of the image codec.
 
+One decoder serves Llama, Qwen and Gemma; the VAE is trained here.
 The only room that imports flax. Nothing is ever downloaded.
 """
 
@@ -21,6 +22,9 @@ from gls_jax.models.chat import ChatTemplate, chat_template
 from gls_jax.models.config import Config
 from gls_jax.models.detokenize import Detokenizer
 from gls_jax.models.transformer import Cache, Transformer
+from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
+from gls_jax.models.vae_checkpoints import load_vae
+from gls_jax.models.vae_training import Losses, Trained, train_vae
 from gls_jax.models.weights import keep_layers
 
 if TYPE_CHECKING:
@@ -32,12 +36,20 @@ __all__ = [
     "Checkpoint",
     "Config",
     "Detokenizer",
+    "ImageVae",
+    "Losses",
+    "Trained",
     "Transformer",
+    "VaeConfig",
     "chat_template",
+    "image_model",
     "keep_layers",
     "language_model",
     "load",
+    "load_vae",
     "logits_function",
+    "new_vae",
+    "train_vae",
 ]
 
 

@@ -1,0 +1,206 @@
+"""The image VAE and its training: shapes, losses, resuming, and the folder of a run."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gls_jax import models
+from gls_jax.models import vae, vae_checkpoints, vae_training
+from tests.images import CONFIG, TRAINING, ramps
+
+IMAGES = ramps(512)
+
+
+def train(folder, images=IMAGES, config=CONFIG, **changes):
+    return models.train_vae(folder, images, config, **{**TRAINING, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "model"
+    return folder, train(folder)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "short"
+    return folder, train(folder, epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("source", "side"),
+    [((28, 14, 1), (7, 7, 1)), ((32, 16, 3), (16, 16, 3)), ((5, 3, 2), (1, 1, 2)), ((1, 1, 1), (2, 3, 1))],
+)
+def test_every_size_is_rebuilt(source, side):
+    config = models.VaeConfig(source, side, latent=3, channels=8, hidden=16, features=6)
+    graph, params = nnx.split(vae.abstract(config))
+
+    def whole(params, source, side):
+        network = nnx.merge(graph, params)
+        mean, variance = network.encode(source)
+        features = network.project(side)
+        return mean, variance, features, network.score(features, mean), network.reconstruct(mean, features)
+
+    shapes = jax.eval_shape(whole, params, jnp.zeros((2, *source)), jnp.zeros((2, *side)))
+    assert [shape.shape for shape in shapes] == [(2, 3), (2, 3), (2, 6), (2,), (2, *source)]
+
+
+def test_the_papers_sizes():
+    network = vae.abstract(models.VaeConfig())
+    assert network.encoder[3].kernel.shape == (128 * 7 * 4, 512) and network.law.kernel.shape == (512, 8)
+    assert network.hidden.kernel.shape == (4 + 128, 512) and network.pixels.kernel.shape == (3, 3, 32, 1)
+
+
+def test_dropout_is_for_training():
+    config = dataclasses.replace(CONFIG, dropout=0.5)
+    network = models.new_vae(config, jax.random.key(0))
+    latents, features = jnp.ones((4, 2)), jnp.ones((4, 16))
+    plain = network.reconstruct(latents, features)
+    assert (plain == network.reconstruct(latents, features)).all()
+    one, two = (network.reconstruct(latents, features, jax.random.key(seed)) for seed in (0, 1))
+    assert (one != plain).any() and (one != two).any()
+
+
+def test_training_learns(finished):
+    _, (model, losses) = finished
+    assert losses[-1].squared_error < losses[0].squared_error / 4
+    assert losses[-1].kl > 1  # the latent is used
+    assert losses[-1].cross_entropy < 0.9 * np.log(2)  # the estimator is better than a guess
+    test = ramps(64, seed=1)
+    mean, variance = model.encode(model.params, test[:, :, 4:])
+    features = model.project(model.params, test[:, 2:5, :3])
+    assert np.square(model.reconstruct(model.params, mean, features) - test[:, :, 4:]).mean() < 0.02
+    own = jax.vmap(lambda f, w: model.score(model.params, f, w[None])[0])(features, mean)
+    others = jax.vmap(lambda f, w: model.score(model.params, f, w[None])[0])(features[::-1], mean)
+    assert own.mean() > others.mean() + 0.3
+    assert variance.shape == mean.shape and (variance > 0).all()
+
+
+def test_a_larger_beta_leaves_less_in_the_latent(tmp_path, finished):
+    assert train(tmp_path, beta=3.0).losses[-1].kl < finished[1].losses[-1].kl - 0.5
+
+
+@pytest.mark.parametrize("where", ["between epochs", "within one"])
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, short, monkeypatch, where):
+    step, calls = vae_training._step, []
+
+    def killed_step(*arguments, **options):
+        calls.append(1)
+        if where == "within one" and len(calls) == 2 * 16 + 5:
+            raise KeyboardInterrupt
+        return step(*arguments, **options)
+
+    def killed_after(done, total):
+        if where == "between epochs" and done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae_training, "_step", killed_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, epochs=3, progress=killed_after)
+    assert vae_checkpoints.find(tmp_path).epoch == 2
+    with pytest.raises(ValueError, match="expected a finished training run, got 2 of 3 epochs"):
+        models.load_vae(tmp_path)
+    monkeypatch.setattr(vae_training, "_step", step)
+    seen = []
+    model, losses = train(tmp_path, epochs=3, resume=True, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 3)]
+    assert losses == short[1].losses
+    assert model.fingerprint == short[1].model.fingerprint
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, model.params, short[1].model.params)))
+
+
+def test_more_epochs_for_a_finished_run(tmp_path, short):
+    train(tmp_path, epochs=2)
+    assert train(tmp_path, epochs=3, resume=True).model.fingerprint == short[1].model.fingerprint
+    again = train(tmp_path, epochs=3, resume=True)
+    assert again.model.fingerprint == short[1].model.fingerprint and again.losses == short[1].losses
+
+
+def test_a_folder_loads_as_the_model_that_was_trained(finished):
+    folder, (model, _) = finished
+    loaded = models.load_vae(folder)
+    assert loaded.fingerprint == model.fingerprint and loaded.encode == model.encode
+    side = ramps(3)[:, :3, :3]
+    assert (loaded.project(loaded.params, side) == model.project(model.params, side)).all()
+
+
+def test_fingerprints_tell_models_apart(finished):
+    _, (model, _) = finished
+    params = jax.tree.map(jnp.copy, model.params)
+    leaves, structure = jax.tree.flatten(params)
+    leaves[0] = leaves[0].at[0].add(1e-6)
+    network = nnx.merge(model.encode.graph, jax.tree.unflatten(structure, leaves))
+    others = [
+        models.image_model(network, CONFIG),
+        models.image_model(network, dataclasses.replace(CONFIG, dropout=0.1)),
+    ]
+    assert len({model.fingerprint, *(other.fingerprint for other in others)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resume": False}, "a training run is here; --resume goes on with it"),
+        ({"beta": 1.0}, r"was asked something else \(beta\)"),
+        ({"seed": 4, "batch": 16}, r"something else \(seed, batch\)"),
+        ({"images": ramps(512, seed=2)}, r"something else \(images\)"),
+        ({"config": dataclasses.replace(CONFIG, latent=3)}, r"something else \(config\)"),
+        ({"epochs": 2}, "has 3 epochs, more than the 2 asked for"),
+    ],
+)
+def test_another_run_in_the_folder(short, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(short[0], **{"epochs": 3, "resume": True, **changes})
+    assert models.load_vae(short[0]).fingerprint == short[1].model.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": 0.0}, "beta: expected a positive number, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a positive number, got nan"),
+        ({"epochs": 0}, "epochs: expected an int of at least 1, got 0"),
+        ({"seed": -1}, "seed: expected one int within"),
+        ({"batch": 1}, "batch: expected at least two images a step, got a batch of 1 and 512 images"),
+        ({"images": ramps(512)[:, :7]}, "images: expected right halves of 8 x 4 x 1, got 7 x 4 x 1"),
+        ({"images": ramps(512) * 3}, r"images: expected values within \[-1, 1\]"),
+        ({"config": dataclasses.replace(CONFIG, side_shape=(3, 2, 1))}, "side_shape: expected a square that fits"),
+    ],
+)
+def test_bad_input(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "new", **changes)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    with pytest.raises(ValueError, match=r"expected finite losses, got .* in epoch 1; try a smaller learning rate"):
+        train(tmp_path, learning_rate=1e18)
+    assert vae_checkpoints.find(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"channels": 6}, {"latent": 0}, {"dropout": 1.0}, {"source_shape": (8, 4)}, {"side_shape": (0, 1, 1)}]
+)
+def test_bad_sizes(sizes):
+    (name,) = sizes
+    with pytest.raises(ValueError, match=name):
+        dataclasses.replace(CONFIG, **sizes)
+
+
+def test_folders_without_a_model(tmp_path, short):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(FileNotFoundError, match="expected the folder of a trained image model"):
+            models.load_vae(folder)
+    broken = tmp_path / "broken"
+    shutil.copytree(short[0], broken)
+    for file in broken.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="expected a checkpoint of a training run, got one that cannot be read"):
+        models.load_vae(broken)
