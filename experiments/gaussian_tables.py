@@ -79,7 +79,7 @@ class GaussianTables:
     """Points are averaged over so many keys."""
     num_choosing: int = 10_000
     """Symbols on which a target variance is chosen; others than those of the point."""
-    num_posterior: int = 500
+    num_posterior: int = 300
     """Symbols a point of the posterior mean; 0 leaves it out."""
     seed: int = 0
     """Of everything."""

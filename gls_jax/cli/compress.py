@@ -42,8 +42,7 @@ class Compress:
     scheme: str = "gls"
     """`gls`, or `baseline`: all decoders share one stream of clocks."""
     search: str = "ordered"
-    """signal: `ordered` (fast at any N) or `dense` (which the estimator posterior_mean needs): same law, other
-    bytes."""
+    """signal: `ordered` (fast at any N) or `dense`: same law, other bytes."""
     seed: int = 0
     """Of the randomness that encoder and decoders share."""
     json: bool = False
