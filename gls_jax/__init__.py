@@ -17,7 +17,9 @@ __all__ = [
     "ListSample",
     "bounds",
     "check_log_probs",
+    "compression",
     "couplings",
+    "decoding",
     "decomposition",
     "list_sample",
     "models",
@@ -28,6 +30,6 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name == "models":  # the only room that imports flax; loaded when asked for
-        return import_module("gls_jax.models")
+    if name in ("compression", "decoding", "models"):  # loaded when asked for; models is the only room with flax
+        return import_module(f"gls_jax.{name}")
     raise AttributeError(f"module 'gls_jax' has no attribute {name!r}")
