@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,13 +66,8 @@ def read_array(path: Path, expected: str) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: not a whole `.npy` file of plain numbers.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected {expected}")
-    try:
-        # Mapped first: a header that promises more than the file holds takes no memory, and a pickle is never loaded.
-        return np.array(np.lib.format.open_memmap(path, mode="r"))
-    except Exception as error:  # a header is parsed as Python, and raises whatever Python's parsers raise
-        raise ValueError(f"{path}: expected {expected}, got a file that cannot be read ({_reason(error)})") from None
+    # Mapped first: a header that promises more than the file holds takes no memory, and a pickle is never loaded.
+    return _read(path, expected, lambda: np.array(np.lib.format.open_memmap(path, mode="r")))
 
 
 def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
@@ -85,17 +81,22 @@ def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
         FileNotFoundError: no such file.
         ValueError: not a whole `.npz` file of plain arrays.
     """
+
+    def load() -> dict[str, np.ndarray]:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    return _read(path, expected, load)
+
+
+def _read(path: Path, expected: str, load: Callable[[], Any]) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected {expected}")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # as above
-        raise ValueError(f"{path}: expected {expected}, got a file that cannot be read ({_reason(error)})") from None
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return load()
+    except Exception as error:  # a header is parsed as Python, and raises whatever Python's parsers raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: expected {expected}, got a file that cannot be read ({reason})") from None
 
 
 def _umask() -> int:

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gls_jax.compression import payload as payloads
-from gls_jax.compression.code import SCHEMES, SEARCHES
+from gls_jax.compression.code import SCHEMES, SEARCHES, ListCode
 
-__all__ = ["KINDS", "PRNGS", "VERSION", "Container", "Sizes", "pack", "sizes", "unpack"]
+__all__ = ["KINDS", "PRNGS", "VERSION", "Container", "Sizes", "check_header", "header", "pack", "sizes", "unpack"]
 
 KINDS = ("gaussian", "images")
 PRNGS = ("threefry2x32",)
@@ -69,6 +69,28 @@ class Container:
     block: int
     parameters: Mapping[str, str | int | float]
     messages: np.ndarray
+
+
+def header(kind: str, code: ListCode, block: int, parameters: Mapping[str, str | int | float]) -> dict[str, Any]:
+    """All fields of a codec's containers but seed and messages."""
+    return {
+        "kind": kind,
+        "prng": PRNGS[0],
+        "num_candidates": code.num_candidates,
+        "num_bins": code.num_bins,
+        "num_decoders": code.num_decoders,
+        "scheme": code.scheme,
+        "search": code.search,
+        "block": block,
+        "parameters": parameters,
+    }
+
+
+def check_header(found: Container, expected: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a container of another codec than the one with this :func:`header`."""
+    for name, value in expected.items():
+        if (got := getattr(found, name)) != value:
+            raise ValueError(f"blob: expected one of an equal codec, with {name} {value}, got {got}")
 
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Container)) - {"messages"}

@@ -64,10 +64,6 @@ def crops(key: PRNGKeyArray, images: Float[Array, "n h w c"], count: int, size: 
         raise ValueError(
             f"images: expected shape [n, h, w, channels], h and w at least {size}, got {list(images.shape)}"
         )
-    return _crops(key, images, count, size)
-
-
-def _crops(key, images, count: int, size: int):
     free = jnp.array([images.shape[1] - size + 1, images.shape[2] - size + 1])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
     places = jax.vmap(lambda key: jax.random.randint(key, (images.shape[0], 2), 0, free), out_axes=1)(keys)

@@ -47,7 +47,8 @@ class GaussianCodec:
     Attributes:
         num_decoders: `K`.
         num_candidates: `N`, at most 2^30. Ordered search visits about ``exp(a^2 / 2) / sqrt(s_W)`` of them for a source
-            value `a`, a few hundred on average, at any `N`.
+            value `a` and no more than `N`; at `N` = 2^15 on average 34 for ``s_W = .01`` and 98 for .001, 16 and 24 %
+            more at 2^24. A decoder visits about `L` times what its side information needs, 310 for 64 bins.
         num_bins: `L`, at most `N`.
         target_variance: `s_W`: small for high rates.
         side_variance: `s_T`.
@@ -134,7 +135,7 @@ class GaussianCodec:
                 does not exist.
         """
         found = container.unpack(blob)
-        self._check_made_here(found)
+        container.check_header(found, self._header())
         self._check_request(decoder, estimator)
         side_information = self._side(side_information, len(found.messages))
         keys = _keys(found.seed, len(found.messages))
@@ -207,22 +208,8 @@ class GaussianCodec:
         return side
 
     def _header(self) -> dict:
-        return {
-            "kind": "gaussian",
-            "prng": "threefry2x32",
-            "num_candidates": self.num_candidates,
-            "num_bins": self.num_bins,
-            "num_decoders": self.num_decoders,
-            "scheme": self.scheme,
-            "search": self.search,
-            "block": GROUP,
-            "parameters": {"target_variance": self.target_variance, "side_variance": self.side_variance},
-        }
-
-    def _check_made_here(self, found: Container) -> None:
-        for name, expected in self._header().items():
-            if (got := getattr(found, name)) != expected:
-                raise ValueError(f"blob: expected one of an equal codec, with {name} {expected}, got {got}")
+        variances = {"target_variance": self.target_variance, "side_variance": self.side_variance}
+        return container.header("gaussian", self.code, GROUP, variances)
 
 
 def _seed(seed) -> int:

@@ -6,6 +6,7 @@ every group runs the same program on the same shape, and rows never meet in a su
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -35,21 +36,20 @@ def in_groups(run: Callable, shared: Any, rows: Any, progress: Progress | None =
         group = jax.tree.map(_padded, rows)
         return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), jax.eval_shape(run, shared, group, 0))
     devices, results = jax.local_devices(), []
+    working: deque[tuple[int, Any]] = deque()
     common = [jax.device_put(shared, device) for device in devices]
     for number, first in enumerate(range(0, total, GROUP)):
         count, place = min(GROUP, total - first), number % len(devices)
         group = jax.tree.map(lambda x, at=first, size=count: _padded(x[at : at + size]), rows)
         group = jax.device_put(group, devices[place])
-        results.append((count, run(common[place], group, np.int32(count))))
-        if len(results) > len(devices):  # a device has one group in hand and one in wait
-            _fetch(results, len(results) - len(devices) - 1)
+        working.append((count, run(common[place], group, np.int32(count))))
+        # A device has one group in hand and one in wait.
+        while len(working) > len(devices) or (working and first + count == total):
+            done, result = working.popleft()
+            results.append(jax.tree.map(lambda x, n=done: np.asarray(x)[:n], result))
             if progress is not None:
-                progress(first - (len(devices) - 1) * GROUP, total)
-    for number in range(len(results)):
-        _fetch(results, number)
-    if progress is not None:
-        progress(total, total)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *(result for _, result in results))
+                progress(min(len(results) * GROUP, total), total)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
 def over_lanes(function: Callable, rows: Any, count) -> Any:
@@ -75,9 +75,3 @@ def _padded(rows):
         return jax.random.wrap_key_data(_padded(data), impl=jax.random.key_impl(rows))
     rows = np.asarray(rows)
     return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
-
-
-def _fetch(results: list, number: int) -> None:
-    count, result = results[number]
-    if isinstance(jax.tree.leaves(result)[0], jax.Array):
-        results[number] = (count, jax.tree.map(lambda x: np.asarray(x)[:count], result))

@@ -92,7 +92,7 @@ class ImageCodec:
         """
         found = container.unpack(blob)
         codec = cls(model, found.num_decoders, found.num_candidates, found.num_bins, found.scheme)
-        codec._check_made_here(found)
+        container.check_header(found, codec._header())
         return codec
 
     @staticmethod
@@ -130,7 +130,7 @@ class ImageCodec:
                 number, a decoder that does not exist.
         """
         found = container.unpack(blob)
-        self._check_made_here(found)
+        container.check_header(found, self._header())
         self.code.stream(decoder)
         features = self.features(side)
         if len(features) != len(found.messages):
@@ -166,22 +166,7 @@ class ImageCodec:
         return _in_batches(self.model.reconstruct, self.model.params, latent, features)
 
     def _header(self) -> dict:
-        return {
-            "kind": "images",
-            "prng": "threefry2x32",
-            "num_candidates": self.num_candidates,
-            "num_bins": self.num_bins,
-            "num_decoders": self.num_decoders,
-            "scheme": self.scheme,
-            "search": "dense",
-            "block": BATCH,
-            "parameters": {"model": self.model.fingerprint},
-        }
-
-    def _check_made_here(self, found: Container) -> None:
-        for name, expected in self._header().items():
-            if (got := getattr(found, name)) != expected:
-                raise ValueError(f"blob: expected one of an equal codec, with {name} {expected}, got {got}")
+        return container.header("images", self.code, BATCH, {"model": self.model.fingerprint})
 
 
 def _keys(seed: int, count: int) -> Key[Array, " n"]:
