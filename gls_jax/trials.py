@@ -2,17 +2,21 @@
 
 Trial `t` of a run uses ``fold_in(key, t)``, so a count does not depend on how the trials were cut into chunks, stopped
 or resumed. Memory is bounded by one chunk, whatever the number of trials. Where the first K drafts of a scheme are a
-prefix of its first K + 1, one trial at the largest K serves every K of a sweep.
+prefix of its first K + 1, one trial at the largest K serves every K of a sweep. The pairs are spread over the devices,
+or the trials where pairs do not divide; hits are integers, so the sum is the same on any number of devices.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, schemes
@@ -21,7 +25,7 @@ from gls_jax.estimate import Estimate
 __all__ = ["Estimate", "acceptance", "sweep"]
 
 _CHUNK = 2**15  # numbers a chunk of trials holds at a time: about what a core's cache takes
-_CALL = 2**28  # clocks drawn between two progress reports: about a second on two cores
+_CALL = 2**28  # clocks a device draws between two progress reports: about a second on two cores
 
 Progress = Callable[[int, int], None]
 
@@ -34,6 +38,7 @@ def acceptance(
     scheme: str | schemes.Scheme,
     num_drafts: int,
     num_trials: int,
+    devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """Simulate a scheme's acceptance for one pair of laws.
@@ -45,6 +50,7 @@ def acceptance(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: `K`.
         num_trials: number of independent trials.
+        devices: of this process, to spread the work over; all of them by default. Results do not depend on them.
         progress: called with `(trials done, num_trials)` about once a second.
 
     Returns:
@@ -68,6 +74,7 @@ def acceptance(
         scheme=scheme,
         num_drafts=(num_drafts,),
         num_trials=num_trials,
+        devices=devices,
         progress=progress,
     )
     return Estimate(estimate.mean[0, 0], estimate.standard_error[0, 0], estimate.num_trials)
@@ -81,6 +88,7 @@ def sweep(
     scheme: str | schemes.Scheme,
     num_drafts: Sequence[int],
     num_trials: int,
+    devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """Simulate a scheme's acceptance for many pairs and a whole list of K, compiled once.
@@ -92,6 +100,7 @@ def sweep(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: the list lengths; one pass over the largest serves all.
         num_trials: independent trials a pair (shared by its list lengths).
+        devices: of this process, to spread the work over; all of them by default. Results do not depend on them.
         progress: called with `(trials done, all trials)` about once a second.
 
     Returns:
@@ -120,7 +129,16 @@ def sweep(
         checks.key(keys[0])
         if keys.shape != log_q.shape[:1]:
             raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
-    return _run(keys, log_p, log_q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, progress=progress)
+    return _run(
+        keys,
+        log_p,
+        log_q,
+        scheme=scheme,
+        num_drafts=num_drafts,
+        num_trials=num_trials,
+        devices=devices,
+        progress=progress,
+    )
 
 
 def check_num_trials(value) -> int:
@@ -131,27 +149,55 @@ def check_num_trials(value) -> int:
     return num_trials
 
 
-def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, progress) -> Estimate:
+def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, devices, progress) -> Estimate:
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
     counts = tuple(scheme.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
     num_trials = check_num_trials(num_trials)
-    clocks = log_q.shape[0] * max(counts) * log_q.shape[-1]
-    per_call = max(1024, _CALL // clocks)
-    traced = any(isinstance(x, jax.core.Tracer) for x in (keys, log_p, log_q))
-    if traced:
+    num_pairs, num_items = log_q.shape
+    if any(isinstance(x, jax.core.Tracer) for x in (keys, log_p, log_q)):
         hits = _count(keys, log_p, log_q, 0, num_trials, scheme=scheme, num_drafts=counts)
         rate = hits.astype(log_q.dtype)
     else:
-        hits = np.zeros((log_q.shape[0], len(counts)), np.int64)
+        mesh = _mesh(num_pairs, devices)
+        pairs = jax.device_put((keys, log_p, log_q), NamedSharding(mesh, P("pairs")))
+        hits = np.zeros((num_pairs, len(counts)), np.int64)
+        per_call = mesh.size * max(1024, _CALL // (num_pairs * max(counts) * num_items))
         for start in range(0, num_trials, per_call):
             stop = min(start + per_call, num_trials)
-            hits += np.asarray(_count(keys, log_p, log_q, start, stop, scheme=scheme, num_drafts=counts))
+            ends = np.linspace(start, stop, mesh.shape["trials"] + 1).astype(np.int32)
+            ranges = jax.device_put((ends[:-1], ends[1:]), NamedSharding(mesh, P("trials")))
+            found = _spread(*pairs, *ranges, mesh=mesh, scheme=scheme, num_drafts=counts)
+            hits += np.asarray(found).sum(0)
             if progress is not None:
-                progress(stop * log_q.shape[0], num_trials * log_q.shape[0])
+                progress(stop * num_pairs, num_trials * num_pairs)
         rate = hits.astype(np.float64)
     hit, miss = (rate + 1) / (num_trials + 2), (num_trials - rate + 1) / (num_trials + 2)
     error = jnp.sqrt(jnp.asarray(hit * miss / num_trials, log_q.dtype))
     return Estimate(jnp.asarray(rate / num_trials, log_q.dtype), error, jnp.asarray(num_trials, jnp.int32))
+
+
+def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
+    """As many groups of devices as the pairs divide into; the devices of a group share its trials."""
+    devices = jax.local_devices() if devices is None else checks.local_devices(devices)
+    groups = math.gcd(num_pairs, len(devices))
+    return jax.make_mesh((groups, len(devices) // groups), ("pairs", "trials"), devices=devices)
+
+
+@partial(jax.jit, static_argnames=("mesh", "scheme", "num_drafts"))
+def _spread(keys, log_p, log_q, starts, stops, *, mesh: Mesh, scheme: schemes.Scheme, num_drafts: tuple[int, ...]):
+    """Hits `i32[T, M, len(num_drafts)]` of `T` ranges of trials, every device at its own pairs and range."""
+
+    def count(keys, log_p, log_q, start, stop):
+        return _count(keys, log_p, log_q, start[0], stop[0], scheme=scheme, num_drafts=num_drafts)[None]
+
+    pairs, ranges = P("pairs"), P("trials")
+    return jax.shard_map(
+        count,
+        mesh=mesh,
+        in_specs=(pairs, pairs, pairs, ranges, ranges),
+        out_specs=P("trials", "pairs"),
+        check_vma=False,  # devices share nothing
+    )(keys, log_p, log_q, starts, stops)
 
 
 @partial(jax.jit, static_argnames=("scheme", "num_drafts"))
