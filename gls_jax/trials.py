@@ -165,8 +165,7 @@ def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, devices, progres
         for start in range(0, num_trials, per_call):
             stop = min(start + per_call, num_trials)
             ends = np.linspace(start, stop, mesh.shape["trials"] + 1).astype(np.int32)
-            ranges = jax.device_put((ends[:-1], ends[1:]), NamedSharding(mesh, P("trials")))
-            found = _spread(*pairs, *ranges, mesh=mesh, scheme=scheme, num_drafts=counts)
+            found = _spread(*pairs, ends[:-1], ends[1:], mesh=mesh, scheme=scheme, num_drafts=counts)
             hits += np.asarray(found).sum(0)
             if progress is not None:
                 progress(stop * num_pairs, num_trials * num_pairs)
@@ -180,7 +179,7 @@ def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
     """As many groups of devices as the pairs divide into; the devices of a group share its trials."""
     devices = jax.local_devices() if devices is None else checks.local_devices(devices)
     groups = math.gcd(num_pairs, len(devices))
-    return jax.make_mesh((groups, len(devices) // groups), ("pairs", "trials"), devices=devices)
+    return Mesh(np.reshape(devices, (groups, -1)), ("pairs", "trials"))
 
 
 @partial(jax.jit, static_argnames=("mesh", "scheme", "num_drafts"))
