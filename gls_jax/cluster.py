@@ -7,7 +7,9 @@ the death of one would end all.
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 
 import jax
 from jax.experimental import multihost_utils
@@ -47,9 +49,12 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
 
     Raises:
         ValueError: options that do not go together, or none and no cluster that JAX knows.
-        OSError: the others did not come.
+        ConnectionError: nobody answers at `coordinator`. (Where process 0 waits in vain, JAX ends it with a line of its
+            own.)
     """
     check(coordinator, num_processes, process_id)
+    if coordinator is not None and process_id:
+        _knock(coordinator)
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     try:
@@ -67,18 +72,16 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
             "distributed: expected a cluster that JAX knows (SLURM, Open MPI, a TPU pod, Kubernetes), or coordinator, "
             f"num_processes and process_id, got none ({error})"
         ) from None
-    except jax.errors.JaxRuntimeError as error:
-        raise ConnectionError(f"{coordinator or 'cluster'}: expected all processes to arrive, got {error}") from None
 
 
 def index() -> int:
     """Number of this process, 0 where there is one alone."""
-    return jax.process_index()
+    return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def size() -> int:
     """How many processes there are."""
-    return jax.process_count()
+    return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def deal(count: int) -> range:
@@ -109,6 +112,20 @@ def leave() -> None:
     while index() == 0 and len(_gather()) > 1:
         pass
     jax.distributed.shutdown()
+
+
+def _knock(coordinator: str) -> None:
+    """Wait for process 0 to listen: JAX would end this process where it does not."""
+    host, _, port = coordinator.rpartition(":")
+    until = time.monotonic() + _ARRIVAL
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise ConnectionError(f"coordinator: expected process 0 at {coordinator}, got {error}") from None
+            time.sleep(0.1)
 
 
 def _gather() -> set[int]:
