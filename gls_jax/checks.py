@@ -119,8 +119,8 @@ def local_devices(values) -> list[jax.Device]:
         devices = list(values)
     except TypeError:
         raise ValueError(f"devices: expected a sequence of devices, got {values!r}") from None
-    here = jax.local_devices() if not devices else devices[0].client.local_devices()
-    if not devices or len(set(devices)) < len(devices) or not set(devices) <= set(here):
+    known = [isinstance(device, jax.Device) and device.process_index == jax.process_index() for device in devices]
+    if not devices or not all(known) or len(set(devices)) < len(devices):
         raise ValueError(f"devices: expected some of this process, each once, got {devices}")
     return devices
 

@@ -102,7 +102,9 @@ def meet() -> None:
     """
     if size() > 1 and (gone := set(range(size())) - _gather()):
         names = ", ".join(map(str, sorted(gone)))
-        raise ConnectionError(f"expected {size()} processes to meet, but process {names} is gone")
+        raise ConnectionError(
+            f"expected {size()} processes to meet, but process {names} is gone; what is written stays, --resume goes on"
+        )
 
 
 def leave() -> None:

@@ -5,32 +5,63 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
+import pytest
+
+from gls_jax import pairs, study, trials
+
+ASK = study.Study(("gls",), (1, 2), 100, seed=1)
+LAWS = pairs.random(jax.random.key(0), 9, 5)
 PROGRAM = """
 import json, sys
+from pathlib import Path
 import jax, numpy as np
-from gls_jax import trials
+from gls_jax import study, trials
+from tests.test_devices import ASK, LAWS
 
-CASES = (  # fewer pairs than devices, more, dividing and not; trials that divide and not
-    ("gls", 1, 999, (1, 3)), ("gumbel_topk", 6, 1001, (2, 4)), ("specinfer", 8, 100, (1, 2)), ("poisson", 13, 77, (2,)),
+CASES = (  # scheme, pairs, trials, list lengths, numbers of devices: pairs that divide, trials that do not, both
+    ("gls", 6, 1001, (1, 3), (1, 2, 4, 8)), ("specinfer", 1, 999, (2,), (1, 8)), ("poisson", 8, 77, (2,), (1, 8)),
 )
-for scheme, pairs, count, drafts in CASES:
+for scheme, pairs, count, drafts, numbers in CASES:
     laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(pairs), (2, pairs, 7)))
-    rows = []
-    for devices in (1, 2, 4, 8):
-        found = trials.sweep(jax.random.key(1), *laws, scheme=scheme, num_drafts=drafts, num_trials=count,
-                             devices=jax.devices()[:devices])
-        rows.append([np.rint(np.asarray(found.mean, np.float64) * count).astype(int).tolist(),
-                     [bytes(np.asarray(x)).hex() for x in found]])
-    print(json.dumps([scheme, count, rows]))
+    rows = [trials.sweep(jax.random.key(1), *laws, scheme=scheme, num_drafts=drafts, num_trials=count,
+                         devices=jax.devices()[:number]) for number in numbers]
+    print(json.dumps([scheme, np.asarray(rows[0].mean).tolist(), [[bytes(np.asarray(x)).hex() for x in row] for row in rows]]))
+study.run(ASK, LAWS, Path(sys.argv[1]))
 """
 
 
-def test_sweeps_are_the_same_on_any_number_of_devices():
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """What the program prints, and the folder of a study that it carries out."""
+    folder = tmp_path_factory.mktemp("eight")
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, folder], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 4
-    for scheme, count, ((hits, bits), *others) in lines:
-        assert all(0 < number < count for row in hits for number in row), (scheme, hits)
-        assert len(others) == 3 and all(other == [hits, bits] for other in others), scheme
+    return [json.loads(line) for line in done.stdout.splitlines()], folder
+
+
+def test_sweeps_are_the_same_on_any_number_of_devices(eight):
+    lines, _ = eight
+    assert [len(rows) for _, _, rows in lines] == [4, 2, 2]
+    for scheme, means, (alone, *shared) in lines:
+        assert all(0 < mean < 1 for row in means for mean in row), (scheme, means)
+        assert all(row == alone for row in shared), scheme
+
+
+def test_a_study_is_the_same_on_eight_devices(eight, tmp_path):
+    """Nine pairs, so that shares are filled up: exact values and bounds bit for bit, too."""
+    _, folder = eight
+    assert len(jax.local_devices()) == 1
+    study.run(ASK, LAWS, tmp_path)
+    for name in ("cells.npz", "acceptance.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    with np.load(tmp_path / "cells.npz") as cells:
+        assert all(np.isfinite(cells[name]).all() for name in ("exact", "bound", "simulated"))
+
+
+@pytest.mark.parametrize("devices", [[], [0], jax.devices() * 2, 3])
+def test_devices_that_are_none(devices):
+    with pytest.raises(ValueError, match="devices: expected"):
+        trials.sweep(jax.random.key(0), *LAWS, scheme="gls", num_drafts=(1,), num_trials=1, devices=devices)
