@@ -21,13 +21,14 @@ from gls_jax import study, trials
 from tests.test_devices import ASK, LAWS
 
 CASES = (  # scheme, pairs, trials, list lengths, numbers of devices: pairs that divide, trials that do not, both
-    ("gls", 6, 1001, (1, 3), (1, 2, 4, 8)), ("specinfer", 1, 999, (2,), (1, 8)), ("poisson", 8, 77, (2,), (1, 8)),
+    ("gumbel_topk", 6, 1001, (1, 3), (1, 2, 4, 8)), ("single", 1, 999, (1,), (1, 8)), ("gls", 8, 77, (2,), (1, 8)),
 )
 for scheme, pairs, count, drafts, numbers in CASES:
     laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(pairs), (2, pairs, 7)))
     rows = [trials.sweep(jax.random.key(1), *laws, scheme=scheme, num_drafts=drafts, num_trials=count,
                          devices=jax.devices()[:number]) for number in numbers]
-    print(json.dumps([scheme, np.asarray(rows[0].mean).tolist(), [[bytes(np.asarray(x)).hex() for x in row] for row in rows]]))
+    bits = [[bytes(np.asarray(x)).hex() for x in row] for row in rows]
+    print(json.dumps([scheme, np.asarray(rows[0].mean).tolist(), bits]))
 study.run(ASK, LAWS, Path(sys.argv[1]))
 """
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from gls_jax.bench import codec, core, decode, selection
+from gls_jax.bench import codec, core, decode, devices, selection
 from gls_jax.bench.measure import Line
 
 __all__ = ["SUITES", "run"]
@@ -21,6 +21,7 @@ SUITES: dict[str, tuple[Callable[[int], Line], ...]] = {
     "schemes": selection.SUITE,
     "decode": decode.SUITE,
     "codec": codec.SUITE,
+    "devices": devices.SUITE,
 }
 
 

@@ -16,7 +16,7 @@ class Bench:
     """Speed against peers measured in the same run, one JSON line a benchmark."""
 
     suite: tyro.conf.Positional[str] = "core"
-    """Which benchmarks: `core`, `schemes`, `decode` or `codec`."""
+    """Which benchmarks: `core`, `schemes`, `decode`, `codec` or `devices`."""
     repeats: int = 7
     """Timed repetitions; the median counts."""
     resumable: ClassVar[bool] = False
