@@ -106,7 +106,8 @@ def test_generate_on_two_processes(tmp_path, capsys):
     checkpoint = write(tmp_path / "tiny", max_position_embeddings=64, num_hidden_layers=1)
     prompts, alone, shared = tmp_path / "prompts.jsonl", tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in ("Hello", "你好", "a b", "c", "naïve")))
-    ask = ["generate", "--target", checkpoint, "--draft", "none", "--prompts", prompts, "--max-new-tokens", 6, "--json"]
+    ask = ["generate", "--target", checkpoint, "--draft", "none", "--prompts", prompts, "--max-new-tokens", 6]
+    ask += ["--no-chat", "--json"]
     assert cli.main([*map(str, ask), "--out", str(alone), "--batch", "2"]) == 0
     expected = capsys.readouterr().out.splitlines()[:5]
     lines = alone.read_text().splitlines()
