@@ -25,7 +25,8 @@ __all__ = ["Estimate", "acceptance", "sweep"]
 
 _CHUNK = 2**15  # numbers a chunk of trials holds at a time: about what a core's cache takes
 _CALL = 2**28  # clocks drawn between two progress reports: about a second on two cores
-_FROM_ITEMS = 32  # items from which on inversion is faster than clocks; a draft then costs about as much as so many
+_FROM_ITEMS = 32  # items from which on inversion is faster than clocks, for every scheme that has both
+_DRAFT = 128  # clocks of a large vocabulary that are drawn in the time of one draft by inversion
 
 Progress = Callable[[int, int], None]
 
@@ -143,7 +144,7 @@ def check_num_trials(value) -> int:
 
 def clocks_a_trial(scheme: schemes.Scheme, num_drafts: int, num_items: int, clocks: bool | None = None) -> int:
     """What a trial costs, counted in clocks."""
-    return num_drafts * (num_items if _with_clocks(scheme, num_items, clocks) else _FROM_ITEMS)
+    return num_drafts * (num_items if _with_clocks(scheme, num_items, clocks) else _DRAFT)
 
 
 def _with_clocks(scheme: schemes.Scheme, num_items: int, clocks: bool | None) -> bool:
