@@ -29,7 +29,7 @@ from gls_jax.pairs import Pairs
 
 __all__ = ["Row", "Study", "run", "write_csv"]
 
-_FORMAT = 1  # of the cells file: raised whenever the same cells would hold other numbers
+_FORMAT = 2  # of the cells file: raised whenever the same cells would hold other numbers
 _BLOCK_CLOCKS = 2**30  # clocks simulated in one block, and so at most lost by a stop: some seconds
 
 

@@ -2,8 +2,13 @@
 
 Trial `t` of a run uses ``fold_in(key, t)``, so a count does not depend on how the trials were cut into chunks, stopped
 or resumed. Memory is bounded by one chunk, whatever the number of trials. Where the first K drafts of a scheme are a
-prefix of its first K + 1, one trial at the largest K serves every K of a sweep. The pairs are spread over the devices,
-or the trials where pairs do not divide; hits are integers, so the sum is the same on any number of devices.
+prefix of its first K + 1, one trial at the largest K serves every K of a sweep.
+
+A trial either draws the scheme's clocks, `K N` of them, and is bit for bit `propose` and `verify` under its key; or it
+draws first arrivals by inversion, `O(K log N)` (:mod:`gls_jax.simulation`), which is the same law by other numbers.
+
+Pairs are spread over the devices of the process, and trials where the pairs do not divide. Hits are integers: their sum
+is the same on any number of devices.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ __all__ = ["Estimate", "acceptance", "sweep"]
 
 _CHUNK = 2**15  # numbers a chunk of trials holds at a time: about what a core's cache takes
 _CALL = 2**28  # clocks a device draws between two progress reports: about a second on two cores
+_FROM_ITEMS = 32  # items from which on inversion is faster than clocks, for every scheme that has both
+_DRAFT = 128  # clocks of a large vocabulary that are drawn in the time of one draft by inversion
 
 Progress = Callable[[int, int], None]
 
@@ -38,6 +45,7 @@ def acceptance(
     scheme: str | schemes.Scheme,
     num_drafts: int,
     num_trials: int,
+    clocks: bool | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -50,6 +58,7 @@ def acceptance(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: `K`.
         num_trials: number of independent trials.
+        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no other way.
         devices: of this process, to spread the work over; all of them by default. Results do not depend on them.
         progress: called with `(trials done, num_trials)` about once a second.
 
@@ -74,6 +83,7 @@ def acceptance(
         scheme=scheme,
         num_drafts=(num_drafts,),
         num_trials=num_trials,
+        clocks=clocks,
         devices=devices,
         progress=progress,
     )
@@ -88,6 +98,7 @@ def sweep(
     scheme: str | schemes.Scheme,
     num_drafts: Sequence[int],
     num_trials: int,
+    clocks: bool | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -100,6 +111,7 @@ def sweep(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: the list lengths; one pass over the largest serves all.
         num_trials: independent trials a pair (shared by its list lengths).
+        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no other way.
         devices: of this process, to spread the work over; all of them by default. Results do not depend on them.
         progress: called with `(trials done, all trials)` about once a second.
 
@@ -129,16 +141,8 @@ def sweep(
         checks.key(keys[0])
         if keys.shape != log_q.shape[:1]:
             raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
-    return _run(
-        keys,
-        log_p,
-        log_q,
-        scheme=scheme,
-        num_drafts=num_drafts,
-        num_trials=num_trials,
-        devices=devices,
-        progress=progress,
-    )
+    asked = {"scheme": scheme, "num_drafts": num_drafts, "num_trials": num_trials, "clocks": clocks}
+    return _run(keys, log_p, log_q, **asked, devices=devices, progress=progress)
 
 
 def check_num_trials(value) -> int:
@@ -149,23 +153,37 @@ def check_num_trials(value) -> int:
     return num_trials
 
 
-def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, devices, progress) -> Estimate:
+def clocks_a_trial(scheme: schemes.Scheme, num_drafts: int, num_items: int, clocks: bool | None = None) -> int:
+    """What a trial costs, counted in clocks."""
+    return num_drafts * (num_items if _with_clocks(scheme, num_items, clocks) else _DRAFT)
+
+
+def _with_clocks(scheme: schemes.Scheme, num_items: int, clocks: bool | None) -> bool:
+    if clocks is None:
+        return scheme.simulator_fn is None or num_items < _FROM_ITEMS
+    return clocks
+
+
+def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices, progress) -> Estimate:
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
     counts = tuple(scheme.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
     num_trials = check_num_trials(num_trials)
     num_pairs, num_items = log_q.shape
+    knobs = {"scheme": scheme, "num_drafts": counts, "clocks": _with_clocks(scheme, num_items, clocks)}
     if any(isinstance(x, jax.core.Tracer) for x in (keys, log_p, log_q)):
-        hits = _count(keys, log_p, log_q, 0, num_trials, scheme=scheme, num_drafts=counts)
+        hits = _count(keys, log_p, log_q, 0, num_trials, **knobs)
         rate = hits.astype(log_q.dtype)
     else:
         mesh = _mesh(num_pairs, devices)
         pairs = jax.device_put((keys, log_p, log_q), NamedSharding(mesh, P("pairs")))
         hits = np.zeros((num_pairs, len(counts)), np.int64)
-        per_call = mesh.size * max(1024, _CALL // (num_pairs * max(counts) * num_items))
+        # Whatever a pair needs to be prepared is small beside as many trials as it has items.
+        cost = num_pairs * clocks_a_trial(scheme, max(counts), num_items, clocks)
+        per_call = mesh.size * max(1024, num_items, _CALL // cost)
         for start in range(0, num_trials, per_call):
             stop = min(start + per_call, num_trials)
             ends = np.linspace(start, stop, mesh.shape["trials"] + 1).astype(np.int32)
-            found = _spread(*pairs, ends[:-1], ends[1:], mesh=mesh, scheme=scheme, num_drafts=counts)
+            found = _spread(*pairs, ends[:-1], ends[1:], mesh=mesh, **knobs)
             hits += np.asarray(found).sum(0)
             if progress is not None:
                 progress(stop * num_pairs, num_trials * num_pairs)
@@ -182,12 +200,12 @@ def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
     return Mesh(np.reshape(devices, (groups, -1)), ("pairs", "trials"))
 
 
-@partial(jax.jit, static_argnames=("mesh", "scheme", "num_drafts"))
-def _spread(keys, log_p, log_q, starts, stops, *, mesh: Mesh, scheme: schemes.Scheme, num_drafts: tuple[int, ...]):
+@partial(jax.jit, static_argnames=("mesh", "scheme", "num_drafts", "clocks"))
+def _spread(keys, log_p, log_q, starts, stops, *, mesh: Mesh, **knobs):
     """Hits `i32[T, M, len(num_drafts)]` of `T` ranges of trials, every device at its own pairs and range."""
 
     def count(keys, log_p, log_q, start, stop):
-        return _count(keys, log_p, log_q, start[0], stop[0], scheme=scheme, num_drafts=num_drafts)[None]
+        return _count(keys, log_p, log_q, start[0], stop[0], **knobs)[None]
 
     pairs, ranges = P("pairs"), P("trials")
     return jax.shard_map(
@@ -199,23 +217,25 @@ def _spread(keys, log_p, log_q, starts, stops, *, mesh: Mesh, scheme: schemes.Sc
     )(keys, log_p, log_q, starts, stops)
 
 
-@partial(jax.jit, static_argnames=("scheme", "num_drafts"))
-def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_drafts: tuple[int, ...]):
+@partial(jax.jit, static_argnames=("scheme", "num_drafts", "clocks"))
+def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_drafts: tuple[int, ...], clocks: bool):
     """Hits `i32[M, len(num_drafts)]` over the trials start..stop-1 of every pair."""
     most = max(num_drafts)
-    per_trial = most if scheme.streaming else most * log_q.shape[-1]
-    lanes = max(1, min(4096, _CHUNK // per_trial))
+    held = 4 if not clocks else most if scheme.streaming else most * log_q.shape[-1]
+    lanes = max(1, min(4096, _CHUNK // held))
 
     def pair(args):
         key, log_p, log_q = args
+        trial = None if clocks else scheme.simulator(log_p, log_q, most)  # once for all trials
 
-        def trial(index):
-            found = scheme.hits(jax.random.fold_in(key, index), log_p, log_q, most)
+        def counted(index):
+            own = jax.random.fold_in(key, index)
+            found = trial(own) if trial is not None else scheme.hits(own, log_p, log_q, most)
             return found[jnp.asarray(num_drafts) - 1] & (index < stop)
 
         def chunk(at, hits):
             indices = start + at * lanes + jnp.arange(lanes, dtype=jnp.uint32)
-            return hits + jnp.sum(jax.vmap(trial)(indices), axis=0, dtype=jnp.int32)
+            return hits + jnp.sum(jax.vmap(counted)(indices), axis=0, dtype=jnp.int32)
 
         chunks = (stop - start - 1) // lanes + 1  # not rounded up by an addition: that overflows near 2^31
         return jax.lax.fori_loop(0, chunks, chunk, jnp.zeros(len(num_drafts), jnp.int32))

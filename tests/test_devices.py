@@ -20,11 +20,12 @@ import jax, numpy as np
 from gls_jax import study, trials
 from tests.test_devices import ASK, LAWS
 
-CASES = (  # scheme, pairs, trials, list lengths, numbers of devices: pairs that divide, trials that do not, both
-    ("gumbel_topk", 6, 1001, (1, 3), (1, 2, 4, 8)), ("single", 1, 999, (1,), (1, 8)), ("gls", 8, 77, (2,), (1, 8)),
+CASES = (  # scheme, pairs, items, trials, list lengths, devices: pairs that divide, trials that do not; clocks, inversion
+    ("gumbel_topk", 6, 7, 1001, (1, 3), (1, 2, 4, 8)), ("single", 1, 7, 999, (1,), (1, 8)),
+    ("gls", 8, 40, 77, (2,), (1, 8)), ("gls", 1, 500, 3001, (4,), (1, 8)),
 )
-for scheme, pairs, count, drafts, numbers in CASES:
-    laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(pairs), (2, pairs, 7)))
+for scheme, pairs, items, count, drafts, numbers in CASES:
+    laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(pairs), (2, pairs, items)))
     rows = [trials.sweep(jax.random.key(1), *laws, scheme=scheme, num_drafts=drafts, num_trials=count,
                          devices=jax.devices()[:number]) for number in numbers]
     bits = [[bytes(np.asarray(x)).hex() for x in row] for row in rows]
@@ -45,7 +46,7 @@ def eight(tmp_path_factory):
 
 def test_sweeps_are_the_same_on_any_number_of_devices(eight):
     lines, _ = eight
-    assert [len(rows) for _, _, rows in lines] == [4, 2, 2]
+    assert [len(rows) for _, _, rows in lines] == [4, 2, 2, 2]
     for scheme, means, (alone, *shared) in lines:
         assert all(0 < mean < 1 for row in means for mean in row), (scheme, means)
         assert all(row == alone for row in shared), scheme
