@@ -20,7 +20,7 @@ import jax, numpy as np
 from gls_jax import study, trials
 from tests.test_devices import ASK, LAWS
 
-CASES = (  # scheme, pairs, items, trials, list lengths, devices: pairs that divide, trials that do not; clocks, inversion
+CASES = (  # scheme, pairs, items, trials, list lengths, devices: what divides and not, by clocks and by inversion
     ("gumbel_topk", 6, 7, 1001, (1, 3), (1, 2, 4, 8)), ("single", 1, 7, 999, (1,), (1, 8)),
     ("gls", 8, 40, 77, (2,), (1, 8)), ("gls", 1, 500, 3001, (4,), (1, 8)),
 )
