@@ -159,7 +159,8 @@ def _fingerprint(study: Study, pairs: Pairs) -> str:
 
 def _block_size(study: Study, pairs: Pairs) -> int:
     count, items = pairs.log_q.shape
-    clocks = items * max(study.num_drafts) * study.num_trials
+    most = max(study.num_drafts)
+    clocks = study.num_trials * max(trials.clocks_a_trial(schemes.get(name), most, items) for name in study.schemes)
     return max(1, min(count, 32, _BLOCK_CLOCKS // clocks))
 
 

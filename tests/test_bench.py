@@ -33,7 +33,7 @@ def test_a_run_leaves_one_file_and_says_what_moved(suite, tmp_path, capsys):
     assert [line["benchmark"] for line in printed] == ["environment", "race"]
     assert {"device", "processor", "cores", "jax", "python", "gls_jax"} <= set(printed[0])
     assert cli.main(["bench", "all", "--repeats", "3", "--against", str(first)]) == 0
-    assert f"nothing moved since {first}" in " ".join(capsys.readouterr().err.split())
+    assert f"nothingmovedsince{first}" in "".join(capsys.readouterr().err.split())  # the console wraps long lines
     suite["ratio"] = 1.0
     assert cli.main(["bench", "race", "--repeats", "3", "--out", str(second), "--against", str(first)]) == 0
     table = capsys.readouterr().err
