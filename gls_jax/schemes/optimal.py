@@ -10,7 +10,7 @@ supply its law.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,8 @@ def verify(key, drafts, log_p, log_q, active):
     size = log_q.shape[0]
     laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], size))
     shapes = jax.ShapeDtypeStruct((2**size, size), log_q.dtype), jax.ShapeDtypeStruct((size,), log_q.dtype)
-    choose, law = jax.pure_callback(_plan, shapes, laws, races.weights(log_q), active, vmap_method="sequential")
+    plan = partial(_plan, dtype=str(log_q.dtype))  # a callback does not know of `with jax.enable_x64(True)`
+    choose, law = jax.pure_callback(plan, shapes, laws, races.weights(log_q), active, vmap_method="sequential")
     choice_key, key = jax.random.split(races.private_key(key))
     listed = jnp.any(active[:, None] & (drafts[:, None] == jnp.arange(size)), axis=0)
     mask = jnp.sum(jnp.where(listed, 2 ** jnp.arange(size), 0))
@@ -64,9 +65,9 @@ def verify_limit(num_items: int, num_drafts: int) -> str | None:
     )
 
 
-def _plan(laws, q, active):
-    laws, q, active = (np.asarray(x) for x in (laws, q, active))
-    return _solved(laws[active].tobytes(), q.tobytes(), str(q.dtype), q.size)
+def _plan(laws, q, active, dtype: str):
+    laws, q = (np.asarray(x, dtype) for x in (laws, q))
+    return _solved(laws[np.asarray(active)].tobytes(), q.tobytes(), dtype, q.size)
 
 
 @lru_cache(maxsize=256)  # a simulation asks for the same plan in every chunk of trials
