@@ -80,7 +80,7 @@ def probabilities(shape):
 @few
 @given(data=st.data())
 def test_bounds_and_exact_matches(data, shape):
-    problem, log_p, log_q = drawn(data, shape)
+    problem, *_ = drawn(data, shape)
     values, ranked, certain = probabilities(shape)(problem)
     for value in values.values():
         is_probability(value, shape.slack)
