@@ -14,7 +14,7 @@ few = settings(
     derandomize=True,
     deadline=None,
     database=None,
-    max_examples=12,
+    max_examples=8,
     suppress_health_check=[HealthCheck.too_slow],  # the first example compiles
 )
 
