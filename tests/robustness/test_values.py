@@ -160,6 +160,24 @@ def test_schemes(data, name, shape):
     check_scheme(data, schemes.get(name), shape)
 
 
+@cache
+def simulator(name, shape):
+    return lifted(lambda key, p, q: schemes.get(name).simulator(p, q, shape.drafts)(key), shape)
+
+
+@pytest.mark.parametrize("name", [name for name in schemes.NAMES if schemes.get(name).simulator_fn is not None])
+@few
+@given(data=st.data())
+def test_trials_without_clocks(name, data):
+    """Where the laws are equal every trial is a hit, and none where no item is possible under both."""
+    shape = SHAPES[1]
+    problem, log_p, log_q = drawn(data, shape)
+    hits = simulator(name, shape)(problem)
+    assert hits.dtype == bool and hits.shape == (ROWS, shape.drafts)
+    assert hits[: ROWS // 4].all() or name == "naive"
+    assert not hits[~((log_p >= races.LIGHTEST) & (log_q >= races.LIGHTEST)).any(-1)].any()
+
+
 def unmasked_residual(key, drafts, log_p, log_q, active):
     """Speculative sampling with the logarithm of `q - p` instead of `(q - p)+`."""
     p, q = races.weights(log_p), races.weights(log_q)
