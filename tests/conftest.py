@@ -1,7 +1,12 @@
 """Shape annotations are checked in the rooms behind the door; at the door bad input must reach our own errors."""
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from importlib.util import find_spec
 
+import pytest
 from jaxtyping import install_import_hook
 
 collect_ignore = [] if find_spec("torch") else ["peers"]  # never skipped: `make peers` names the folder and fails there
@@ -25,3 +30,25 @@ CHECKED = [
 ]
 
 install_import_hook(CHECKED, "beartype.beartype")
+
+
+@cache
+def compiled() -> str:
+    """A folder of this run for compiled programs."""
+    folder = tempfile.mkdtemp(prefix="gls_jax-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Workers of pytest-xdist compile many of the same programs: what one has compiled the others read."""
+    node.workerinput["compiled"] = compiled()
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # not through the environment: processes that tests start compile on their own
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", config.workerinput["compiled"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -5,7 +5,7 @@ import pytest
 
 from gls_jax import bounds, schemes
 from tests import oracles
-from tests.problems import PROBLEMS, logs
+from tests.problems import NUM_ITEMS, PROBLEMS, logs
 
 each_problem = pytest.mark.parametrize("problem", PROBLEMS)
 
@@ -66,16 +66,21 @@ def test_optimum_is_the_linear_program(seed):
 
 def test_optimum_of_distinct_drafts_is_the_minimum_over_all_sets():
     """A prefix is the worst set here too; the race's schemes stay below, and distinct drafts beat independent ones."""
-    laws = [*PROBLEMS.values(), *np.random.default_rng(3).dirichlet(np.ones(5), (8, 2))]
-    schemes_ = [schemes.get(name) for name in ("gumbel_topk", "specinfer_wor")]
+    laws = [*PROBLEMS.values(), *np.random.default_rng(3).dirichlet(np.ones(NUM_ITEMS), (8, 2))]
+    counts = (1, 2, 3)
+
+    @jax.jit
+    def values(p, q):
+        best = [[bound(p, q, k) for k in counts] for bound in (bounds.optimum_distinct, bounds.optimum_iid)]
+        return *best, [schemes.get(name).acceptance_curve(p, q, counts) for name in ("gumbel_topk", "specinfer_wor")]
+
     for p, q in laws:
-        curves = [scheme.acceptance_curve(logs(p), logs(q), (1, 2, 3)) for scheme in schemes_]
-        for k in (1, 2, 3):
-            got = float(bounds.optimum_distinct(logs(p), logs(q), k))
+        distinct, iid, curves = values(logs(p), logs(q))
+        for k, got, independent in zip(counts, distinct, iid, strict=True):
             if k <= (p > 0).sum():  # a shorter law's list is the whole law, whatever is behind it
-                assert got == pytest.approx(oracles.optimum_distinct(p, q, k), abs=2e-6)
-            assert all(float(curve[k - 1]) <= got + 2e-6 for curve in curves)
-            assert got >= float(bounds.optimum_iid(logs(p), logs(q), k)) - 2e-6
+                assert float(got) == pytest.approx(oracles.optimum_distinct(p, q, k), abs=2e-6)
+            assert all(float(curve[k - 1]) <= float(got) + 2e-6 for curve in curves)
+            assert float(got) >= float(independent) - 2e-6
 
 
 @pytest.mark.parametrize("light", [-10.0, -30.0, -60.0, -79.0])

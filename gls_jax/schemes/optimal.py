@@ -29,7 +29,8 @@ __all__ = ["SCHEME", "acceptance", "propose", "verify"]
 def verify(key, drafts, log_p, log_q, active):
     size = log_q.shape[0]
     laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], size))
-    shapes = jax.ShapeDtypeStruct((2**size, size), log_q.dtype), jax.ShapeDtypeStruct((size,), log_q.dtype)
+    # In float32 whatever the laws: callbacks do not see `with jax.enable_x64(True)`.
+    shapes = jax.ShapeDtypeStruct((2**size, size), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.float32)
     choose, law = jax.pure_callback(_plan, shapes, laws, races.weights(log_q), active, vmap_method="sequential")
     choice_key, key = jax.random.split(races.private_key(key))
     listed = jnp.any(active[:, None] & (drafts[:, None] == jnp.arange(size)), axis=0)
@@ -65,15 +66,15 @@ def verify_limit(num_items: int, num_drafts: int) -> str | None:
 
 
 def _plan(laws, q, active):
-    laws, q, active = (np.asarray(x) for x in (laws, q, active))
-    return _solved(laws[active].tobytes(), q.tobytes(), str(q.dtype), q.size)
+    laws, q = (np.asarray(x, np.float32) for x in (laws, q))
+    return _solved(laws[np.asarray(active)].tobytes(), q.tobytes(), q.size)
 
 
 @lru_cache(maxsize=256)  # a simulation asks for the same plan in every chunk of trials
-def _solved(laws: bytes, q: bytes, dtype: str, size: int):
-    rows = np.frombuffer(laws, dtype).reshape(-1, size)
-    plan = decomposition.best_selection(rows, np.frombuffer(q, dtype))
-    return plan.choose.astype(dtype), plan.law.astype(dtype)
+def _solved(laws: bytes, q: bytes, size: int):
+    rows = np.frombuffer(laws, np.float32).reshape(-1, size)
+    plan = decomposition.best_selection(rows, np.frombuffer(q, np.float32))
+    return plan.choose.astype(np.float32), plan.law.astype(np.float32)
 
 
 SCHEME = Scheme(

@@ -98,8 +98,8 @@ def test_order_of_schemes():
 
 
 def test_bytes_in_other_processes(tmp_path):
-    """100,000 symbols encoded in one process on one device, decoded in another on three, and here."""
-    count, num_bins = 100_000, 100
+    """20,000 symbols, five groups, encoded in one process on one device, decoded in another on three, and here."""
+    count, num_bins = 20_000, 100
     source, sides, _ = simulation.draw(LAW, KEY, count, 2)
     np.savez(tmp_path / "data.npz", source=source, side=sides[1])
     make = f"compression.GaussianCodec(2, 2**24, {num_bins}, 0.01, 0.5)"
@@ -119,7 +119,7 @@ def test_bytes_in_other_processes(tmp_path):
     np.testing.assert_array_equal(here.index, there["index"])
     np.testing.assert_array_equal(here.estimate, there["estimate"])
     assert compression.sizes(blob).count == count
-    assert compression.sizes(blob).rate == pytest.approx(math.log2(num_bins), rel=0.001)
+    assert compression.sizes(blob).rate == pytest.approx(math.log2(num_bins), rel=0.005)
 
 
 SMALL = GaussianCodec(2, 64, 4, 0.1, 0.5, search="dense")

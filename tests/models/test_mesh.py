@@ -1,4 +1,4 @@
-"""Logits do not depend on the mesh: 1, 2, 4 and 8 host devices in a process of their own."""
+"""Logits do not depend on the mesh: 2, 4 and 8 host devices in a process of their own, one in this."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def texts(mesh):
                              num_drafts=2, draft_length=2, max_new_tokens=8).tokens.tolist()
 
 print(json.dumps([texts(None), texts(jax.make_mesh((2, 4), ("data", "model")))]))
-for folder, shapes in zip(sys.argv[1:], (((1, 1), (2, 1), (1, 2), (2, 2), (2, 4), (1, 8)), ((2, 4),)), strict=True):
+for folder, shapes in zip(sys.argv[1:], (((2, 1), (2, 2), (1, 8)), ((2, 4),)), strict=True):
     alone, *_ = run(folder, None)
     for shape in shapes:
         mesh = jax.make_mesh(shape, ("data", "model"), devices=jax.devices()[: shape[0] * shape[1]])
@@ -81,7 +81,7 @@ def rows(printed):
 
 
 def test_logits_are_those_of_one_device(rows):
-    assert len(rows) == 7
+    assert len(rows) == 4
     for (
         row
     ) in rows:  # rounding only: the weights are large, and with them the differences, below 1e-5 of the largest logit
@@ -94,8 +94,8 @@ def test_texts_are_those_of_one_device(printed):
 
 
 def test_weights_and_caches_are_split(rows):
-    by_shape = {tuple(row["shape"]): row for row in rows[:6]}
-    few = {tuple(row["shape"]): row for row in rows[6:]}
+    by_shape = {tuple(row["shape"]): row for row in rows[:3]}
+    few = {tuple(row["shape"]): row for row in rows[3:]}
     # Parameters are [L, in, out].
     specs = by_shape[2, 2]["specs"]
     assert specs["blocks.attention.query.weight"] == specs["blocks.feed_forward.up.weight"]

@@ -168,12 +168,12 @@ def test_strong_schemes_emit_what_plain_generation_emits(scheme, shape):
         return jnp.stack(out)
 
     tokens, _ = generator(scheme, shape, 3)(keys(2000))
-    np.testing.assert_array_equal(tokens, jax.vmap(plain)(keys(2000)))
+    np.testing.assert_array_equal(tokens, jax.jit(jax.vmap(plain))(keys(2000)))
 
 
 def test_block_is_traversal_of_one_chain():
     """The same noise, and so the same path and token."""
-    one, other = (generator(schemes.get(name), 1, 3)(keys(20_000)) for name in ("block", "traversal"))
+    one, other = (generator(schemes.get(name), 1, 3)(keys()) for name in ("block", "traversal"))
     # The one race of `traversal` is the first stream of `block`: the drafts are the same too.
     np.testing.assert_array_equal(one[0], other[0])
     np.testing.assert_array_equal(one[1], other[1])
@@ -222,8 +222,9 @@ def test_more_is_accepted_by_looking_at_whole_trees():
     assert means["traversal"] > means["specinfer_wor"] + 0.01
 
 
-@pytest.mark.parametrize("name", ["gls", "gumbel_topk", "minhash", "specinfer_wor", "spectr", "block", "traversal"])
+@pytest.mark.parametrize("name", ["minhash", "spectr"])
 def test_equal_languages_accept_everything(name):
+    """Other schemes in tests/robustness/test_clients.py, on hostile laws."""
     scheme, laws = schemes.get(name), LOG_TARGET[0, 0]
 
     def trial(key):

@@ -1,0 +1,141 @@
+"""kill -9 in the middle of long work, then --resume: the same results, nothing lost and nothing twice.
+
+A killed process is one that ran the command itself and died at a file operation in its folder, or a moment after it:
+which one and how long after, a fixed generator says. Half of them die at once, with files half written.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+
+from gls_jax import cli, models
+from gls_jax.cli.journal import Journal
+from gls_jax.compression import datasets
+from gls_jax.models import vae_checkpoints
+from tests.images import ramps
+
+PROGRAM = """
+import os, signal, sys, threading
+folder, left, delay = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+def watch(event, arguments):
+    global left
+    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod") and folder in str(arguments[0]):
+        left -= 1
+        if left == 0:
+            threading.Timer(delay, die).start() if delay else die()
+
+sys.addaudithook(watch)
+from gls_jax import cli
+sys.exit(cli.main(sys.argv[4:]))
+"""
+
+
+def killed(folder, rng, last, arguments, cache):
+    """Run until one of the first `last` file operations in the folder; whether it died there."""
+    delay = rng.choice([0, rng.uniform(0, 0.05)])
+    where = [str(folder), str(rng.integers(1, last)), str(delay)]
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *where, *arguments], capture_output=True, text=True, env=env)
+    assert done.returncode == -signal.SIGKILL or (delay and done.returncode == 0), done.stderr
+    return done.returncode != 0
+
+
+def test_a_sweep(tmp_path):
+    """30 blocks of three file operations each; whatever is there after a kill is whole."""
+    ask = ["acceptance", "--schemes", "naive", "--num-drafts", "1", "2", "--num-trials", "200"]
+    ask += ["--num-pairs", "960", "--num-items", "6"]
+    assert cli.main([*ask, "--out", str(tmp_path / "whole")]) == 0
+    cut, rng, done = tmp_path / "cut", np.random.default_rng(1), [0]
+    for _ in range(3):
+        assert killed(cut, rng, 30, [*ask, "--out", str(cut), "--resume"], tmp_path / "cache")
+        assert not (cut / "acceptance.csv").exists()
+        if (cut / "cells.partial.npz").exists():
+            with np.load(cut / "cells.partial.npz") as cells:
+                done.append(int(cells["done"].sum()))
+    assert sorted(done) == done and done[-1] > 0  # no block is lost
+    assert cli.main([*ask, "--out", str(cut), "--resume"]) == 0
+    assert (cut / "acceptance.csv").read_bytes() == (tmp_path / "whole" / "acceptance.csv").read_bytes()
+    with np.load(cut / "cells.npz") as found, np.load(tmp_path / "whole" / "cells.npz") as whole:
+        assert sorted(found.files) == sorted(whole.files)
+        for name in whole.files:
+            np.testing.assert_array_equal(found[name], whole[name])
+    assert not (cut / "cells.partial.npz").exists()
+
+
+def test_training(tmp_path):
+    """Six epochs, each a checkpoint of many files: whichever of them were written, the epochs before are not lost."""
+    images = ramps(300)
+    np.save(tmp_path / "images.npy", images)
+    sizes = {"crop": 3, "latent": 2, "channels": 8, "hidden": 16, "features": 8}
+    ask = ["train", "--images", str(tmp_path / "images.npy"), "--epochs", "6", "--resume"]
+    ask += [str(part) for name, size in sizes.items() for part in (f"--{name}", size)]
+    cut, rng, epochs = tmp_path / "cut", np.random.default_rng(2), [0]
+    for _ in range(3):
+        assert killed(cut, rng, 40, [*ask, "--out", str(cut)], tmp_path / "cache")
+        found = vae_checkpoints.find(cut)
+        epochs.append(found.epoch if found else 0)
+    assert sorted(epochs) == epochs and 0 < epochs[-1] < 6
+    images = datasets.load(str(tmp_path / "images.npy")).train
+    train = partial(models.train_vae, images=images, config=models.VaeConfig.of_images(images, **sizes))
+    train = partial(train, beta=4.0, epochs=6, seed=0)
+    whole, seen = train(tmp_path / "whole"), []
+    resumed = train(cut, resume=True, progress=lambda done, total: seen.append(done))
+    assert seen == list(range(epochs[-1] + 1, 7))
+    assert resumed.losses == whole.losses and resumed.model.fingerprint == whole.model.fingerprint
+
+
+RECORDS = [{"request": n, "text": "naïve 🙂 " * n, "tokens": list(range(n))} for n in range(5)]
+ASKS = {n: f"options of {n}" for n in range(5)}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A journal's bytes, line by line."""
+    path = tmp_path_factory.mktemp("journal") / "whole.jsonl"
+    journal = Journal(path, False, ASKS)
+    for record in RECORDS:
+        journal.append(record)
+    return path.read_bytes()
+
+
+def test_a_journal_torn_at_any_byte(tmp_path, written):
+    """What a crash can leave of an appended file is a prefix of it: resuming writes the rest and nothing twice."""
+    path = tmp_path / "torn.jsonl"
+    for size in range(len(written) + 1):
+        path.write_bytes(written[:size])
+        journal = Journal(path, True, ASKS)
+        assert sorted(journal.done) == list(range(written[:size].count(b"\n"))), size
+        for record in RECORDS:
+            if record["request"] not in journal.done:
+                journal.append(record)
+        assert path.read_bytes() == written, size
+
+
+def test_a_journal_of_a_killed_process(tmp_path):
+    """Killed between, before and behind the appends of 300 results."""
+    program = PROGRAM.split("from gls_jax")[0] + (
+        "import pathlib\nfrom gls_jax.cli.journal import Journal\n"
+        "asks = {n: 'same' for n in range(300)}\n"
+        "journal = Journal(pathlib.Path(sys.argv[1]), True, asks)\n"
+        "for n in range(300):\n"
+        "    n in journal.done or journal.append({'request': n, 'text': 'x' * n})\n"
+    )
+    path, rng, before = tmp_path / "results.jsonl", np.random.default_rng(3), 0
+    for _ in range(3):
+        where = [str(path), str(rng.integers(1, 40)), str(rng.choice([0, rng.uniform(0, 0.01)]))]
+        assert subprocess.run([sys.executable, "-c", program, *where]).returncode in (-signal.SIGKILL, 0)
+        done = Journal(path, True, {}).done if path.exists() else {}
+        assert sorted(done) == list(range(len(done))) and len(done) >= before
+        before = len(done)
+    assert before > 0
+    assert subprocess.run([sys.executable, "-c", program, str(path), "0", "0"]).returncode == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["request"], len(line["text"])) for line in lines] == [(n, n) for n in range(300)]

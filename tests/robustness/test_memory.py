@@ -1,0 +1,58 @@
+"""Peak memory of a process of its own: long work takes no more than short work."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import json, pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from gls_jax import compression, pairs, study, trials
+from gls_jax.bench.measure import peak_megabytes
+
+key = jax.random.key(0)
+laws = pairs.random(key, 2, 16)
+
+def sweep(size):
+    trials.sweep(key, *laws, scheme="gls", num_drafts=(1, 4), num_trials=size)
+
+def pair_blocks(size):
+    ask = study.Study(("naive",), (1, 2), 1000, seed=0)
+    study.run(ask, pairs.random(key, size, 6), pathlib.Path(sys.argv[1]) / str(size))
+
+code = compression.ListCode(num_decoders=2, num_candidates=2**12, num_bins=8, search="ordered")
+
+def symbols(size):
+    row = compression.Normal(np.zeros((size, 1), np.float32), np.full((size, 1), 0.01, np.float32))
+    compression.encode(code, compression.symbol_keys(key, size), compression.gaussian_density, (), row)
+
+for work, small, large in ((sweep, 2**10, 2**19), (pair_blocks, 3200, 6400), (symbols, 2**12, 2**14)):
+    work(small), work(small)
+    before = peak_megabytes()
+    work(large)
+    print(json.dumps([work.__name__, before, peak_megabytes()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def peaks(tmp_path_factory):
+    """Peak megabytes after short and after long work."""
+    folder = str(tmp_path_factory.mktemp("memory"))
+    done = subprocess.run([sys.executable, "-c", PROGRAM, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name: (short, long) for name, short, long in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize(
+    ("work", "allowed"),
+    [
+        ("sweep", 10),  # the clocks of all trials at once: 134 MB
+        ("pair_blocks", 60),  # of all pairs: 307 MB; the allocator settles after some thousand pairs
+        ("symbols", 25),  # of all symbols' candidates: 268 MB
+    ],
+)
+def test_peak_does_not_grow(peaks, work, allowed):
+    short, long = peaks[work]
+    assert long - short < allowed, (short, long)
