@@ -13,7 +13,7 @@ from rich.table import Table
 from gls_jax.cli import layers
 from gls_jax.cli.console import progress
 
-__all__ = ["Acceptance"]
+__all__ = ["Acceptance", "read_text"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Acceptance:
             raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")
         for temperature in (self.temperature, self.draft_temperature):
             decoding.check_sampling(temperature, self.top_k or None)
-        texts = prompts.PROMPTS if self.text is None else (_read_text(self.text),)
+        texts = prompts.PROMPTS if self.text is None else (read_text(self.text),)
         dropped = layers.parse(self.drop_layers)
         target = models.load(self.target)
         if target.tokenizer is None:
@@ -150,7 +150,7 @@ def _print_rows(rows, title: str, out: Path) -> None:
     console.print(f"{out}/acceptance.csv, acceptance.png, cells.npz", highlight=False)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -173,11 +171,6 @@ def write(
             if progress is not None:
                 progress(writer.done, num_positions)
     return open_dump(folder)
-
-
-def fingerprint(value: Any) -> str:
-    """Of anything that JSON can say."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _rows(target, drafter, document: Document, sampling: Sampling, num_kept: int, context: int) -> Rows:

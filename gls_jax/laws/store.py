@@ -18,7 +18,7 @@ import numpy as np
 from gls_jax import files
 from gls_jax.pairs import Pairs
 
-__all__ = ["DTYPES", "Dump", "Rows", "Writer", "open_dump"]
+__all__ = ["DTYPES", "Dump", "Rows", "Writer", "fingerprint", "open_dump"]
 
 DTYPES = ("float32", "float16")
 _FORMAT, _FACTS = 1, "dump.json"
@@ -108,18 +108,18 @@ class Writer:
             OSError: the folder cannot be written.
         """
         asked = {**asked, "positions": positions, "width": width}
-        fingerprint = hashlib.sha256(json.dumps([_FORMAT, asked], sort_keys=True).encode()).hexdigest()[:16]
+        own = fingerprint([_FORMAT, asked])
         self.folder, self._mode = folder, "r+"
         if (folder / _FACTS).exists():
             facts = _read_facts(folder)
             if not resume:
                 raise ValueError(f"{folder}: a dump is here; --resume goes on with it, else give another folder")
-            if facts["fingerprint"] != fingerprint:
+            if facts["fingerprint"] != own:
                 raise ValueError(f"{folder}: the dump here was asked something else; give another folder")
             self._facts = facts
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            self._facts = {"format": _FORMAT, "fingerprint": fingerprint, "asked": asked, "done": 0, "chunks": 0}
+            self._facts = {"format": _FORMAT, "fingerprint": own, "asked": asked, "done": 0, "chunks": 0}
             self._facts |= {"finished": False, "log_prob_error": 0.0}
             self._mode = "w+"
         self._arrays = [
@@ -142,7 +142,7 @@ class Writer:
         error = self._facts["log_prob_error"]
         for wide, narrow in zip((rows.log_p, rows.log_q), self._arrays[1:3], strict=True):
             seen = np.isfinite(wide)
-            error = max(error, float(np.max(np.abs(wide - narrow[start:stop]), where=seen, initial=0)))
+            error = max(error, float(np.max(np.abs(wide[seen] - narrow[start:stop][seen]), initial=0)))
         self._facts |= {"done": stop, "chunks": self.chunks + 1, "finished": finished, "log_prob_error": error}
         self._write_facts()
 
@@ -173,6 +173,11 @@ def open_dump(folder: str | Path) -> Dump:
         arrays.append(array[:done])
     used = int((arrays[0] >= 0).sum(axis=1).max())
     return Dump(folder, facts, Rows(*(array[:, :used] if array.ndim == 2 else array for array in arrays)))
+
+
+def fingerprint(value: Any) -> str:
+    """Of anything that JSON can say."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fields(width: int, dtype: str) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -1,0 +1,167 @@
+"""`gls-jax plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import Console
+from rich.table import Table
+
+from gls_jax.cli import loading
+from gls_jax.cli.console import progress
+from gls_jax.cli.dump import DumpLaws
+
+__all__ = ["Plan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which scheme, how many drafts, how long: block efficiency and token rate of every choice for a pair of models."""
+
+    target: str = "smollm2"
+    """`smollm2`, a Hugging Face folder or a .gguf file."""
+    draft: str | None = None
+    """The drafter, likewise. Default: the target without --drop-layers."""
+    drop_layers: str | None = None
+    """Layers the drafter leaves out, such as `12-17` or `3,7-9`. Default: the middle fifth of the target's."""
+    out: Path = Path("results/plan")
+    """Folder for costs.json and plan.json."""
+    dump: Path | None = None
+    """Laws along texts (gls-jax dump), made if missing. Default: the folder `dump` in --out."""
+    costs: Path | None = None
+    """Measured costs, such as another machine's costs.json. Default: those in --out, measured if missing."""
+    acceptances: tuple[float, ...] = ()
+    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given that those before are accepted."""
+    schemes: tuple[str, ...] = ("single", "block", "gls", "gls_strong", "poisson", "gumbel_topk", "specinfer", "spectr")
+    """Schemes to compare."""
+    num_drafts: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of chains, K."""
+    lengths: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    """Lengths of chains, L."""
+    trees: tuple[str, ...] = ("2,1", "2,2,1", "3,2,1", "4,2,1", "4,2,1,1")
+    """Static trees, children at each depth."""
+    num_positions: int = 4096
+    """Positions of a dump that is made."""
+    num_kept: int = 64
+    """Likeliest tokens of each law that are kept in a dump that is made."""
+    temperature: float = 1.0
+    """Of the target."""
+    draft_temperature: float | None = None
+    """Of the drafter. Default: the target's."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float | None = None
+    """Keep the likeliest tokens up to this mass."""
+    min_p: float | None = None
+    """Keep tokens of at least this share of the likeliest one's probability."""
+    batch: int = 1
+    """Requests decoded together, for the costs."""
+    text_length: int = 256
+    """Tokens of a text, prompt included, for the costs."""
+    seed: int = 0
+    """Of the texts of a dump that is made."""
+    show: int = 12
+    """Rows of the table; plan.json has all."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    resumable: ClassVar[bool] = False
+
+    def run(self) -> None:
+        """Dump, measure, predict, print."""
+        from gls_jax import files, laws, planner
+
+        trees = [_widths(text) for text in self.trees]
+        lengths = range(1, len(self.acceptances) + 1) if self.acceptances else self.lengths
+        asked = planner.settings(self.schemes, self.num_drafts, list(lengths), () if self.acceptances else trees)
+        dumping = self._dumping()
+        dumping.check()
+        known = self.out / "costs.json" if self.costs is None else self.costs
+        files.check_folder(self.out)
+        with progress() as report:
+            need_costs = self.costs is None and not known.exists()
+            if need_costs or (not self.acceptances and not _finished(dumping.out)):
+                source, drafter = loading.load(self.target, self.draft, self.drop_layers, report)
+            self.out.mkdir(parents=True, exist_ok=True)
+            if not self.acceptances:
+                dump = laws.open_dump(dumping.out) if _finished(dumping.out) else dumping.make(source, drafter, report)
+            if need_costs:
+                costs = planner.measure(
+                    source.language_model,
+                    drafter,
+                    self.schemes,
+                    [setting.shape for setting in asked],
+                    batch=self.batch,
+                    text_length=self.text_length,
+                    sampling=self._sampling(),
+                    progress=lambda done, total: report("costs", done, total),
+                )
+                costs.save(known)
+            costs = planner.Costs.load(known)
+            if self.acceptances:
+                choices = planner.from_acceptances(self.acceptances, asked, costs)
+            else:
+                choices = planner.plan(
+                    dump, asked, costs, progress=lambda done, total: report("settings", done, total)
+                )
+        result = {
+            "target": self.target,
+            "draft": self.draft,
+            "plain_tokens_per_second": costs.batch / costs.plain(),
+            "choices": [{**c._asdict(), "setting": c.setting._asdict()} for c in choices],
+        }
+        text = json.dumps(result)
+        files.write_whole(self.out / "plan.json", lambda file: file.write(text + "\n"), mode="w")
+        if self.json:
+            print(text)
+        else:
+            _print(choices[: self.show], costs, self.out)
+
+    def _dumping(self) -> DumpLaws:
+        names = {field.name for field in dataclasses.fields(DumpLaws)} & {field.name for field in dataclasses.fields(self)}
+        same = {name: getattr(self, name) for name in names - {"out", "json"}}
+        return DumpLaws(**same, out=self.out / "dump" if self.dump is None else self.dump, resume=True)
+
+    def _sampling(self) -> dict:
+        return {
+            "temperature": self.temperature,
+            "draft_temperatures": self.draft_temperature,
+            "top_k": self.top_k or None,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+        }
+
+
+def _finished(folder: Path) -> bool:
+    from gls_jax import laws
+
+    return (folder / "dump.json").exists() and bool(laws.open_dump(folder).facts["finished"])
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise ValueError(f"trees: expected numbers such as 4,2,1, got {text!r}")
+    return tuple(map(int, text.split(",")))
+
+
+def _print(choices, costs, out: Path) -> None:
+    table = Table(title=f"plain generation: {costs.batch / costs.plain():.4g} tokens a second")
+    for name in ("scheme", "drafts", "nodes", "tokens a call", "± s.e.", "tokens a second", "against plain"):
+        table.add_column(name, justify="left" if name in ("scheme", "drafts") else "right")
+    for choice in choices:
+        setting = choice.setting
+        shape = "tree " + "-".join(map(str, setting.tree)) if setting.tree else f"{setting.num_drafts} x {setting.draft_length}"
+        table.add_row(
+            setting.scheme,
+            shape,
+            str(choice.nodes),
+            f"{choice.block_efficiency:.3f}",
+            f"{choice.standard_error:.3f}",
+            f"{choice.tokens_per_second:.4g}",
+            f"{choice.speedup:.2f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"{out}/plan.json, costs.json", highlight=False)
