@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gls_jax.cli import layers
 from gls_jax.cli.console import progress
+from gls_jax.cli.dump import sweep
 
 __all__ = ["Acceptance", "read_text"]
 
@@ -21,7 +22,8 @@ class Acceptance:
     """Acceptance against the number of drafts K: exact, simulated, bound and optimum; a CSV and a figure."""
 
     pairs: str = "random"
-    """`random`, `model` (next-token laws of two language models over a text), or FILE.npz with log_p and log_q."""
+    """`random`, `model` (next-token laws of two language models over a text), FILE.npz with log_p and log_q, or the
+    folder of a dump (gls-jax dump): then exact acceptances alone, by position, in acceptance.npy."""
     schemes: tuple[str, ...] = ("gls", "poisson", "gumbel_topk", "naive")
     """Schemes to compare."""
     num_drafts: tuple[int, ...] | None = None
@@ -68,12 +70,15 @@ class Acceptance:
         """Compute, write the files, print."""
         from gls_jax import figures, files, study
 
-        default = range(1, 9) if self.pairs == "model" else range(1, 21)
+        default = range(1, 9) if self.pairs == "model" or Path(self.pairs).is_dir() else range(1, 21)
         ask = study.Study(
             self.schemes, tuple(default) if self.num_drafts is None else self.num_drafts, self.num_trials, self.seed
         )
         ask.check()  # before models are loaded
         files.check_folder(self.out)
+        if Path(self.pairs).is_dir():
+            sweep(self)
+            return
         with progress() as report:
             pairs, title = self._pairs(report)
             rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)

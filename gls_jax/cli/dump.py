@@ -8,13 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.console import Console
+from rich.table import Table
+
 from gls_jax.cli import loading
 from gls_jax.cli.console import progress
 
 if TYPE_CHECKING:
+    from gls_jax.cli.acceptance import Acceptance
     from gls_jax.laws import Dump, Sampling
 
-__all__ = ["DumpLaws"]
+__all__ = ["DumpLaws", "sweep"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,3 +153,29 @@ class DumpLaws:
             resume=self.resume,
             progress=lambda done, total: report("next-token laws", done, total),
         )
+
+
+def sweep(asked: Acceptance) -> None:
+    """`gls-jax acceptance --pairs FOLDER`: exact acceptance at every position of a dump."""
+    from gls_jax import laws
+
+    dump = laws.open_dump(asked.pairs)
+    counts = tuple(range(1, 9)) if asked.num_drafts is None else asked.num_drafts
+    with progress() as report:
+        means = laws.acceptance(
+            dump, asked.out, names=asked.schemes, num_drafts=counts, resume=asked.resume, progress=report
+        )
+    title = f"{len(dump)} positions of {asked.pairs}"
+    if asked.json:
+        rows = [dataclasses.asdict(mean) for mean in means]
+        print(json.dumps({"title": title, "out": str(asked.out), "rows": rows}))
+        return
+    table = Table(title=title)
+    for name in ("scheme", "K", "exact, tails apart", "exact, tails shared", "truth"):
+        table.add_column(name, justify="left" if name in ("scheme", "truth") else "right")
+    for mean in means:
+        values = ("" if x is None else f"{x:.4f}" for x in (mean.apart, mean.shared))
+        table.add_row(mean.scheme, str(mean.num_drafts), *values, "between" if mean.bracketed else "near")
+    console = Console()
+    console.print(table)
+    console.print(f"{asked.out}/acceptance.npy, acceptance.json", highlight=False)
