@@ -74,11 +74,11 @@ class Acceptance:
         ask = study.Study(
             self.schemes, tuple(default) if self.num_drafts is None else self.num_drafts, self.num_trials, self.seed
         )
-        ask.check()  # before models are loaded
         files.check_folder(self.out)
         if Path(self.pairs).is_dir():
             sweep(self)
             return
+        ask.check()  # before models are loaded
         with progress() as report:
             pairs, title = self._pairs(report)
             rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)

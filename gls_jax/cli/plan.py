@@ -34,7 +34,7 @@ class Plan:
     costs: Path | None = None
     """Measured costs, such as another machine's costs.json. Default: those in --out, measured if missing."""
     acceptances: tuple[float, ...] = ()
-    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given that those before are accepted."""
+    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given those before it."""
     schemes: tuple[str, ...] = ("single", "block", "gls", "gls_strong", "poisson", "gumbel_topk", "specinfer", "spectr")
     """Schemes to compare."""
     num_drafts: tuple[int, ...] = (1, 2, 4, 8)
@@ -63,6 +63,8 @@ class Plan:
     """Tokens of a text, prompt included, for the costs."""
     seed: int = 0
     """Of the texts of a dump that is made."""
+    check: int = 0
+    """Generate so many texts with the best choice of each scheme: measured beside predicted."""
     show: int = 12
     """Rows of the table; plan.json has all."""
     json: bool = False
@@ -71,22 +73,26 @@ class Plan:
 
     def run(self) -> None:
         """Dump, measure, predict, print."""
-        from gls_jax import files, laws, planner
+        from gls_jax import checks, files, laws, planner
 
         trees = [_widths(text) for text in self.trees]
         lengths = range(1, len(self.acceptances) + 1) if self.acceptances else self.lengths
         asked = planner.settings(self.schemes, self.num_drafts, list(lengths), () if self.acceptances else trees)
         dumping = self._dumping()
         dumping.check()
+        if self.check and self.check % checks.count(self.batch, "batch"):
+            raise ValueError(f"check: expected a multiple of batch ({self.batch}), got {self.check}")
         known = self.out / "costs.json" if self.costs is None else self.costs
         files.check_folder(self.out)
         with progress() as report:
             need_costs = self.costs is None and not known.exists()
-            if need_costs or (not self.acceptances and not _finished(dumping.out)):
+            need_dump = not self.acceptances and not _finished(dumping.out)
+            if need_costs or need_dump or self.check:
                 source, drafter = loading.load(self.target, self.draft, self.drop_layers, report)
+                assert drafter is not None  # `check` has seen to that
             self.out.mkdir(parents=True, exist_ok=True)
             if not self.acceptances:
-                dump = laws.open_dump(dumping.out) if _finished(dumping.out) else dumping.make(source, drafter, report)
+                dump = dumping.make(source, drafter, report) if need_dump else laws.open_dump(dumping.out)
             if need_costs:
                 costs = planner.measure(
                     source.language_model,
@@ -103,24 +109,55 @@ class Plan:
             if self.acceptances:
                 choices = planner.from_acceptances(self.acceptances, asked, costs)
             else:
-                choices = planner.plan(
-                    dump, asked, costs, progress=lambda done, total: report("settings", done, total)
-                )
+                choices = planner.plan(dump, asked, costs, progress=lambda done, total: report("settings", done, total))
+            measured = self._check(choices, source, drafter, report) if self.check else {}
         result = {
             "target": self.target,
             "draft": self.draft,
             "plain_tokens_per_second": costs.batch / costs.plain(),
-            "choices": [{**c._asdict(), "setting": c.setting._asdict()} for c in choices],
+            "choices": [
+                {**each._asdict(), "setting": each.setting._asdict()}
+                | ({"measured": measured[each.setting]._asdict()} if each.setting in measured else {})
+                for each in choices
+            ],
         }
         text = json.dumps(result)
         files.write_whole(self.out / "plan.json", lambda file: file.write(text + "\n"), mode="w")
         if self.json:
             print(text)
         else:
-            _print(choices[: self.show], costs, self.out)
+            shown = [each for each in choices if each.setting in measured] if self.check else choices[: self.show]
+            _print(shown, measured, costs, self.out)
+
+    def _check(self, choices, source, drafter, report) -> dict:
+        """The best choice of each scheme, measured."""
+        import jax
+
+        from gls_jax import planner, prompts, races
+
+        best = {choice.setting.scheme: choice.setting for choice in reversed(choices)}
+        root = races.private_key(jax.random.key(self.seed))  # the dump's texts have the other folds of this seed
+        keys = jax.vmap(lambda r: jax.random.fold_in(root, r))(jax.numpy.arange(self.check))
+        found = {}
+        for done, setting in enumerate(best.values()):
+            report("check", done, len(best))
+            found[setting] = planner.generated(
+                keys,
+                source.language_model,
+                drafter,
+                [source.tokenizer.encode(text).ids for text in prompts.PROMPTS],
+                setting,
+                batch=self.batch,
+                max_new_tokens=DumpLaws.length,
+                stop_tokens=source.config.eos_token_ids,
+                **self._sampling(),
+            )
+        return found
 
     def _dumping(self) -> DumpLaws:
-        names = {field.name for field in dataclasses.fields(DumpLaws)} & {field.name for field in dataclasses.fields(self)}
+        names = {field.name for field in dataclasses.fields(DumpLaws)} & {
+            field.name for field in dataclasses.fields(self)
+        }
         same = {name: getattr(self, name) for name in names - {"out", "json"}}
         return DumpLaws(**same, out=self.out / "dump" if self.dump is None else self.dump, resume=True)
 
@@ -146,22 +183,26 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def _print(choices, costs, out: Path) -> None:
+def _print(choices, measured, costs, out: Path) -> None:
     table = Table(title=f"plain generation: {costs.batch / costs.plain():.4g} tokens a second")
-    for name in ("scheme", "drafts", "nodes", "tokens a call", "± s.e.", "tokens a second", "against plain"):
+    names = ["scheme", "drafts", "nodes", "tokens a call", "± s.e.", "tokens a second", "against plain"]
+    for name in names + ["measured a call", "± s.e.", "measured a second"] * bool(measured):
         table.add_column(name, justify="left" if name in ("scheme", "drafts") else "right")
-    for choice in choices:
-        setting = choice.setting
-        shape = "tree " + "-".join(map(str, setting.tree)) if setting.tree else f"{setting.num_drafts} x {setting.draft_length}"
-        table.add_row(
+    for each in choices:
+        setting = each.setting
+        chains = f"{setting.num_drafts} x {setting.draft_length}"
+        cells = [
             setting.scheme,
-            shape,
-            str(choice.nodes),
-            f"{choice.block_efficiency:.3f}",
-            f"{choice.standard_error:.3f}",
-            f"{choice.tokens_per_second:.4g}",
-            f"{choice.speedup:.2f}",
-        )
+            "tree " + "-".join(map(str, setting.tree)) if setting.tree else chains,
+            str(each.nodes),
+            f"{each.block_efficiency:.3f}",
+            f"{each.standard_error:.3f}",
+            f"{each.tokens_per_second:.4g}",
+            f"{each.speedup:.2f}",
+        ]
+        if found := measured.get(setting):
+            cells += [f"{found.block_efficiency:.3f}", f"{found.standard_error:.3f}", f"{found.tokens_per_second:.4g}"]
+        table.add_row(*cells)
     console = Console()
     console.print(table)
     console.print(f"{out}/plan.json, costs.json", highlight=False)

@@ -90,7 +90,7 @@ def own_texts(
     """
     for chunk in itertools.count(first):
         numbers = np.arange(chunk * batch, (chunk + 1) * batch)
-        some = [prompts[r % len(prompts)] for r in numbers]
+        some = [prompts[int(r) % len(prompts)] for r in numbers]
         made = generate(
             jax.vmap(partial(jax.random.fold_in, key))(numbers),
             target,
@@ -178,8 +178,8 @@ def _rows(target, drafter, document: Document, sampling: Sampling, num_kept: int
     tokens[0, : len(document.tokens)] = document.tokens
     cut = _cut(target, drafter, tokens, np.roll(tokens, -1), sampling=sampling, num_kept=num_kept)
     wanted = slice(document.start - 1, len(document.tokens) - 1)
-    fields = [np.asarray(field)[wanted] for field in cut]
-    return Rows(*fields, np.arange(len(fields[0])) == 0)
+    ids, log_p, log_q, tail_p, tail_q = (np.asarray(field)[wanted] for field in cut)
+    return Rows(ids, log_p, log_q, tail_p, tail_q, np.arange(len(ids)) == 0)
 
 
 @partial(jax.jit, static_argnames=("sampling", "num_kept"))

@@ -92,10 +92,15 @@ def acceptance(
         if progress is not None:
             progress(names[s], stop, len(dump))
     means = np.stack([np.mean(each, axis=0, dtype=np.float64) for each in values])  # [scheme, K, reading]
-    known = [[[None if np.isnan(x) else float(x) for x in both] for both in each] for each in means]
     return [
-        Mean(name, k, *known[s][c], name in BRACKETED) for s, name in enumerate(names) for c, k in enumerate(counts)
+        Mean(name, k, _known(means[s, c, 0]), _known(means[s, c, 1]), name in BRACKETED)
+        for s, name in enumerate(names)
+        for c, k in enumerate(counts)
     ]
+
+
+def _known(value) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _chunk(dump: Dump, start: int, stop: int, name: str, counts: tuple[int, ...]) -> np.ndarray:
@@ -121,7 +126,7 @@ def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
     return jax.lax.map(lambda laws: scheme.acceptance_curve(laws[0], laws[1], num_drafts), (log_p, log_q))
 
 
-def _open(folder: Path, asked: dict, shape: tuple[int, ...], resume: bool) -> tuple[np.ndarray, int]:
+def _open(folder: Path, asked: dict, shape: tuple[int, ...], resume: bool) -> tuple[np.memmap, int]:
     """The values so far, and how many blocks of them are there."""
     path, own = folder / _FACTS, fingerprint(asked)
     if resume and path.is_file():

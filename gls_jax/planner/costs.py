@@ -28,7 +28,7 @@ from gls_jax.decoding.tree import Shape
 __all__ = ["Costs", "measure"]
 
 _LENGTH = 4  # of the rounds whose overhead is measured
-_CALLS, _REPEATS = 4, 5
+_CALLS, _REPEATS = 2, 5
 _TOKENS = 32  # of a run of the engine without models
 
 
@@ -115,42 +115,42 @@ def measure(
     """
     checks.count(batch, "batch")
     nodes = [np.cumprod(shape.widths) for shape in shapes]
-    reads = _grid(max(int(sizes[-1]) for sizes in nodes))
-    calls = _grid(1 + max(int(sizes.sum()) for sizes in nodes))
+    reads = _doubling(max(int(sizes[-1]) for sizes in nodes))
+    calls = [1, *(1 + size for size in _doubling(max(int(sizes.sum()) for sizes in nodes)))]
     slots = checks.count(text_length, "text_length") + calls[-1]
     most = max(shape.widths[0] for shape in shapes)
-    tasks: list[tuple[str, Any, Callable[[], float]]] = [
-        *(("draft", size, partial(_call, drafter, batch, size, slots)) for size in sorted({*reads, 2})),
-        *(("target", size, partial(_call, target, batch, size, slots)) for size in calls),
-    ]
     free = _free(target, target.vocab_size, 0.0), _free(drafter, target.vocab_size, 0.5)
+    tasks: dict[tuple[str, int], Callable[[], float]] = {
+        **{("draft", size): partial(_call, drafter, batch, size, slots) for size in sorted({*reads, 2})},
+        **{("target", size): partial(_call, target, batch, size, slots) for size in calls},
+        ("step", 0): partial(_round, free[0], None, batch, sampling or {}),
+    }
     for name in names:
         for chains in sorted({1, min(most, schemes.get(name).max_drafts or most)}):
             options = {"scheme": name, "num_drafts": chains, "draft_length": _LENGTH, **(sampling or {})}
-            tasks.append((name, chains, partial(_round, *free, batch, options)))
-    tasks.append(("step", None, partial(_round, free[0], None, batch, sampling or {})))
-    found: dict[str, dict] = {}
-    for done, (part, size, task) in enumerate(tasks):
+            tasks[name, chains] = partial(_round, *free, batch, options)
+    for done, task in enumerate(tasks.values()):
         if progress is not None:
             progress(done, len(tasks))
-        found.setdefault(part, {})[size] = task()
+        task()  # compiles
+    # In turns: a machine that is busy for a while slows all parts alike.
+    turns = [{part: task() for part, task in tasks.items()} for _ in range(_REPEATS)]
+    found: dict[str, dict[int, float]] = {}
+    for part, size in tasks:
+        found.setdefault(part, {})[size] = statistics.median(turn[part, size] for turn in turns)
     beside = {name: found[name] for name in names}
-    return Costs(batch, slots, found["draft"], found["target"], beside, found["step"][None])
+    return Costs(batch, slots, found["draft"], found["target"], beside, found["step"][0])
 
 
-def _grid(most: int) -> list[int]:
+def _doubling(most: int) -> list[int]:
     """1, 2, 4, ... and the largest."""
-    return sorted({1, most, *(2**i for i in range(most.bit_length()))})
+    return sorted({most, *(2**i for i in range(most.bit_length()))})
 
 
 def _call(model: LanguageModel, batch: int, size: int, slots: int) -> float:
-    def seconds(count: int) -> float:
-        started = time.perf_counter()
-        jax.block_until_ready(_calls(model, count, batch=batch, size=size, slots=slots))
-        return time.perf_counter() - started
-
-    seconds(1)
-    return statistics.median(seconds(_CALLS) for _ in range(_REPEATS)) / _CALLS
+    started = time.perf_counter()
+    jax.block_until_ready(_calls(model, _CALLS, batch=batch, size=size, slots=slots))
+    return (time.perf_counter() - started) / _CALLS
 
 
 @partial(jax.jit, static_argnames=("batch", "size", "slots"))
@@ -169,14 +169,10 @@ def _calls(model: LanguageModel, count, *, batch: int, size: int, slots: int):
 
 
 def _round(target: LanguageModel, drafter: LanguageModel | None, batch: int, options: dict[str, Any]) -> float:
-    def seconds() -> float:
-        started = time.perf_counter()
-        made = decoding.generate(jax.random.key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options)
-        jax.block_until_ready(made.tokens)
-        return (time.perf_counter() - started) / made.metrics.rounds
-
-    seconds()
-    return statistics.median(seconds() for _ in range(_REPEATS))
+    started = time.perf_counter()
+    made = decoding.generate(jax.random.key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options)
+    jax.block_until_ready(made.tokens)
+    return (time.perf_counter() - started) / made.metrics.rounds
 
 
 def _free(model: LanguageModel, vocab_size: int, noise: float) -> LanguageModel:
