@@ -125,7 +125,7 @@ class DumpLaws:
             begun = [tokenizer.encode(text).ids for text in prompts.PROMPTS]
             ends = list(source.config.eos_token_ids)
             own = {"length": self.length, "batch": self.batch, "seed": self.seed, "stop_tokens": ends}
-            facts |= {"text": "the target's own", **own}
+            facts |= {"own_text": True, "prompts": laws.fingerprint(begun), **own}
             context = max(map(len, begun)) + self.length
 
             def documents(first: int):
@@ -133,7 +133,12 @@ class DumpLaws:
                 return laws.own_texts(key, target, begun, sampling, stop_tokens=ends, first=first, **more)
         else:
             texts = [tokenizer.encode(read_text(self.text)).ids]
-            facts |= {"text": str(self.text), "tokens": laws.fingerprint(texts), "context": self.context}
+            facts |= {
+                "own_text": False,
+                "text": self.text.name,
+                "tokens": laws.fingerprint(texts),
+                "context": self.context,
+            }
             context = self.context
 
             def documents(first: int):

@@ -75,28 +75,30 @@ class Plan:
         """Dump, measure, predict, print."""
         from gls_jax import checks, files, laws, planner
 
-        trees = [_widths(text) for text in self.trees]
         lengths = range(1, len(self.acceptances) + 1) if self.acceptances else self.lengths
-        asked = planner.settings(self.schemes, self.num_drafts, list(lengths), () if self.acceptances else trees)
+        trees = () if self.acceptances else [_widths(text) for text in self.trees]
+        asked = planner.settings(self.schemes, self.num_drafts, list(lengths), trees)
+        planner.check_acceptances(self.acceptances)
         dumping = self._dumping()
         dumping.check()
         if self.check and self.check % checks.count(self.batch, "batch"):
             raise ValueError(f"check: expected a multiple of batch ({self.batch}), got {self.check}")
-        known = self.out / "costs.json" if self.costs is None else self.costs
         files.check_folder(self.out)
+        path = self.out / "costs.json" if self.costs is None else self.costs
+        costs = planner.Costs.load(path) if self.costs is not None or path.exists() else None
+        dump = laws.open_dump(dumping.out) if not self.acceptances and (dumping.out / "dump.json").exists() else None
+        if dump is not None and not dump.facts["finished"]:
+            dump = None
         with progress() as report:
-            need_costs = self.costs is None and not known.exists()
-            need_dump = not self.acceptances and not _finished(dumping.out)
-            if need_costs or need_dump or self.check:
+            if costs is None or self.check or (dump is None and not self.acceptances):
                 source, drafter = loading.load(self.target, self.draft, self.drop_layers, report)
-                assert drafter is not None  # `check` has seen to that
             self.out.mkdir(parents=True, exist_ok=True)
-            if not self.acceptances:
-                dump = dumping.make(source, drafter, report) if need_dump else laws.open_dump(dumping.out)
-            if need_costs:
+            if dump is None and not self.acceptances:
+                dump = dumping.make(source, drafter, report)
+            if costs is None:
                 costs = planner.measure(
                     source.language_model,
-                    drafter,
+                    drafter,  # type: ignore[arg-type]  # not None: `dumping.check` has seen to that
                     self.schemes,
                     [setting.shape for setting in asked],
                     batch=self.batch,
@@ -104,23 +106,24 @@ class Plan:
                     sampling=self._sampling(),
                     progress=lambda done, total: report("costs", done, total),
                 )
-                costs.save(known)
-            costs = planner.Costs.load(known)
-            if self.acceptances:
+                costs.save(path)
+            if dump is None:
                 choices = planner.from_acceptances(self.acceptances, asked, costs)
             else:
-                choices = planner.plan(dump, asked, costs, progress=lambda done, total: report("settings", done, total))
+                choices = planner.plan(dump, asked, costs, progress=lambda *done: report("settings", *done))
             measured = self._check(choices, source, drafter, report) if self.check else {}
-        result = {
-            "target": self.target,
-            "draft": self.draft,
-            "plain_tokens_per_second": costs.batch / costs.plain(),
-            "choices": [
-                {**each._asdict(), "setting": each.setting._asdict()}
-                | ({"measured": measured[each.setting]._asdict()} if each.setting in measured else {})
-                for each in choices
-            ],
-        }
+        self._show(choices, measured, costs)
+
+    def _show(self, choices, measured, costs) -> None:
+        from gls_jax import files
+
+        records = [
+            {**each._asdict(), "setting": each.setting._asdict()}
+            | ({"measured": measured[each.setting]._asdict()} if each.setting in measured else {})
+            for each in choices
+        ]
+        plain = costs.batch / costs.plain()
+        result = {"target": self.target, "draft": self.draft, "plain_tokens_per_second": plain, "choices": records}
         text = json.dumps(result)
         files.write_whole(self.out / "plan.json", lambda file: file.write(text + "\n"), mode="w")
         if self.json:
@@ -169,12 +172,6 @@ class Plan:
             "top_p": self.top_p,
             "min_p": self.min_p,
         }
-
-
-def _finished(folder: Path) -> bool:
-    from gls_jax import laws
-
-    return (folder / "dump.json").exists() and bool(laws.open_dump(folder).facts["finished"])
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -142,7 +142,8 @@ def write(
         context: longest text, prompt included; one shape, one compilation.
         num_kept: `m`, likeliest tokens of each law that are kept.
         dtype: "float32" or "float16", of the log-probabilities.
-        facts: what else the numbers depend on, as JSON: names of the models, the text.
+        facts: what else the numbers depend on, as JSON: names of the models, the text, and as `own_text` whether the
+            target sampled it.
         resume: go on with the dump in the folder.
         progress: called with `(positions done, positions)`.
 

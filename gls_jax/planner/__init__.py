@@ -2,7 +2,16 @@
 
 from gls_jax.planner.check import Measured, generated
 from gls_jax.planner.costs import Costs, measure
-from gls_jax.planner.plan import NAMES, Choice, Setting, efficiencies, from_acceptances, plan, settings
+from gls_jax.planner.plan import (
+    NAMES,
+    Choice,
+    Setting,
+    check_acceptances,
+    efficiencies,
+    from_acceptances,
+    plan,
+    settings,
+)
 
 __all__ = [
     "NAMES",
@@ -10,6 +19,7 @@ __all__ = [
     "Costs",
     "Measured",
     "Setting",
+    "check_acceptances",
     "efficiencies",
     "from_acceptances",
     "generated",

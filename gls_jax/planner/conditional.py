@@ -111,19 +111,16 @@ def _poisson(log_p, log_q, num_drafts: int) -> Kernel:
     p_y = jnp.maximum(p[0], 1e-30)
 
     def before(time):
-        """Mean number of others' arrivals before the draft's time, `[n]`."""
-        return jnp.sum(jnp.maximum(others_p[:, None] * time - others_q[:, None] * theta, 0), axis=0)
+        """Mean number of others' arrivals before the draft's times `[G, n]`."""
+        return jnp.sum(jnp.maximum(others_p[:, None, None] * time - others_q[:, None, None] * theta, 0), axis=0)
 
     def at_least(m: int):
         """P(the m-th arrival of y is among the first J), for every J."""
         waits, shares = roots_genlaguerre(_GAMMA_NODES, m - 2) if m > 1 else (np.zeros(1), np.ones(1))
-        shares = shares / shares.sum()
-        total = jnp.zeros(num_drafts + 1)
-        for wait, share in zip(waits, shares, strict=True):
-            mean = jnp.minimum(before((theta * q[0] + wait) / p_y), 1e6)
-            below = _poisson_below(mean, num_drafts) @ weights  # P(at most 0, 1, ... others)
-            total = total.at[m:].add(share * below[: num_drafts + 1 - m])
-        return total
+        mean = jnp.minimum(before((theta * q[0] + waits.astype(np.float32)[:, None]) / p_y), 1e6)
+        share = (shares / shares.sum()).astype(np.float32)
+        below = jnp.einsum("kgn,g,n->k", _poisson_below(mean, num_drafts), share, weights)  # at most 0, 1, ... others
+        return jnp.zeros(num_drafts + 1).at[m:].set(below[: num_drafts + 1 - m])
 
     tails = [jnp.ones(num_drafts + 1), *(jnp.where(p[0] > 0, at_least(m), 0) for m in range(1, num_drafts + 1))]
     tails.append(jnp.zeros(num_drafts + 1))
@@ -178,20 +175,21 @@ def _specinfer(log_p, log_q, num_drafts: int) -> Kernel:
 
 def _spectr(log_p, log_q, num_drafts: int) -> Kernel:
     p, q = races.weights(log_p), races.weights(log_q)
-    one = jnp.zeros(num_drafts + 1).at[1].set(1)
+    counts = jnp.arange(1, num_drafts + 1)
+    discounts = jax.vmap(partial(spectr.discount, p, q))(counts)
 
     def row(j: int):
-        rho = spectr.discount(p, q, j)
+        rho = discounts[j - 1]
         kept = jnp.minimum(p, q / rho)
         refused = jnp.maximum(1 - jnp.sum(kept), 0)
         missed = p[0] - kept[0]  # y itself is drafted and refused
         hit, none = jnp.zeros(num_drafts + 1), jnp.zeros(num_drafts + 1).at[0].set(1)  # none: all refused so far
         for _ in range(j):
-            hit = hit * (1 - p[0]) + _shift(hit) * p[0] + _times_z(none) * kept[0] / q[0]
-            none = none * (refused - missed) + _times_z(none) * missed
-        return hit.at[0].add(1 - jnp.sum(hit)), one
+            hit = hit * (1 - p[0]) + _shift(hit) * p[0] + _shift(none) * kept[0] / q[0]
+            none = none * (refused - missed) + _shift(none) * missed
+        return hit.at[0].add(1 - jnp.sum(hit))
 
-    return _rows(row(j)[0] for j in range(1, num_drafts + 1))
+    return _rows(row(j) for j in range(1, num_drafts + 1))
 
 
 def _binomials(count: int, chance) -> Float[Array, "J J *n"]:
@@ -208,12 +206,9 @@ def _shift(law):
     return jnp.concatenate([jnp.zeros_like(law[:1]), law[:-1]])
 
 
-_times_z = _shift
-
-
 def _poisson_below(mean, most: int):
     """`P(count <= 0), ..., P(count <= most)` along a new first axis."""
-    counts = jnp.arange(most + 1, dtype=mean.dtype)[:, None]
+    counts = jnp.arange(most + 1, dtype=mean.dtype).reshape(-1, *[1] * mean.ndim)
     log_mean = jnp.log(jnp.maximum(mean, 1e-30))
     return jnp.cumsum(jnp.exp(counts * log_mean - mean - jax.lax.lgamma(counts + 1)), axis=0)
 

@@ -15,7 +15,7 @@ from gls_jax.planner import conditional, rounds
 from gls_jax.planner.costs import Costs
 from gls_jax.planner.rounds import Efficiency
 
-__all__ = ["NAMES", "Choice", "Setting", "efficiencies", "from_acceptances", "plan", "settings"]
+__all__ = ["NAMES", "Choice", "Setting", "check_acceptances", "efficiencies", "from_acceptances", "plan", "settings"]
 
 NAMES: tuple[str, ...] = (*conditional.NAMES, "block")
 """Schemes that can be planned."""
@@ -90,7 +90,20 @@ def efficiencies(
     tails: str = "shared",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Efficiency]:
-    """Block efficiency of each setting along the texts of a dump."""
+    """Block efficiency of each setting along the texts of a dump.
+
+    Args:
+        dump: laws along texts of the target's own.
+        asked: the settings.
+        tails: how what the dump cut off is read, see :meth:`gls_jax.laws.Dump.pairs`.
+        progress: called with `(settings done, settings)`.
+
+    Raises:
+        ValueError: a dump of another text: its tokens are not samples of the target, and given them acceptances are
+            others.
+    """
+    if not dump.facts["asked"].get("own_text"):
+        raise ValueError(f"{dump.folder}: expected a dump of the target's own text, got one of another text")
     pairs = dump.pairs(tails=tails)
     asked = list(asked)
     most = max(s.num_drafts for s in asked)
@@ -162,12 +175,17 @@ def from_acceptances(acceptances: Sequence[float], asked: Sequence[Setting], cos
     Raises:
         ValueError: an acceptance that is no probability.
     """
-    for chance in acceptances:
-        if not 0 <= chance <= 1:
-            raise ValueError(f"acceptances: expected numbers within 0..1, got {chance:g}")
+    check_acceptances(acceptances)
     choices = []
     for setting in asked:
         some = tuple(acceptances[: setting.shape.depth])
         efficiency = Efficiency(1 + float(np.sum(np.cumprod(some))), float("nan"), some)
         choices.append(_choice(setting, efficiency, 0.0, costs))
     return sorted(choices, key=lambda each: -each.tokens_per_second)
+
+
+def check_acceptances(acceptances: Sequence[float]) -> None:
+    """Raise `ValueError` for an acceptance that is no probability."""
+    for chance in acceptances:
+        if not 0 <= chance <= 1:
+            raise ValueError(f"acceptances: expected numbers within 0..1, got {chance:g}")

@@ -1,8 +1,8 @@
 """Block efficiency along a text: rounds follow one another, each beginning where the last one ended.
 
 ``reach[t, d]`` is the chance that a round that begins at position `t` accepts more than `d` drafts, given the text.
-Then a round begins at `t` with probability ``r_t = sum_n r_{t-n} P(a round that begins at t - n emits n tokens)``, 1 at the
-beginning of a document, and the block efficiency is the ratio of tokens to rounds: no simulation, no approximation.
+Then a round begins at `t` with probability ``r_t = sum_n r_{t-n} P(a round that begins at t - n emits n tokens)``, 1 at
+the beginning of a document, and the block efficiency is the ratio of tokens to rounds: no simulation, no approximation.
 Positions behind a rejection are hard ones, and this counts them as often as they come.
 """
 
