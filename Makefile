@@ -8,7 +8,8 @@ help:
 	@echo "make demo   set up and draw acceptance against K on toy laws and on a language model, into results/"
 	@echo "make test   set up and run the tests"
 	@echo "make lint   format check, lint and types      make peers  tests against torch and transformers"
-	@echo "make bench  speed against peers, JSON lines   make setup  everything for demo and tests"
+	@echo "make bench  speed against peers, into results/bench.json; what moved since AGAINST=earlier.json"
+	@echo "make setup  everything for demo and tests"
 
 setup: .venv/ready
 
@@ -40,11 +41,9 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/ready
-	$(BIN)/gls-jax bench core
-	$(BIN)/gls-jax bench schemes
-	$(BIN)/gls-jax bench decode
-	$(BIN)/gls-jax bench codec
+AGAINST ?= $(wildcard experiments/gallery/bench.json)
+bench: .venv/ready-peers
+	$(BIN)/gls-jax bench all --out results/bench.json $(if $(AGAINST),--against $(AGAINST))
 
 clean:
 	rm -rf .venv results

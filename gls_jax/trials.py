@@ -3,6 +3,9 @@
 Trial `t` of a run uses ``fold_in(key, t)``, so a count does not depend on how the trials were cut into chunks, stopped
 or resumed. Memory is bounded by one chunk, whatever the number of trials. Where the first K drafts of a scheme are a
 prefix of its first K + 1, one trial at the largest K serves every K of a sweep.
+
+A trial either draws the scheme's clocks, `K N` of them, and is bit for bit `propose` and `verify` under its key; or it
+draws first arrivals by inversion, `O(K log N)` (:mod:`gls_jax.simulation`), which is the same law by other numbers.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ __all__ = ["Estimate", "acceptance", "sweep"]
 
 _CHUNK = 2**15  # numbers a chunk of trials holds at a time: about what a core's cache takes
 _CALL = 2**28  # clocks drawn between two progress reports: about a second on two cores
+_FROM_ITEMS = 32  # items from which on inversion is faster than clocks, for every scheme that has both
+_DRAFT = 128  # clocks of a large vocabulary that are drawn in the time of one draft by inversion
 
 Progress = Callable[[int, int], None]
 
@@ -34,6 +39,7 @@ def acceptance(
     scheme: str | schemes.Scheme,
     num_drafts: int,
     num_trials: int,
+    clocks: bool | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """Simulate a scheme's acceptance for one pair of laws.
@@ -45,6 +51,7 @@ def acceptance(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: `K`.
         num_trials: number of independent trials.
+        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no other way.
         progress: called with `(trials done, num_trials)` about once a second.
 
     Returns:
@@ -68,6 +75,7 @@ def acceptance(
         scheme=scheme,
         num_drafts=(num_drafts,),
         num_trials=num_trials,
+        clocks=clocks,
         progress=progress,
     )
     return Estimate(estimate.mean[0, 0], estimate.standard_error[0, 0], estimate.num_trials)
@@ -81,6 +89,7 @@ def sweep(
     scheme: str | schemes.Scheme,
     num_drafts: Sequence[int],
     num_trials: int,
+    clocks: bool | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """Simulate a scheme's acceptance for many pairs and a whole list of K, compiled once.
@@ -92,6 +101,7 @@ def sweep(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: the list lengths; one pass over the largest serves all.
         num_trials: independent trials a pair (shared by its list lengths).
+        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no other way.
         progress: called with `(trials done, all trials)` about once a second.
 
     Returns:
@@ -120,7 +130,8 @@ def sweep(
         checks.key(keys[0])
         if keys.shape != log_q.shape[:1]:
             raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
-    return _run(keys, log_p, log_q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, progress=progress)
+    asked = {"scheme": scheme, "num_drafts": num_drafts, "num_trials": num_trials, "clocks": clocks}
+    return _run(keys, log_p, log_q, **asked, progress=progress)
 
 
 def check_num_trials(value) -> int:
@@ -131,21 +142,34 @@ def check_num_trials(value) -> int:
     return num_trials
 
 
-def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, progress) -> Estimate:
+def clocks_a_trial(scheme: schemes.Scheme, num_drafts: int, num_items: int, clocks: bool | None = None) -> int:
+    """What a trial costs, counted in clocks."""
+    return num_drafts * (num_items if _with_clocks(scheme, num_items, clocks) else _DRAFT)
+
+
+def _with_clocks(scheme: schemes.Scheme, num_items: int, clocks: bool | None) -> bool:
+    if clocks is None:
+        return scheme.simulator_fn is None or num_items < _FROM_ITEMS
+    return clocks
+
+
+def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, progress) -> Estimate:
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
     counts = tuple(scheme.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
     num_trials = check_num_trials(num_trials)
-    clocks = log_q.shape[0] * max(counts) * log_q.shape[-1]
-    per_call = max(1024, _CALL // clocks)
+    num_pairs, num_items = log_q.shape
+    count = partial(_count, scheme=scheme, num_drafts=counts, clocks=_with_clocks(scheme, num_items, clocks))
+    # Whatever a pair needs to be prepared is small beside as many trials as it has items.
+    per_call = max(1024, num_items, _CALL // (num_pairs * clocks_a_trial(scheme, max(counts), num_items, clocks)))
     traced = any(isinstance(x, jax.core.Tracer) for x in (keys, log_p, log_q))
     if traced:
-        hits = _count(keys, log_p, log_q, 0, num_trials, scheme=scheme, num_drafts=counts)
+        hits = count(keys, log_p, log_q, 0, num_trials)
         rate = hits.astype(log_q.dtype)
     else:
         hits = np.zeros((log_q.shape[0], len(counts)), np.int64)
         for start in range(0, num_trials, per_call):
             stop = min(start + per_call, num_trials)
-            hits += np.asarray(_count(keys, log_p, log_q, start, stop, scheme=scheme, num_drafts=counts))
+            hits += np.asarray(count(keys, log_p, log_q, start, stop))
             if progress is not None:
                 progress(stop * log_q.shape[0], num_trials * log_q.shape[0])
         rate = hits.astype(np.float64)
@@ -154,23 +178,25 @@ def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, progress) -> Est
     return Estimate(jnp.asarray(rate / num_trials, log_q.dtype), error, jnp.asarray(num_trials, jnp.int32))
 
 
-@partial(jax.jit, static_argnames=("scheme", "num_drafts"))
-def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_drafts: tuple[int, ...]):
+@partial(jax.jit, static_argnames=("scheme", "num_drafts", "clocks"))
+def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_drafts: tuple[int, ...], clocks: bool):
     """Hits `i32[M, len(num_drafts)]` over the trials start..stop-1 of every pair."""
     most = max(num_drafts)
-    per_trial = most if scheme.streaming else most * log_q.shape[-1]
-    lanes = max(1, min(4096, _CHUNK // per_trial))
+    held = 4 if not clocks else most if scheme.streaming else most * log_q.shape[-1]
+    lanes = max(1, min(4096, _CHUNK // held))
 
     def pair(args):
         key, log_p, log_q = args
+        trial = None if clocks else scheme.simulator(log_p, log_q, most)  # once for all trials
 
-        def trial(index):
-            found = scheme.hits(jax.random.fold_in(key, index), log_p, log_q, most)
+        def counted(index):
+            own = jax.random.fold_in(key, index)
+            found = trial(own) if trial is not None else scheme.hits(own, log_p, log_q, most)
             return found[jnp.asarray(num_drafts) - 1] & (index < stop)
 
         def chunk(at, hits):
             indices = start + at * lanes + jnp.arange(lanes, dtype=jnp.uint32)
-            return hits + jnp.sum(jax.vmap(trial)(indices), axis=0, dtype=jnp.int32)
+            return hits + jnp.sum(jax.vmap(counted)(indices), axis=0, dtype=jnp.int32)
 
         chunks = (stop - start - 1) // lanes + 1  # not rounded up by an addition: that overflows near 2^31
         return jax.lax.fori_loop(0, chunks, chunk, jnp.zeros(len(num_drafts), jnp.int32))

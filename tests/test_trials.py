@@ -89,7 +89,9 @@ def test_progress_and_memory():
     assert seen[-1] == (1000, 1000) and all(a < b for (a, _), (b, _) in itertools.pairwise(seen))
     laws = jax.ShapeDtypeStruct((1, 1000), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(KEY, 1))
-    counter = trials._count.lower(keys, laws, laws, 0, 2**30, scheme=schemes.get("gls"), num_drafts=(8,)).compile()
+    counter = trials._count.lower(
+        keys, laws, laws, 0, 2**30, scheme=schemes.get("gls"), num_drafts=(8,), clocks=True
+    ).compile()
     assert counter.memory_analysis().temp_size_in_bytes < 2**23
 
 
@@ -101,7 +103,9 @@ def test_under_jit():
 def test_the_last_trial_number_is_not_too_large():
     """Near 2^31 trials the number of chunks must not overflow: the last few of them are counted."""
     keys, laws = jax.random.split(KEY, 1), jnp.asarray(Q)[None]
-    hits = trials._count(keys, laws, laws, 2**31 - 11, 2**31 - 1, scheme=schemes.get("gls"), num_drafts=(2,))
+    hits = trials._count(
+        keys, laws, laws, 2**31 - 11, 2**31 - 1, scheme=schemes.get("gls"), num_drafts=(2,), clocks=True
+    )
     assert hits.tolist() == [[10]]
 
 

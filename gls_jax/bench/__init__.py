@@ -5,14 +5,10 @@ A peer and ours take turns, and the ratio is the median over the turns: a machin
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Callable, Iterator
-
-import jax
+from collections.abc import Callable, Iterator, Sequence
 
 from gls_jax.bench import codec, core, decode, selection
-from gls_jax.bench.measure import Line
+from gls_jax.bench.measure import Line, environment
 
 __all__ = ["SUITES", "run"]
 
@@ -24,31 +20,28 @@ SUITES: dict[str, tuple[Callable[[int], Line], ...]] = {
 }
 
 
-def run(suite: str, repeats: int) -> Iterator[Line]:
+def run(suites: str | Sequence[str], repeats: int) -> Iterator[Line]:
     """Yield one JSON-ready line a benchmark, the environment first.
 
     Args:
-        suite: a name in `SUITES`.
+        suites: names in `SUITES`, or `all`.
         repeats: timed turns, at least 1.
 
     Raises:
         ValueError: an unknown suite, or no repeats.
     """
-    if suite not in SUITES:
-        raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
+    names = (suites,) if isinstance(suites, str) else tuple(suites)
+    names = tuple(SUITES) if "all" in names else names
+    for name in names:
+        if name not in SUITES:
+            raise ValueError(f"suite: expected one of {', '.join(SUITES)}, or all, got {name!r}")
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
-    return _lines(suite, repeats)
+    return _lines(names, repeats)
 
 
-def _lines(suite: str, repeats: int) -> Iterator[Line]:
-    yield {
-        "benchmark": "environment",
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "repeats": repeats,
-    }
-    for benchmark in SUITES[suite]:
-        yield benchmark(repeats)
+def _lines(names: Sequence[str], repeats: int) -> Iterator[Line]:
+    yield environment() | {"repeats": repeats}
+    for name in names:
+        for benchmark in SUITES[name]:
+            yield benchmark(repeats)

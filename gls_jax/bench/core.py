@@ -24,7 +24,8 @@ def monte_carlo(num_items: int, num_drafts: int = 8) -> Callable[[int], Line]:
         p, q = rng.dirichlet(np.ones(num_items), 2).astype(np.float32)
         log_p, log_q = jnp.log(p), jnp.log(q)
         key = jax.random.key(0)
-        ours, numpys = 2**24 // num_items, 2**18 // num_items
+        ours = 2**27 // trials.clocks_a_trial(schemes.get("gls"), num_drafts, num_items)
+        numpys = max(8, 2**18 // num_items)
 
         def simulate() -> None:
             trials.acceptance(key, log_p, log_q, scheme="gls", num_drafts=num_drafts, num_trials=ours)
@@ -95,4 +96,4 @@ def _vocabulary(num_drafts: int) -> float:
     return round(measure.peak_megabytes() - before, 1)
 
 
-SUITE = (monte_carlo(10), monte_carlo(1000), exact_vocabulary, importing)
+SUITE = (monte_carlo(10), monte_carlo(1000), monte_carlo(VOCABULARY), exact_vocabulary, importing)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -11,10 +14,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["VOCABULARY", "Line", "in_a_fresh_process", "peak_megabytes", "seconds", "turns", "vocabulary_laws"]
+import gls_jax
+
+__all__ = [
+    "VOCABULARY",
+    "Line",
+    "environment",
+    "in_a_fresh_process",
+    "peak_megabytes",
+    "seconds",
+    "turns",
+    "vocabulary_laws",
+]
 
 VOCABULARY = 151_936
 Line = dict[str, object]
+
+
+def environment() -> Line:
+    """What the figures of a run depend on beside the code."""
+    return {
+        "benchmark": "environment",
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "gls_jax": gls_jax.__version__,
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -34,6 +65,12 @@ def in_a_fresh_process(code: str) -> float:
     """A number that only a new process can give: what `code` prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout)
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as text:
+        return next((line.split(":")[1].strip() for line in text if line.startswith("model name")), "")
+    return platform.processor()
 
 
 def peak_megabytes() -> float:

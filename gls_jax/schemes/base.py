@@ -50,6 +50,8 @@ class Scheme:
         verify_limit, acceptance_limit: why `verify` or the exact acceptance is not to be had for so many items and
             drafts, `(num_items, num_drafts) -> str`, or None.
         hits_fn: a trial for every K at once; None where it must be put together from `propose` and `verify`.
+        simulator_fn: the same trial without clocks, `(log_p, log_q, num_drafts) -> (key -> bool[K])`: what is prepared
+            once a pair, and a trial in `O(K log N)`, see :mod:`gls_jax.simulation`. Equal law, other random numbers.
         streaming: whether `hits_fn` passes over the items with `O(K)` memory instead of holding the clocks.
         bound: lower bound on the acceptance `(log_p, log_q, num_drafts) -> f[]`, where one is known.
     """
@@ -68,6 +70,7 @@ class Scheme:
     verify_limit: Callable[[int, int], str | None] = dataclasses.field(default=_no_limit, repr=False)
     acceptance_limit: Callable[[int, int], str | None] = dataclasses.field(default=_no_limit, repr=False)
     hits_fn: Callable | None = dataclasses.field(default=None, repr=False)
+    simulator_fn: Callable | None = dataclasses.field(default=None, repr=False)
     streaming: bool = False
     bound: Callable | None = dataclasses.field(default=None, repr=False)
 
@@ -158,12 +161,8 @@ class Scheme:
 
     def hits(self, key: PRNGKeyArray, log_p, log_q, num_drafts: int) -> Bool[Array, " K"]:
         """One trial for every list length at once: whether the target accepts any of the first 1, 2, ... K drafts."""
-        self.check_token_level("hits")
         checks.key(key)
-        num_drafts = self.check_num_drafts(num_drafts)
-        log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
-        log_p, log_q = checks.same_items(log_p, log_q)
-        _refuse(self.verify_limit(log_q.shape[0], num_drafts))
+        log_p, log_q, num_drafts = self._trial_inputs(log_p, log_q, num_drafts)
         if self.hits_fn is not None:
             return _compiled(self.hits_fn, (key, log_p, log_q), (num_drafts,))
         verify_fn, drafts = self.verify_fn, self.propose_fn(key, log_p, num_drafts)
@@ -174,6 +173,37 @@ class Scheme:
             return jnp.any(drafts[:k] == verify_fn(key, drafts[:k], laws, log_q, jnp.ones(k, bool)))
 
         return jnp.stack([hit(k) for k in range(1, num_drafts + 1)])
+
+    def simulator(self, log_p, log_q, num_drafts: int) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
+        """Trials of one pair without clocks, where the scheme knows how: in law those of :meth:`hits`.
+
+        Returns:
+            A function of a key. What it needs to know of the pair is computed here, once for all trials.
+
+        Raises:
+            ValueError: what `hits` raises, or a scheme that needs its clocks.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from gls_jax import schemes
+        >>> log_p, log_q = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]))
+        >>> trial = schemes.get("gls").simulator(log_p, log_q, 4)
+        >>> trial(jax.random.key(0)).shape
+        (4,)
+        """
+        log_p, log_q, num_drafts = self._trial_inputs(log_p, log_q, num_drafts)
+        if self.simulator_fn is None:
+            raise ValueError(
+                f"scheme '{self.name}' has no trials without clocks; expected one of those with simulator_fn"
+            )
+        return self.simulator_fn(log_p, log_q, num_drafts)
+
+    def _trial_inputs(self, log_p, log_q, num_drafts: int) -> tuple[jax.Array, jax.Array, int]:
+        self.check_token_level("hits")
+        num_drafts = self.check_num_drafts(num_drafts)
+        log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
+        log_p, log_q = checks.same_items(log_p, log_q)
+        _refuse(self.verify_limit(log_q.shape[0], num_drafts))
+        return log_p, log_q, num_drafts
 
     def verify_tree(self, key: PRNGKeyArray, position, tree: Tree, log_p, log_q) -> Path:
         """The accepted path of a tree of drafts, and the token to emit after it.

@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gls_jax import bounds, checks, races
+from gls_jax import bounds, checks, races, simulation
 from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import RatioOrder, ratio_order
 from gls_jax.sampling import draft_list, target_of_list
 from gls_jax.schemes.base import Scheme
 
-__all__ = ["SCHEME", "acceptance", "acceptance_active", "hits", "propose", "verify"]
+__all__ = ["SCHEME", "acceptance", "acceptance_active", "hits", "propose", "simulator", "verify"]
 
 _LEAST_MASS = 1e-18  # of what stands in a denominator: items behind less draft mass are never matched anyway
 _BLOCK = 32  # items a step of the integral handles: [block, nodes] stays in the cache
@@ -46,7 +46,25 @@ def verify(key, drafts, log_p, log_q, active):
 def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
     """One trial for every K: the target of the first K streams is a running minimum over streams."""
     (_, drafts), (first, items) = races.leaders(key, num_drafts, log_p, log_q)
-    listed = jnp.arange(num_drafts) <= jnp.arange(num_drafts)[:, None]  # [K, stream]
+    return _hits(first, items, drafts)
+
+
+def simulator(log_p, log_q, num_drafts):
+    """The same trial without clocks: K independent streams, each by inversion."""
+    prepare, each = simulation.tables, None
+    if log_p.ndim == 2:  # a law a stream
+        prepare, each = jax.vmap(simulation.tables, (0, None)), 0
+    pair = prepare(log_p, log_q)
+
+    def trial(key):
+        return _hits(*jax.vmap(simulation.stream, (each, 0))(pair, races.exponentials(key, num_drafts, 6)))
+
+    return trial
+
+
+def _hits(first, items, drafts) -> Bool[Array, " K"]:
+    """For every K: whether what arrives first in the first K streams is drafted in one of them."""
+    listed = jnp.arange(drafts.shape[0]) <= jnp.arange(drafts.shape[0])[:, None]  # [K, stream]
     targets = items[jnp.argmin(jnp.where(listed, first, jnp.inf), axis=1)]
     return jnp.any(listed & (drafts == targets[:, None]), axis=1)
 
@@ -166,6 +184,7 @@ SCHEME = Scheme(
     verify_fn=verify,
     acceptance_fn=acceptance,
     hits_fn=hits,
+    simulator_fn=simulator,
     streaming=True,
     bound=bounds.list_matching,
 )

@@ -23,15 +23,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gls_jax import bounds, checks, races
+from gls_jax import bounds, checks, races, simulation
 from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import RatioOrder, ratio_order
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.poisson import verify  # the same first arrival of one race
 
-__all__ = ["SCHEME", "Interval", "acceptance", "acceptance_interval", "hits", "propose", "verify"]
+__all__ = ["SCHEME", "Interval", "acceptance", "acceptance_interval", "hits", "propose", "simulator", "verify"]
 
 _EXACT_ITEMS = 512  # up to here every item is a Bernoulli and every ratio is evaluated
+_CLOCKS = 64  # of the heaviest items in a trial without clocks
 _HEAD, _PLACES = 256, 512  # beyond: exact Bernoullis, and places on the ratio axis
 
 
@@ -59,6 +60,49 @@ def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
     arrivals = races.arrivals(clocks, log_p)
     rank = jnp.sum(arrivals < arrivals[token])
     return (rank < jnp.arange(1, num_drafts + 1)) & jnp.isfinite(arrivals[token])
+
+
+def simulator(log_p, log_q, num_drafts):
+    """The same trial without clocks: count the distinct items that arrive before the target's.
+
+    The heaviest draft items have clocks of their own; without that, a law that is nearly a point mass would take ever
+    more arrivals until K distinct ones are found. The rest arrive one by one, by inversion.
+    """
+    size = log_p.shape[0]
+    ranked = ratio_order(log_p, log_q)
+    head = min(size, max(_CLOCKS, 2 * num_drafts))
+    p_heavy, heavy = jax.lax.top_k(ranked.p, head)
+    light = ranked.p.at[heavy].set(0)
+    q, tail, excess = simulation.table(ranked.q), simulation.table(light), _tail_excess(ranked, light)
+
+    def trial(key):
+        noise = races.exponentials(key, 1, head + 3)[0]
+        theta, (u, v) = noise[0], -jnp.expm1(-noise[1:3])
+        token = simulation.draw(q, size, u, v)
+        ahead = theta * jnp.maximum(ranked.ratio[token] - ranked.ratio[heavy], 0)
+        rank = jnp.sum(noise[3:] < p_heavy * ahead, dtype=jnp.int32)
+
+        def more(state):
+            _, level, rank, _ = state
+            return (rank < num_drafts) & (theta * excess[token] > level)
+
+        def arrive(state):
+            step, level, rank, seen = state
+            noise = races.exponentials(races.stream_key(key, step), 1, 3)[0]
+            u, v = -jnp.expm1(-noise[1:])
+            item = simulation.draw(tail, jnp.searchsorted(excess, level / theta), u, v)
+            new = jnp.all(seen != item)
+            seen = jnp.where(
+                jnp.arange(num_drafts) == rank, item, seen
+            )  # an item that is there already changes nothing
+            return step + 1, level + noise[0], rank + new, seen
+
+        first = races.exponentials(races.stream_key(key, 1), 1, 1)[0, 0]
+        start = (jnp.int32(2), first, rank, jnp.full(num_drafts, -1, jnp.int32))
+        rank = jax.lax.while_loop(more, arrive, start)[2]
+        return (rank < jnp.arange(1, num_drafts + 1)) & (ranked.p[token] > 0)
+
+    return trial
 
 
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
@@ -171,5 +215,6 @@ SCHEME = Scheme(
     verify_fn=verify,
     acceptance_fn=acceptance,
     hits_fn=hits,
+    simulator_fn=simulator,
     bound=bounds.list_matching,
 )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gls_jax import races
+from gls_jax import races, simulation
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
 
-__all__ = ["SCHEME", "acceptance", "hits", "propose", "verify"]
+__all__ = ["SCHEME", "acceptance", "hits", "propose", "simulator", "verify"]
 
 
 def verify(key, drafts, log_p, log_q, active):
@@ -26,6 +26,18 @@ def hits(key, log_p, log_q, num_drafts):
     ((_, drafts),) = races.leaders(key, num_drafts, log_p)
     ((_, token),) = races.leaders(races.private_key(key), 1, log_q)
     return jnp.cumsum(drafts == token) > 0
+
+
+def simulator(log_p, log_q, num_drafts):
+    """The same trial without clocks: a draft is the target's token with its probability under `p`."""
+    q = simulation.table(jnp.exp(log_q))
+
+    def trial(key):
+        noise = -jnp.expm1(-races.exponentials(key, 1, num_drafts + 2)[0])
+        token = simulation.draw(q, log_q.shape[0], *noise[:2])
+        return jnp.cumsum(noise[2:] < races.weights(log_p[..., token])) > 0
+
+    return trial
 
 
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
@@ -47,5 +59,6 @@ SCHEME = Scheme(
     verify_fn=verify,
     acceptance_fn=acceptance,
     hits_fn=hits,
+    simulator_fn=simulator,
     streaming=True,
 )

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gls_jax import bounds, races
+from gls_jax import bounds, races, simulation
 from gls_jax.ratios import ratio_order
 from gls_jax.schemes.base import Scheme
 
-__all__ = ["SCHEME", "acceptance", "hits", "propose", "verify"]
+__all__ = ["SCHEME", "acceptance", "hits", "propose", "simulator", "verify"]
 
 _FIRST, _LATER = 0, 1  # streams: the first arrivals, and the root of every item's later ones
 
@@ -46,6 +46,18 @@ def hits(key, log_p, log_q, num_drafts):
     return jnp.cumsum(drafts == verify(key, drafts, log_p, log_q, None)) > 0
 
 
+def simulator(log_p, log_q, num_drafts):
+    """The same trial without clocks: arrivals before the target's form a Poisson process of total ``theta excess``."""
+    pair = simulation.tables(log_p, log_q)
+
+    def trial(key):
+        noise = races.exponentials(key, 1, num_drafts + 3)[0]
+        token = simulation.target(pair, *-jnp.expm1(-noise[1:3]))
+        return jnp.cumsum(noise[3:]) > noise[0] * pair.excess[token]
+
+    return trial
+
+
 def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
     ranked = ratio_order(log_p, log_q)
     live = jnp.where(ranked.p > 0, ranked.q, 0)
@@ -66,5 +78,6 @@ SCHEME = Scheme(
     verify_fn=verify,
     acceptance_fn=acceptance,
     hits_fn=hits,
+    simulator_fn=simulator,
     bound=bounds.list_matching,
 )
