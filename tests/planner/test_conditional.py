@@ -80,5 +80,5 @@ def test_how_many_drafts_equal_the_token(name):
 
 
 def test_unknown_scheme():
-    with pytest.raises(ValueError, match="scheme: expected one of gls, .*, got 'optimal'"):
+    with pytest.raises(ValueError, match=r"scheme: expected one of gls, .*, got 'optimal'"):
         conditional.kernels(np.zeros((1, 1)), np.zeros((1, 1)), scheme="optimal", num_drafts=1)
