@@ -113,6 +113,18 @@ def one_of(value, names: tuple[str, ...], name: str) -> str:
     return value
 
 
+def local_devices(values) -> list[jax.Device]:
+    """Devices of this process, at least one, each once."""
+    try:
+        devices = list(values)
+    except TypeError:
+        raise ValueError(f"devices: expected a sequence of devices, got {values!r}") from None
+    known = [isinstance(device, jax.Device) and device.process_index == jax.process_index() for device in devices]
+    if not devices or not all(known) or len(set(devices)) < len(devices):
+        raise ValueError(f"devices: expected some of this process, each once, got {devices}")
+    return devices
+
+
 def key(value) -> None:
     """One typed threefry key: another generator would give other clocks to the other party."""
     if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):

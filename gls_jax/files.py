@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_file", "check_folder", "map_array", "read_array", "read_arrays", "write_arrays", "write_whole"]
+__all__ = [
+    "alone",
+    "check_file",
+    "check_folder",
+    "map_array",
+    "read_array",
+    "read_arrays",
+    "write_arrays",
+    "write_whole",
+]
 
 
 def check_file(path: Path) -> None:
@@ -29,6 +39,32 @@ def check_folder(path: Path) -> None:
         raise NotADirectoryError(f"{path}: expected a folder that can be written, but {ancestor} is not a folder")
     if not os.access(ancestor, os.W_OK | os.X_OK):
         raise PermissionError(f"{path}: expected a folder that can be written, but {ancestor} is read-only")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder; the system lets go of it with the process, however that ends.
+
+    Raises:
+        BlockingIOError: a run is at work in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BlockingIOError(f"{folder}: expected a folder to itself, but another run is at work in it") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_whole(path: Path, write: Callable, mode: str = "wb") -> None:

@@ -1,8 +1,9 @@
 """An acceptance study: pairs x schemes x list lengths, exact and simulated, resumable, to one CSV.
 
-The work is cut into blocks of pairs under one scheme. Each finished block goes to `cells.partial.npz` in the output
-folder (temporary name, then renamed), so a run that is stopped loses one block at most. Trials are keyed by pair and
-trial index: a resumed run gives the numbers of an uninterrupted one.
+The work is cut into blocks of pairs under one scheme, and the blocks are dealt out to the processes. Each finished
+block goes to the `cells.partial.<process>.npz` of its process in the output folder (temporary name, then renamed), so a
+run that is stopped loses one block a process at most. Trials are keyed by pair and trial index: a resumed run, on any
+number of processes and devices, gives the numbers of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,23 +12,25 @@ import csv
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from gls_jax import bounds, checks, files, schemes, trials
+from gls_jax import bounds, checks, cluster, files, schemes, trials
+from gls_jax.cells import FIELDS, Cells
 from gls_jax.pairs import Pairs
 
 __all__ = ["Row", "Study", "run", "write_csv"]
 
-_FORMAT = 1  # of the cells file: raised whenever the same cells would hold other numbers
+_FORMAT = 2  # of the cells file: raised whenever the same cells would hold other numbers
 _BLOCK_CLOCKS = 2**30  # clocks simulated in one block, and so at most lost by a stop: some seconds
-_PARTIAL, _FINISHED = "cells.partial.npz", "cells.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,42 +92,51 @@ def run(
     Args:
         study: what is asked.
         pairs: `M` pairs of laws.
-        folder: made if missing; files in it are replaced only by finished ones.
+        folder: made if missing; files in it are replaced only by finished ones. All processes see the same one.
         resume: go on with the unfinished run in the folder, if there is one.
-        progress: called with `(scheme, blocks done, blocks)`.
+        progress: called with `(scheme, blocks done, blocks)`, of this process.
 
     Returns:
-        One :class:`Row` a scheme and K.
+        One :class:`Row` a scheme and K; none on processes other than the first.
 
     Raises:
         ValueError: the study's or the pairs' faults; an unfinished run in the folder without `resume`, or one that was
             asked something else with it.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, another run is at work in it, or another process is gone.
     """
     study.check()
     for name, laws in zip(("log_p", "log_q"), pairs, strict=True):
         checks.check_log_probs(laws, name)
     folder.mkdir(parents=True, exist_ok=True)
-    asked = _fingerprint(study, pairs)
-    size = _block_size(study, pairs)
-    blocks = [(name, start) for name in study.schemes for start in range(0, pairs.log_q.shape[0], size)]
-    cells = _open(folder, asked, study, pairs, len(blocks), resume)
-    for at, (name, start) in enumerate(blocks):
-        if not cells["done"][at]:
-            stop = min(start + size, pairs.log_q.shape[0])
-            part = _block(study, name, pairs, start, stop, size)
-            scheme = study.schemes.index(name)
-            for field, values in part.items():
-                cells[field][scheme, start:stop] = values
-            cells["done"][at] = True
-            files.write_arrays(folder / _PARTIAL, cells)
-        if progress is not None:
-            progress(name, at + 1, len(blocks))
-    if (folder / _PARTIAL).exists():  # not when a finished run was found
-        os.replace(folder / _PARTIAL, folder / _FINISHED)
-    rows = list(_rows(study, pairs, cells))
-    write_csv(folder / "acceptance.csv", rows)
-    return rows
+    process, size = cluster.index(), _block_size(study, pairs)
+    shape = (len(study.schemes), pairs.log_q.shape[0], len(study.num_drafts))
+    with files.alone(folder) if process == 0 else nullcontext():
+        cells = Cells(folder, _fingerprint(study, pairs), shape, size, resume)
+        cluster.meet()  # all have read what there is before one of them writes
+        todo, known = np.flatnonzero(~cells.done), int(cells.done.sum())
+        if todo.size:
+            cells.write(process)  # also: can the folder be written?
+        mine = todo[cluster.deal(todo.size)]
+        for at, block in enumerate(mine, 1):
+            scheme, those = cells.blocks[block]
+            name = study.schemes[scheme]
+            cells.put(int(block), _block(study, name, pairs, those.start, those.stop, size))
+            cells.write(process)
+            if progress is not None:
+                progress(name, known + at, known + len(mine))
+        cluster.meet()
+        if process > 0:
+            return []
+        cells.read()
+        if missing := int((~cells.done).sum()):
+            raise ValueError(
+                f"{folder}: expected the blocks of {cluster.size()} processes, but {missing} of {cells.done.size} are "
+                "not here; hosts that share no folder: bring all cells.partial.*.npz into one and --resume there"
+            )
+        cells.finish()
+        table = list(_rows(study, pairs, cells))
+        write_csv(folder / "acceptance.csv", table)
+        return table
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -151,26 +163,6 @@ def _block_size(study: Study, pairs: Pairs) -> int:
     return max(1, min(count, 32, _BLOCK_CLOCKS // clocks))
 
 
-def _open(folder: Path, asked: str, study: Study, pairs: Pairs, blocks: int, resume: bool) -> dict[str, np.ndarray]:
-    """The cells so far: those of the unfinished run in the folder, or empty ones."""
-    for name in (_PARTIAL, _FINISHED):
-        path = folder / name
-        if not path.exists() or (not resume and name == _FINISHED):
-            continue
-        if not resume:
-            raise ValueError(f"{path}: an unfinished run is here; --resume goes on with it, else give another folder")
-        cells = files.read_arrays(path, "the cells of an earlier run")
-        if str(cells.get("asked")) == asked:
-            return cells
-        if name == _PARTIAL:
-            raise ValueError(f"{path}: the unfinished run here was asked something else; give another folder")
-    shape = (len(study.schemes), pairs.log_q.shape[0], len(study.num_drafts))
-    cells = {field: np.full(shape, np.nan) for field in ("exact", "simulated", "standard_error", "bound")}
-    cells |= {"done": np.zeros(blocks, bool), "asked": np.array(asked)}
-    files.write_arrays(folder / _PARTIAL, cells)  # also: can the folder be written?
-    return cells
-
-
 def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: int) -> dict[str, np.ndarray]:
     """All cells of the pairs start..stop-1 under one scheme; the last block is filled up to keep one compilation."""
     indices = np.minimum(np.arange(start, start + size), stop - 1)
@@ -178,11 +170,12 @@ def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: i
     root = jax.random.key(study.seed)
     keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(indices))
     scheme, size = schemes.get(name), log_q.shape[1]
-    cells = {"bound": _bound(log_p, log_q, name=name, num_drafts=study.num_drafts)}
+    cells: dict = {"bound": _shared_out(_bound, log_p, log_q, name=name, num_drafts=study.num_drafts)}
     known = tuple(k for k in study.num_drafts if scheme.acceptance_limit(size, k) is None)
     if known:
         values = np.full((len(log_q), len(study.num_drafts)), np.nan)
-        values[:, np.isin(study.num_drafts, known)] = _exact(log_p, log_q, name=name, num_drafts=known)
+        exact = _shared_out(_exact, log_p, log_q, name=name, num_drafts=known)
+        values[:, np.isin(study.num_drafts, known)] = exact
         cells["exact"] = values
     if scheme.verify_limit(size, max(study.num_drafts)) is None:
         estimate = trials.sweep(
@@ -192,19 +185,38 @@ def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: i
     return {field: np.asarray(values)[: stop - start] for field, values in cells.items()}
 
 
-@partial(jax.jit, static_argnames=("name", "num_drafts"))
-def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
+def _shared_out(function: Callable, log_p, log_q, **static) -> np.ndarray:
+    """`function` of pairs `[M, N]`, shared out over the devices; repetitions of the last pair make the shares equal."""
+    devices = jax.local_devices()[: len(log_q)]
+    filled = np.minimum(np.arange(-(-len(log_q) // len(devices)) * len(devices)), len(log_q) - 1)
+    mesh = Mesh(devices, "pairs")
+    laws = jax.device_put((log_p[filled], log_q[filled]), NamedSharding(mesh, P("pairs")))
+    return np.asarray(function(*laws, mesh=mesh, **static))[: len(log_q)]
+
+
+@partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
+def _exact(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
     scheme = schemes.get(name)
-    return jax.lax.map(lambda laws: scheme.acceptance_curve(laws[0], laws[1], num_drafts), (log_p, log_q))
+    return _each(mesh, lambda p, q: scheme.acceptance_curve(p, q, num_drafts), log_p, log_q)
 
 
-@partial(jax.jit, static_argnames=("name", "num_drafts"))
-def _bound(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
+@partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
+def _bound(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
     bound = schemes.get(name).bound or (lambda p, q, k: jnp.array(jnp.nan))
-    return jax.lax.map(lambda laws: jnp.stack([bound(laws[0], laws[1], k) for k in num_drafts]), (log_p, log_q))
+    return _each(mesh, lambda p, q: jnp.stack([bound(p, q, k) for k in num_drafts]), log_p, log_q)
 
 
-def _rows(study: Study, pairs: Pairs, cells: dict[str, np.ndarray]) -> Iterable[Row]:
+def _each(mesh: Mesh, function: Callable, log_p, log_q):
+    """One pair after the other on each device."""
+
+    def own(log_p, log_q):
+        return jax.lax.map(lambda laws: function(*laws), (log_p, log_q))
+
+    rows = P("pairs")
+    return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(log_p, log_q)
+
+
+def _rows(study: Study, pairs: Pairs, cells: Cells) -> Iterable[Row]:
     def optima(laws):
         p, q = laws
         return jnp.stack([bounds.optimum_iid(p, q, k) for k in study.num_drafts])
@@ -213,7 +225,7 @@ def _rows(study: Study, pairs: Pairs, cells: dict[str, np.ndarray]) -> Iterable[
     count = pairs.log_q.shape[0]
     for s, name in enumerate(study.schemes):
         for c, k in enumerate(study.num_drafts):
-            column = {field: cells[field][s, :, c] for field in ("exact", "simulated", "standard_error", "bound")}
+            column = {field: cells[field][s, :, c] for field in FIELDS}
             yield Row(
                 scheme=name,
                 num_drafts=k,

@@ -6,16 +6,22 @@ prefix of its first K + 1, one trial at the largest K serves every K of a sweep.
 
 A trial either draws the scheme's clocks, `K N` of them, and is bit for bit `propose` and `verify` under its key; or it
 draws first arrivals by inversion, `O(K log N)` (:mod:`gls_jax.simulation`), which is the same law by other numbers.
+
+Pairs are spread over the devices of the process, and trials where the pairs do not divide. Hits are integers: their sum
+is the same on any number of devices.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, schemes
@@ -24,7 +30,7 @@ from gls_jax.estimate import Estimate
 __all__ = ["Estimate", "acceptance", "sweep"]
 
 _CHUNK = 2**15  # numbers a chunk of trials holds at a time: about what a core's cache takes
-_CALL = 2**28  # clocks drawn between two progress reports: about a second on two cores
+_CALL = 2**28  # clocks a device draws between two progress reports: about a second on two cores
 _FROM_ITEMS = 32  # items from which on inversion is faster than clocks, for every scheme that has both
 _DRAFT = 128  # clocks of a large vocabulary that are drawn in the time of one draft by inversion
 
@@ -40,6 +46,7 @@ def acceptance(
     num_drafts: int,
     num_trials: int,
     clocks: bool | None = None,
+    devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """Simulate a scheme's acceptance for one pair of laws.
@@ -52,6 +59,7 @@ def acceptance(
         num_drafts: `K`.
         num_trials: number of independent trials.
         clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no other way.
+        devices: of this process, to spread the work over; all of them by default. Results do not depend on them.
         progress: called with `(trials done, num_trials)` about once a second.
 
     Returns:
@@ -76,6 +84,7 @@ def acceptance(
         num_drafts=(num_drafts,),
         num_trials=num_trials,
         clocks=clocks,
+        devices=devices,
         progress=progress,
     )
     return Estimate(estimate.mean[0, 0], estimate.standard_error[0, 0], estimate.num_trials)
@@ -90,6 +99,7 @@ def sweep(
     num_drafts: Sequence[int],
     num_trials: int,
     clocks: bool | None = None,
+    devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """Simulate a scheme's acceptance for many pairs and a whole list of K, compiled once.
@@ -102,6 +112,7 @@ def sweep(
         num_drafts: the list lengths; one pass over the largest serves all.
         num_trials: independent trials a pair (shared by its list lengths).
         clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no other way.
+        devices: of this process, to spread the work over; all of them by default. Results do not depend on them.
         progress: called with `(trials done, all trials)` about once a second.
 
     Returns:
@@ -131,7 +142,7 @@ def sweep(
         if keys.shape != log_q.shape[:1]:
             raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
     asked = {"scheme": scheme, "num_drafts": num_drafts, "num_trials": num_trials, "clocks": clocks}
-    return _run(keys, log_p, log_q, **asked, progress=progress)
+    return _run(keys, log_p, log_q, **asked, devices=devices, progress=progress)
 
 
 def check_num_trials(value) -> int:
@@ -153,29 +164,57 @@ def _with_clocks(scheme: schemes.Scheme, num_items: int, clocks: bool | None) ->
     return clocks
 
 
-def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, progress) -> Estimate:
+def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices, progress) -> Estimate:
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
     counts = tuple(scheme.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
     num_trials = check_num_trials(num_trials)
     num_pairs, num_items = log_q.shape
-    count = partial(_count, scheme=scheme, num_drafts=counts, clocks=_with_clocks(scheme, num_items, clocks))
-    # Whatever a pair needs to be prepared is small beside as many trials as it has items.
-    per_call = max(1024, num_items, _CALL // (num_pairs * clocks_a_trial(scheme, max(counts), num_items, clocks)))
-    traced = any(isinstance(x, jax.core.Tracer) for x in (keys, log_p, log_q))
-    if traced:
-        hits = count(keys, log_p, log_q, 0, num_trials)
+    knobs = {"scheme": scheme, "num_drafts": counts, "clocks": _with_clocks(scheme, num_items, clocks)}
+    if any(isinstance(x, jax.core.Tracer) for x in (keys, log_p, log_q)):
+        hits = _count(keys, log_p, log_q, 0, num_trials, **knobs)
         rate = hits.astype(log_q.dtype)
     else:
-        hits = np.zeros((log_q.shape[0], len(counts)), np.int64)
+        mesh = _mesh(num_pairs, devices)
+        pairs = jax.device_put((keys, log_p, log_q), NamedSharding(mesh, P("pairs")))
+        hits = np.zeros((num_pairs, len(counts)), np.int64)
+        # Whatever a pair needs to be prepared is small beside as many trials as it has items.
+        cost = num_pairs * clocks_a_trial(scheme, max(counts), num_items, clocks)
+        per_call = mesh.size * max(1024, num_items, _CALL // cost)
         for start in range(0, num_trials, per_call):
             stop = min(start + per_call, num_trials)
-            hits += np.asarray(count(keys, log_p, log_q, start, stop))
+            ends = np.linspace(start, stop, mesh.shape["trials"] + 1).astype(np.int32)
+            found = _spread(*pairs, ends[:-1], ends[1:], mesh=mesh, **knobs)
+            hits += np.asarray(found).sum(0)
             if progress is not None:
-                progress(stop * log_q.shape[0], num_trials * log_q.shape[0])
+                progress(stop * num_pairs, num_trials * num_pairs)
         rate = hits.astype(np.float64)
     hit, miss = (rate + 1) / (num_trials + 2), (num_trials - rate + 1) / (num_trials + 2)
     error = jnp.sqrt(jnp.asarray(hit * miss / num_trials, log_q.dtype))
     return Estimate(jnp.asarray(rate / num_trials, log_q.dtype), error, jnp.asarray(num_trials, jnp.int32))
+
+
+def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
+    """As many groups of devices as the pairs divide into; the devices of a group share its trials."""
+    devices = jax.local_devices() if devices is None else checks.local_devices(devices)
+    groups = math.gcd(num_pairs, len(devices))
+    return Mesh(np.reshape(devices, (groups, -1)), ("pairs", "trials"))
+
+
+@partial(jax.jit, static_argnames=("mesh", "scheme", "num_drafts", "clocks"))
+def _spread(keys, log_p, log_q, starts, stops, *, mesh: Mesh, **knobs):
+    """Hits `i32[T, M, len(num_drafts)]` of `T` ranges of trials, every device at its own pairs and range."""
+
+    def count(keys, log_p, log_q, start, stop):
+        return _count(keys, log_p, log_q, start[0], stop[0], **knobs)[None]
+
+    pairs, ranges = P("pairs"), P("trials")
+    return jax.shard_map(
+        count,
+        mesh=mesh,
+        in_specs=(pairs, pairs, pairs, ranges, ranges),
+        out_specs=P("trials", "pairs"),
+        check_vma=False,  # devices share nothing
+    )(keys, log_p, log_q, starts, stops)
 
 
 @partial(jax.jit, static_argnames=("scheme", "num_drafts", "clocks"))

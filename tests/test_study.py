@@ -70,14 +70,14 @@ def test_resume_does_not_repeat_finished_blocks(tmp_path, monkeypatch):
 def test_an_unfinished_run_is_not_overwritten(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         study.run(ASK, LAWS, tmp_path, progress=stop_after(2))
-    before = (tmp_path / "cells.partial.npz").read_bytes()
+    before = (tmp_path / "cells.partial.0.npz").read_bytes()
     with pytest.raises(ValueError, match="an unfinished run is here; --resume goes on with it"):
         study.run(ASK, LAWS, tmp_path)
     other = study.Study(ASK.schemes, ASK.num_drafts, 201, seed=1)
     with pytest.raises(ValueError, match="the unfinished run here was asked something else"):
         study.run(other, LAWS, tmp_path, resume=True)
-    assert (tmp_path / "cells.partial.npz").read_bytes() == before
-    (tmp_path / "cells.partial.npz").write_bytes(before[:100])
+    assert (tmp_path / "cells.partial.0.npz").read_bytes() == before
+    (tmp_path / "cells.partial.0.npz").write_bytes(before[:100])
     with pytest.raises(ValueError, match="got a file that cannot be read"):
         study.run(ASK, LAWS, tmp_path, resume=True)
 

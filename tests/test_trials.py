@@ -73,9 +73,9 @@ def test_thousands_of_cells_in_one_call():
     """2,000 pairs x 3 schemes of lists; one compilation, and another number of trials adds none."""
     laws = jax.nn.log_softmax(jax.random.normal(KEY, (2, 2000, 5)))
     got = trials.sweep(KEY, *laws, scheme="gls", num_drafts=(1, 2, 4), num_trials=50)
-    compiled = trials._count._cache_size()
+    compiled = trials._spread._cache_size()
     again = trials.sweep(KEY, *laws, scheme="gls", num_drafts=(1, 2, 4), num_trials=51)
-    assert trials._count._cache_size() == compiled
+    assert trials._spread._cache_size() == compiled
     exact = jax.vmap(lambda p, q: schemes.get("gls").acceptance_curve(p, q, (1, 2, 4)))(*laws)
     for estimate, count in ((got, 50), (again, 51)):
         error = np.sqrt(np.asarray(exact * (1 - exact)).sum(0) / count) / 2000

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from gls_jax.bench import codec, core, decode, selection
+from gls_jax.bench import codec, core, decode, devices, selection
 from gls_jax.bench.measure import Line, environment
 
 __all__ = ["SUITES", "run"]
@@ -17,6 +17,7 @@ SUITES: dict[str, tuple[Callable[[int], Line], ...]] = {
     "schemes": selection.SUITE,
     "decode": decode.SUITE,
     "codec": codec.SUITE,
+    "devices": devices.SUITE,
 }
 
 

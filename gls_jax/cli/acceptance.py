@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import ClassVar
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from gls_jax.cli import layers
 from gls_jax.cli.console import progress
+from gls_jax.cli.distributed import ALONE, Distributed
 from gls_jax.cli.dump import sweep
 
 __all__ = ["Acceptance", "read_text"]
@@ -64,11 +66,12 @@ class Acceptance:
     """model: next-token laws to read from the text."""
     context: int = 512
     """model: longer texts are cut into pieces of so many tokens."""
+    processes: tyro.conf.OmitArgPrefixes[Distributed] = ALONE
     resumable: ClassVar[bool] = True
 
     def run(self) -> None:
         """Compute, write the files, print."""
-        from gls_jax import figures, files, study
+        from gls_jax import files, study
 
         default = range(1, 9) if self.pairs == "model" or Path(self.pairs).is_dir() else range(1, 21)
         ask = study.Study(
@@ -79,9 +82,16 @@ class Acceptance:
             sweep(self)
             return
         ask.check()  # before models are loaded
-        with progress() as report:
-            pairs, title = self._pairs(report)
-            rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)
+        with self.processes.joined() as speaks:
+            with progress(speaks) as report:
+                pairs, title = self._pairs(report)
+                rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)
+            if speaks:
+                self._show(rows, title)
+
+    def _show(self, rows, title: str) -> None:
+        from gls_jax import figures
+
         figures.acceptance(self.out / "acceptance.png", rows, title)
         if self.json:
             print(json.dumps({"title": title, "out": str(self.out), "rows": [dataclasses.asdict(row) for row in rows]}))

@@ -20,7 +20,7 @@ class Bench:
     """Speed against peers measured in the same run, one JSON line a benchmark."""
 
     suites: tyro.conf.Positional[tuple[str, ...]] = ("core",)
-    """Which benchmarks: `core`, `schemes`, `decode`, `codec`, or `all`."""
+    """Which benchmarks: `core`, `schemes`, `decode`, `codec`, `devices`, or `all`."""
     repeats: int = 7
     """Timed repetitions; the median counts."""
     out: Path | None = None

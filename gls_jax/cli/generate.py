@@ -14,6 +14,7 @@ import tyro
 
 from gls_jax.cli import loading, requests
 from gls_jax.cli.console import ERR, progress
+from gls_jax.cli.distributed import ALONE, Distributed
 from gls_jax.cli.journal import Journal
 from gls_jax.cli.reply import Reply, Stops, stops
 from gls_jax.cli.requests import Request
@@ -23,7 +24,19 @@ from gls_jax.cli.summary import summary, table
 __all__ = ["Generate"]
 
 # What a result does not depend on, or what its request holds.
-_ELSEWHERE = ("prompt", "prompts", "max_new_tokens", "temperature", "seed", "batch", "out", "resume", "json", "timed")
+_ELSEWHERE = (
+    "prompt",
+    "prompts",
+    "max_new_tokens",
+    "temperature",
+    "seed",
+    "batch",
+    "out",
+    "resume",
+    "json",
+    "timed",
+    "processes",
+)
 _VOCABULARY = 2**31 - 1  # of the model that is not there
 
 
@@ -84,6 +97,7 @@ class Generate:
     """Print one JSON object a request and one for the summary instead of text."""
     timed: bool = False
     """Measure drafting, verification and selection apart, which costs some speed."""
+    processes: tyro.conf.OmitArgPrefixes[Distributed] = ALONE
 
     @property
     def resumable(self) -> bool:
@@ -92,29 +106,48 @@ class Generate:
 
     def run(self) -> None:
         """Generate, show the text as it comes, say how it went."""
+        if self.processes.asked and self.out is None:
+            raise ValueError("out: expected a file for the results of all processes, got none")
+        with self.processes.joined() as speaks:
+            self._run(speaks)
+
+    def _run(self, speaks: bool) -> None:
+        from gls_jax import cluster
+
         asked = self._requests()
         options = self._options()  # all that can be said to be wrong is said before models are loaded
         loading.check(self.draft, self.drop_layers)
-        journal = Journal(self.out, self.resume, {request.number: self._fingerprint(request) for request in asked})
-        todo = [request for request in asked if request.number not in journal.done]
+        asks = {request.number: self._fingerprint(request) for request in asked}
+        journal = Journal(self.out, self.resume, asks, cluster.index() if self.processes.asked else None)
+        cluster.meet()  # all have read what there is before one of them writes
+        left, known = [request for request in asked if request.number not in journal.done], len(journal.done)
+        todo = [left[i] for i in cluster.deal(len(left))]
         streams, clock = len(asked) == 1 and bool(todo) and not self.json, Clock()
         if todo:
-            with progress() as report:
+            with progress(speaks) as report:
                 target, drafter = loading.load(self.target, self.draft, self.drop_layers, report)
                 replies = self._replies(todo, target)
             # The bar would take the text for its own.
-            with nullcontext(lambda *_: None) if streams else progress() as report:
+            with nullcontext(lambda *_: None) if streams else progress(speaks) as report:
 
                 def finished(record: dict[str, Any]) -> None:
                     journal.append(record)
-                    report("requests", len(journal.done), len(asked))
+                    report("requests", len(journal.done), known + len(todo))
 
-                report("requests", len(journal.done), len(asked))
+                report("requests", known, known + len(todo))
                 show = _write if streams else lambda piece: None
                 serve(target.language_model, drafter, replies, self.batch, clock, show, finished, options)
-        self._show([journal.done[r.number] for r in asked if r.number in journal.done], clock, streams)
-        if broken := [request.where for request in asked if request.number not in journal.done]:
+        cluster.meet()
+        if speaks:
+            journal.merge()
+            self._show([journal.done[r.number] for r in asked if r.number in journal.done], clock, streams)
+        if broken := [request.where for request in todo if request.number not in journal.done]:
             raise ValueError(f"{', '.join(broken)}: expected logits with a largest one, got NaN or infinite ones")
+        if speaks and (missing := [request.where for request in asked if request.number not in journal.done]):
+            raise ValueError(
+                f"{', '.join(missing)}: expected in the parts of the other processes, got none; see what they say, and "
+                f"where hosts share no folder bring all {self.out}.part* into one and --resume there"
+            )
 
     def _requests(self) -> list[Request]:
         common = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature}

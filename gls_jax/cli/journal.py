@@ -1,7 +1,12 @@
-"""Finished results in a file, one JSON object a line, written as they come and never lost."""
+"""Finished results in a file, one JSON object a line, written as they come and never lost.
+
+Where several processes share the work each has a file of its own beside it, `FILE.part0`, `FILE.part1`, ...; whoever
+goes on reads all of them.
+"""
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Mapping
@@ -25,6 +30,7 @@ class Journal:
         path: the file; None keeps the results in memory alone.
         resume: whether to go on with a file that exists.
         asks: fingerprint of each request: what its result depends on.
+        process: whose part to write; None writes the file itself.
 
     Attributes:
         done: the results so far by the number of their request.
@@ -34,14 +40,17 @@ class Journal:
         OSError: a file that cannot be written.
     """
 
-    def __init__(self, path: Path | None, resume: bool, asks: Mapping[int, str]):
+    def __init__(self, path: Path | None, resume: bool, asks: Mapping[int, str], process: int | None = None):
         self._path, self._asks = path, asks
         self.done: dict[int, dict[str, Any]] = {}
         self._size = 0  # of the whole lines
         if path is not None:
             files.check_folder(path.parent)
-            if path.exists():
-                self._read(path, resume)
+            self._own = path if process is None else path.with_name(f"{path.name}.part{process}")
+            for file in (path, *self._parts()):
+                if file.exists():
+                    size = self._read(file, resume)
+                    self._size = size if file == self._own else self._size
 
     def append(self, record: dict[str, Any]) -> None:
         """Keep one result."""
@@ -49,23 +58,40 @@ class Journal:
         self.done[number] = record = record | {"ask": self._asks[number]}
         if self._path is None:
             return
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
+        line = _line(record)
+        self._own.parent.mkdir(parents=True, exist_ok=True)
+        with self._own.open("ab") as file:
             file.truncate(self._size)
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
         self._size += len(line)
 
-    def _read(self, path: Path, resume: bool) -> None:
+    def merge(self) -> None:
+        """Make one file of the parts, if there are any, in the order of the requests."""
+        if self._path is None or not (parts := self._parts()):
+            return
+        for part in parts:
+            self._read(part, resume=True)
+        lines = [_line(self.done[number]) for number in sorted(self.done)]
+        files.write_whole(self._path, lambda file: file.writelines(lines))
+        for part in parts:
+            part.unlink()
+
+    def _parts(self) -> list[Path]:
+        assert self._path is not None
+        return sorted(self._path.parent.glob(f"{glob.escape(self._path.name)}.part*"))
+
+    def _read(self, path: Path, resume: bool) -> int:
+        """Take over the results of a file; the size of its whole lines."""
+        size = 0
         if not path.is_file():
             raise ValueError(f"{path}: expected a file of results, got something else")
         if not resume:
             raise ValueError(f"{path}: expected a new file, or --resume to go on with it, got one that exists")
         *lines, cut_off = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
-            self._size += len(line) + 1
+            size += len(line) + 1
             try:
                 record = json.loads(line)
                 ask = record["ask"]
@@ -78,3 +104,8 @@ class Journal:
                 )
         if not cut_off.startswith(_BEGINNING[: len(cut_off)]):
             raise ValueError(f"{path}: expected results, got something else behind the last of them")
+        return size
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()

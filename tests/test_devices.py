@@ -1,0 +1,69 @@
+"""Numbers do not depend on how many devices share the work: eight host devices in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gls_jax import pairs, study, trials
+
+ASK = study.Study(("gls",), (1, 2), 100, seed=1)
+LAWS = pairs.random(jax.random.key(0), 9, 5)
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from gls_jax import study, trials
+from tests.test_devices import ASK, LAWS
+
+CASES = (  # scheme, pairs, items, trials, list lengths, devices: what divides and not, by clocks and by inversion
+    ("gumbel_topk", 6, 7, 1001, (1, 3), (1, 2, 4, 8)), ("single", 1, 7, 999, (1,), (1, 8)),
+    ("gls", 8, 40, 77, (2,), (1, 8)), ("gls", 1, 500, 3001, (4,), (1, 8)),
+)
+for scheme, pairs, items, count, drafts, numbers in CASES:
+    laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(pairs), (2, pairs, items)))
+    rows = [trials.sweep(jax.random.key(1), *laws, scheme=scheme, num_drafts=drafts, num_trials=count,
+                         devices=jax.devices()[:number]) for number in numbers]
+    bits = [[bytes(np.asarray(x)).hex() for x in row] for row in rows]
+    print(json.dumps([scheme, np.asarray(rows[0].mean).tolist(), bits]))
+study.run(ASK, LAWS, Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    """What the program prints, and the folder of a study that it carries out."""
+    folder = tmp_path_factory.mktemp("eight")
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, folder], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()], folder
+
+
+def test_sweeps_are_the_same_on_any_number_of_devices(eight):
+    lines, _ = eight
+    assert [len(rows) for _, _, rows in lines] == [4, 2, 2, 2]
+    for scheme, means, (alone, *shared) in lines:
+        assert all(0 < mean < 1 for row in means for mean in row), (scheme, means)
+        assert all(row == alone for row in shared), scheme
+
+
+def test_a_study_is_the_same_on_eight_devices(eight, tmp_path):
+    """Nine pairs, so that shares are filled up: exact values and bounds bit for bit, too."""
+    _, folder = eight
+    assert len(jax.local_devices()) == 1
+    study.run(ASK, LAWS, tmp_path)
+    for name in ("cells.npz", "acceptance.csv"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    with np.load(tmp_path / "cells.npz") as cells:
+        assert all(np.isfinite(cells[name]).all() for name in ("exact", "bound", "simulated"))
+
+
+@pytest.mark.parametrize("devices", [[], [0], jax.devices() * 2, 3])
+def test_devices_that_are_none(devices):
+    with pytest.raises(ValueError, match="devices: expected"):
+        trials.sweep(jax.random.key(0), *LAWS, scheme="gls", num_drafts=(1,), num_trials=1, devices=devices)
