@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["alone", "check_file", "check_folder", "read_array", "read_arrays", "write_arrays", "write_whole"]
+__all__ = [
+    "alone",
+    "check_file",
+    "check_folder",
+    "map_array",
+    "read_array",
+    "read_arrays",
+    "write_arrays",
+    "write_whole",
+]
 
 
 def check_file(path: Path) -> None:
@@ -93,8 +102,13 @@ def read_array(path: Path, expected: str) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: not a whole `.npy` file of plain numbers.
     """
-    # Mapped first: a header that promises more than the file holds takes no memory, and a pickle is never loaded.
-    return _read(path, expected, lambda: np.array(np.lib.format.open_memmap(path, mode="r")))
+    return np.array(map_array(path, expected))
+
+
+def map_array(path: Path, expected: str) -> np.ndarray:
+    """The array of an `.npy` file where it lies, read as it is used; errors as in :func:`read_array`."""
+    # A header that promises more than the file holds takes no memory, and a pickle is never loaded.
+    return _read(path, expected, lambda: np.lib.format.open_memmap(path, mode="r"))
 
 
 def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:

@@ -12,7 +12,9 @@ from gls_jax.cli.bench import Bench
 from gls_jax.cli.compress import Compress
 from gls_jax.cli.console import progress
 from gls_jax.cli.decompress import Decompress
+from gls_jax.cli.dump import DumpLaws
 from gls_jax.cli.generate import Generate
+from gls_jax.cli.plan import Plan
 from gls_jax.cli.train import Train
 
 __all__ = ["main", "progress"]
@@ -23,12 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands = (
         Annotated[Acceptance, tyro.conf.subcommand("acceptance")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[DumpLaws, tyro.conf.subcommand("dump")]
+        | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Compress, tyro.conf.subcommand("compress")]
         | Annotated[Decompress, tyro.conf.subcommand("decompress")]
         | Annotated[Bench, tyro.conf.subcommand("bench")]
     )
-    command: Acceptance | Generate | Train | Compress | Decompress | Bench = tyro.cli(
+    command: Acceptance | Generate | DumpLaws | Plan | Train | Compress | Decompress | Bench = tyro.cli(
         commands, prog="gls-jax", description=__doc__, args=arguments
     )
     try:

@@ -14,8 +14,9 @@ from rich.table import Table
 from gls_jax.cli import layers
 from gls_jax.cli.console import progress
 from gls_jax.cli.distributed import ALONE, Distributed
+from gls_jax.cli.dump import sweep
 
-__all__ = ["Acceptance"]
+__all__ = ["Acceptance", "read_text"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Acceptance:
     """Acceptance against the number of drafts K: exact, simulated, bound and optimum; a CSV and a figure."""
 
     pairs: str = "random"
-    """`random`, `model` (next-token laws of two language models over a text), or FILE.npz with log_p and log_q."""
+    """`random`, `model` (next-token laws of two language models over a text), FILE.npz with log_p and log_q, or the
+    folder of a dump (gls-jax dump): then exact acceptances alone, by position, in acceptance.npy."""
     schemes: tuple[str, ...] = ("gls", "poisson", "gumbel_topk", "naive")
     """Schemes to compare."""
     num_drafts: tuple[int, ...] | None = None
@@ -71,12 +73,15 @@ class Acceptance:
         """Compute, write the files, print."""
         from gls_jax import files, study
 
-        default = range(1, 9) if self.pairs == "model" else range(1, 21)
+        default = range(1, 9) if self.pairs == "model" or Path(self.pairs).is_dir() else range(1, 21)
         ask = study.Study(
             self.schemes, tuple(default) if self.num_drafts is None else self.num_drafts, self.num_trials, self.seed
         )
-        ask.check()  # before models are loaded
         files.check_folder(self.out)
+        if Path(self.pairs).is_dir():
+            sweep(self)
+            return
+        ask.check()  # before models are loaded
         with self.processes.joined() as speaks:
             with progress(speaks) as report:
                 pairs, title = self._pairs(report)
@@ -116,7 +121,7 @@ class Acceptance:
             raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")
         for temperature in (self.temperature, self.draft_temperature):
             decoding.check_sampling(temperature, self.top_k or None)
-        texts = prompts.PROMPTS if self.text is None else (_read_text(self.text),)
+        texts = prompts.PROMPTS if self.text is None else (read_text(self.text),)
         dropped = layers.parse(self.drop_layers)
         target = models.load(self.target)
         if target.tokenizer is None:
@@ -160,7 +165,7 @@ def _print_rows(rows, title: str, out: Path) -> None:
     console.print(f"{out}/acceptance.csv, acceptance.png, cells.npz", highlight=False)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -1,0 +1,186 @@
+"""`gls-jax dump`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rich.console import Console
+from rich.table import Table
+
+from gls_jax.cli import loading
+from gls_jax.cli.console import progress
+
+if TYPE_CHECKING:
+    from gls_jax.cli.acceptance import Acceptance
+    from gls_jax.laws import Dump, Sampling
+
+__all__ = ["DumpLaws", "sweep"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DumpLaws:
+    """Next-token laws of two models along texts, in a memory-mapped file: the likeliest tokens and the tails' mass."""
+
+    target: str = "smollm2"
+    """`smollm2`, a Hugging Face folder or a .gguf file."""
+    draft: str | None = None
+    """The drafter, likewise. Default: the target without --drop-layers."""
+    drop_layers: str | None = None
+    """Layers the drafter leaves out, such as `12-17` or `3,7-9`. Default: the middle fifth of the target's."""
+    out: Path = Path("results/dump")
+    """Folder of the dump."""
+    text: Path | None = None
+    """A text file. Default: continuations of built-in prompts that the target samples, whose acceptances are those of
+    decoding."""
+    num_positions: int = 10_000
+    """Positions of text."""
+    num_kept: int = 64
+    """Likeliest tokens of each law that are kept, m."""
+    dtype: str = "float32"
+    """`float32`, or `float16` for half of the size."""
+    temperature: float = 1.0
+    """Of the target."""
+    draft_temperature: float | None = None
+    """Of the drafter. Default: the target's."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float | None = None
+    """Keep the likeliest tokens up to this mass."""
+    min_p: float | None = None
+    """Keep tokens of at least this share of the likeliest one's probability."""
+    length: int = 128
+    """Longest continuation."""
+    batch: int = 8
+    """Continuations sampled together."""
+    context: int = 512
+    """A text file is cut into pieces of so many tokens."""
+    seed: int = 0
+    """Of the continuations."""
+    resume: bool = False
+    """Go on with the dump in the folder."""
+    json: bool = False
+    """Print the facts as one JSON object."""
+    resumable: ClassVar[bool] = True
+
+    def run(self) -> None:
+        """Load, dump, say what there is."""
+        self.check()
+        with progress() as report:
+            dump = self.make(*loading.load(self.target, self.draft, self.drop_layers, report), report)
+        asked, rows = dump.facts["asked"], dump.rows
+        figures = {
+            "positions": len(dump),
+            "documents": int(rows.begins.sum()),
+            "tokens_a_position": float((rows.tokens >= 0).sum(axis=1).mean()),
+            "draft_tail": float(rows.tail_p.mean()),
+            "target_tail": float(rows.tail_q.mean()),
+            "log_prob_error": dump.facts["log_prob_error"],
+        }
+        if self.json:
+            print(json.dumps({"out": str(self.out), "asked": asked, **figures}))
+        else:
+            for name, value in figures.items():
+                print(f"{name.replace('_', ' ')}: {value:.5g}")
+
+    def check(self) -> None:
+        """Raise for what can be told to be wrong before models are loaded."""
+        from gls_jax import checks, files
+        from gls_jax.cli import requests
+        from gls_jax.laws import DTYPES
+
+        loading.check(self.draft, self.drop_layers)
+        if self.draft == "none":
+            raise ValueError("draft: expected a drafter, got none")
+        if self.top_k < 0:
+            raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")
+        self.sampling().check()
+        for name in ("num_positions", "num_kept", "length", "batch", "context"):
+            checks.count(getattr(self, name), name)
+        checks.one_of(self.dtype, DTYPES, "dtype")
+        requests.check_seed(self.seed)
+        files.check_folder(self.out)
+        if self.text is not None and not self.text.is_file():
+            raise FileNotFoundError(f"{self.text}: no such file; expected a text")
+
+    def sampling(self) -> Sampling:
+        """The sampling parameters."""
+        from gls_jax import laws
+
+        return laws.Sampling(self.temperature, self.draft_temperature, self.top_k or None, self.top_p, self.min_p)
+
+    def make(self, source, drafter, report: Callable) -> Dump:
+        """The dump of these models."""
+        import jax
+
+        from gls_jax import laws, prompts
+        from gls_jax.cli.acceptance import read_text
+
+        target, tokenizer, sampling = source.language_model, source.tokenizer, self.sampling()
+        facts: dict[str, Any] = {"target": self.target, "draft": self.draft, "drop_layers": self.drop_layers}
+        if self.text is None:
+            begun = [tokenizer.encode(text).ids for text in prompts.PROMPTS]
+            ends = list(source.config.eos_token_ids)
+            own = {"length": self.length, "batch": self.batch, "seed": self.seed, "stop_tokens": ends}
+            facts |= {"own_text": True, "prompts": laws.fingerprint(begun), **own}
+            context = max(map(len, begun)) + self.length
+
+            def documents(first: int):
+                key, more = jax.random.key(self.seed), {"length": self.length, "batch": self.batch}
+                return laws.own_texts(key, target, begun, sampling, stop_tokens=ends, first=first, **more)
+        else:
+            texts = [tokenizer.encode(read_text(self.text)).ids]
+            facts |= {
+                "own_text": False,
+                "text": self.text.name,
+                "tokens": laws.fingerprint(texts),
+                "context": self.context,
+            }
+            context = self.context
+
+            def documents(first: int):
+                return laws.pieces(texts, context, first)
+
+        return laws.write(
+            self.out,
+            target,
+            drafter,
+            documents,
+            sampling,
+            num_positions=self.num_positions,
+            context=context,
+            num_kept=self.num_kept,
+            dtype=self.dtype,
+            facts=facts,
+            resume=self.resume,
+            progress=lambda done, total: report("next-token laws", done, total),
+        )
+
+
+def sweep(asked: Acceptance) -> None:
+    """`gls-jax acceptance --pairs FOLDER`: exact acceptance at every position of a dump."""
+    from gls_jax import laws
+
+    dump = laws.open_dump(asked.pairs)
+    counts = tuple(range(1, 9)) if asked.num_drafts is None else asked.num_drafts
+    with progress() as report:
+        means = laws.acceptance(
+            dump, asked.out, names=asked.schemes, num_drafts=counts, resume=asked.resume, progress=report
+        )
+    title = f"{len(dump)} positions of {asked.pairs}"
+    if asked.json:
+        rows = [dataclasses.asdict(mean) for mean in means]
+        print(json.dumps({"title": title, "out": str(asked.out), "rows": rows}))
+        return
+    table = Table(title=title)
+    for name in ("scheme", "K", "exact, tails apart", "exact, tails shared", "truth"):
+        table.add_column(name, justify="left" if name in ("scheme", "truth") else "right")
+    for mean in means:
+        values = ("" if x is None else f"{x:.4f}" for x in (mean.apart, mean.shared))
+        table.add_row(mean.scheme, str(mean.num_drafts), *values, "between" if mean.bracketed else "near")
+    console = Console()
+    console.print(table)
+    console.print(f"{asked.out}/acceptance.npy, acceptance.json", highlight=False)

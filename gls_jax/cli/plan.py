@@ -1,0 +1,205 @@
+"""`gls-jax plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import Console
+from rich.table import Table
+
+from gls_jax.cli import loading
+from gls_jax.cli.console import progress
+from gls_jax.cli.dump import DumpLaws
+
+__all__ = ["Plan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which scheme, how many drafts, how long: block efficiency and token rate of every choice for a pair of models."""
+
+    target: str = "smollm2"
+    """`smollm2`, a Hugging Face folder or a .gguf file."""
+    draft: str | None = None
+    """The drafter, likewise. Default: the target without --drop-layers."""
+    drop_layers: str | None = None
+    """Layers the drafter leaves out, such as `12-17` or `3,7-9`. Default: the middle fifth of the target's."""
+    out: Path = Path("results/plan")
+    """Folder for costs.json and plan.json."""
+    dump: Path | None = None
+    """Laws along texts (gls-jax dump), made if missing. Default: the folder `dump` in --out."""
+    costs: Path | None = None
+    """Measured costs, such as another machine's costs.json. Default: those in --out, measured if missing."""
+    acceptances: tuple[float, ...] = ()
+    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given those before it."""
+    schemes: tuple[str, ...] = ("single", "block", "gls", "gls_strong", "poisson", "gumbel_topk", "specinfer", "spectr")
+    """Schemes to compare."""
+    num_drafts: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of chains, K."""
+    lengths: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    """Lengths of chains, L."""
+    trees: tuple[str, ...] = ("2,1", "2,2,1", "3,2,1", "4,2,1", "4,2,1,1")
+    """Static trees, children at each depth."""
+    num_positions: int = 4096
+    """Positions of a dump that is made."""
+    num_kept: int = 64
+    """Likeliest tokens of each law that are kept in a dump that is made."""
+    temperature: float = 1.0
+    """Of the target."""
+    draft_temperature: float | None = None
+    """Of the drafter. Default: the target's."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float | None = None
+    """Keep the likeliest tokens up to this mass."""
+    min_p: float | None = None
+    """Keep tokens of at least this share of the likeliest one's probability."""
+    batch: int = 1
+    """Requests decoded together, for the costs."""
+    text_length: int = 256
+    """Tokens of a text, prompt included, for the costs."""
+    seed: int = 0
+    """Of the texts of a dump that is made."""
+    check: int = 0
+    """Generate so many texts with the best choice of each scheme: measured beside predicted."""
+    show: int = 12
+    """Rows of the table; plan.json has all."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    resumable: ClassVar[bool] = False
+
+    def run(self) -> None:
+        """Dump, measure, predict, print."""
+        from gls_jax import checks, files, laws, planner
+
+        lengths = range(1, len(self.acceptances) + 1) if self.acceptances else self.lengths
+        trees = () if self.acceptances else [_widths(text) for text in self.trees]
+        asked = planner.settings(self.schemes, self.num_drafts, list(lengths), trees)
+        planner.check_acceptances(self.acceptances)
+        dumping = self._dumping()
+        dumping.check()
+        if self.check and self.check % checks.count(self.batch, "batch"):
+            raise ValueError(f"check: expected a multiple of batch ({self.batch}), got {self.check}")
+        files.check_folder(self.out)
+        path = self.out / "costs.json" if self.costs is None else self.costs
+        costs = planner.Costs.load(path) if self.costs is not None or path.exists() else None
+        dump = laws.open_dump(dumping.out) if not self.acceptances and (dumping.out / "dump.json").exists() else None
+        if dump is not None and not dump.facts["finished"]:
+            dump = None
+        with progress() as report:
+            if costs is None or self.check or (dump is None and not self.acceptances):
+                source, drafter = loading.load(self.target, self.draft, self.drop_layers, report)
+            self.out.mkdir(parents=True, exist_ok=True)
+            if dump is None and not self.acceptances:
+                dump = dumping.make(source, drafter, report)
+            if costs is None:
+                costs = planner.measure(
+                    source.language_model,
+                    drafter,  # type: ignore[arg-type]  # not None: `dumping.check` has seen to that
+                    self.schemes,
+                    [setting.shape for setting in asked],
+                    batch=self.batch,
+                    text_length=self.text_length,
+                    sampling=self._sampling(),
+                    progress=lambda done, total: report("costs", done, total),
+                )
+                costs.save(path)
+            if dump is None:
+                choices = planner.from_acceptances(self.acceptances, asked, costs)
+            else:
+                choices = planner.plan(dump, asked, costs, progress=lambda *done: report("settings", *done))
+            measured = self._check(choices, source, drafter, report) if self.check else {}
+        self._show(choices, measured, costs)
+
+    def _show(self, choices, measured, costs) -> None:
+        from gls_jax import files
+
+        records = [
+            {**each._asdict(), "setting": each.setting._asdict()}
+            | ({"measured": measured[each.setting]._asdict()} if each.setting in measured else {})
+            for each in choices
+        ]
+        plain = costs.batch / costs.plain()
+        result = {"target": self.target, "draft": self.draft, "plain_tokens_per_second": plain, "choices": records}
+        text = json.dumps(result)
+        files.write_whole(self.out / "plan.json", lambda file: file.write(text + "\n"), mode="w")
+        if self.json:
+            print(text)
+        else:
+            shown = [each for each in choices if each.setting in measured] if self.check else choices[: self.show]
+            _print(shown, measured, costs, self.out)
+
+    def _check(self, choices, source, drafter, report) -> dict:
+        """The best choice of each scheme, measured."""
+        import jax
+
+        from gls_jax import planner, prompts, races
+
+        best = {choice.setting.scheme: choice.setting for choice in reversed(choices)}
+        root = races.private_key(jax.random.key(self.seed))  # the dump's texts have the other folds of this seed
+        keys = jax.vmap(lambda r: jax.random.fold_in(root, r))(jax.numpy.arange(self.check))
+        found = {}
+        for done, setting in enumerate(best.values()):
+            report("check", done, len(best))
+            found[setting] = planner.generated(
+                keys,
+                source.language_model,
+                drafter,
+                [source.tokenizer.encode(text).ids for text in prompts.PROMPTS],
+                setting,
+                batch=self.batch,
+                max_new_tokens=DumpLaws.length,
+                stop_tokens=source.config.eos_token_ids,
+                **self._sampling(),
+            )
+        return found
+
+    def _dumping(self) -> DumpLaws:
+        names = {field.name for field in dataclasses.fields(DumpLaws)} & {
+            field.name for field in dataclasses.fields(self)
+        }
+        same = {name: getattr(self, name) for name in names - {"out", "json"}}
+        return DumpLaws(**same, out=self.out / "dump" if self.dump is None else self.dump, resume=True)
+
+    def _sampling(self) -> dict:
+        return {
+            "temperature": self.temperature,
+            "draft_temperatures": self.draft_temperature,
+            "top_k": self.top_k or None,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+        }
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise ValueError(f"trees: expected numbers such as 4,2,1, got {text!r}")
+    return tuple(map(int, text.split(",")))
+
+
+def _print(choices, measured, costs, out: Path) -> None:
+    table = Table(title=f"plain generation: {costs.batch / costs.plain():.4g} tokens a second")
+    names = ["scheme", "drafts", "nodes", "tokens a call", "± s.e.", "tokens a second", "against plain"]
+    for name in names + ["measured a call", "± s.e.", "measured a second"] * bool(measured):
+        table.add_column(name, justify="left" if name in ("scheme", "drafts") else "right")
+    for each in choices:
+        setting = each.setting
+        chains = f"{setting.num_drafts} x {setting.draft_length}"
+        cells = [
+            setting.scheme,
+            "tree " + "-".join(map(str, setting.tree)) if setting.tree else chains,
+            str(each.nodes),
+            f"{each.block_efficiency:.3f}",
+            f"{each.standard_error:.3f}",
+            f"{each.tokens_per_second:.4g}",
+            f"{each.speedup:.2f}",
+        ]
+        if found := measured.get(setting):
+            cells += [f"{found.block_efficiency:.3f}", f"{found.standard_error:.3f}", f"{found.tokens_per_second:.4g}"]
+        table.add_row(*cells)
+    console = Console()
+    console.print(table)
+    console.print(f"{out}/plan.json, costs.json", highlight=False)

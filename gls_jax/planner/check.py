@@ -1,0 +1,80 @@
+"""A plan's predictions against generation: the same settings, measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Key
+
+from gls_jax import decoding
+from gls_jax.decoding import LanguageModel
+from gls_jax.planner.plan import Setting
+
+__all__ = ["Measured", "generated"]
+
+
+class Measured(NamedTuple):
+    """What generation made of a setting.
+
+    Attributes:
+        block_efficiency: tokens a call of the target.
+        standard_error: of it, over the texts.
+        rounds: of all texts.
+        tokens_per_second: of the whole batch, from the median time of a round.
+    """
+
+    block_efficiency: float
+    standard_error: float
+    rounds: int
+    tokens_per_second: float
+
+
+def generated(
+    keys: Key[Array, " R"],
+    target: LanguageModel,
+    drafter: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    setting: Setting,
+    *,
+    batch: int,
+    **options: Any,
+) -> Measured:
+    """Generate a text for each key, the prompts in turn, `batch` at a time.
+
+    Args:
+        keys: `[R]`, one a text.
+        target, drafter: the models.
+        prompts: token ids.
+        setting: what is drafted.
+        batch: texts decoded together, which divides their number.
+        **options: of :func:`gls_jax.decoding.generate`: length, stop tokens, sampling parameters.
+    """
+    histograms, seconds = [], []
+    for start in range(0, len(keys), batch):
+        run = decoding.stream(
+            keys[start : start + batch],
+            target,
+            drafter,
+            [prompts[r % len(prompts)] for r in range(start, start + batch)],
+            scheme=setting.scheme,
+            num_drafts=setting.num_drafts,
+            draft_length=setting.draft_length,
+            tree=setting.tree,
+            **options,
+        )
+        last = time.perf_counter()
+        for _ in run:
+            now = time.perf_counter()
+            seconds.append(now - last)
+            last = now
+        histograms.append(run.generation.metrics.histogram)
+    each = np.concatenate(histograms)
+    rounds = each.sum(axis=1)
+    tokens = each @ np.arange(1, each.shape[1] + 1)
+    mean, count = tokens.sum() / rounds.sum(), len(rounds)
+    spread = np.sum((tokens - mean * rounds) ** 2)
+    error = np.sqrt(spread * count / (count - 1)) / rounds.sum() if count > 1 else np.nan
+    return Measured(float(mean), float(error), int(rounds.sum()), float(batch * mean / np.median(seconds)))

@@ -1,0 +1,198 @@
+"""What a round costs on this machine: calls of the drafter and the target by number of tokens, and all that is beside.
+
+A round of a tree reads the last tokens and then its levels with the drafter, all nodes with the target in one call, and
+selects. Calls are timed in a loop inside one compiled function, as the engine makes them; what is beside them is the
+engine itself with models that cost nothing. Between the sizes that were timed, costs are linear.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gls_jax import checks, decoding, files, schemes
+from gls_jax.decoding import LanguageModel
+from gls_jax.decoding.cache import with_length
+from gls_jax.decoding.tree import Shape
+
+__all__ = ["Costs", "measure"]
+
+_LENGTH = 4  # of the rounds whose overhead is measured
+_CALLS, _REPEATS = 3, 5
+_TOKENS = 32  # of a run of the engine without models
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Seconds of the parts of a round, for a batch.
+
+    Attributes:
+        batch: requests decoded together.
+        slots: of the caches: attention reads all of them.
+        draft, target: seconds of a call by tokens read for each request.
+        beside: by scheme, seconds of a round of one chain and of K chains of length 4 without its models, by K.
+        step: seconds of a plain step beside its call of the target.
+    """
+
+    batch: int
+    slots: int
+    draft: dict[int, float]
+    target: dict[int, float]
+    beside: dict[str, dict[int, float]]
+    step: float
+
+    def plain(self) -> float:
+        """Seconds of a token without drafts."""
+        return self.target[1] + self.step
+
+    def round(self, scheme: str, shape: Shape) -> float:
+        """Seconds of a round."""
+        nodes = np.cumprod(shape.widths)  # of each level
+        levels = [2, *nodes[:-1].tolist()]  # the root reads the last accepted token and the emitted one
+        drafts = sum(_between(self.draft, size) for size in levels)
+        chains = nodes.sum() / len(nodes)
+        beside = _between(self.beside[scheme], chains) * len(nodes) / _LENGTH
+        return drafts + _between(self.target, 1 + int(nodes.sum())) + beside
+
+    def save(self, path: Path) -> None:
+        """As JSON."""
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        files.write_whole(path, lambda file: file.write(text + "\n"), mode="w")
+
+    @classmethod
+    def load(cls, path: Path) -> Costs:
+        """What :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: something else is in it.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; expected measured costs (gls-jax plan)")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            draft, target = (_by_size(found[name]) for name in ("draft", "target"))
+            beside = {name: _by_size(each) for name, each in found["beside"].items()}
+            return cls(int(found["batch"]), int(found["slots"]), draft, target, beside, float(found["step"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{path}: expected measured costs, got a file that cannot be read") from None
+
+
+def measure(
+    target: LanguageModel,
+    drafter: LanguageModel,
+    names: Sequence[str],
+    shapes: Sequence[Shape],
+    *,
+    batch: int = 1,
+    text_length: int = 256,
+    sampling: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Costs:
+    """Time the parts of rounds.
+
+    Args:
+        target, drafter: the models.
+        names: schemes.
+        shapes: what will be drafted: sizes are chosen to cover them.
+        batch: requests decoded together.
+        text_length: tokens of a text, prompt included, that the caches hold.
+        sampling: sampling parameters as :func:`gls_jax.decoding.generate` takes them.
+        progress: called with `(measurements done, measurements)`.
+
+    Returns:
+        :class:`Costs`.
+    """
+    checks.count(batch, "batch")
+    nodes = [np.cumprod(shape.widths) for shape in shapes]
+    reads = _doubling(max(int(sizes[-1]) for sizes in nodes))
+    calls = [1, *(1 + size for size in _doubling(max(int(sizes.sum()) for sizes in nodes)))]
+    slots = checks.count(text_length, "text_length") + calls[-1]
+    most = max(shape.widths[0] for shape in shapes)
+    free = _free(target, target.vocab_size, 0.0), _free(drafter, target.vocab_size, 0.5)
+    tasks: dict[tuple[str, int], Callable[[], float]] = {
+        **{("draft", size): partial(_call, drafter, batch, size, slots) for size in sorted({*reads, 2})},
+        **{("target", size): partial(_call, target, batch, size, slots) for size in calls},
+        ("step", 0): partial(_round, free[0], None, batch, sampling or {}),
+    }
+    for name in names:
+        for chains in sorted({1, min(most, schemes.get(name).max_drafts or most)}):
+            options = {"scheme": name, "num_drafts": chains, "draft_length": _LENGTH, **(sampling or {})}
+            tasks[name, chains] = partial(_round, *free, batch, options)
+    for done, task in enumerate(tasks.values()):
+        if progress is not None:
+            progress(done, len(tasks))
+        task()  # compiles
+    # In turns: a machine that is busy for a while slows all parts alike.
+    turns = [{part: task() for part, task in tasks.items()} for _ in range(_REPEATS)]
+    found: dict[str, dict[int, float]] = {}
+    for part, size in tasks:
+        found.setdefault(part, {})[size] = statistics.median(turn[part, size] for turn in turns)
+    beside = {name: found[name] for name in names}
+    return Costs(batch, slots, found["draft"], found["target"], beside, found["step"][0])
+
+
+def _doubling(most: int) -> list[int]:
+    """1, 2, 4, ... and the largest."""
+    return sorted({most, *(2**i for i in range(most.bit_length()))})
+
+
+def _call(model: LanguageModel, batch: int, size: int, slots: int) -> float:
+    def seconds(count: int) -> float:
+        started = time.perf_counter()
+        jax.block_until_ready(_calls(model, count, batch=batch, size=size, slots=slots))
+        return time.perf_counter() - started
+
+    return max(seconds(1 + _CALLS) - seconds(1), 1e-9) / _CALLS  # an empty cache is made once, and is not counted
+
+
+@partial(jax.jit, static_argnames=("batch", "size", "slots"))
+def _calls(model: LanguageModel, count, *, batch: int, size: int, slots: int):
+    """The same call, again and again, on a full cache; each waits for the logits of the one before."""
+    start = jnp.full(batch, slots - size, jnp.int32)
+    positions = start[:, None] + jnp.arange(size)
+    mask = jnp.arange(slots) <= positions[..., None]
+
+    def again(_, carry):
+        tokens, cache = carry
+        logits, cache = model.apply(model.params, tokens, positions, mask, with_length(cache, start))
+        return (jnp.max(logits, axis=-1) > 1e9).astype(jnp.int32), cache
+
+    return jax.lax.fori_loop(0, count, again, (jnp.zeros((batch, size), jnp.int32), model.init_cache(batch, slots)))[0]
+
+
+def _round(target: LanguageModel, drafter: LanguageModel | None, batch: int, options: dict[str, Any]) -> float:
+    started = time.perf_counter()
+    made = decoding.generate(jax.random.key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options)
+    jax.block_until_ready(made.tokens)
+    return (time.perf_counter() - started) / made.metrics.rounds
+
+
+def _free(model: LanguageModel, vocab_size: int, noise: float) -> LanguageModel:
+    """A model that costs nothing and keeps its cache."""
+    own, other = jax.random.normal(jax.random.key(0), (2, vocab_size))
+    return dataclasses.replace(model, params=2.5 * (own + noise * other), apply=_constant, vocab_size=vocab_size)
+
+
+def _constant(params, tokens, positions, mask, cache):
+    logits = jnp.broadcast_to(params, (*tokens.shape, params.shape[0]))
+    return logits, with_length(cache, cache.length + tokens.shape[1])
+
+
+def _between(known: dict[int, float], size: float) -> float:
+    sizes = sorted(known)
+    return float(np.interp(size, sizes, [known[n] for n in sizes]))
+
+
+def _by_size(found: dict[str, float]) -> dict[int, float]:
+    return {int(size): float(seconds) for size, seconds in found.items()}

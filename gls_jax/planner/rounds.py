@@ -1,0 +1,117 @@
+"""Block efficiency along a text: rounds follow one another, each beginning where the last one ended.
+
+``reach[t, d]`` is the chance that a round that begins at position `t` accepts more than `d` drafts, given the text.
+Then a round begins at `t` with probability ``r_t = sum_n r_{t-n} P(a round that begins at t - n emits n tokens)``, 1 at
+the beginning of a document, and the block efficiency is the ratio of tokens to rounds: no simulation, no approximation.
+Positions behind a rejection are hard ones, and this counts them as often as they come.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gls_jax.decoding.tree import Shape
+
+__all__ = ["Efficiency", "block_efficiency", "reach_of_block", "reach_of_chains", "reach_of_tree"]
+
+
+class Efficiency(NamedTuple):
+    """Tokens a call of the target.
+
+    Attributes:
+        mean: block efficiency.
+        standard_error: of the mean over documents; NaN for a single one.
+        by_position: chance that the draft at each depth is accepted, given that those before it are.
+    """
+
+    mean: float
+    standard_error: float
+    by_position: tuple[float, ...]
+
+
+def reach_of_chains(kernels: np.ndarray, num_drafts: int, length: int) -> np.ndarray:
+    """K chains of `length` drafts: `[P, L]` from kernels `[P, K' + 1, K' + 1]`, ``K' >= K``."""
+    kernels = kernels[:, : num_drafts + 1, : num_drafts + 1]
+    alive = np.zeros((len(kernels), num_drafts + 1))
+    alive[:, num_drafts] = 1
+    reach = []
+    for depth in range(length):
+        alive = np.einsum("pj,pjk->pk", alive, _ahead(kernels, depth))
+        reach.append(1 - alive[:, 0])
+    return np.stack(reach, axis=1)
+
+
+def reach_of_tree(kernels: np.ndarray, widths: tuple[int, ...]) -> np.ndarray:
+    """A static tree: every context at a depth has a list of its own, whichever node the path came through."""
+    hits = [1 - _ahead(kernels[:, width, 0], depth) for depth, width in enumerate(widths)]
+    return np.cumprod(np.stack(hits, axis=1), axis=1)
+
+
+def reach_of_block(ratio: np.ndarray, length: int) -> np.ndarray:
+    """Block verification of one chain: the smallest product of ``p_y / q_y`` over the prefixes so far, or 1.
+
+    Its weights are ``w_i = min(1, w_{i-1} q / p)``, and a prefix is accepted with probability ``w_i`` where it was
+    drafted: given the text, ``w_i prod p / q = min(prod_{j <= i} p_j / q_j, w_{i-1} prod_{j < i} p_j / q_j)``.
+    """
+    product = np.cumprod(np.stack([_ahead(ratio, depth) for depth in range(length)], axis=1), axis=1)
+    return np.minimum(np.minimum.accumulate(product, axis=1), 1)
+
+
+def block_efficiency(reach: np.ndarray, begins: np.ndarray) -> Efficiency:
+    """Tokens a round along the documents.
+
+    A round whose drafts would reach behind its document's end is left out.
+
+    Args:
+        reach: `[P, L]`.
+        begins: `bool[P]`, where documents begin.
+
+    Raises:
+        ValueError: no document of at least L tokens.
+
+    >>> import numpy as np
+    >>> from gls_jax.planner import rounds
+    >>> half = np.full((100, 1), 0.5)  # every draft is accepted with probability 1/2
+    >>> round(rounds.block_efficiency(half, np.arange(100) == 0).mean, 6)
+    1.5
+    """
+    length = reach.shape[1]
+    starts = np.flatnonzero(begins)
+    sizes = np.diff(np.append(starts, len(begins)))
+    if not (sizes >= length).any():
+        raise ValueError(f"dump: expected a document of at least {length} positions, got at most {sizes.max()}")
+    starts, sizes = starts[sizes >= length], sizes[sizes >= length]
+    ends = np.pad(reach, ((0, 0), (1, 1)), constant_values=(1, 0))
+    advance = ends[:, :-1] - np.pad(reach, ((0, 0), (0, 1)))  # P(1, ..., L + 1 tokens)
+    begun = np.zeros((len(starts), sizes.max() + length + 1))
+    begun[:, 0] = 1
+    accepted = np.zeros((len(starts), length))  # rounds that accepted more than 0, 1, ... drafts
+    rounds = np.zeros(len(starts))
+    for t in range(sizes.max() - length + 1):
+        now = np.where(t + length <= sizes, begun[:, t], 0)
+        at = np.minimum(starts + t, len(reach) - 1)
+        begun[:, t + 1 : t + length + 2] += now[:, None] * advance[at]
+        accepted += now[:, None] * reach[at]
+        rounds += now
+    tokens, total = rounds + accepted.sum(axis=1), rounds.sum()
+    mean, count = tokens.sum() / total, len(starts)
+    spread = np.sum((tokens - mean * rounds) ** 2)
+    error = np.sqrt(spread * count / (count - 1)) / total if count > 1 else np.nan
+    chances = np.concatenate([[total], accepted.sum(axis=0)])
+    with np.errstate(invalid="ignore"):
+        conditional = chances[1:] / chances[:-1]
+    return Efficiency(float(mean), float(error), tuple(float(x) for x in conditional))
+
+
+def reach_of(shape: Shape, kernels: np.ndarray) -> np.ndarray:
+    """Of K chains or a static tree."""
+    if shape.chains:
+        return reach_of_chains(kernels, shape.widths[0], shape.depth)
+    return reach_of_tree(kernels, shape.widths)
+
+
+def _ahead(values: np.ndarray, by: int) -> np.ndarray:
+    """Those of the position `by` further on; the last one's at the end, where no round is counted."""
+    return values[np.minimum(np.arange(len(values)) + by, len(values) - 1)]
