@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from jaxtyping import Array, Key
 
 from gls_jax import decoding
 from gls_jax.decoding import LanguageModel
+from gls_jax.planner.costs import seconds_a_round
 from gls_jax.planner.plan import Setting
 
 __all__ = ["Measured", "generated"]
@@ -65,11 +65,7 @@ def generated(
             tree=setting.tree,
             **options,
         )
-        last = time.perf_counter()
-        for _ in run:
-            now = time.perf_counter()
-            seconds.append(now - last)
-            last = now
+        seconds += seconds_a_round(run)
         histograms.append(run.generation.metrics.histogram)
     each = np.concatenate(histograms)
     rounds = each.sum(axis=1)

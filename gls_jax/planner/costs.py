@@ -11,7 +11,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from gls_jax.decoding import LanguageModel
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.tree import Shape
 
-__all__ = ["Costs", "measure"]
+__all__ = ["Costs", "measure", "seconds_a_round"]
 
 _LENGTH = 4  # of the rounds whose overhead is measured
 _CALLS, _REPEATS = 3, 5
@@ -172,10 +172,18 @@ def _calls(model: LanguageModel, count, *, batch: int, size: int, slots: int):
 
 
 def _round(target: LanguageModel, drafter: LanguageModel | None, batch: int, options: dict[str, Any]) -> float:
-    started = time.perf_counter()
-    made = decoding.generate(jax.random.key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options)
-    jax.block_until_ready(made.tokens)
-    return (time.perf_counter() - started) / made.metrics.rounds
+    run = decoding.stream(jax.random.key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options)
+    return statistics.median(seconds_a_round(run))
+
+
+def seconds_a_round(run: Iterator) -> list[float]:
+    """How long each round of a stream takes."""
+    seconds, last = [], time.perf_counter()
+    for _ in run:
+        now = time.perf_counter()
+        seconds.append(now - last)
+        last = now
+    return seconds
 
 
 def _free(model: LanguageModel, vocab_size: int, noise: float) -> LanguageModel:
