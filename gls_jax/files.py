@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ __all__ = [
     "map_array",
     "read_array",
     "read_arrays",
+    "read_json",
     "write_arrays",
     "write_whole",
 ]
@@ -128,6 +130,11 @@ def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
 
     return _read(path, expected, load)
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """What a JSON file says; errors as in :func:`read_array`."""
+    return _read(path, expected, lambda: json.loads(path.read_text(encoding="utf-8")))
 
 
 def _read(path: Path, expected: str, load: Callable[[], Any]) -> Any:

@@ -79,6 +79,8 @@ class Acceptance:
         )
         files.check_folder(self.out)
         if Path(self.pairs).is_dir():
+            if self.processes.asked:
+                raise ValueError("distributed: expected one process for a dump, got the options of several")
             sweep(self)
             return
         ask.check()  # before models are loaded

@@ -90,7 +90,7 @@ class DumpLaws:
         """Raise for what can be told to be wrong before models are loaded."""
         from gls_jax import checks, files
         from gls_jax.cli import requests
-        from gls_jax.laws import DTYPES
+        from gls_jax.laws import DTYPES, check_context
 
         loading.check(self.draft, self.drop_layers)
         if self.draft == "none":
@@ -98,8 +98,9 @@ class DumpLaws:
         if self.top_k < 0:
             raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")
         self.sampling().check()
-        for name in ("num_positions", "num_kept", "length", "batch", "context"):
+        for name in ("num_positions", "num_kept", "length", "batch"):
             checks.count(getattr(self, name), name)
+        check_context(self.context)
         checks.one_of(self.dtype, DTYPES, "dtype")
         requests.check_seed(self.seed)
         files.check_folder(self.out)
@@ -133,6 +134,8 @@ class DumpLaws:
                 return laws.own_texts(key, target, begun, sampling, stop_tokens=ends, first=first, **more)
         else:
             texts = [tokenizer.encode(read_text(self.text)).ids]
+            if len(texts[0]) < 2:
+                raise ValueError(f"{self.text}: expected a text of at least 2 tokens, got {len(texts[0])}")
             facts |= {
                 "own_text": False,
                 "text": self.text.name,

@@ -37,6 +37,10 @@ def load(
         target, draft: as on the command line.
         drop_layers: layers that the drafter leaves out; None for the default.
         report: takes the progress.
+
+    Raises:
+        ValueError: a target without a tokenizer, a drafter with another one, or layers that it does not have.
+        OSError: a model that cannot be read.
     """
     from gls_jax import decoding, models
 
@@ -56,5 +60,8 @@ def load(
     if dropped:
         model = models.keep_layers(drafter.model, layers.others(dropped, count))
         drafter = drafter._replace(model=model, config=model.config)
+    drafting = drafter.language_model
+    if drafting.vocabulary not in (None, source.language_model.vocabulary):
+        raise ValueError(f"{draft}: expected the tokenizer of the target, got another one")
     report("models", 2, 2)
-    return source, drafter.language_model
+    return source, drafting

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from gls_jax import checks
+from gls_jax import checks, files
 from gls_jax.decoding import LanguageModel, check_sampling, generate, log_probs
 from gls_jax.decoding.sampling import over_items
 from gls_jax.laws.store import DTYPES, Dump, Rows, Writer, open_dump
 
-__all__ = ["Document", "Sampling", "own_texts", "pieces", "write"]
+__all__ = ["Document", "Sampling", "check_context", "own_texts", "pieces", "write"]
 
 
 class Document(NamedTuple):
@@ -63,6 +63,13 @@ class Sampling:
     def laws(self, logits, temperature: float):
         """Log-probabilities under these parameters."""
         return log_probs(logits, temperature=temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+
+
+def check_context(context: int) -> int:
+    """The tokens of a piece of text; raise `ValueError` for fewer than a prefix and the token that follows it."""
+    if checks.count(context, "context") < 2:
+        raise ValueError(f"context: expected at least 2 tokens, got {context}")
+    return context
 
 
 def own_texts(
@@ -134,7 +141,7 @@ def write(
     """Dump the laws of two models along texts.
 
     Args:
-        folder: of the dump.
+        folder: of the dump, made if missing.
         target, drafter: models on one vocabulary.
         documents: `documents(c)` yields the chunks of texts from chunk `c` on.
         sampling: the parameters.
@@ -151,27 +158,33 @@ def write(
         The :class:`gls_jax.laws.Dump`.
 
     Raises:
-        ValueError: a parameter out of range, another dump in the folder, or texts without a position.
-        OSError: the folder cannot be written.
+        ValueError: a parameter out of range, another dump in the folder or a broken one, or texts without a position.
+        OSError: the folder cannot be written, or another run is at work in it.
     """
     sampling.check()
     num_kept = min(checks.count(num_kept, "num_kept"), target.vocab_size)
-    num_positions, context = checks.count(num_positions, "num_positions"), checks.count(context, "context")
+    num_positions, context = checks.count(num_positions, "num_positions"), check_context(context)
     checks.one_of(dtype, DTYPES, "dtype")
     asked = {**facts, "sampling": dataclasses.asdict(sampling), "num_kept": num_kept, "dtype": dtype}
-    writer = Writer(Path(folder), asked, num_positions, 2 * num_kept + 1, resume=resume)
-    if not writer.finished:
-        chunks = documents(writer.chunks)
-        following = next(chunks, None)
-        while following is not None:
-            parts = [_rows(target, drafter, document, sampling, num_kept, context) for document in following]
-            rows = Rows(*(np.concatenate(field)[: num_positions - writer.done] for field in zip(*parts, strict=True)))
-            full = writer.done + len(rows.begins) == num_positions
-            following = None if full else next(chunks, None)
-            writer.append(rows, finished=following is None)
-            if progress is not None:
-                progress(writer.done, num_positions)
-    return open_dump(folder)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.alone(folder):
+        writer = Writer(folder, asked, num_positions, 2 * num_kept + 1, resume=resume)
+        if not writer.finished:
+            chunks = documents(writer.chunks)
+            following = next(chunks, None)
+            if not writer.done and not any(len(document.tokens) > document.start for document in following or ()):
+                raise ValueError("documents: expected a position in the first chunk, got none")
+            writer.begin()
+            while following is not None:
+                parts = [_rows(target, drafter, document, sampling, num_kept, context) for document in following]
+                left = num_positions - writer.done
+                rows = Rows(*(np.concatenate(field)[:left] for field in zip(*parts, strict=True)))
+                following = None if len(rows.begins) == left else next(chunks, None)
+                writer.append(rows, finished=following is None)
+                if progress is not None:
+                    progress(writer.done, num_positions)
+        return open_dump(folder)
 
 
 def _rows(target, drafter, document: Document, sampling: Sampling, num_kept: int, context: int) -> Rows:

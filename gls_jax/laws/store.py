@@ -18,7 +18,7 @@ import numpy as np
 from gls_jax import files
 from gls_jax.pairs import Pairs
 
-__all__ = ["DTYPES", "Dump", "Rows", "Writer", "fingerprint", "open_dump"]
+__all__ = ["DTYPES", "Dump", "Rows", "Writer", "fingerprint", "open_array", "open_dump"]
 
 DTYPES = ("float32", "float16")
 _FORMAT, _FACTS = 1, "dump.json"
@@ -94,44 +94,46 @@ class Writer:
     """
 
     def __init__(self, folder: Path, asked: dict[str, Any], positions: int, width: int, *, resume: bool):
-        """Make the folder's arrays, or go on with those of a dump that was asked the same.
+        """Go on with the dump in the folder that was asked the same, or begin one; nothing is written yet.
 
         Args:
-            folder: made if missing.
+            folder: of the dump.
             asked: all that the numbers depend on, as JSON; `dtype` among it.
             positions: rows at most.
             width: `W`.
             resume: whether to go on with a dump in the folder.
 
         Raises:
-            ValueError: another dump is in the folder, or one is and `resume` is not set.
-            OSError: the folder cannot be written.
+            ValueError: another dump is in the folder, or one is and `resume` is not set, or its files are broken.
+            OSError: the files cannot be written.
         """
         asked = {**asked, "positions": positions, "width": width}
         own = fingerprint([_FORMAT, asked])
-        self.folder, self._mode = folder, "r+"
+        self.folder = folder
         if (folder / _FACTS).exists():
             facts = _read_facts(folder)
             if not resume:
                 raise ValueError(f"{folder}: a dump is here; --resume goes on with it, else give another folder")
             if facts["fingerprint"] != own:
                 raise ValueError(f"{folder}: the dump here was asked something else; give another folder")
-            self._facts = facts
+            self._facts, self._arrays = facts, _open_arrays(folder, asked, writable=True)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
             self._facts = {"format": _FORMAT, "fingerprint": own, "asked": asked, "done": 0, "chunks": 0}
             self._facts |= {"finished": False, "log_prob_error": 0.0}
-            self._mode = "w+"
-        self._arrays = [
-            np.lib.format.open_memmap(folder / f"{name}.npy", mode=self._mode, dtype=dtype, shape=(positions, *more))
-            for name, dtype, more in _fields(width, asked["dtype"])
-        ]
-        if self._mode == "w+":
-            self._write_facts()
+            self._arrays = []
 
     done = property(lambda self: self._facts["done"])
     chunks = property(lambda self: self._facts["chunks"])
     finished = property(lambda self: self._facts["finished"])
+
+    def begin(self) -> None:
+        """Make the files of a new dump; those of a dump that goes on are there."""
+        if not self._arrays:
+            self._arrays = [
+                np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+                for path, dtype, shape in _files(self.folder, self._facts["asked"])
+            ]
+            self._write_facts()
 
     def append(self, rows: Rows, *, finished: bool) -> None:
         """One more chunk: on the disk before `dump.json` counts it."""
@@ -156,21 +158,13 @@ def open_dump(folder: str | Path) -> Dump:
 
     Raises:
         FileNotFoundError: no dump there.
-        ValueError: another format, arrays that do not fit, or no position done.
+        ValueError: another format, facts or arrays that do not fit, or no position done.
     """
     folder = Path(folder)
     facts = _read_facts(folder)
-    asked, done = facts["asked"], facts["done"]
-    if not done:
+    if not facts["done"]:
         raise ValueError(f"{folder}: expected a dump with at least one position done, got none")
-    arrays = []
-    for name, dtype, more in _fields(asked["width"], asked["dtype"]):
-        path, shape = folder / f"{name}.npy", (asked["positions"], *more)
-        expected = f"the array {name} of a dump, {dtype} of shape {list(shape)}"
-        array = files.map_array(path, expected)
-        if array.shape != shape or array.dtype != dtype:
-            raise ValueError(f"{path}: expected {expected}, got {array.dtype} of shape {list(array.shape)}")
-        arrays.append(array[:done])
+    arrays = [array[: facts["done"]] for array in _open_arrays(folder, facts["asked"])]
     used = int((arrays[0] >= 0).sum(axis=1).max())
     return Dump(folder, facts, Rows(*(array[:, :used] if array.ndim == 2 else array for array in arrays)))
 
@@ -180,20 +174,57 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _fields(width: int, dtype: str) -> list[tuple[str, str, tuple[int, ...]]]:
-    wide, one = (width,), ()
-    kinds = (("int32", wide), (dtype, wide), (dtype, wide), ("float32", one), ("float32", one), ("bool", one))
-    return [(name, *kind) for name, kind in zip(Rows._fields, kinds, strict=True)]
+def open_array(path: Path, what: str, dtype: str, shape: tuple[int, ...], *, writable: bool = False) -> np.memmap:
+    """An array on the disk, known to be whole.
+
+    Args:
+        path: of the `.npy` file.
+        what: it is, for the errors.
+        dtype, shape: that it must have.
+        writable: whether changes go to the disk.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a broken or shortened file, another shape or dtype.
+    """
+    expected = f"{what}, {dtype} of shape {list(shape)}"
+    array = files.map_array(path, expected)  # read-only first: "r+" fills a short file up with zeros
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"{path}: expected {expected}, got {array.dtype} of shape {list(array.shape)}")
+    return np.lib.format.open_memmap(path, mode="r+") if writable else array
+
+
+def _open_arrays(folder: Path, asked: dict[str, Any], *, writable: bool = False) -> list[np.memmap]:
+    return [
+        open_array(path, f"the array {path.stem} of a dump", dtype, shape, writable=writable)
+        for path, dtype, shape in _files(folder, asked)
+    ]
+
+
+def _files(folder: Path, asked: dict[str, Any]) -> list[tuple[Path, str, tuple[int, ...]]]:
+    """Path, dtype and shape of the array of each field."""
+    one = (asked["positions"],)
+    wide, law = (*one, asked["width"]), asked["dtype"]
+    kinds = (("int32", wide), (law, wide), (law, wide), ("float32", one), ("float32", one), ("bool", one))
+    return [(folder / f"{name}.npy", *kind) for name, kind in zip(Rows._fields, kinds, strict=True)]
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / _FACTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected the folder of a dump (gls-jax dump)")
+    facts = files.read_json(path, "the facts of a dump")
+    if isinstance(facts, dict) and facts.get("format", _FORMAT) != _FORMAT:
+        raise ValueError(f"{path}: expected format {_FORMAT}, got {facts['format']}")
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format"] == _FORMAT:
-            return facts
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: expected the facts of a dump, got a file that cannot be read") from None
-    raise ValueError(f"{path}: expected format {_FORMAT}, got {facts['format']}")
+        good = facts["fingerprint"] == fingerprint([_FORMAT, facts["asked"]])
+        good &= facts["done"] in range(facts["asked"]["positions"] + 1) and isinstance(facts["chunks"], int)
+        good &= isinstance(facts["finished"], bool) and isinstance(facts["log_prob_error"], float)
+    except (KeyError, TypeError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"{path}: expected the facts of a dump (asked and its fingerprint, done within its positions, chunks, "
+            "finished, log_prob_error), got other ones"
+        )
+    return facts

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gls_jax import checks, files, schemes
-from gls_jax.laws.store import Dump, fingerprint
+from gls_jax.laws.store import Dump, fingerprint, open_array
 
 __all__ = ["BRACKETED", "Mean", "acceptance"]
 
@@ -63,7 +63,7 @@ def acceptance(
 
     Args:
         dump: the laws.
-        folder: made if missing; an earlier sweep in it is replaced unless it goes on.
+        folder: made if missing; a finished sweep in it is replaced.
         names: schemes.
         num_drafts: list lengths K; NaN is written where a scheme does not take one, or has no exact value at this size.
         resume: go on with an unfinished sweep that was asked the same.
@@ -73,25 +73,30 @@ def acceptance(
         One :class:`Mean` a scheme and K.
 
     Raises:
-        ValueError: an unknown scheme, a list length below 1, or another sweep to go on with.
-        OSError: the folder cannot be written.
+        ValueError: no or an unknown scheme, a list length below 1, an unfinished sweep in the folder without `resume`,
+            another or a broken one with it.
+        OSError: the folder cannot be written, or another run is at work in it.
     """
+    if not names:
+        raise ValueError(f"schemes: expected at least one of {', '.join(schemes.NAMES)}, got none")
     for name in names:
         schemes.get(name).check_token_level("acceptance")
     counts = checks.counts(num_drafts, "num_drafts")
     asked = {"format": _FORMAT, "dump": dump.facts["fingerprint"], "positions": len(dump)}
     asked |= {"schemes": list(names), "num_drafts": list(counts), "tails": list(_TAILS)}
-    values, done = _open(folder, asked, (len(names), len(dump), len(counts), len(_TAILS)), resume)
     blocks = [(s, start) for s in range(len(names)) for start in range(0, len(dump), _CHUNK)]
-    for at, (s, start) in enumerate(blocks):
-        stop = min(start + _CHUNK, len(dump))
-        if at >= done:
-            values[s, start:stop] = _chunk(dump, start, stop, names[s], counts)
-            values.flush()
-            _write_facts(folder, asked, at + 1)
-        if progress is not None:
-            progress(names[s], stop, len(dump))
-    means = np.stack([np.mean(each, axis=0, dtype=np.float64) for each in values])  # [scheme, K, reading]
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.alone(folder):
+        values, done = _open(folder, asked, (len(names), len(dump), len(counts), len(_TAILS)), resume)
+        for at, (s, start) in enumerate(blocks):
+            stop = min(start + _CHUNK, len(dump))
+            if at >= done:
+                values[s, start:stop] = _chunk(dump, start, stop, names[s], counts)
+                values.flush()
+                _write_facts(folder, asked, at + 1)
+            if progress is not None:
+                progress(names[s], stop, len(dump))
+        means = np.stack([np.mean(each, axis=0, dtype=np.float64) for each in values])  # [scheme, K, reading]
     return [
         Mean(name, k, _known(means[s, c, 0]), _known(means[s, c, 1]), name in BRACKETED)
         for s, name in enumerate(names)
@@ -128,17 +133,36 @@ def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
 
 def _open(folder: Path, asked: dict, shape: tuple[int, ...], resume: bool) -> tuple[np.memmap, int]:
     """The values so far, and how many blocks of them are there."""
-    path, own = folder / _FACTS, fingerprint(asked)
-    if resume and path.is_file():
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts.get("fingerprint") != own:
+    path = folder / _FACTS
+    if path.exists():
+        earlier, done, blocks = _read_facts(path)
+        if resume and earlier != asked:
             raise ValueError(f"{path}: the sweep here was asked something else; give another folder")
-        return np.lib.format.open_memmap(folder / _VALUES, mode="r+"), facts["done"]
-    folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            return open_array(folder / _VALUES, "the values of a sweep", "float32", shape, writable=True), done
+        if done < blocks:
+            raise ValueError(f"{path}: an unfinished run is here; --resume goes on with it, else give another folder")
     path.unlink(missing_ok=True)  # first: it must never speak of other values
     values = np.lib.format.open_memmap(folder / _VALUES, mode="w+", dtype=np.float32, shape=shape)
     _write_facts(folder, asked, 0)
     return values, 0
+
+
+def _read_facts(path: Path) -> tuple[dict, int, int]:
+    """What was asked, how many blocks are there, and of how many."""
+    facts = files.read_json(path, "the facts of a sweep")
+    try:
+        asked, done = facts["asked"], facts["done"]
+        good = facts["fingerprint"] == fingerprint(asked)
+        blocks = len(asked["schemes"]) * -(-asked["positions"] // _CHUNK)
+        good &= done in range(blocks + 1)
+    except (KeyError, TypeError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"{path}: expected the facts of a sweep (asked and its fingerprint, done within its blocks), got other ones"
+        )
+    return asked, done, blocks
 
 
 def _write_facts(folder: Path, asked: dict, done: int) -> None:

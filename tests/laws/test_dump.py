@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import decoding, laws, schemes
+from gls_jax import decoding, files, laws, schemes
 from gls_jax.laws import Sampling
 
 TOKENS, KEPT, POSITIONS = 12, 3, 50
@@ -107,6 +107,8 @@ def test_a_users_text_in_pieces(tmp_path):
     [
         ("dump.json", "{", "expected the facts of a dump, got a file that cannot be read"),
         ("dump.json", '{"format": 9}', "expected format 1, got 9"),
+        ("dump.json", '{"format": 1}', r"dump\.json: expected the facts of a dump \(asked .*got other ones"),
+        ("dump.json", "[]", r"dump\.json: expected the facts of a dump \(asked .*got other ones"),
         ("log_q.npy", "", "the array log_q of a dump"),
     ],
 )
@@ -115,6 +117,58 @@ def test_broken_files(tmp_path, name, content, line):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=line):
         laws.open_dump(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"done": 6}, {"done": -1}, {"done": 2.5}, {"finished": 1}, {"asked": {"width": 7}}])
+def test_facts_that_were_never_written(tmp_path, change):
+    facts = write(tmp_path, positions=5).facts
+    (tmp_path / "dump.json").write_text(json.dumps(facts | change))
+    with pytest.raises(ValueError, match=r"expected the facts of a dump .*got other ones"):
+        laws.open_dump(tmp_path)
+
+
+def shorten(path):
+    """Cut the file's last bytes off."""
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def test_a_shortened_file_is_not_filled_up(dump, tmp_path):
+    write(tmp_path / "dump", positions=5)
+    laws.acceptance(dump, tmp_path / "sweep", names=["gls"], num_drafts=[1])
+    for path, again, line in (
+        (tmp_path / "dump" / "tail_q.npy", lambda: write(tmp_path / "dump", positions=5, resume=True), "array tail_q"),
+        (
+            tmp_path / "sweep" / "acceptance.npy",
+            lambda: laws.acceptance(dump, tmp_path / "sweep", names=["gls"], num_drafts=[1], resume=True),
+            "values of a sweep, float32",
+        ),
+    ):
+        shorten(path)
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=f"{path.name}: expected the {line}.*cannot be read"):
+            again()
+        assert path.read_bytes() == before
+        np.save(path, np.zeros(3, np.float32))
+        with pytest.raises(ValueError, match=r"got float32 of shape \[3\]"):
+            again()
+
+
+def test_a_text_without_a_position_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="context: expected at least 2 tokens, got 1"):
+        write(tmp_path / "d", context=1)
+    own = {"num_positions": 9, "context": 4, "facts": {}}
+    with pytest.raises(ValueError, match="expected a position in the first chunk, got none"):
+        laws.write(tmp_path, TARGET, DRAFTER, lambda first: laws.pieces([[3]], 4, first), Sampling(), **own)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_run_a_folder(dump, tmp_path):
+    with files.alone(tmp_path):
+        with pytest.raises(BlockingIOError, match="another run is at work"):
+            write(tmp_path)
+        with pytest.raises(BlockingIOError, match="another run is at work"):
+            laws.acceptance(dump, tmp_path, names=["gls"], num_drafts=[1])
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_dump(tmp_path):
@@ -137,9 +191,35 @@ def test_sweep_is_the_exact_acceptance_and_resumes(dump, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         laws.acceptance(dump, tmp_path / "part", **ask, progress=stop)
     assert json.loads((tmp_path / "part" / "acceptance.json").read_text())["done"] == 1
+    with pytest.raises(ValueError, match="an unfinished run is here; --resume goes on with it"):
+        laws.acceptance(dump, tmp_path / "part", **ask)
     assert laws.acceptance(dump, tmp_path / "part", **ask, resume=True) == means
     with pytest.raises(ValueError, match="was asked something else"):
         laws.acceptance(dump, tmp_path / "part", names=["gls"], num_drafts=[1], resume=True)
+    assert (
+        len(laws.acceptance(dump, tmp_path / "part", names=["gls"], num_drafts=[1])) == 1
+    )  # in a finished one's place
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_broken_sweep_is_named(dump, tmp_path, resume):
+    ask = {"names": ["single"], "num_drafts": [1]}
+    laws.acceptance(dump, tmp_path, **ask)
+    facts = json.loads((tmp_path / "acceptance.json").read_text())
+    for content, line in (
+        ("{", "expected the facts of a sweep, got a file that cannot be read"),
+        ("{}", r"expected the facts of a sweep \(.*got other ones"),
+        (json.dumps(facts | {"done": 2}), r"expected the facts of a sweep \(.*got other ones"),
+    ):
+        (tmp_path / "acceptance.json").write_text(content)
+        with pytest.raises(ValueError, match=r"acceptance\.json: " + line):
+            laws.acceptance(dump, tmp_path, **ask, resume=resume)
+    (tmp_path / "acceptance.json").write_text(json.dumps(facts))
+    (tmp_path / "acceptance.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"acceptance\.npy: no such file; expected the values of a sweep"):
+        laws.acceptance(dump, tmp_path, **ask, resume=True)
+    with pytest.raises(ValueError, match=r"schemes: expected at least one of .*got none"):
+        laws.acceptance(dump, tmp_path, names=[], num_drafts=[1])
 
 
 @pytest.mark.parametrize("name", laws.BRACKETED)
