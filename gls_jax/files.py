@@ -107,7 +107,7 @@ def read_array(path: Path, expected: str) -> np.ndarray:
     return np.array(map_array(path, expected))
 
 
-def map_array(path: Path, expected: str) -> np.ndarray:
+def map_array(path: Path, expected: str) -> np.memmap:
     """The array of an `.npy` file where it lies, read as it is used; errors as in :func:`read_array`."""
     # A header that promises more than the file holds takes no memory, and a pickle is never loaded.
     return _read(path, expected, lambda: np.lib.format.open_memmap(path, mode="r"))
