@@ -177,9 +177,10 @@ def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices,
         mesh = _mesh(num_pairs, devices)
         pairs = jax.device_put((keys, log_p, log_q), NamedSharding(mesh, P("pairs")))
         hits = np.zeros((num_pairs, len(counts)), np.int64)
-        # Whatever a pair needs to be prepared is small beside as many trials as it has items.
+        # What a pair needs to be prepared without clocks is small beside as many trials as it has items.
+        least = max(1024, 0 if knobs["clocks"] else num_items)
         cost = num_pairs * clocks_a_trial(scheme, max(counts), num_items, clocks)
-        per_call = mesh.size * max(1024, num_items, _CALL // cost)
+        per_call = mesh.size * max(least, _CALL // cost)
         for start in range(0, num_trials, per_call):
             stop = min(start + per_call, num_trials)
             ends = np.linspace(start, stop, mesh.shape["trials"] + 1).astype(np.int32)

@@ -20,8 +20,12 @@ def suite(monkeypatch):
 
 def test_moves_are_what_changed():
     now = [FAST | {"ratio": 2.0, "seconds": 0.54, "note": "loud", "new": 1.0}, {"benchmark": "other", "ratio": 9.0}]
-    assert list(record.moves([FAST], now)) == [("race", "ratio", 4.0, 2.0)]
-    assert [move.figure for move in record.moves([FAST], now, 0.01)] == ["ratio", "seconds"]
+    other = [("race", "new", None, 1.0), ("other", "ratio", None, 9.0)]
+    assert list(record.moves([FAST], now)) == [("race", "ratio", 4.0, 2.0), *other]
+    assert [move.figure for move in record.moves([FAST], now, 0.01)] == ["ratio", "seconds", "new", "ratio"]
+    assert list(record.moves([FAST], [FAST | {"ratio": float("nan")}])) == [("race", "ratio", 4.0, None)]
+    assert [move.now for move in record.moves([FAST], [])] == [None, None]
+    assert not list(record.moves([{"benchmark": "environment", "load": 1.0}], []))
     assert list(record.moves([FAST | {"ratio": 0.0}], [FAST], 0.5)) == [("race", "ratio", 0.0, 4.0)]
 
 

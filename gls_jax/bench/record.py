@@ -21,14 +21,14 @@ class Move(NamedTuple):
     Attributes:
         benchmark: its line.
         figure: its name in the line.
-        before: in the earlier file.
-        now: in this one.
+        before: in the earlier file; None where it was not there.
+        now: in this one, likewise.
     """
 
     benchmark: str
     figure: str
-    before: float
-    now: float
+    before: float | None
+    now: float | None
 
 
 def write(path: Path, lines: Sequence[Line]) -> None:
@@ -67,14 +67,18 @@ def moves(before: Sequence[Line], now: Sequence[Line], least: float = 0.1) -> It
     >>> [(move.figure, move.before, move.now) for move in record.moves([before], [before | {"ratio": 2.0}])]
     [('ratio', 4.0, 2.0)]
     """
-    earlier = {line["benchmark"]: line for line in before}
-    for line in now:
-        old = earlier.get(line["benchmark"], {})
-        for figure, value in line.items():
-            was = old.get(figure)
-            if _number(value) and _number(was) and abs(value - was) > least * abs(was):  # type: ignore[operator, arg-type]
-                yield Move(str(line["benchmark"]), figure, float(was), float(value))  # type: ignore[arg-type]
+    lines = [{str(line["benchmark"]): _figures(line) for line in run} for run in (before, now)]
+    for name in dict.fromkeys([*lines[1], *lines[0]]):
+        old, new = (run.get(name, {}) for run in lines)
+        for figure in dict.fromkeys([*new, *old]):
+            was, value = old.get(figure), new.get(figure)
+            if was is None or value is None or abs(value - was) > least * abs(was):
+                yield Move(name, figure, was, value)
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _figures(line: Line) -> dict[str, float]:
+    """The numbers of a line that have a value; the environment's are no measurements."""
+    if line["benchmark"] == "environment":
+        return {}
+    numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in numbers.items() if not isinstance(value, bool) and value == value}

@@ -59,6 +59,7 @@ def _table(found, against: Path | None) -> Table | str:
     for name in ("benchmark", "figure", "before", "now", "now / before"):
         table.add_column(name, justify="left" if name in ("benchmark", "figure") else "right")
     for move in found:
-        change = f"{move.now / move.before:.2f}" if move.before else ""
-        table.add_row(move.benchmark, move.figure, f"{move.before:g}", f"{move.now:g}", change)
+        change = f"{move.now / move.before:.2f}" if move.before and move.now is not None else ""
+        figures = ("" if value is None else f"{value:g}" for value in (move.before, move.now))
+        table.add_row(move.benchmark, move.figure, *figures, change)
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -77,16 +78,29 @@ class Plan:
 
         lengths = range(1, len(self.acceptances) + 1) if self.acceptances else self.lengths
         trees = () if self.acceptances else [_widths(text) for text in self.trees]
+        if self.acceptances and (len(self.schemes), len(self.num_drafts)) != (1, 1):
+            raise ValueError(
+                "acceptances: expected the one scheme and number of drafts that they are of, such as --schemes gls "
+                f"--num-drafts 4, got {len(self.schemes)} and {len(self.num_drafts)}"
+            )
         asked = planner.settings(self.schemes, self.num_drafts, list(lengths), trees)
         planner.check_acceptances(self.acceptances)
         dumping = self._dumping()
         dumping.check()
-        if self.check and self.check % checks.count(self.batch, "batch"):
+        checks.count(self.show, "show")
+        if self.check < 0 or self.check % checks.count(self.batch, "batch"):
             raise ValueError(f"check: expected a multiple of batch ({self.batch}), got {self.check}")
         files.check_folder(self.out)
         path = self.out / "costs.json" if self.costs is None else self.costs
-        costs = planner.Costs.load(path) if self.costs is not None or path.exists() else None
+        costs = self._known_costs(path, asked)
         dump = laws.open_dump(dumping.out) if not self.acceptances and (dumping.out / "dump.json").exists() else None
+        if dump is not None:
+            own = {"seed": self.seed, "positions": self.num_positions} if self.dump is None else {}
+            _same(
+                dumping.out,
+                dump.facts["asked"],
+                self._models() | {"sampling": dataclasses.asdict(dumping.sampling())} | own,
+            )
         if dump is not None and not dump.facts["finished"]:
             dump = None
         with progress() as report:
@@ -104,6 +118,7 @@ class Plan:
                     batch=self.batch,
                     text_length=self.text_length,
                     sampling=self._sampling(),
+                    facts=self._facts(),
                     progress=lambda done, total: report("costs", done, total),
                 )
                 costs.save(path)
@@ -114,17 +129,47 @@ class Plan:
             measured = self._check(choices, source, drafter, report) if self.check else {}
         self._show(choices, measured, costs)
 
+    def _known_costs(self, path: Path, asked):
+        """Those of a file, or None where they must be measured."""
+        from gls_jax import planner
+
+        if self.costs is None and not path.exists():
+            return None
+        costs = planner.Costs.load(path)
+        sizes = [(setting.scheme, setting.shape) for setting in asked]
+        if self.costs is None:
+            _same(path, costs.facts, self._facts())
+            try:
+                costs.check(sizes)
+            except ValueError:
+                return None  # measured before, for fewer schemes or smaller shapes
+        costs.check(sizes)
+        if costs.batch != self.batch:
+            raise ValueError(f"{path}: expected costs of batch {self.batch}, got batch {costs.batch}")
+        return costs
+
+    def _models(self) -> dict:
+        return {"target": self.target, "draft": self.draft, "drop_layers": self.drop_layers}
+
+    def _facts(self) -> dict:
+        import jax
+
+        device = jax.devices()[0].device_kind
+        sizes = {"batch": self.batch, "text_length": self.text_length, "device": device}
+        return self._models() | {"sampling": self._sampling()} | sizes
+
     def _show(self, choices, measured, costs) -> None:
         from gls_jax import files
 
         records = [
-            {**each._asdict(), "setting": each.setting._asdict()}
-            | ({"measured": measured[each.setting]._asdict()} if each.setting in measured else {})
+            _known(each)
+            | {"setting": each.setting._asdict()}
+            | ({"measured": _known(measured[each.setting])} if each.setting in measured else {})
             for each in choices
         ]
         plain = costs.batch / costs.plain()
         result = {"target": self.target, "draft": self.draft, "plain_tokens_per_second": plain, "choices": records}
-        text = json.dumps(result)
+        text = json.dumps(result, allow_nan=False)
         files.write_whole(self.out / "plan.json", lambda file: file.write(text + "\n"), mode="w")
         if self.json:
             print(text)
@@ -174,6 +219,25 @@ class Plan:
         }
 
 
+def _same(path: Path, found: dict, asked: dict) -> None:
+    for name, value in asked.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{path}: expected {name} {value}, got one made with {found.get(name)}; give another --out"
+            )
+
+
+def _known(figures) -> dict:
+    """The fields of a result; NaN, which JSON does not know, is None."""
+
+    def number(value):
+        if isinstance(value, tuple):
+            return [number(each) for each in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {name: number(value) for name, value in figures._asdict().items()}
+
+
 def _widths(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in text.split(",")):
         raise ValueError(f"trees: expected numbers such as 4,2,1, got {text!r}")
@@ -193,7 +257,7 @@ def _print(choices, measured, costs, out: Path) -> None:
             "tree " + "-".join(map(str, setting.tree)) if setting.tree else chains,
             str(each.nodes),
             f"{each.block_efficiency:.3f}",
-            f"{each.standard_error:.3f}",
+            "" if math.isnan(each.standard_error) else f"{each.standard_error:.3f}",
             f"{each.tokens_per_second:.4g}",
             f"{each.speedup:.2f}",
         ]

@@ -20,7 +20,7 @@ class Measured(NamedTuple):
     """What generation made of a setting.
 
     Attributes:
-        block_efficiency: tokens a call of the target.
+        block_efficiency: delivered tokens a call of the target; not those accepted behind the end of a text.
         standard_error: of it, over the texts.
         rounds: of all texts.
         tokens_per_second: of the whole batch, from the median time of a round.
@@ -52,7 +52,7 @@ def generated(
         batch: texts decoded together, which divides their number.
         **options: of :func:`gls_jax.decoding.generate`: length, stop tokens, sampling parameters.
     """
-    histograms, seconds = [], []
+    texts, seconds = [], []
     for start in range(0, len(keys), batch):
         run = decoding.stream(
             keys[start : start + batch],
@@ -66,10 +66,9 @@ def generated(
             **options,
         )
         seconds += seconds_a_round(run)
-        histograms.append(run.generation.metrics.histogram)
-    each = np.concatenate(histograms)
-    rounds = each.sum(axis=1)
-    tokens = each @ np.arange(1, each.shape[1] + 1)
+        made = run.generation
+        texts.append((made.lengths, made.metrics.histogram.sum(axis=1)))
+    tokens, rounds = (np.concatenate(parts).astype(np.float64) for parts in zip(*texts, strict=True))
     mean, count = tokens.sum() / rounds.sum(), len(rounds)
     spread = np.sum((tokens - mean * rounds) ** 2)
     error = np.sqrt(spread * count / (count - 1)) / rounds.sum() if count > 1 else np.nan

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Costs:
         draft, target: seconds of a call by tokens read for each request.
         beside: by scheme, seconds of a round of one chain and of K chains of length 4 without its models, by K.
         step: seconds of a plain step beside its call of the target.
+        facts: what was measured: models, sampling parameters, device; as JSON.
     """
 
     batch: int
@@ -50,6 +51,18 @@ class Costs:
     target: dict[int, float]
     beside: dict[str, dict[int, float]]
     step: float
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def check(self, asked: Iterable[tuple[str, Shape]]) -> None:
+        """Raise `ValueError` where a scheme or a size was not measured."""
+        for scheme, shape in asked:
+            if scheme not in self.beside:
+                raise ValueError(f"costs: expected those of {scheme}, got {', '.join(self.beside) or 'none'}")
+            levels, nodes = _sizes(shape)
+            for name, known, size in (("draft", self.draft, max(levels)), ("target", self.target, 1 + nodes)):
+                if size > max(known, default=0):
+                    most = max(known, default=0)
+                    raise ValueError(f"costs: expected {name} calls of {size} tokens, got none above {most}")
 
     def plain(self) -> float:
         """Seconds of a token without drafts."""
@@ -57,12 +70,10 @@ class Costs:
 
     def round(self, scheme: str, shape: Shape) -> float:
         """Seconds of a round."""
-        nodes = np.cumprod(shape.widths)  # of each level
-        levels = [2, *nodes[:-1].tolist()]  # the root reads the last accepted token and the emitted one
+        levels, nodes = _sizes(shape)
         drafts = sum(_between(self.draft, size) for size in levels)
-        chains = nodes.sum() / len(nodes)
-        beside = _between(self.beside[scheme], chains) * len(nodes) / _LENGTH
-        return drafts + _between(self.target, 1 + int(nodes.sum())) + beside
+        beside = _between(self.beside[scheme], nodes / shape.depth) * shape.depth / _LENGTH
+        return drafts + _between(self.target, 1 + nodes) + beside
 
     def save(self, path: Path) -> None:
         """As JSON."""
@@ -83,7 +94,10 @@ class Costs:
             found = json.loads(path.read_text(encoding="utf-8"))
             draft, target = (_by_size(found[name]) for name in ("draft", "target"))
             beside = {name: _by_size(each) for name, each in found["beside"].items()}
-            return cls(int(found["batch"]), int(found["slots"]), draft, target, beside, float(found["step"]))
+            if not (draft and target and all(beside.values())):
+                raise ValueError("an empty table")
+            sizes = int(found["batch"]), int(found["slots"])
+            return cls(*sizes, draft, target, beside, float(found["step"]), dict(found["facts"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{path}: expected measured costs, got a file that cannot be read") from None
 
@@ -97,6 +111,7 @@ def measure(
     batch: int = 1,
     text_length: int = 256,
     sampling: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Costs:
     """Time the parts of rounds.
@@ -108,6 +123,7 @@ def measure(
         batch: requests decoded together.
         text_length: tokens of a text, prompt included, that the caches hold.
         sampling: sampling parameters as :func:`gls_jax.decoding.generate` takes them.
+        facts: what else the costs depend on, as JSON: names of the models, the device.
         progress: called with `(measurements done, measurements)`.
 
     Returns:
@@ -139,7 +155,13 @@ def measure(
     for part, size in tasks:
         found.setdefault(part, {})[size] = statistics.median(turn[part, size] for turn in turns)
     beside = {name: found[name] for name in names}
-    return Costs(batch, slots, found["draft"], found["target"], beside, found["step"][0])
+    return Costs(batch, slots, found["draft"], found["target"], beside, found["step"][0], facts or {})
+
+
+def _sizes(shape: Shape) -> tuple[list[int], int]:
+    """Tokens that the drafter reads at each level, and nodes."""
+    nodes = np.cumprod(shape.widths)  # of each level
+    return [2, *nodes[:-1].tolist()], int(nodes.sum())  # the root reads the last accepted token and the emitted one
 
 
 def _doubling(most: int) -> list[int]:

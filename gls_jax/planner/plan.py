@@ -70,6 +70,8 @@ def settings(
     Raises:
         ValueError: a scheme that cannot be planned, or a number out of range.
     """
+    if not names:
+        raise ValueError(f"schemes: expected at least one of {', '.join(NAMES)}, got none")
     for name in names:
         checks.one_of(name, NAMES, "scheme")
     counts, lengths = checks.counts(num_drafts, "num_drafts"), checks.counts(lengths, "lengths")

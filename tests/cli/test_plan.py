@@ -34,9 +34,41 @@ def test_one_command_makes_a_plan(plan):
 
 def test_costs_serve_another_plan(plan, tmp_path, capsys):
     ask = ["--costs", plan / "costs.json", "--out", tmp_path, "--schemes", "gls", "--num-drafts", "1", "--json"]
+    ask += ["--batch", "2"]
     assert run("plan", *ask, "--acceptances", "0.8", "0.5") == 0
     best, other = sorted(json.loads(capsys.readouterr().out)["choices"], key=lambda each: each["nodes"])
     assert best["block_efficiency"] == pytest.approx(1.8) and other["block_efficiency"] == pytest.approx(2.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (["--temperature", "0.5"], "expected sampling"),
+        (["--target", "/nowhere"], "expected target /nowhere, got one made with"),
+        (["--batch", "4"], "expected batch 4, got one made with 2"),
+        (["--seed", "1"], "expected seed 1, got one made with 0"),
+    ],
+)
+def test_what_is_there_is_of_the_same_question(plan, checkpoint, change, line, capsys):
+    ask = ["--target", checkpoint, "--drop-layers", "1", "--out", plan, *SMALL, "--schemes", "gls", "--batch", "2"]
+    before = (plan / "plan.json").read_bytes()
+    assert run("plan", *ask, "--num-drafts", "1", "--lengths", "1", "--trees", "1,1", *change) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1 and (plan / "plan.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (["--schemes", "poisson"], "costs: expected those of poisson, got gls"),
+        (["--num-drafts", "8"], "costs: expected target calls of 9 tokens, got none above 3"),
+        (["--batch", "1"], "expected costs of batch 1, got batch 2"),
+    ],
+)
+def test_costs_that_were_not_measured(plan, tmp_path, change, line, capsys):
+    ask = ["--costs", plan / "costs.json", "--out", tmp_path, "--schemes", "gls", "--num-drafts", "1", "--batch", "2"]
+    assert run("plan", *ask, "--acceptances", "0.8", *change) == 2
+    assert line in capsys.readouterr().err
 
 
 def test_sweep_of_a_dump(plan, tmp_path, capsys):
@@ -52,7 +84,14 @@ def test_sweep_of_a_dump(plan, tmp_path, capsys):
         (["plan", "--schemes", "traversal"], "scheme: expected one of"),
         (["plan", "--trees", "2,x"], "trees: expected numbers such as 4,2,1"),
         (["plan", "--costs", "nowhere.json"], "nowhere.json: no such file"),
-        (["plan", "--acceptances", "1.5"], "acceptances: expected numbers within 0..1, got 1.5"),
+        (["plan", "--acceptances", "0.5"], "acceptances: expected the one scheme and number of drafts"),
+        (
+            ["plan", "--acceptances", "1.5", "--schemes", "gls", "--num-drafts", "1"],
+            "acceptances: expected numbers within 0..1, got 1.5",
+        ),
+        (["plan", "--schemes"], "schemes: expected at least one of"),
+        (["plan", "--check", "-3"], "check: expected a multiple of batch (1), got -3"),
+        (["plan", "--show", "0"], "show: expected an int of at least 1, got 0"),
         (["dump", "--draft", "none"], "draft: expected a drafter, got none"),
         (["dump", "--dtype", "int8"], "dtype: expected one of"),
         (["dump", "--text", "nowhere.txt"], "nowhere.txt: no such file"),
