@@ -245,9 +245,10 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _print(choices, measured, costs, out: Path) -> None:
-    table = Table(title=f"plain generation: {costs.batch / costs.plain():.4g} tokens a second")
-    names = ["scheme", "drafts", "nodes", "tokens a call", "± s.e.", "tokens a second", "against plain"]
-    for name in names + ["measured a call", "± s.e.", "measured a second"] * bool(measured):
+    plain = f"plain generation {costs.batch / costs.plain():.4g} a second"
+    table = Table(title=f"tokens a call of the target, and a second; {plain}")
+    names = ["scheme", "drafts", "nodes", "a call", "±", "a second", "gain"]
+    for name in names + ["measured", "±", "a second"] * bool(measured):
         table.add_column(name, justify="left" if name in ("scheme", "drafts") else "right")
     for each in choices:
         setting = each.setting
@@ -256,13 +257,13 @@ def _print(choices, measured, costs, out: Path) -> None:
             setting.scheme,
             "tree " + "-".join(map(str, setting.tree)) if setting.tree else chains,
             str(each.nodes),
-            f"{each.block_efficiency:.3f}",
-            "" if math.isnan(each.standard_error) else f"{each.standard_error:.3f}",
-            f"{each.tokens_per_second:.4g}",
+            f"{each.block_efficiency:.2f}",
+            "" if math.isnan(each.standard_error) else f"{each.standard_error:.2f}",
+            f"{each.tokens_per_second:.3g}",
             f"{each.speedup:.2f}",
         ]
         if found := measured.get(setting):
-            cells += [f"{found.block_efficiency:.3f}", f"{found.standard_error:.3f}", f"{found.tokens_per_second:.4g}"]
+            cells += [f"{found.block_efficiency:.2f}", f"{found.standard_error:.2f}", f"{found.tokens_per_second:.3g}"]
         table.add_row(*cells)
     console = Console()
     console.print(table)
