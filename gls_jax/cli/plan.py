@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import ClassVar
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -246,7 +247,12 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def _print(choices, measured, costs, out: Path) -> None:
     plain = f"plain generation {costs.batch / costs.plain():.4g} a second"
-    table = Table(title=f"tokens a call of the target, and a second; {plain}")
+    table = Table(
+        box=box.SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+        title=f"tokens a call of the target, and a second; {plain}",
+    )
     names = ["scheme", "drafts", "nodes", "a call", "±", "a second", "gain"]
     for name in names + ["measured", "±", "a second"] * bool(measured):
         table.add_column(name, justify="left" if name in ("scheme", "drafts") else "right")
@@ -255,7 +261,7 @@ def _print(choices, measured, costs, out: Path) -> None:
         chains = f"{setting.num_drafts} x {setting.draft_length}"
         cells = [
             setting.scheme,
-            "tree " + "-".join(map(str, setting.tree)) if setting.tree else chains,
+            "-".join(map(str, setting.tree)) if setting.tree else chains,
             str(each.nodes),
             f"{each.block_efficiency:.2f}",
             "" if math.isnan(each.standard_error) else f"{each.standard_error:.2f}",
