@@ -39,9 +39,10 @@ def test_a_run_leaves_one_file_and_says_what_moved(suite, tmp_path, capsys):
     assert cli.main(["bench", "all", "--repeats", "3", "--against", str(first)]) == 0
     assert f"nothingmovedsince{first}" in "".join(capsys.readouterr().err.split())  # the console wraps long lines
     suite["ratio"] = 1.0
+    record.write(first, [*record.read(first), {"benchmark": "of another suite", "ratio": 1.0}])
     assert cli.main(["bench", "race", "--repeats", "3", "--out", str(second), "--against", str(first)]) == 0
     table = capsys.readouterr().err
-    assert "0.25" in table and "ratio" in table and "seconds" not in table
+    assert "0.25" in table and "ratio" in table and "seconds" not in table and "another" not in table
     assert record.read(second)[1]["ratio"] == 1.0
 
 

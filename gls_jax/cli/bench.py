@@ -49,6 +49,8 @@ class Bench:
             if self.out is not None:
                 record.write(self.out, lines)
         if earlier is not None:
+            if "all" not in self.suites:  # what was not run is not gone
+                earlier = [line for line in earlier if line["benchmark"] in {run["benchmark"] for run in lines}]
             ERR.print(_table(list(record.moves(earlier, lines, self.moved)), self.against))
 
 
