@@ -13,24 +13,19 @@ from rich.table import Table
 
 from gls_jax.cli import loading
 from gls_jax.cli.console import progress
+from gls_jax.cli.pair import Pair
 
 if TYPE_CHECKING:
     from gls_jax.cli.acceptance import Acceptance
-    from gls_jax.laws import Dump, Sampling
+    from gls_jax.laws import Dump
 
 __all__ = ["DumpLaws", "sweep"]
 
 
 @dataclasses.dataclass(frozen=True)
-class DumpLaws:
+class DumpLaws(Pair):
     """Next-token laws of two models along texts, in a memory-mapped file: the likeliest tokens and the tails' mass."""
 
-    target: str = "smollm2"
-    """`smollm2`, a Hugging Face folder or a .gguf file."""
-    draft: str | None = None
-    """The drafter, likewise. Default: the target without --drop-layers."""
-    drop_layers: str | None = None
-    """Layers the drafter leaves out, such as `12-17` or `3,7-9`. Default: the middle fifth of the target's."""
     out: Path = Path("results/dump")
     """Folder of the dump."""
     text: Path | None = None
@@ -38,32 +33,16 @@ class DumpLaws:
     decoding."""
     num_positions: int = 10_000
     """Positions of text."""
-    num_kept: int = 64
-    """Likeliest tokens of each law that are kept, m."""
     dtype: str = "float32"
     """`float32`, or `float16` for half of the size."""
-    temperature: float = 1.0
-    """Of the target."""
-    draft_temperature: float | None = None
-    """Of the drafter. Default: the target's."""
-    top_k: int = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: float | None = None
-    """Keep the likeliest tokens up to this mass."""
-    min_p: float | None = None
-    """Keep tokens of at least this share of the likeliest one's probability."""
     length: int = 128
     """Longest continuation."""
     batch: int = 8
     """Continuations sampled together."""
     context: int = 512
     """A text file is cut into pieces of so many tokens."""
-    seed: int = 0
-    """Of the continuations."""
     resume: bool = False
     """Go on with the dump in the folder."""
-    json: bool = False
-    """Print the facts as one JSON object."""
     resumable: ClassVar[bool] = True
 
     def run(self) -> None:
@@ -107,12 +86,6 @@ class DumpLaws:
         if self.text is not None and not self.text.is_file():
             raise FileNotFoundError(f"{self.text}: no such file; expected a text")
 
-    def sampling(self) -> Sampling:
-        """The sampling parameters."""
-        from gls_jax import laws
-
-        return laws.Sampling(self.temperature, self.draft_temperature, self.top_k or None, self.top_p, self.min_p)
-
     def make(self, source, drafter, report: Callable) -> Dump:
         """The dump of these models."""
         import jax
@@ -121,7 +94,7 @@ class DumpLaws:
         from gls_jax.cli.acceptance import read_text
 
         target, tokenizer, sampling = source.language_model, source.tokenizer, self.sampling()
-        facts: dict[str, Any] = {"target": self.target, "draft": self.draft, "drop_layers": self.drop_layers}
+        facts: dict[str, Any] = dict(self.models)
         if self.text is None:
             begun = [tokenizer.encode(text).ids for text in prompts.PROMPTS]
             ends = list(source.config.eos_token_ids)

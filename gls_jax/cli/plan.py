@@ -15,20 +15,15 @@ from rich.table import Table
 from gls_jax.cli import loading
 from gls_jax.cli.console import progress
 from gls_jax.cli.dump import DumpLaws
+from gls_jax.cli.pair import Pair
 
 __all__ = ["Plan"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Pair):
     """Which scheme, how many drafts, how long: block efficiency and token rate of every choice for a pair of models."""
 
-    target: str = "smollm2"
-    """`smollm2`, a Hugging Face folder or a .gguf file."""
-    draft: str | None = None
-    """The drafter, likewise. Default: the target without --drop-layers."""
-    drop_layers: str | None = None
-    """Layers the drafter leaves out, such as `12-17` or `3,7-9`. Default: the middle fifth of the target's."""
     out: Path = Path("results/plan")
     """Folder for costs.json and plan.json."""
     dump: Path | None = None
@@ -47,30 +42,14 @@ class Plan:
     """Static trees, children at each depth."""
     num_positions: int = 4096
     """Positions of a dump that is made."""
-    num_kept: int = 64
-    """Likeliest tokens of each law that are kept in a dump that is made."""
-    temperature: float = 1.0
-    """Of the target."""
-    draft_temperature: float | None = None
-    """Of the drafter. Default: the target's."""
-    top_k: int = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
-    top_p: float | None = None
-    """Keep the likeliest tokens up to this mass."""
-    min_p: float | None = None
-    """Keep tokens of at least this share of the likeliest one's probability."""
     batch: int = 1
     """Requests decoded together, for the costs."""
     text_length: int = 256
     """Tokens of a text, prompt included, for the costs."""
-    seed: int = 0
-    """Of the texts of a dump that is made."""
     check: int = 0
     """Generate so many texts with the best choice of each scheme: measured beside predicted."""
     show: int = 12
     """Rows of the table; plan.json has all."""
-    json: bool = False
-    """Print one JSON object instead of a table."""
     resumable: ClassVar[bool] = False
 
     def run(self) -> None:
@@ -100,7 +79,7 @@ class Plan:
             _same(
                 dumping.out,
                 dump.facts["asked"],
-                self._models() | {"sampling": dataclasses.asdict(dumping.sampling())} | own,
+                self.models | {"sampling": dataclasses.asdict(dumping.sampling())} | own,
             )
         if dump is not None and not dump.facts["finished"]:
             dump = None
@@ -149,15 +128,12 @@ class Plan:
             raise ValueError(f"{path}: expected costs of batch {self.batch}, got batch {costs.batch}")
         return costs
 
-    def _models(self) -> dict:
-        return {"target": self.target, "draft": self.draft, "drop_layers": self.drop_layers}
-
     def _facts(self) -> dict:
         import jax
 
         device = jax.devices()[0].device_kind
         sizes = {"batch": self.batch, "text_length": self.text_length, "device": device}
-        return self._models() | {"sampling": self._sampling()} | sizes
+        return self.models | {"sampling": self._sampling()} | sizes
 
     def _show(self, choices, measured, costs) -> None:
         from gls_jax import files
@@ -204,11 +180,9 @@ class Plan:
         return found
 
     def _dumping(self) -> DumpLaws:
-        names = {field.name for field in dataclasses.fields(DumpLaws)} & {
-            field.name for field in dataclasses.fields(self)
-        }
-        same = {name: getattr(self, name) for name in names - {"out", "json"}}
-        return DumpLaws(**same, out=self.out / "dump" if self.dump is None else self.dump, resume=True)
+        same = {field.name: getattr(self, field.name) for field in dataclasses.fields(Pair)}
+        out = self.out / "dump" if self.dump is None else self.dump
+        return DumpLaws(**same, out=out, num_positions=self.num_positions, resume=True)
 
     def _sampling(self) -> dict:
         return {
