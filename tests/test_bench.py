@@ -24,6 +24,8 @@ def test_moves_are_what_changed():
     assert list(record.moves([FAST], now)) == [("race", "ratio", 4.0, 2.0), *other]
     assert [move.figure for move in record.moves([FAST], now, 0.01)] == ["ratio", "seconds", "new", "ratio"]
     assert list(record.moves([FAST], [FAST | {"ratio": float("nan")}])) == [("race", "ratio", 4.0, None)]
+    (move,) = record.moves([FAST], [FAST | {"ratio": 4.42}])  # a share of the earlier figure, not of the new one
+    assert move.now == 4.42 and not list(record.moves([FAST], [FAST | {"ratio": 3.62}], 0.1))
     assert [move.now for move in record.moves([FAST], [])] == [None, None]
     assert not list(record.moves([{"benchmark": "environment", "load": 1.0}], []))
     assert list(record.moves([FAST | {"ratio": 0.0}], [FAST], 0.5)) == [("race", "ratio", 0.0, 4.0)]

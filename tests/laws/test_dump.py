@@ -22,7 +22,7 @@ def logits(seed):
 
 
 TARGET, DRAFTER = (decoding.from_function(_read, jnp.asarray(logits(seed)), TOKENS) for seed in (0, 1))
-SAMPLING = Sampling(temperature=0.8, top_k=9)
+SAMPLING = Sampling(temperature=0.8, draft_temperature=1.3, top_k=9)
 
 
 def documents(first):
@@ -46,8 +46,8 @@ def test_laws_of_every_position(dump):
     assert len(dump) == POSITIONS and dump.facts["finished"]
     for row, (text, at) in enumerate(places):
         p, q = (
-            np.exp(np.asarray(decoding.log_probs(logits(seed)[text.tokens[at - 1]], temperature=0.8, top_k=9)))
-            for seed in (1, 0)
+            np.exp(np.asarray(decoding.log_probs(logits(seed)[text.tokens[at - 1]], temperature=temperature, top_k=9)))
+            for seed, temperature in ((1, 1.3), (0, 0.8))
         )
         ids = dump.rows.tokens[row]
         used = ids[ids >= 0]
@@ -57,9 +57,23 @@ def test_laws_of_every_position(dump):
         for law, listed, tail in ((p, dump.rows.log_p, dump.rows.tail_p), (q, dump.rows.log_q, dump.rows.tail_q)):
             np.testing.assert_allclose(np.exp(listed[row][ids >= 0]), law[used], atol=1e-6)
             assert tail[row] == pytest.approx(1 - law[used].sum(), abs=1e-6)
-    for tails in ("apart", "shared"):
-        for law in dump.pairs(tails=tails):
+
+
+def test_tails_apart_and_shared(dump):
+    rows, none = dump.rows, np.zeros(POSITIONS)
+    assert (rows.tail_p > 0).mean() > 0.5 and (rows.tail_q > 0).mean() > 0.5
+    p = np.column_stack([np.exp(rows.log_p), rows.tail_p, none])
+    for tails, tail_q in (("apart", [none, rows.tail_q]), ("shared", [rows.tail_q, none])):
+        q = np.column_stack([np.exp(rows.log_q), *tail_q])
+        for law, expected in zip(dump.pairs(tails=tails), (p, q), strict=True):
+            np.testing.assert_allclose(np.exp(law), expected, atol=1e-6)
             np.testing.assert_allclose(np.exp(law).sum(1), 1, atol=1e-6)
+
+
+def test_the_text_is_sampled_at_the_targets_temperature():
+    cold = Sampling(temperature=1e-3, draft_temperature=9)
+    text, _ = next(laws.own_texts(jax.random.key(3), TARGET, [[1], [2, 5]], cold, length=9, batch=2))
+    assert [logits(0)[token].argmax() for token in text.tokens[:-1]] == list(text.tokens[1:])
 
 
 def test_a_killed_dump_goes_on(dump, tmp_path):
@@ -183,6 +197,8 @@ def test_sweep_is_the_exact_acceptance_and_resumes(dump, tmp_path):
     for reading, tails in enumerate(("apart", "shared")):
         exact = jax.vmap(lambda p, q: schemes.get("gls").acceptance_curve(p, q, (1, 3)))(*dump.pairs(tails=tails))
         np.testing.assert_allclose(values[0, :, :, reading], exact, atol=1e-6)
+    apart, shared = values[0, :, :, 0], values[0, :, :, 1]
+    assert (apart <= shared + 1e-6).all() and (shared - apart).mean() > 0.01  # a draft in a shared tail may match
     assert means[0].apart == pytest.approx(values[0, :, 0, 0].mean()) and means[3].shared is None
 
     def stop(name, done, total):
