@@ -29,10 +29,12 @@ def wide(seed, num_items=300):
 
 
 WIDE = wide(0)
+# Every item is as heavy as the next, 36 of them have no clock of their own, and a list of 30 is full of them.
+LEVEL = logs(np.full(100, 0.01)), logs(np.random.default_rng(1).dirichlet(np.full(100, 0.3)))
 # One shape for all: each scheme compiles once.
 ALL_P, ALL_Q = (
     np.stack([np.pad(law, (0, 300 - len(law)), constant_values=-np.inf) for law in (*laws, *more)])
-    for laws, more in zip((LAWS_P, LAWS_Q), zip(*map(wide, range(4)), strict=True), strict=True)
+    for laws, more in zip((LAWS_P, LAWS_Q), zip(*map(wide, range(4)), LEVEL, strict=True), strict=True)
 )
 
 
@@ -45,10 +47,15 @@ def binomial_tails(estimate, exact):
 
 @pytest.mark.parametrize("name", FAST)
 def test_acceptance_is_the_exact_one(name):
-    """False failures: 18 x 4 cells at 1e-9 each, with float32 of the exact value allowed for."""
+    """False failures: 19 x 4 cells at 1e-9 each, with float32 of the exact value allowed for.
+
+    Lists of distinct items are long enough for an item that comes twice to matter: counted twice, it makes 1e-20.
+    """
     scheme = schemes.get(name)
-    got = trials.sweep(KEY, ALL_P, ALL_Q, scheme=name, num_drafts=COUNTS, num_trials=TRIALS, clocks=False)
-    exact = np.asarray(jax.vmap(lambda p, q: scheme.acceptance_curve(p, q, COUNTS))(ALL_P, ALL_Q), np.float64)
+    counts = (1, 2, 4, 30) if name == "gumbel_topk" else COUNTS
+    got = trials.sweep(KEY, ALL_P, ALL_Q, scheme=name, num_drafts=counts, num_trials=TRIALS, clocks=False)
+    exact = jax.jit(jax.vmap(lambda p, q: scheme.acceptance_curve(p, q, counts)))(ALL_P, ALL_Q)
+    exact = np.asarray(exact, np.float64)
     nearest = np.clip(np.asarray(got.mean, np.float64), exact - 3e-6, exact + 3e-6)
     assert binomial_tails(got, nearest).min() > 1e-9
 
@@ -116,9 +123,14 @@ def test_the_target_does_not_know_when():
     """`theta` is Exp(1) whatever the target: Kolmogorov's distance, false failures 1e-7 a target."""
     log_p, log_q = map(logs, PROBLEMS["flat"])
     pair = simulation.tables(log_p, log_q)
-    theta, target, _ = jax.vmap(partial(simulation.stream, pair))(races.exponentials(KEY, 20_000, 6))
+    theta, target, _ = map(np.asarray, jax.jit(jax.vmap(partial(simulation.stream, pair)))(races.exponentials(KEY, 20_000, 6)))
     for item in range(NUM_ITEMS):
-        assert scipy.stats.kstest(np.asarray(theta[target == item]), "expon").pvalue > 1e-7
+        assert scipy.stats.kstest(theta[target == item], "expon", method="asymp").pvalue > 1e-7
+
+
+@jax.jit
+def drawn(prepared, count, grid):
+    return jax.vmap(jax.vmap(partial(simulation.draw, prepared, count), (None, 0)), (0, None))(grid, grid)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 90, 91, 1000])
@@ -130,8 +142,7 @@ def test_draw_on_a_grid(size, count):
     weights[1::3] = 0
     grid = (np.arange(512, dtype=np.float32) + 0.5) / 512
     prepared = simulation.table(jnp.asarray(weights))
-    draws = jax.jit(jax.vmap(jax.vmap(partial(simulation.draw, prepared, count), (None, 0)), (0, None)))(grid, grid)
-    counts = np.bincount(np.asarray(draws).ravel(), minlength=size)
+    counts = np.bincount(np.asarray(drawn(prepared, count, grid)).ravel(), minlength=size)
     assert counts.shape == (size,) and not counts[count:].any() and not counts[weights == 0].any()
     shares = weights[:count] / weights[:count].sum()
     rows = max(1, len(prepared.before))
@@ -158,7 +169,7 @@ def test_extreme_uniforms(extreme):
 
 def test_chosen_where_it_is_faster():
     """From some size on; the answer is that of whoever was chosen, bit for bit."""
-    ask = partial(trials.acceptance, KEY, scheme="gls", num_drafts=2, num_trials=3000)
+    ask = partial(trials.acceptance, KEY, scheme="naive", num_drafts=2, num_trials=3000)
     for (log_p, log_q), clocks in (((LAWS_P[1], LAWS_Q[1]), True), (WIDE, False)):
         assert float(ask(log_p, log_q).mean) == float(ask(log_p, log_q, clocks=clocks).mean)
         assert float(ask(log_p, log_q).mean) != float(ask(log_p, log_q, clocks=not clocks).mean)
