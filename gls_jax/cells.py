@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,11 @@ class Cells:
     def __getitem__(self, field: str) -> np.ndarray:
         return self._values[field]
 
+    @property
+    def purpose(self) -> str:
+        """Of a process: what it was asked, and which blocks it knows."""
+        return hashlib.sha256(self._asked.encode() + self.done.tobytes()).hexdigest()
+
     def read(self) -> None:
         """Take over all blocks that the files in the folder know."""
         for path in [*self._parts(), self._folder / _FINISHED]:
@@ -57,6 +63,9 @@ class Cells:
                 continue
             found = files.read_arrays(path, "the cells of an earlier run")
             if str(found.get("asked")) == self._asked:
+                shapes = {"done": self.done.shape} | {field: self._values[field].shape for field in FIELDS}
+                if any(name not in found or found[name].shape != shape for name, shape in shapes.items()):
+                    raise ValueError(f"{path}: expected the cells of an earlier run, got other arrays")
                 for block in np.flatnonzero(found["done"] & ~self.done):
                     scheme, pairs = self.blocks[block]
                     self.put(int(block), {field: found[field][scheme, pairs] for field in FIELDS})
@@ -83,9 +92,12 @@ class Cells:
         for path in set(self._parts()) - {self._part(0)}:
             path.unlink()
         os.replace(self._part(0), self._folder / _FINISHED)
+        for path in self._folder.glob(".cells.*"):  # temporary files of processes that were killed
+            path.unlink(missing_ok=True)
 
     def _part(self, process: int) -> Path:
         return self._folder / f"cells.partial.{process}.npz"
 
     def _parts(self) -> list[Path]:
-        return sorted(self._folder.glob("cells.partial.*.npz"))
+        paths = self._folder.glob("cells.partial.*.npz")
+        return sorted(path for path in paths if path.name.split(".")[2].isdecimal())

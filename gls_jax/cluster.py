@@ -7,9 +7,11 @@ the death of one would end all.
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,6 +20,7 @@ __all__ = ["check", "deal", "index", "join", "leave", "meet", "size"]
 
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 _ARRIVAL = 300  # seconds in which all have to be there at the beginning
+_places = itertools.count()  # of meetings; all processes come to them in the same order
 
 
 def check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -49,15 +52,16 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
 
     Raises:
         ValueError: options that do not go together, or none and no cluster that JAX knows.
-        ConnectionError: nobody answers at `coordinator`. (Where process 0 waits in vain, JAX ends it with a line of its
-            own.)
+        ConnectionError: nobody answers at `coordinator`, or something else listens there already. (Where process 0
+            waits in vain, JAX ends it with lines of its own.)
     """
     check(coordinator, num_processes, process_id)
-    if coordinator is not None and process_id:
-        _knock(coordinator)
+    if coordinator is not None:
+        (_knock if process_id else _find_free)(coordinator)
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
-    try:
+
+    def initialize() -> None:
         jax.distributed.initialize(
             coordinator,
             num_processes,
@@ -65,6 +69,11 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
             initialization_timeout=_ARRIVAL,
             heartbeat_timeout_seconds=_HEARTBEAT,
         )
+
+    try:
+        _with_open_ears(initialize)
+    except jax.errors.JaxRuntimeError as error:
+        raise ConnectionError(f"coordinator: expected a cluster to join, got {error}") from None
     except ValueError as error:
         if coordinator is not None:
             raise
@@ -94,16 +103,34 @@ def deal(count: int) -> range:
     return range(index(), count, size())
 
 
-def meet() -> None:
-    """Wait until every process has come to the same place.
+def meet(purpose: str = "") -> None:
+    """Wait until every process has come to the same place, for the same purpose.
+
+    Args:
+        purpose: what a process is about to do; expected to be the same text for all.
 
     Raises:
         ConnectionError: some are gone.
+        ValueError: some have come for another purpose. All processes raise it.
     """
-    if size() > 1 and (gone := set(range(size())) - _gather()):
-        names = ", ".join(map(str, sorted(gone)))
+    if size() == 1:
+        return
+    from orbax.checkpoint import multihost  # slow to import
+
+    # Process 0 gathers those that live when it leaves, too: who has come here says so.
+    words, place = multihost.get_jax_distributed_client(), f"gls_jax/{next(_places)}/"
+    words.key_value_set(f"{place}{index()}", purpose or "-")
+    came = _gather()
+    said = {int(name.rpartition("/")[2]): word for name, word in words.key_value_dir_get(place)} if came else {}
+    if gone := set(range(size())) - (came & set(said)):
         raise ConnectionError(
-            f"expected {size()} processes to meet, but process {names} is gone; what is written stays, --resume goes on"
+            f"expected {size()} processes to meet, but process {_names(gone)} is gone; what is written stays, "
+            "--resume goes on"
+        )
+    if others := {process for process, word in said.items() if word != said[0]}:
+        raise ValueError(
+            f"expected all processes to be asked the same and to see the same files, but process {_names(others)} "
+            "differs from process 0"
         )
 
 
@@ -130,6 +157,35 @@ def _knock(coordinator: str) -> None:
             time.sleep(0.1)
 
 
+def _find_free(coordinator: str) -> None:
+    """Be sure that nobody listens where process 0 is about to: JAX would go on with what it finds there."""
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise ConnectionError(f"coordinator: expected a free port in {coordinator}, got {error}") from None
+
+
+def _names(processes: set[int]) -> str:
+    return ", ".join(map(str, sorted(processes)))
+
+
+def _with_open_ears(wait: Callable[[], None]) -> None:
+    """JAX waits in native code, which hears no interrupt; a thread is waited for with open ears."""
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            wait()
+        except Exception as failure:
+            failures.append(failure)
+
+    waiting = threading.Thread(target=run, daemon=True)
+    waiting.start()
+    waiting.join()
+    for failure in failures:
+        raise failure
+
+
 def _gather() -> set[int]:
     """Wait for all that live; who came, and did not die on the way."""
     came: set[int] = set()
@@ -143,8 +199,5 @@ def _gather() -> set[int]:
         except jax.errors.JaxRuntimeError:
             came.clear()  # nobody answers
 
-    # JAX waits in native code, which hears no interrupt; a thread is waited for with open ears.
-    waiting = threading.Thread(target=wait, daemon=True)
-    waiting.start()
-    waiting.join()
+    _with_open_ears(wait)
     return came

@@ -44,8 +44,11 @@ def check_folder(path: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a folder; the system lets go of it with the process, however that ends.
+def alone(path: Path) -> Iterator[None]:
+    """Keep a second run out of a folder, or from a file; the system lets go of it with the process, however that ends.
+
+    Args:
+        path: a folder, else a file, beside which a hidden one is held as long.
 
     Raises:
         BlockingIOError: a run is at work in it.
@@ -55,16 +58,27 @@ def alone(folder: Path) -> Iterator[None]:
     except ImportError:  # not on Windows
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    if path.is_dir():
+        held, handle = path, os.open(path, os.O_RDONLY)
+    else:
+        held = path.with_name(f".{path.name}.lock")
+        handle = os.open(held, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise BlockingIOError(f"{folder}: expected a folder to itself, but another run is at work in it") from None
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = held.exists() and os.path.samestat(held.stat(), os.fstat(handle))  # and not one of a run just ended
+        except BlockingIOError:
+            ours = False
+        except OSError:  # a file system without locks
+            ours = True
+        if not ours:
+            kind = "folder" if held == path else "file"
+            raise BlockingIOError(f"{path}: expected a {kind} to itself, but another run is at work in it")
+        try:
+            yield
+        finally:
+            if held != path:
+                held.unlink(missing_ok=True)
     finally:
         os.close(handle)
 

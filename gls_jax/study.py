@@ -112,7 +112,7 @@ def run(
     shape = (len(study.schemes), pairs.log_q.shape[0], len(study.num_drafts))
     with files.alone(folder) if process == 0 else nullcontext():
         cells = Cells(folder, _fingerprint(study, pairs), shape, size, resume)
-        cluster.meet()  # all have read what there is before one of them writes
+        cluster.meet(cells.purpose)  # all have read what there is before one of them writes
         todo, known = np.flatnonzero(~cells.done), int(cells.done.sum())
         if todo.size:
             cells.write(process)  # also: can the folder be written?
@@ -188,7 +188,8 @@ def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: i
 
 def _shared_out(function: Callable, log_p, log_q, **static) -> np.ndarray:
     """`function` of pairs `[M, N]`, shared out over the devices; repetitions of the last pair make the shares equal."""
-    devices = jax.local_devices()[: len(log_q)]
+    # A loop of one round is no loop to XLA, and its sums may round in another way: two pairs a device at least.
+    devices = jax.local_devices()[: max(1, len(log_q) // 2)]
     filled = np.minimum(np.arange(-(-len(log_q) // len(devices)) * len(devices)), len(log_q) - 1)
     mesh = Mesh(devices, "pairs")
     laws = jax.device_put((log_p[filled], log_q[filled]), NamedSharding(mesh, P("pairs")))

@@ -197,7 +197,10 @@ def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices,
 def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
     """As many groups of devices as the pairs divide into; the devices of a group share its trials."""
     devices = jax.local_devices() if devices is None else checks.local_devices(devices)
+    # A loop of one round is no loop to XLA, and its sums may round in another way: two pairs a group at least.
     groups = math.gcd(num_pairs, len(devices))
+    if groups == num_pairs:
+        groups = 1
     return Mesh(np.reshape(devices, (groups, -1)), ("pairs", "trials"))
 
 

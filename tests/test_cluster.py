@@ -50,7 +50,8 @@ def together(*arguments, dies=(0, 0), apart=((), ())):
         )
         for i in range(2)
     ]
-    return [(process.returncode, out, err) for process, (out, err) in [(p, p.communicate()) for p in started]]
+    ended = [(process, process.communicate(timeout=300)) for process in started]
+    return [(process.returncode, out, err) for process, (out, err) in ended]
 
 
 def names(folder):
@@ -89,6 +90,33 @@ def test_a_process_that_dies_costs_its_unfinished_blocks(whole, tmp_path, monkey
     assert names(tmp_path) == ["acceptance.csv", "acceptance.png", "cells.npz"]
     for name in names(tmp_path):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_processes_with_other_options_do_not_work_together(tmp_path):
+    first, second = together("acceptance", "--out", tmp_path, *ASK, apart=(("--seed", "1"), ("--seed", "2")))
+    for code, _, said in (first, second):
+        assert code == 2
+        assert said.endswith(
+            "error: expected all processes to be asked the same and to see the same files, but process 1 differs from "
+            "process 0\n"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_first_process_that_gives_up_is_heard_of(tmp_path, monkeypatch):
+    """It is not there to meet the others, though it waits for their end."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "_block", interrupt)
+        assert cli.main(["acceptance", "--out", str(tmp_path), *map(str, ASK)]) == 130
+    first, second = together("acceptance", "--out", tmp_path, *ASK, apart=((), ("--resume",)))
+    assert (first[0], second[0]) == (2, 2), (first, second)
+    assert "an unfinished run is here; --resume goes on with it, else give another folder; waiting until" in first[2]
+    assert second[2].endswith("process 0 is gone; what is written stays, --resume goes on\n")
+    assert names(tmp_path) == ["cells.partial.0.npz"]
 
 
 def test_hosts_without_a_shared_folder_are_told(whole, tmp_path):

@@ -89,7 +89,7 @@ def test_bad_options(options, message, tmp_path, capsys):
 
 
 def test_an_outside_module_with_a_cache(capsys):
-    """Chains and trees in its cache; the text is that of evaluating everything anew."""
+    """Its text is that of evaluating everything anew, and chains in its cache (`main`) leave it as it is."""
     vocab, width = 12, 8
     model = outside_model.Outside(vocab, width, nnx.Rngs(0))
     graph, params = nnx.split(model)
@@ -102,9 +102,10 @@ def test_an_outside_module_with_a_cache(capsys):
         return target.apply(params, tokens, positions, None, cache)[0]
 
     whole = decoding.from_function(anew, params, vocab)
-    ask = dict(scheme="gls", max_new_tokens=12, num_drafts=3, draft_length=3)
     prompts = [[1, 2, 3], [4], [5, 6]]
-    cached, uncached = (decoding.generate(jax.random.key(1), one, one, prompts, **ask) for one in (target, whole))
+    cached, uncached = (
+        decoding.generate(jax.random.key(1), one, None, prompts, max_new_tokens=12) for one in (target, whole)
+    )
     assert (cached.tokens == uncached.tokens).all()
     outside_model.main()
     assert "the same text: True" in capsys.readouterr().out

@@ -80,6 +80,12 @@ def test_an_unfinished_run_is_not_overwritten(tmp_path):
     (tmp_path / "cells.partial.0.npz").write_bytes(before[:100])
     with pytest.raises(ValueError, match="got a file that cannot be read"):
         study.run(ASK, LAWS, tmp_path, resume=True)
+    (tmp_path / "cells.partial.0.npz").write_bytes(before)
+    arrays = files.read_arrays(tmp_path / "cells.partial.0.npz", "cells")
+    for broken in ({"done": arrays["done"][:1]}, {"exact": arrays["exact"][0]}):
+        files.write_arrays(tmp_path / "cells.partial.0.npz", arrays | broken)
+        with pytest.raises(ValueError, match="expected the cells of an earlier run, got other arrays"):
+            study.run(ASK, LAWS, tmp_path, resume=True)
 
 
 def test_a_finished_run_makes_way_for_another(tmp_path):

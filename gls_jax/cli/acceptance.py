@@ -77,14 +77,15 @@ class Acceptance:
         ask = study.Study(
             self.schemes, tuple(default) if self.num_drafts is None else self.num_drafts, self.num_trials, self.seed
         )
-        files.check_folder(self.out)
         if Path(self.pairs).is_dir():
             if self.processes.asked:
                 raise ValueError("distributed: expected one process for a dump, got the options of several")
+            files.check_folder(self.out)
             sweep(self)
             return
         ask.check()  # before models are loaded
         with self.processes.joined() as speaks:
+            files.check_folder(self.out)  # hosts may differ in it: the others hear of it at their next meeting
             with progress(speaks) as report:
                 pairs, title = self._pairs(report)
                 rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,7 +43,10 @@ class Distributed:
         cluster.join(*self._explicit)
         try:
             yield cluster.index() == 0
-        except Exception:
+        except Exception as error:
+            if cluster.index() == 0:  # its end would be that of the others
+                reason = " ".join(str(error).split())
+                print(f"gls-jax: {reason}; waiting until the others are through", file=sys.stderr, flush=True)
             cluster.leave()
             raise
         cluster.leave()

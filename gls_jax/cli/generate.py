@@ -112,14 +112,26 @@ class Generate:
             self._run(speaks)
 
     def _run(self, speaks: bool) -> None:
-        from gls_jax import cluster
+        from gls_jax import files
 
         asked = self._requests()
         options = self._options()  # all that can be said to be wrong is said before models are loaded
         loading.check(self.draft, self.drop_layers)
+        if self.out is None:
+            self._answer(asked, options, speaks)
+            return
+        files.check_folder(self.out.parent)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with files.alone(self.out) if speaks else nullcontext():
+            self._answer(asked, options, speaks)
+
+    def _answer(self, asked: list[Request], options: dict[str, Any], speaks: bool) -> None:
+        from gls_jax import cluster
+
         asks = {request.number: self._fingerprint(request) for request in asked}
         journal = Journal(self.out, self.resume, asks, cluster.index() if self.processes.asked else None)
-        cluster.meet()  # all have read what there is before one of them writes
+        # All have read what there is before one of them writes.
+        cluster.meet(hashlib.sha256(json.dumps([asks, sorted(journal.done)]).encode()).hexdigest())
         left, known = [request for request in asked if request.number not in journal.done], len(journal.done)
         todo = [left[i] for i in cluster.deal(len(left))]
         streams, clock = len(asked) == 1 and bool(todo) and not self.json, Clock()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class Journal:
     def __init__(self, path: Path | None, resume: bool, asks: Mapping[int, str], process: int | None = None):
         self._path, self._asks = path, asks
         self.done: dict[int, dict[str, Any]] = {}
-        self._size = 0  # of the whole lines
+        self._size = 0  # of the whole lines that were found
+        self._whole = False  # whether what is behind them was cut off
         if path is not None:
             files.check_folder(path.parent)
             self._own = path if process is None else path.with_name(f"{path.name}.part{process}")
@@ -61,11 +63,12 @@ class Journal:
         line = _line(record)
         self._own.parent.mkdir(parents=True, exist_ok=True)
         with self._own.open("ab") as file:
-            file.truncate(self._size)
+            if not self._whole:
+                file.truncate(self._size)
+                self._whole = True
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._size += len(line)
 
     def merge(self) -> None:
         """Make one file of the parts, if there are any, in the order of the requests."""
@@ -80,7 +83,8 @@ class Journal:
 
     def _parts(self) -> list[Path]:
         assert self._path is not None
-        return sorted(self._path.parent.glob(f"{glob.escape(self._path.name)}.part*"))
+        paths = self._path.parent.glob(f"{glob.escape(self._path.name)}.part*")
+        return sorted(path for path in paths if re.fullmatch(r"\.part\d+", path.name[len(self._path.name) :]))
 
     def _read(self, path: Path, resume: bool) -> int:
         """Take over the results of a file; the size of its whole lines."""
@@ -94,11 +98,13 @@ class Journal:
             size += len(line) + 1
             try:
                 record = json.loads(line)
-                ask = record["ask"]
-                self.done[record["request"]] = record
+                request, ask = record["request"], record["ask"]
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}, line {number}: expected a result, got something else") from None
-            if ask != self._asks.get(record["request"], ask):
+                request = None
+            if not isinstance(request, int):
+                raise ValueError(f"{path}, line {number}: expected a result, got something else")
+            self.done[request] = record
+            if ask != self._asks.get(request, ask):
                 raise ValueError(
                     f"{path}, line {number}: expected a result of this request and these options, got another"
                 )

@@ -31,7 +31,8 @@ class Plan(Pair):
     costs: Path | None = None
     """Measured costs, such as another machine's costs.json. Default: those in --out, measured if missing."""
     acceptances: tuple[float, ...] = ()
-    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given those before it."""
+    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given those before it; chains of every
+    length up to their number are planned."""
     schemes: tuple[str, ...] = ("single", "block", "gls", "gls_strong", "poisson", "gumbel_topk", "specinfer", "spectr")
     """Schemes to compare."""
     num_drafts: tuple[int, ...] = (1, 2, 4, 8)
@@ -63,6 +64,11 @@ class Plan(Pair):
                 "acceptances: expected the one scheme and number of drafts that they are of, such as --schemes gls "
                 f"--num-drafts 4, got {len(self.schemes)} and {len(self.num_drafts)}"
             )
+        if self.acceptances and (self.lengths, self.trees) != (Plan.lengths, Plan.trees):
+            raise ValueError(
+                "acceptances: expected neither --lengths nor --trees, chains of every length up to "
+                f"{len(self.acceptances)} are planned"
+            )
         asked = planner.settings(self.schemes, self.num_drafts, list(lengths), trees)
         planner.check_acceptances(self.acceptances)
         dumping = self._dumping()
@@ -75,7 +81,7 @@ class Plan(Pair):
         costs = self._known_costs(path, asked)
         dump = laws.open_dump(dumping.out) if not self.acceptances and (dumping.out / "dump.json").exists() else None
         if dump is not None:
-            own = {"seed": self.seed, "positions": self.num_positions} if self.dump is None else {}
+            own = {} if self.dump is not None else self._own(dump)
             _same(
                 dumping.out,
                 dump.facts["asked"],
@@ -106,8 +112,15 @@ class Plan(Pair):
                 choices = planner.from_acceptances(self.acceptances, asked, costs)
             else:
                 choices = planner.plan(dump, asked, costs, progress=lambda *done: report("settings", *done))
-            measured = self._check(choices, source, drafter, report) if self.check else {}
+            length = DumpLaws.length if dump is None else dump.facts["asked"].get("length", DumpLaws.length)
+            measured = self._check(choices, source, drafter, length, report) if self.check else {}
         self._show(choices, measured, costs)
+
+    def _own(self, dump) -> dict:
+        """What a dump in --out was asked; one that cut nothing off serves whoever would keep more."""
+        kept, cut = dump.facts["asked"]["num_kept"], dump.rows.tail_p.any() or dump.rows.tail_q.any()
+        num_kept = self.num_kept if cut else min(self.num_kept, kept)
+        return {"seed": self.seed, "positions": self.num_positions, "num_kept": num_kept}
 
     def _known_costs(self, path: Path, asked):
         """Those of a file, or None where they must be measured."""
@@ -154,8 +167,8 @@ class Plan(Pair):
             shown = [each for each in choices if each.setting in measured] if self.check else choices[: self.show]
             _print(shown, measured, costs, self.out)
 
-    def _check(self, choices, source, drafter, report) -> dict:
-        """The best choice of each scheme, measured."""
+    def _check(self, choices, source, drafter, length: int, report) -> dict:
+        """The best choice of each scheme, measured on texts as long as the dump's."""
         import jax
 
         from gls_jax import planner, prompts, races
@@ -173,7 +186,7 @@ class Plan(Pair):
                 [source.tokenizer.encode(text).ids for text in prompts.PROMPTS],
                 setting,
                 batch=self.batch,
-                max_new_tokens=DumpLaws.length,
+                max_new_tokens=length,
                 stop_tokens=source.config.eos_token_ids,
                 **self._sampling(),
             )

@@ -39,6 +39,9 @@ __all__ = ["NAMES", "kernels", "likelihood_ratio"]
 _STEP = 0.5  # in log theta; agrees with finer steps to 1e-6
 _GAMMA_NODES = 16
 _POSITIONS = 64  # in one step of the map
+# A token can be in the text and impossible under the law read again: at the edge of top-k, in greedy decoding, the law
+# that it was sampled from differed in the last bit. Such a position is taken in the limit of a vanishing `q_y`.
+_LEAST = np.float32(np.log(1e-30))
 
 Kernel = Float[Array, "J J"]
 
@@ -65,7 +68,8 @@ def kernels(log_p, log_q, *, scheme: str, num_drafts: int) -> np.ndarray:
     """
     if scheme not in _KERNELS:
         raise ValueError(f"scheme: expected one of {', '.join(NAMES)}, got {scheme!r}")
-    return np.asarray(_kernels(jnp.asarray(log_p), jnp.asarray(log_q), scheme=scheme, num_drafts=num_drafts))
+    log_q = jnp.asarray(log_q).at[:, 0].max(_LEAST)
+    return np.asarray(_kernels(jnp.asarray(log_p), log_q, scheme=scheme, num_drafts=num_drafts))
 
 
 @partial(jax.jit, static_argnames=("scheme", "num_drafts"))
@@ -78,7 +82,7 @@ def _kernels(log_p, log_q, *, scheme: str, num_drafts: int):
 
 def likelihood_ratio(log_p, log_q) -> np.ndarray:
     """``p_y / q_y`` of the emitted tokens, `[P]`, what block verification needs to know."""
-    return np.exp(np.asarray(log_p)[:, 0] - np.asarray(log_q)[:, 0])
+    return np.exp(np.asarray(log_p, np.float64)[:, 0] - np.maximum(np.asarray(log_q)[:, 0], _LEAST))
 
 
 def _gls(log_p, log_q, num_drafts: int, *, strong: bool) -> Kernel:

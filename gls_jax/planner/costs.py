@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -59,10 +60,14 @@ class Costs:
             if scheme not in self.beside:
                 raise ValueError(f"costs: expected those of {scheme}, got {', '.join(self.beside) or 'none'}")
             levels, nodes = _sizes(shape)
-            for name, known, size in (("draft", self.draft, max(levels)), ("target", self.target, 1 + nodes)):
+            for known, size, part in (
+                (self.draft, max(levels), "draft calls of {:g} tokens"),
+                (self.target, 1 + nodes, "target calls of {:g} tokens"),
+                (self.beside[scheme], _chains(scheme, shape), scheme + " rounds of {:g} chains"),
+            ):
                 if size > max(known, default=0):
                     most = max(known, default=0)
-                    raise ValueError(f"costs: expected {name} calls of {size} tokens, got none above {most}")
+                    raise ValueError(f"costs: expected {part.format(size)}, got none above {most}")
 
     def plain(self) -> float:
         """Seconds of a token without drafts."""
@@ -86,20 +91,29 @@ class Costs:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: something else is in it.
+            ValueError: something else is in it, or a number that no cost is.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; expected measured costs (gls-jax plan)")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            draft, target = (_by_size(found[name]) for name in ("draft", "target"))
-            beside = {name: _by_size(each) for name, each in found["beside"].items()}
-            if not (draft and target and all(beside.values())):
-                raise ValueError("an empty table")
-            sizes = int(found["batch"]), int(found["slots"])
-            return cls(*sizes, draft, target, beside, float(found["step"]), dict(found["facts"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            batch, slots, draft, target, beside, step, facts = (found[field.name] for field in dataclasses.fields(cls))
+        except KeyError as error:
+            raise ValueError(f"{path}: expected measured costs, got none of {error.args[0]}") from None
+        except (ValueError, TypeError):
             raise ValueError(f"{path}: expected measured costs, got a file that cannot be read") from None
+        try:
+            batch, slots = checks.count(batch, "batch"), checks.count(slots, "slots")
+            draft, target = _by_size(draft, "draft"), _by_size(target, "target")
+            if 1 not in target:
+                raise ValueError("target: expected a call of 1 token, got none")
+            for name, table in (("beside", beside), ("facts", facts)):
+                if not isinstance(table, dict):
+                    raise ValueError(f"{name}: expected an object, got {table!r}")
+            beside = {name: _by_size(each, f"beside.{name}", free=True) for name, each in beside.items()}
+            return cls(batch, slots, draft, target, beside, _seconds(step, "step", free=True), facts)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 def measure(
@@ -134,7 +148,6 @@ def measure(
     reads = _doubling(max(int(sizes[-1]) for sizes in nodes))
     calls = [1, *(1 + size for size in _doubling(max(int(sizes.sum()) for sizes in nodes)))]
     slots = checks.count(text_length, "text_length") + calls[-1]
-    most = max(shape.widths[0] for shape in shapes)
     free = _free(target, target.vocab_size, 0.0), _free(drafter, target.vocab_size, 0.5)
     tasks: dict[tuple[str, int], Callable[[], float]] = {
         **{("draft", size): partial(_call, drafter, batch, size, slots) for size in sorted({*reads, 2})},
@@ -142,7 +155,7 @@ def measure(
         ("step", 0): partial(_round, free[0], None, batch, sampling or {}),
     }
     for name in names:
-        for chains in sorted({1, min(most, schemes.get(name).max_drafts or most)}):
+        for chains in sorted({1, math.ceil(max(_chains(name, shape) for shape in shapes))}):
             options = {"scheme": name, "num_drafts": chains, "draft_length": _LENGTH, **(sampling or {})}
             tasks[name, chains] = partial(_round, *free, batch, options)
     for done, task in enumerate(tasks.values()):
@@ -162,6 +175,11 @@ def _sizes(shape: Shape) -> tuple[list[int], int]:
     """Tokens that the drafter reads at each level, and nodes."""
     nodes = np.cumprod(shape.widths)  # of each level
     return [2, *nodes[:-1].tolist()], int(nodes.sum())  # the root reads the last accepted token and the emitted one
+
+
+def _chains(name: str, shape: Shape) -> float:
+    """So many chains of the shape's depth have its nodes; at most those that the scheme takes."""
+    return min(_sizes(shape)[1] / shape.depth, schemes.get(name).max_drafts or math.inf)
 
 
 def _doubling(most: int) -> list[int]:
@@ -224,5 +242,15 @@ def _between(known: dict[int, float], size: float) -> float:
     return float(np.interp(size, sizes, [known[n] for n in sizes]))
 
 
-def _by_size(found: dict[str, float]) -> dict[int, float]:
-    return {int(size): float(seconds) for size, seconds in found.items()}
+def _by_size(found: Any, name: str, *, free: bool = False) -> dict[int, float]:
+    if not (isinstance(found, dict) and found and all(size.isdecimal() and int(size) for size in found)):
+        raise ValueError(f"{name}: expected seconds by numbers of at least 1, got {found!r}")
+    return {int(size): _seconds(each, f"{name}.{size}", free=free) for size, each in found.items()}
+
+
+def _seconds(value: Any, name: str, *, free: bool) -> float:
+    """A number of seconds; 0 only of what may be free."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and (value > 0 or (free and value == 0))):
+        raise ValueError(f"{name}: expected seconds, finite and {'at least' if free else 'above'} 0, got {value!r}")
+    return float(value)

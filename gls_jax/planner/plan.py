@@ -46,7 +46,8 @@ class Choice(NamedTuple):
         truncation: by how much it may be off because the dump is cut, half the distance of two extreme readings.
         tokens_per_second: of the whole batch.
         speedup: against plain generation.
-        acceptance_by_position: chance that the draft at each depth is accepted, given that those before it are.
+        acceptance_by_position: chance that the draft at each depth is accepted, given that those before it are; NaN at
+            a depth that no text has.
     """
 
     setting: Setting

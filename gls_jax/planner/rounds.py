@@ -23,7 +23,8 @@ class Efficiency(NamedTuple):
     Attributes:
         mean: block efficiency, delivered tokens a round.
         standard_error: of the mean over documents; NaN for a single one.
-        by_position: chance that the draft at each depth is accepted, given that those before it are.
+        by_position: chance that the draft at each depth is accepted, given that those before it are; what would
+            stand behind the end of a text does not count, and a depth that no text has is NaN.
     """
 
     mean: float
@@ -76,26 +77,27 @@ def block_efficiency(reach: np.ndarray, begins: np.ndarray) -> Efficiency:
     starts = np.flatnonzero(begins)
     sizes = np.diff(np.append(starts, len(begins)))
     left = np.repeat(starts + sizes, sizes) - np.arange(len(begins))  # tokens of the document from here on
+    inside = np.arange(length) < left[:, None]
+    before = np.pad(reach, ((0, 0), (1, 0)), constant_values=1)[:, :-1]
+    tried, accepted = np.where(inside, before, 0), np.where(inside, reach, 0)
     reach = np.where(np.arange(length) < left[:, None] - 1, reach, 0)
     ends = np.pad(reach, ((0, 0), (1, 1)), constant_values=(1, 0))
     advance = ends[:, :-1] - np.pad(reach, ((0, 0), (0, 1)))  # P(1, ..., L + 1 tokens)
     begun = np.zeros((len(starts), sizes.max() + length + 1))
     begun[:, 0] = 1
-    accepted = np.zeros((len(starts), length))  # rounds that accepted more than 0, 1, ... drafts
     rounds = np.zeros(len(starts))
     for t in range(sizes.max()):
         now = np.where(t < sizes, begun[:, t], 0)
         at = np.minimum(starts + t, len(reach) - 1)
         begun[:, t + 1 : t + length + 2] += now[:, None] * advance[at]
-        accepted += now[:, None] * reach[at]
         rounds += now
     total, count = rounds.sum(), len(starts)
     mean = sizes.sum() / total
     spread = np.sum((sizes - mean * rounds) ** 2)
     error = np.sqrt(spread * count / (count - 1)) / total if count > 1 else np.nan
-    chances = np.concatenate([[total], accepted.sum(axis=0)])
+    here = begun[np.repeat(np.arange(count), sizes), np.arange(len(begins)) - np.repeat(starts, sizes)]
     with np.errstate(invalid="ignore"):
-        conditional = chances[1:] / chances[:-1]
+        conditional = (here @ accepted) / (here @ tried)
     return Efficiency(float(mean), float(error), tuple(float(x) for x in conditional))
 
 

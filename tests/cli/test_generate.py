@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from gls_jax import cli, decoding, models
+from gls_jax import cli, decoding, files, models
 from gls_jax.cli import generate as command
 from tests.cli.conftest import WORDS, write
 
@@ -130,6 +130,10 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
     assert sorted(cut.read_text().splitlines()) == sorted(whole.read_text().splitlines())
     assert lines == sorted(map(json.loads, whole.read_text().splitlines()), key=lambda line: line["request"])
     assert summary["requests"] == 5
+    with files.alone(cut):
+        assert generate(*ask, "--out", cut, "--resume") == 2
+    assert "cut.jsonl: expected a file to itself, but another run is at work" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "prompts.jsonl", "whole.jsonl"]
     assert generate(*ask, "--out", cut, "--resume", "--json") == 0  # nothing left to do
     assert records(capsys)[0] == lines
 

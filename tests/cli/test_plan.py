@@ -1,10 +1,13 @@
 """`gls-jax dump`, `plan` and the sweep of a dump: from a checkpoint folder to a plan with one command."""
 
 import json
+import shutil
 
+import jax
+import numpy as np
 import pytest
 
-from gls_jax import cli, laws
+from gls_jax import cli, laws, planner
 
 SMALL = ["--num-positions", "40", "--num-kept", "20", "--top-k", "20"]
 
@@ -32,6 +35,48 @@ def test_one_command_makes_a_plan(plan):
     assert len(laws.open_dump(plan / "dump")) == 40
 
 
+@pytest.fixture
+def again(plan, checkpoint, tmp_path):
+    """A copy of that folder, and what it takes to plan there again."""
+    out = shutil.copytree(plan, tmp_path / "copy")
+    ask = ["--target", checkpoint, "--drop-layers", "1", "--out", out, *SMALL, "--schemes", "gls", "--batch", "2"]
+    return out, [*ask, "--num-drafts", "1", "--lengths", "1", "2", "--trees", "1,1"]
+
+
+def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypatch):
+    out, ask = again
+    facts = json.loads((out / "dump" / "dump.json").read_text())
+    facts["asked"]["length"] = 17
+    facts["fingerprint"] = laws.fingerprint([facts["format"], facts["asked"]])
+    (out / "dump" / "dump.json").write_text(json.dumps(facts))
+    asked = []
+
+    def generated(keys, target, drafter, texts, setting, **options):
+        asked.append((keys, setting, options))
+        return planner.Measured(1.5, 0.1, 4, 7.0)
+
+    monkeypatch.setattr(planner, "generated", generated)
+    assert run("plan", *ask, "--check", "4") == 0
+    best, *others = json.loads((out / "plan.json").read_text())["choices"]
+    assert best["measured"]["tokens_per_second"] == 7 and not any("measured" in each for each in others)
+    ((keys, setting, options),) = asked
+    assert list(setting._asdict().values())[:3] == list(best["setting"].values())[:3]
+    assert options["max_new_tokens"] == 17 and len(keys) == 4
+    of_dump = jax.vmap(lambda r: jax.random.fold_in(jax.random.key(0), r))(np.arange(4))
+    assert not np.intersect1d(jax.random.key_data(keys), jax.random.key_data(of_dump)).size
+
+
+def test_a_dump_that_keeps_less_is_not_used(again, capsys):
+    """One that cut nothing off is: there is no more to keep."""
+    out, ask = again
+    assert run("plan", *ask, "--num-kept", "30") == 0
+    tails = np.lib.format.open_memmap(out / "dump" / "tail_p.npy", mode="r+")
+    tails[3] = 0.1
+    tails.flush()
+    assert run("plan", *ask, "--num-kept", "30") == 2
+    assert "expected num_kept 30, got one made with 20; give another --out" in capsys.readouterr().err
+
+
 def test_costs_serve_another_plan(plan, tmp_path, capsys):
     ask = ["--costs", plan / "costs.json", "--out", tmp_path, "--schemes", "gls", "--num-drafts", "1", "--json"]
     ask += ["--batch", "2"]
@@ -47,6 +92,7 @@ def test_costs_serve_another_plan(plan, tmp_path, capsys):
         (["--target", "/nowhere"], "expected target /nowhere, got one made with"),
         (["--batch", "4"], "expected batch 4, got one made with 2"),
         (["--seed", "1"], "expected seed 1, got one made with 0"),
+        (["--num-kept", "3"], "expected num_kept 3, got one made with 20"),
     ],
 )
 def test_what_is_there_is_of_the_same_question(plan, checkpoint, change, line, capsys):
@@ -63,6 +109,9 @@ def test_what_is_there_is_of_the_same_question(plan, checkpoint, change, line, c
         (["--schemes", "poisson"], "costs: expected those of poisson, got gls"),
         (["--num-drafts", "8"], "costs: expected target calls of 9 tokens, got none above 3"),
         (["--batch", "1"], "expected costs of batch 1, got batch 2"),
+        (["--num-drafts", "2"], "costs: expected gls rounds of 2 chains, got none above 1"),
+        (["--lengths", "1"], "acceptances: expected neither --lengths nor --trees"),
+        (["--trees", "1,1"], "acceptances: expected neither --lengths nor --trees"),
     ],
 )
 def test_costs_that_were_not_measured(plan, tmp_path, change, line, capsys):

@@ -119,12 +119,15 @@ def test_tree_in_the_cache_equals_its_paths(tiny, gemma):
         for node, path in enumerate(paths):
             mask[row, node, [length + step for step in path]] = True
     positions = lengths[:, None] + np.array([len(path) - 1 for path in paths])
+
+    def alone(text):  # filled up to one shape
+        return tiny.run(gemma, np.array([[*text, *[0] * (SLOTS - len(text))]]))[0][0, : len(text)]
+
     logits, cache = tiny.run(gemma, np.tile(nodes, (3, 1)), positions, mask, cache)
     for row, length in enumerate(lengths):
         for node, path in enumerate(paths):
             if node in (6, 7):  # the leaves' paths hold all other nodes
-                text = np.array([[*TOKENS[row, :length], *nodes[path]]])
-                close(logits[row, path], tiny.run(gemma, text)[0][0, -len(path) :])
+                close(logits[row, path], alone([*TOKENS[row, :length], *nodes[path]])[-len(path) :])
 
     # The engine keeps the path 0, 2, 7, whose slots are not its positions, and goes on.
     path = paths[7]
@@ -133,17 +136,16 @@ def test_tree_in_the_cache_equals_its_paths(tiny, gemma):
     following = TOKENS[:, 4:8]
     logits, cache = tiny.run(gemma, following, cache=cache)
     for row, length in enumerate(lengths):
-        text = np.array([[*TOKENS[row, :length], *nodes[path], *following[row]]])
-        close(logits[row], tiny.run(gemma, text)[0][0, -4:])
+        close(logits[row], alone([*TOKENS[row, :length], *nodes[path], *following[row]])[-4:])
         assert cache.positions[0, row, : length + 7].tolist() == list(range(length + 7))
 
 
-@pytest.mark.parametrize("prompt", [2, 9])
-def test_speculation_changes_no_greedy_text(gemma, prompt):
+def test_speculation_changes_no_greedy_text(gemma):
     # Drafts of a tree, windows of five positions, prompts shorter and longer than a window.
     target, drafter = (models.language_model(model) for model in (gemma, models.keep_layers(gemma, [0, 3])))
+    prompts = [TOKENS[0, :2], TOKENS[1, :9], TOKENS[2, :6]]
     generate = functools.partial(
-        decoding.generate, jax.random.key(0), target, prompts=TOKENS[:, :prompt], max_new_tokens=12, temperature=0.0
+        decoding.generate, jax.random.key(0), target, prompts=prompts, max_new_tokens=12, temperature=0.0
     )
     plain, drafted = generate(drafters=None), generate(drafters=drafter, num_drafts=2, draft_length=3)
     assert drafted.tokens.tolist() == plain.tokens.tolist()
