@@ -94,14 +94,14 @@ def test_rounds_follow_one_another():
 
 
 def test_texts_that_end_early(tmp_path):
-    """Half of the texts are no longer than a chain: what is accepted behind a stop token is not delivered."""
-    dump = dumped(tmp_path, 4000, stop_tokens=[2])
-    assert np.median(np.diff(np.flatnonzero(dump.rows.begins))) <= 8
-    setting = planner.Setting("gls", 3, 8)
+    """Half of the texts are no longer than a round: what is accepted behind a stop token is not delivered."""
+    setting, stops = SETTINGS[0], [1, 2]
+    dump = dumped(tmp_path, TEXTS * LENGTH, stop_tokens=stops)  # the programs of the longer texts do
+    assert np.median(np.diff(np.flatnonzero(dump.rows.begins))) <= setting.draft_length + 1
     (predicted,) = planner.efficiencies(dump, [setting])
-    found = measured(setting, stop_tokens=[2])
+    found = measured(setting, stop_tokens=stops)
     error = np.hypot(predicted.standard_error, found.standard_error)
-    assert abs(predicted.mean - found.block_efficiency) < SIGMAS * error < 0.12 * found.block_efficiency
+    assert abs(predicted.mean - found.block_efficiency) < SIGMAS * error < 0.1 * found.block_efficiency
 
 
 def test_a_round_ends_with_its_document():
