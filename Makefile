@@ -34,7 +34,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest -n 2
 
 peers: .venv/ready-peers
-	$(BIN)/python -m pytest -m peer tests/peers
+	$(BIN)/python -m pytest -n 2 -m peer tests/peers
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
