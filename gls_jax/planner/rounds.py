@@ -80,14 +80,13 @@ def block_efficiency(reach: np.ndarray, begins: np.ndarray) -> Efficiency:
     inside = np.arange(length) < left[:, None]
     before = np.pad(reach, ((0, 0), (1, 0)), constant_values=1)[:, :-1]
     tried, accepted = np.where(inside, before, 0), np.where(inside, reach, 0)
-    reach = np.where(np.arange(length) < left[:, None] - 1, reach, 0)
     ends = np.pad(reach, ((0, 0), (1, 1)), constant_values=(1, 0))
     advance = ends[:, :-1] - np.pad(reach, ((0, 0), (0, 1)))  # P(1, ..., L + 1 tokens)
     begun = np.zeros((len(starts), sizes.max() + length + 1))
     begun[:, 0] = 1
     rounds = np.zeros(len(starts))
     for t in range(sizes.max()):
-        now = np.where(t < sizes, begun[:, t], 0)
+        now = np.where(t < sizes, begun[:, t], 0)  # a round that overshoots the end begins no other
         at = np.minimum(starts + t, len(reach) - 1)
         begun[:, t + 1 : t + length + 2] += now[:, None] * advance[at]
         rounds += now
