@@ -114,7 +114,7 @@ def against_transformers(speculative: bool) -> Callable[[int], Line]:
             "transformers_tokens_per_second": round(_NEW / float(np.median(other)), 2),
             "ratio": round(float(np.median(other / own)), 2),
             "block_efficiency": round(made().metrics.block_efficiency, 3),
-            "compile_seconds": round(first - float(np.median(own)), 2),
+            "compile_seconds": round(max(0.0, first - float(np.median(own))), 2),
         }
 
     return benchmark
@@ -196,7 +196,7 @@ def every_scheme(name: str, label: str, **shape) -> Callable[[int], Line]:
             "verify_milliseconds": round(each["verify"], 2),
             "select_milliseconds": round(each["select"], 2),
             "pays_above_block_efficiency": round(sum(each.values()) / step, 2),
-            "compile_seconds": round(first - float(np.median(own)), 2),
+            "compile_seconds": round(max(0.0, first - float(np.median(own))), 2),
         }
 
     return benchmark
