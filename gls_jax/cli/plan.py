@@ -240,8 +240,8 @@ def _print(choices, measured, costs, out: Path) -> None:
         pad_edge=False,
         title=f"tokens a call of the target, and a second; {plain}",
     )
-    names = ["scheme", "drafts", "nodes", "a call", "±", "a second", "gain"]
-    for name in names + ["measured", "±", "a second"] * bool(measured):
+    names = ["scheme", "drafts", "a call", "±", "a second", "gain"]
+    for name in names + ["measured", "±", "a second", "gain"] * bool(measured):
         table.add_column(name, justify="left" if name in ("scheme", "drafts") else "right")
     for each in choices:
         setting = each.setting
@@ -249,14 +249,14 @@ def _print(choices, measured, costs, out: Path) -> None:
         cells = [
             setting.scheme,
             "-".join(map(str, setting.tree)) if setting.tree else chains,
-            str(each.nodes),
             f"{each.block_efficiency:.2f}",
             "" if math.isnan(each.standard_error) else f"{each.standard_error:.2f}",
             f"{each.tokens_per_second:.3g}",
             f"{each.speedup:.2f}",
         ]
         if found := measured.get(setting):
-            cells += [f"{found.block_efficiency:.2f}", f"{found.standard_error:.2f}", f"{found.tokens_per_second:.3g}"]
+            cells += [f"{found.block_efficiency:.2f}", f"{found.standard_error:.2f}"]
+            cells += [f"{found.tokens_per_second:.3g}", f"{found.speedup:.2f}"]
         table.add_row(*cells)
     console = Console()
     console.print(table)

@@ -15,6 +15,8 @@ from gls_jax.planner.plan import Setting
 
 __all__ = ["Measured", "generated"]
 
+_PLAIN = 32  # tokens of each text without drafts, beside it
+
 
 class Measured(NamedTuple):
     """What generation made of a setting.
@@ -24,12 +26,14 @@ class Measured(NamedTuple):
         standard_error: of it, over the texts.
         rounds: of all texts.
         tokens_per_second: of the whole batch, from the median time of a round.
+        speedup: against plain generation in turns with it, so that a machine that is busy for a while changes it least.
     """
 
     block_efficiency: float
     standard_error: float
     rounds: int
     tokens_per_second: float
+    speedup: float
 
 
 def generated(
@@ -52,13 +56,16 @@ def generated(
         batch: texts decoded together, which divides their number.
         **options: of :func:`gls_jax.decoding.generate`: length, stop tokens, sampling parameters.
     """
-    texts, seconds = [], []
+    texts, seconds, steps = [], [], []
     for start in range(0, len(keys), batch):
+        those = keys[start : start + batch], target
+        own = [prompts[r % len(prompts)] for r in range(start, start + batch)]
+        fewer = options | {"max_new_tokens": min(_PLAIN, options.get("max_new_tokens", _PLAIN))}
+        steps += seconds_a_round(decoding.stream(*those, None, own, **fewer))
         run = decoding.stream(
-            keys[start : start + batch],
-            target,
+            *those,
             drafter,
-            [prompts[r % len(prompts)] for r in range(start, start + batch)],
+            own,
             scheme=setting.scheme,
             num_drafts=setting.num_drafts,
             draft_length=setting.draft_length,
@@ -72,4 +79,6 @@ def generated(
     mean, count = tokens.sum() / rounds.sum(), len(rounds)
     spread = np.sum((tokens - mean * rounds) ** 2)
     error = np.sqrt(spread * count / (count - 1)) / rounds.sum() if count > 1 else np.nan
-    return Measured(float(mean), float(error), int(rounds.sum()), float(batch * mean / np.median(seconds)))
+    a_round = np.median(seconds)
+    rate, speedup = batch * mean / a_round, mean * np.median(steps) / a_round
+    return Measured(float(mean), float(error), int(rounds.sum()), float(rate), float(speedup))

@@ -53,7 +53,7 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
 
     def generated(keys, target, drafter, texts, setting, **options):
         asked.append((keys, setting, options))
-        return planner.Measured(1.5, 0.1, 4, 7.0)
+        return planner.Measured(1.5, 0.1, 4, 7.0, 1.2)
 
     monkeypatch.setattr(planner, "generated", generated)
     assert run("plan", *ask, "--check", "4") == 0
