@@ -158,7 +158,7 @@ def _knock(coordinator: str) -> None:
 
 
 def _find_free(coordinator: str) -> None:
-    """Be sure that nobody listens where process 0 is about to: JAX would go on with what it finds there."""
+    """Be sure that process 0 can listen there: where it cannot, JAX ends in a traceback or a crash."""
     try:
         socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
     except OSError as error:

@@ -59,7 +59,7 @@ MAPS = Path("/proc/self/maps")
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """XLA:CPU maps some ten pieces of memory a program, and Linux ends a process at 65,530 (vm.max_map_count)."""
+    """XLA:CPU maps several pieces of memory a program, and Linux ends a process at 65,530 (vm.max_map_count)."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
