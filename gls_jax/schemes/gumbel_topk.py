@@ -120,7 +120,7 @@ def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
         :class:`Interval` of `f[len(num_drafts)]`.
 
     Raises:
-        ValueError: shapes that do not fit, or a list length below 1.
+        ValueError: shapes that do not fit, a list length below 1, or what :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax.schemes import gumbel_topk
@@ -129,8 +129,7 @@ def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     >>> bool((ends.lower <= ends.estimate).all() and (ends.estimate <= ends.upper).all())
     True
     """
-    log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
-    log_p, log_q = checks.same_items(log_p, log_q)
+    log_p, log_q = checks.problem(log_p, log_q)
     return _interval(log_p, log_q, checks.counts(num_drafts, "num_drafts"))
 
 
