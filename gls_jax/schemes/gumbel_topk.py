@@ -124,8 +124,9 @@ def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax.schemes import gumbel_topk
-    >>> laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(0), (2, 20_000)))
-    >>> ends = gumbel_topk.acceptance_interval(laws[0], laws[0] * 0.5 + laws[1] * 0.5, (4,))
+    >>> logits = 2 * jax.random.normal(jax.random.key(0), (2, 20_000))
+    >>> log_p, log_q = jax.nn.log_softmax(logits[0]), jax.nn.log_softmax(logits.mean(0))
+    >>> ends = gumbel_topk.acceptance_interval(log_p, log_q, (4,))
     >>> bool((ends.lower <= ends.estimate).all() and (ends.estimate <= ends.upper).all())
     True
     """
