@@ -27,7 +27,6 @@ CHECKED = [
     "gls_jax.quadrature",
     "gls_jax.ratios",
     "gls_jax.rejection",
-    "gls_jax.sampling",
     *(f"gls_jax.schemes.{name}" for name in SCHEMES.split()),
 ]
 
