@@ -28,7 +28,7 @@ def symbols(size):
     row = compression.Normal(np.zeros((size, 1), np.float32), np.full((size, 1), 0.01, np.float32))
     compression.encode(code, compression.symbol_keys(key, size), compression.gaussian_density, (), row)
 
-for work, small, large in ((sweep, 2**10, 2**19), (pair_blocks, 3200, 6400), (symbols, 2**12, 2**14)):
+for work, small, large in ((sweep, 2**10, 2**19), (pair_blocks, 1600, 3200), (symbols, 2**12, 2**14)):
     work(small), work(small)
     before = peak_megabytes()
     work(large)
