@@ -1,4 +1,4 @@
-"""Packages that only some parts need: what is missing is said in one line, all of it at once, with the way to get it."""
+"""Packages that only some parts need: all that is missing is named in one line, with the way to get it."""
 
 from __future__ import annotations
 

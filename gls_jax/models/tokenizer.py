@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from gls_jax import extras
 
-
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
