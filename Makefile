@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup versions demo test peers lint bench dist clean
+.PHONY: help setup versions demo test peers lint bench dist constraints clean
 
 help:
 	@echo "make demo   set up and draw acceptance against K on toy laws and on a language model, into results/"
@@ -30,7 +30,7 @@ help:
 	@echo "make lint   format check, lint and types      make peers  tests against torch and transformers"
 	@echo "make bench  speed against peers, into results/bench.json; what moved since AGAINST=earlier.json"
 	@echo "make setup  everything for demo and tests     make clean  remove all environments and results"
-	@echo "make dist   sdist and wheel, into dist/"
+	@echo "make dist   sdist and wheel, into dist/       make constraints  pin what the tests passed with, in .ci/constraints/"
 	@echo
 	@echo "Each takes PYTHON=python3.13 or PYTHON=newest, in an environment of its own; without it python3, in .venv."
 	@echo "CONSTRAINTS=FILE installs exact versions: $(wildcard .ci/constraints/*)"
@@ -77,6 +77,13 @@ bench: $(VENV)/ready-peers
 
 dist: $(VENV)/ready
 	$(BIN)/python -m build --no-isolation
+
+# After the tests passed: what they passed with. Without `make peers` in that environment, or torch is pinned as well.
+constraints: $(VENV)/ready
+	@jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && file=.ci/constraints/jax-$$jax.txt && \
+	frozen=$$($(BIN)/python -m pip --disable-pip-version-check freeze --quiet --exclude-editable) && \
+	{ echo "# What the tests passed with, for pip install --constraint. $$($(BIN)/python --version)."; echo "$$frozen"; } > $$file && \
+	echo "$$file"
 
 clean:
 	rm -rf .venv .venv-* results dist
