@@ -60,10 +60,10 @@ def _of_command(command: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _given(arguments: Sequence[str], option: str) -> bool:
-    return _value(arguments, option, None) is not None
+    return option in (argument.partition("=")[0].replace("_", "-") for argument in arguments)
 
 
-def _value(arguments: Sequence[str], option: str, default: str | None) -> str | None:
+def _value(arguments: Sequence[str], option: str, default: str) -> str:
     """What follows an option, both spellings: `--pairs model` and `--pairs=model`; its last value counts."""
     found = default
     for at, argument in enumerate(arguments):
