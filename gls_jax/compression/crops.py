@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gls_jax import checks
+from gls_jax import checks, races
 
 __all__ = ["crops", "halves"]
 
@@ -66,7 +66,9 @@ def crops(key: PRNGKeyArray, images: Float[Array, "n h w c"], count: int, size: 
         )
     free = jnp.array([images.shape[1] - size + 1, images.shape[2] - size + 1])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
-    places = jax.vmap(lambda key: jax.random.randint(key, (images.shape[0], 2), 0, free), out_axes=1)(keys)
+    place = lambda key: jax.random.randint(key, (images.shape[0], 2), 0, free, jnp.int32)  # noqa: E731
+    with races.keys.partitionable_bits():
+        places = jax.vmap(place, out_axes=1)(keys)
 
     def cut(image, place):
         return jax.lax.dynamic_slice(image, (*place, 0), (size, size, image.shape[-1]))

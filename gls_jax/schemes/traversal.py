@@ -46,7 +46,7 @@ class _State(NamedTuple):
 
 
 def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
-    test_key, residual_key = jax.random.split(races.private_key(races.position_key(key, position)))
+    test_key, residual_key = races.split_key(races.private_key(races.position_key(key, position)))
     size = tree.tokens.shape[0]
     uniforms = races.uniforms(test_key, size + 1)
 
