@@ -126,7 +126,8 @@ def _epoch(graph, state, images, key, config: VaeConfig, beta: float, batch: int
     size, steps = min(batch, images.shape[0]), max(1, images.shape[0] // batch)
     order_key, *step_keys = races.split_key(key, steps + 1)
     rows = []
-    with races.keys.partitionable_bits():
+    # In whatever mode the caller is, one training: and optax knows no strict promotion.
+    with races.keys.partitionable_bits(), jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         order = jax.random.permutation(order_key, images.shape[0])
         for at, step_key in enumerate(step_keys):
             chosen = order[at * size : (at + 1) * size]

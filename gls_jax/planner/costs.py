@@ -200,7 +200,7 @@ def _call(model: LanguageModel, batch: int, size: int, slots: int) -> float:
 def _calls(model: LanguageModel, count, *, batch: int, size: int, slots: int):
     """The same call, again and again, on a full cache; each waits for the logits of the one before."""
     start = jnp.full(batch, slots - size, jnp.int32)
-    positions = start[:, None] + jnp.arange(size)
+    positions = start[:, None] + jnp.arange(size, dtype=jnp.int32)
     mask = jnp.arange(slots) <= positions[..., None]
 
     def again(_, carry):
