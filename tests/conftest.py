@@ -63,3 +63,17 @@ def few_programs():
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules that compare distributions or values with tolerances: programs compile in half the time.
+
+    XLA optimises its own graph as ever; LLVM alone leaves the code of each kernel as it comes, so that sums may round
+    differently. Modules that compare bits, memory or seconds keep what users run. Nothing is shared between the two.
+    """
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()

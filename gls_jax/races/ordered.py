@@ -107,7 +107,8 @@ def permuted(stream: cipher.Words, places: UInt32[Array, ...], num_items: int) -
     for round_ in range(0, num_rounds, 2):
         high = high ^ _mixed(low, adders[round_], factors[round_], high_bits)
         low = low ^ _mixed(high, adders[round_ + 1], factors[round_ + 1], low_bits)
-    return (high << jnp.uint32(low_bits)) | low
+    # Or XLA:CPU fuses the cipher and the logarithm of a candidate behind it: jaxlib 0.12 never ends compiling that.
+    return jax.lax.optimization_barrier((high << jnp.uint32(low_bits)) | low)
 
 
 def _mixed(x: UInt32[Array, ...], adder, factor, num_bits: int) -> UInt32[Array, ...]:

@@ -112,7 +112,9 @@ def test_bytes_in_other_processes(tmp_path):
     for devices, name in ((1, "encode"), (3, "decode")):
         script = f"import numpy as np\nfrom gls_jax import compression\ndata = np.load('data.npz')\n{work[name]}"
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=os.environ | flags)
+        # The timeout is part of the test: a chain of ciphers that XLA fuses can take for ever to compile.
+        command, options = [sys.executable, "-c", script], {"check": True, "cwd": tmp_path, "timeout": 180}
+        subprocess.run(command, env=os.environ | flags, **options)
     blob, codec = (tmp_path / "blob").read_bytes(), GaussianCodec(2, 2**24, num_bins, 0.01, 0.5)
     assert blob == codec.encode(5, source)
     here, there = codec.decode(blob, sides[1], 1), np.load(tmp_path / "found.npz")

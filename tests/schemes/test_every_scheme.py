@@ -17,6 +17,8 @@ from gls_jax import bounds, races, sampling, schemes, trials
 from tests import oracles
 from tests.problems import NUM_DRAFTS, NUM_ITEMS, PROBLEMS, logs, many
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ALPHA = 1e-9
 TRIALS = 40_000
 
