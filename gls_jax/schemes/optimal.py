@@ -32,7 +32,7 @@ def verify(key, drafts, log_p, log_q, active):
     # In float32 whatever the laws: callbacks do not see `with jax.enable_x64(True)`.
     shapes = jax.ShapeDtypeStruct((2**size, size), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.float32)
     choose, law = jax.pure_callback(_plan, shapes, laws, races.weights(log_q), active, vmap_method="sequential")
-    choice_key, key = jax.random.split(races.private_key(key))
+    choice_key, key = races.split_key(races.private_key(key))
     listed = jnp.any(active[:, None] & (drafts[:, None] == jnp.arange(size)), axis=0)
     mask = jnp.sum(jnp.where(listed, 2 ** jnp.arange(size), 0))
     clocks = races.exponentials(choice_key, 1, size)[0]
