@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks, races
+from gls_jax.loops import varying_like
 from gls_jax.ratios import RatioOrder, excess, ratio_order
 
 __all__ = [
@@ -221,7 +222,7 @@ def optimum_distinct(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
         return count, jnp.where(rate > 0, 1 - few, 1)
 
     start = jnp.zeros((times.shape[0], num_drafts), log_q.dtype).at[:, 0].set(1)
-    _, contained = jax.lax.scan(add, start, (ranked.p, outside))
+    _, contained = jax.lax.scan(add, varying_like(start, ranked), (ranked.p, outside))
     return _optimum(ranked, contained)
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gls_jax import bounds, checks, races, simulation
+from gls_jax.loops import varying_like
 from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import RatioOrder, ratio_order
 from gls_jax.schemes.base import Scheme
@@ -95,10 +96,11 @@ def simulator(log_p, log_q, num_drafts):
             seen = jnp.where(
                 jnp.arange(num_drafts) == rank, item, seen
             )  # an item that is there already changes nothing
-            return step + 1, level + noise[0], rank + new, seen
+            return step + 1, level + noise[0], rank + new.astype(rank.dtype), seen
 
         first = races.exponentials(races.stream_key(key, 1), 1, 1)[0, 0]
         start = (jnp.int32(2), first, rank, jnp.full(num_drafts, -1, jnp.int32))
+        start = varying_like(start, key, ranked)
         rank = jax.lax.while_loop(more, arrive, start)[2]
         return (rank < jnp.arange(1, num_drafts + 1)) & (ranked.p[token] > 0)
 
@@ -174,7 +176,7 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
         shifted = jnp.pad(law[..., :-1], ((0, 0), (0, 0), (1, 0)))
         return law * (1 - enters) + shifted * enters, None
 
-    law, _ = jax.lax.scan(add, law, (ranked.p[heavy], ranked.ratio[heavy]))
+    law, _ = jax.lax.scan(add, varying_like(law, ranked), (ranked.p[heavy], ranked.ratio[heavy]))
     below = jnp.cumsum(law, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]
     lower = jnp.einsum("tnc,n->tc", below, weights[0], precision="highest")
     if head == ranked.p.shape[0]:
