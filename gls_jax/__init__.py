@@ -8,7 +8,7 @@
 
 from importlib import import_module
 
-from gls_jax import bounds, couplings, decomposition, races, schemes, trials
+from gls_jax import bounds, couplings, decomposition, losses, races, schemes, trials
 from gls_jax.checks import check_log_probs
 from gls_jax.sampling import ListSample, list_sample
 
@@ -22,6 +22,7 @@ __all__ = [
     "decoding",
     "decomposition",
     "list_sample",
+    "losses",
     "models",
     "races",
     "schemes",
