@@ -1,18 +1,18 @@
 """Exact acceptance as a training loss: what a list scheme's drafter should be trained on.
 
-Each position is one problem. Its loss and, where it is asked for, its gradient are computed together, a few positions
-at a time, and only the gradient is kept for the backward pass: a custom rule. Checkpointing the positions would bound
-the memory as well, but sort and integrate everything a second time.
+Each position is one problem. Its loss and, where a derivative is asked for, its gradient are computed together, a few
+positions at a time, and only the gradient is kept: a custom rule. Checkpointing the positions would bound the memory as
+well, but sort and integrate everything a second time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -20,7 +20,7 @@ from gls_jax import schemes
 
 __all__ = ["acceptance"]
 
-_LOGITS_A_STEP = 2**17  # of as many positions as have no more; measured on XLA:CPU
+_LOGITS_A_STEP = 2**16  # of as many positions as have no more; measured on XLA:CPU
 
 
 def acceptance(
@@ -52,9 +52,8 @@ def acceptance(
 
     Returns:
         `f[...]`, in float32, or float64 if one of the logits is. Gradients have the type of their logits. Memory
-        beside the inputs' is that of their gradients and of a few positions. Second derivatives, by `jax.hessian` or
-        `jax.grad` of a gradient, are those of the formula, at the memory of all positions. Forward mode (`jax.jvp`,
-        `jax.jacfwd`) of the loss itself raises JAX's `TypeError`.
+        beside the inputs' is that of their gradients and of a few positions. Second derivatives
+        are those of the formula, at the memory of all positions.
 
     Raises:
         ValueError: shapes that differ, integers, an unknown scheme, one that verifies whole paths, `num_drafts` out of
@@ -83,39 +82,37 @@ def acceptance(
             f"{list(target.shape)}; drafts from distributions of their own are not supported"
         )
     rows = tuple(logits.reshape(-1, draft.shape[-1]) for logits in (draft, target))
-    return _losses(*rows, scheme, num_drafts).reshape(draft.shape[:-1])
+    return _by_position(lambda pair: _loss(*pair, scheme, num_drafts), *rows).reshape(draft.shape[:-1])
 
 
-def _loss(draft: Float[Array, " N"], target: Float[Array, " N"], scheme: schemes.Scheme, num_drafts: int):
-    """Of one position."""
-    dtype = jnp.promote_types(jnp.promote_types(draft.dtype, target.dtype), jnp.float32)
+def _formula(draft: Float[Array, " N"], target: Float[Array, " N"], scheme: schemes.Scheme, num_drafts: int):
+    """The loss of one position."""
+    dtype = jnp.float64 if jnp.float64 in (draft.dtype, target.dtype) else jnp.float32
     log_p, log_q = (jax.nn.log_softmax(logits.astype(dtype)) for logits in (draft, target))
     return 1 - scheme.acceptance(log_p, log_q, num_drafts)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _losses(draft: Float[Array, "R N"], target: Float[Array, "R N"], scheme: schemes.Scheme, num_drafts: int):
-    return _by_position(partial(_loss, scheme=scheme, num_drafts=num_drafts), draft, target)
+_loss = jax.custom_jvp(_formula, nondiff_argnums=(2, 3))
 
 
-def _forward(draft, target, scheme: schemes.Scheme, num_drafts: int):
-    loss = partial(_loss, scheme=scheme, num_drafts=num_drafts)
-    return _by_position(jax.value_and_grad(loss, argnums=(0, 1)), draft, target)
+def _loss_and_slope(scheme: schemes.Scheme, num_drafts: int, logits, tangents):
+    moved = tuple(n for n, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero))
+    loss, slopes = jax.value_and_grad(_formula, argnums=moved)(*logits, scheme, num_drafts)
+    return loss, sum(_dot(slope, tangents[n], loss.dtype) for n, slope in zip(moved, slopes, strict=True))
 
 
-def _backward(scheme: schemes.Scheme, num_drafts: int, slopes, cotangent):
-    return tuple((cotangent[:, None] * slope).astype(slope.dtype) for slope in slopes)
+_loss.defjvp(_loss_and_slope, symbolic_zeros=True)
 
 
-_losses.defvjp(_forward, _backward)
+def _dot(slope: Float[Array, " N"], tangent: Float[Array, " N"], dtype) -> Float[Array, ""]:
+    return jnp.sum(slope.astype(dtype) * tangent.astype(dtype))
 
 
 def _by_position(function: Callable, draft: Float[Array, "R N"], target: Float[Array, "R N"]):
     """`vmap(function)`, some positions at a time: a divisor of their number, so that one program serves all."""
     count, size = draft.shape
-    most = max(1, min(count, _LOGITS_A_STEP // size))
-    step = max(n for n in range(1, most + 1) if count % n == 0)
-    return jax.lax.map(lambda pair: function(*pair), (draft, target), batch_size=step)
+    step = max(n for n in range(1, max(1, min(count, _LOGITS_A_STEP // size)) + 1) if count % n == 0)
+    return jax.lax.map(function, (draft, target), batch_size=step if step > 1 else None)  # `vmap` over one costs time
 
 
 def _logits(value: ArrayLike, name: str) -> jax.Array:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from gls_jax.races import weights
 
-__all__ = ["RatioOrder", "ascending", "cumulative", "excess", "ratio_order"]
+__all__ = ["RatioOrder", "ascending", "cumulative", "excess", "ratio_order", "total"]
 
 _GROUP = 32  # numbers that one row of a product adds up; measured on XLA:CPU
 
@@ -87,18 +87,22 @@ def ascending(values: Float[Array, " N"]) -> Int[Array, " N"]:
 def cumulative(values: Float[Array, " N"], *, reverse: bool = False) -> Float[Array, " N"]:
     """`jnp.cumsum` of finite numbers, from the end if `reverse`; several times faster on XLA:CPU.
 
-    Each group of 32 is multiplied by a triangle of ones, so that only the groups' totals are left to be added in turn.
+    Each group of 32 is multiplied by a triangle of ones, and then the groups' totals are added up in the same way.
     """
     size, triangle = values.shape[0], np.tri(_GROUP)
     groups = jnp.pad(values, (0, -size % _GROUP)).reshape(-1, _GROUP)
     inside = jnp.matmul(groups, jnp.asarray(triangle if reverse else triangle.T, values.dtype), precision="highest")
-    totals = inside[:, 0] if reverse else inside[:, -1]
-    zero = jnp.zeros(1, values.dtype)
-    if reverse:
-        others = jnp.concatenate([jnp.cumsum(totals[::-1])[-2::-1], zero])
-    else:
-        others = jnp.concatenate([zero, jnp.cumsum(totals)[:-1]])
+    if len(groups) == 1:
+        return inside[0, :size]
+    totals, zero = cumulative(inside[:, 0 if reverse else -1], reverse=reverse), jnp.zeros(1, values.dtype)
+    others = jnp.concatenate([totals[1:], zero] if reverse else [zero, totals[:-1]])
     return (inside + others[:, None]).reshape(-1)[:size]
+
+
+def total(values: Float[Array, " N"]) -> Float[Array, ""]:
+    """`jnp.sum`, in two steps: XLA:CPU adds up each row of a `vmap` in turn, which cost 1e-6 at `N = 49,152`."""
+    columns = math.isqrt(values.shape[0] - 1) + 1
+    return jnp.sum(jnp.sum(jnp.pad(values, (0, -values.shape[0] % columns)).reshape(-1, columns), axis=0))
 
 
 def excess(log_p: Float[Array, "*k N"], log_q: Float[Array, " N"]) -> Float[Array, "*k N"]:
