@@ -118,7 +118,7 @@ class GaussianTables:
 
     def _points(self, codec, key, keep) -> list[Row]:
         """The published choice of the target variance, and the best for either metric."""
-        choosing, *keys = jax.random.split(key, self.num_repeats + 1)
+        choosing, *keys = races.split_key(key, self.num_repeats + 1)
         tried = {
             variance: self._measure(codec, variance, [choosing], self.num_choosing, "trusting", keep)
             for variance in WIDER
@@ -138,7 +138,7 @@ class GaussianTables:
 
     def _posterior(self, codec, key, keep) -> Row:
         """The best target variance for the mean squared error of the posterior mean; chosen and measured apart."""
-        choosing, measuring = jax.random.split(races.private_key(key))
+        choosing, measuring = races.split_key(races.private_key(key))
         tried = {
             variance: self._measure(codec, variance, [choosing], self.num_posterior, "posterior_mean", keep)[6]
             for variance in COARSE

@@ -107,7 +107,7 @@ class GlsFig6:
 
         def estimate():
             walk = partial(specinfer_wor.acceptance_estimate, num_drafts=k, num_chains=self.num_chains)
-            keys = jax.random.split(jax.random.fold_in(races.private_key(key), 1), self.num_pairs)
+            keys = races.split_key(jax.random.fold_in(races.private_key(key), 1), self.num_pairs)
             return shared.over_pairs(lambda *pair: walk(*pair)[:2], keys, *laws)
 
         return Row(name, k, "estimate", *_pooled(keep(estimate, "chains", k, self.num_chains, self.seed, *laws)))

@@ -191,7 +191,9 @@ class MnistTables:
         """Error of the best of K decoders that hear nothing and expect what their crop says."""
         codec = ImageCodec(model, max(self.num_decoders), 2, 1)
         trials = image_trials(codec, self.seed, images)
-        latents = np.asarray(jax.random.normal(races.private_key(jax.random.key(self.seed)), (BATCH, model.latent)))
+        key = races.private_key(races.new_key(self.seed))
+        with races.keys.partitionable_bits():
+            latents = np.asarray(jax.random.normal(key, (BATCH, model.latent), np.float32))
 
         @jax.jit
         def expected(params, features):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gls_jax import decoding
+from gls_jax import decoding, races
 
 
 class Outside(nnx.Module):
@@ -66,8 +66,8 @@ def main() -> None:
     """Eight chains against plain generation: the same text, in fewer calls."""
     target = bring(Outside(50, 32, nnx.Rngs(0)), 50, 32)
     prompts, ask = [[3, 1, 4], [1, 5]], dict(scheme="gumbel_topk", max_new_tokens=24, temperature=0.3)
-    fast = decoding.generate(jax.random.key(0), target, target, prompts, num_drafts=8, **ask)
-    plain = decoding.generate(jax.random.key(0), target, None, prompts, **ask)
+    fast = decoding.generate(races.new_key(0), target, target, prompts, num_drafts=8, **ask)
+    plain = decoding.generate(races.new_key(0), target, None, prompts, **ask)
     print(f"the same text: {bool((fast.tokens == plain.tokens).all())}")
     print(f"rounds: {fast.metrics.rounds} against {plain.metrics.rounds}")
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from gls_jax import checks, decoding, files, models, pairs, prompts, schemes
+from gls_jax import checks, decoding, files, models, pairs, prompts, races, schemes
 
 Report = Callable[[str, int, int], None]
 """Progress: what, how many done, of how many."""
@@ -99,7 +99,7 @@ def root_key(seed: int):
     """The key of a seed, or a `ValueError`."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: expected an int within 0..2^32 - 1, got {seed}")
-    return jax.random.key(seed)
+    return races.new_key(seed)
 
 
 def exact(scheme: schemes.Scheme, log_p, log_q, num_drafts: Sequence[int]) -> np.ndarray:

@@ -11,12 +11,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from gls_jax import schemes
+from gls_jax import checks, schemes
 
 __all__ = ["acceptance"]
 
@@ -75,7 +74,7 @@ def acceptance(
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
     scheme.check_token_level("acceptance")
     num_drafts = scheme.check_num_drafts(num_drafts)
-    draft, target = _logits(draft_logits, "draft_logits"), _logits(target_logits, "target_logits")
+    draft, target = checks.logits(draft_logits, "draft_logits"), checks.logits(target_logits, "target_logits")
     if draft.shape != target.shape:
         raise ValueError(
             f"draft_logits and target_logits: expected equal shapes [..., N], got {list(draft.shape)} and "
@@ -113,23 +112,3 @@ def _by_position(function: Callable, draft: Float[Array, "R N"], target: Float[A
     count, size = draft.shape
     step = max(n for n in range(1, max(1, min(count, _LOGITS_A_STEP // size)) + 1) if count % n == 0)
     return jax.lax.map(function, (draft, target), batch_size=step if step > 1 else None)  # `vmap` over one costs time
-
-
-def _logits(value: ArrayLike, name: str) -> jax.Array:
-    """Logits `[..., N]` in their own float type."""
-    known = None if isinstance(value, jax.core.Tracer) else np.asarray(value)  # NumPy: `jnp` is traced inside `jit`
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name}: expected logits, an array of floats, got dtype {array.dtype}")
-    if array.ndim < 1 or array.shape[-1] < 1:
-        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
-    if known is None or not known.size:
-        return array
-    rows = known.reshape(-1, known.shape[-1]).astype(np.promote_types(known.dtype, np.float32), copy=False)
-    if not (rows < np.inf).all():
-        raise ValueError(f"{name}: expected logits, -inf where a token is masked, got NaN or inf")
-    if not (rows > -np.inf).any(-1).all():
-        raise ValueError(f"{name}: expected at least one finite logit a position, got nothing but -inf")
-    if rows.shape[-1] > 1 and (rows >= 0).all() and (abs(rows.sum(-1) - 1) < 1e-3).all():
-        raise ValueError(f"{name}: expected logits, got what looks like probabilities: take jnp.log")
-    return array

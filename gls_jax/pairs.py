@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from gls_jax import checks
+from gls_jax import checks, races
 from gls_jax.decoding import log_probs
 from gls_jax.files import read_arrays
 
@@ -61,12 +62,13 @@ def random(
         raise ValueError(f"num_pairs x num_items: expected at most 2^28 numbers, got {shape[1] * shape[2]}")
     if not 1e-3 <= scale <= 1e6:
         raise ValueError(f"scale: expected a number within 1e-3..1e6, got {scale}")
-    if family == "dirichlet":
-        logits = jax.random.loggamma(key, scale, shape)  # normalised gammas are Dirichlet
-    elif family == "gaussian":
-        logits = scale * jax.random.normal(key, shape)
-    else:
-        raise ValueError(f"family: expected 'dirichlet' or 'gaussian', got {family!r}")
+    with races.keys.partitionable_bits():
+        if family == "dirichlet":
+            logits = jax.random.loggamma(key, scale, shape, jnp.float32)  # normalised gammas are Dirichlet
+        elif family == "gaussian":
+            logits = scale * jax.random.normal(key, shape, jnp.float32)
+        else:
+            raise ValueError(f"family: expected 'dirichlet' or 'gaussian', got {family!r}")
     log_p, log_q = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     return Pairs(log_p, log_q)
 

@@ -55,7 +55,7 @@ def serve(
         later drafts, so that is one trial for every list length.
     """
     p, q = races.weights(log_p), races.weights(log_q)
-    test_key, residual_key = jax.random.split(races.private_key(key))
+    test_key, residual_key = races.split_key(races.private_key(key))
     uniforms = races.uniforms(test_key, drafts.shape[0])
 
     def test(carry, draft):
@@ -80,7 +80,7 @@ def speculate(
 ) -> Int[Array, ""]:
     """The maximal coupling: speculative sampling of `q` against one draft from `law` (if not `live`: none)."""
     q = races.weights(log_q)
-    test_key, residual_key = jax.random.split(races.private_key(key))
+    test_key, residual_key = races.split_key(races.private_key(key))
     accept = live & (law[draft] > 0) & (races.uniforms(test_key, 1)[0] * law[draft] < q[draft])
     fresh = residual_token(residual_key, remaining(q, jnp.where(live, law, 0))[0], log_q)
     return jnp.where(accept, draft, fresh).astype(jnp.int32)

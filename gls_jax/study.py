@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gls_jax import bounds, checks, cluster, files, schemes, trials
+from gls_jax import bounds, checks, cluster, files, races, schemes, trials
 from gls_jax.cells import FIELDS, Cells
 from gls_jax.pairs import Pairs
 
@@ -168,7 +168,7 @@ def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: i
     """All cells of the pairs start..stop-1 under one scheme; the last block is filled up to keep one compilation."""
     indices = np.minimum(np.arange(start, start + size), stop - 1)
     log_p, log_q = (jnp.asarray(laws[indices]) for laws in pairs)
-    root = jax.random.key(study.seed)
+    root = races.new_key(study.seed)
     keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(indices))
     scheme, size = schemes.get(name), log_q.shape[1]
     cells: dict = {"bound": _shared_out(_bound, log_p, log_q, name=name, num_drafts=study.num_drafts)}

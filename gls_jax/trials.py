@@ -66,7 +66,8 @@ def acceptance(
         :class:`Estimate` of scalars; the standard error is of the rate ``(hits + 1) / (trials + 2)``, and never 0.
 
     Raises:
-        ValueError: what the scheme's door raises, or `num_trials` outside 1..2^31 - 1.
+        ValueError: what the scheme's door raises, what :func:`gls_jax.check_log_probs` raises, or `num_trials` outside
+            1..2^31 - 1.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import schemes, trials
@@ -76,10 +77,20 @@ def acceptance(
     True
     """
     checks.key(key)
+    given = {"log_p": log_p, "log_q": log_q}
+    log_p, log_q = (checks.floats(value, name, integers=False) for name, value in given.items())
+    if log_q.ndim != 1 or log_p.ndim not in (1, 2) or not log_q.size:
+        raise ValueError(
+            f"log_p and log_q: expected shapes [N] (log_p also [K, N]) with N >= 1, got {list(log_p.shape)} and "
+            f"{list(log_q.shape)}; a batch of pairs goes to trials.sweep"
+        )
+    log_p, log_q = checks.same_items(log_p, log_q)
+    for name, value in given.items():
+        checks.values(value, name)
     estimate = _run(
         key[None],
-        checks.floats(log_p, "log_p")[None],
-        checks.floats(log_q, "log_q")[None],
+        log_p[None],
+        log_q[None],
         scheme=scheme,
         num_drafts=(num_drafts,),
         num_trials=num_trials,
@@ -119,7 +130,8 @@ def sweep(
         :class:`Estimate` of `f[M, len(num_drafts)]`.
 
     Raises:
-        ValueError: what the scheme's door raises, shapes that do not fit, or `num_trials` outside 1..2^31 - 1.
+        ValueError: what the scheme's door raises, what :func:`gls_jax.check_log_probs` raises, shapes that do not fit,
+            or `num_trials` outside 1..2^31 - 1.
 
     >>> import jax
     >>> from gls_jax import trials
@@ -127,20 +139,20 @@ def sweep(
     >>> trials.sweep(jax.random.key(1), log_p, log_q, scheme="gls", num_drafts=(1, 2, 8), num_trials=100).mean.shape
     (5, 3)
     """
-    log_p, log_q = checks.floats(log_p, "log_p"), checks.floats(log_q, "log_q")
+    given = {"log_p": log_p, "log_q": log_q}
+    log_p, log_q = (checks.floats(value, name, integers=False) for name, value in given.items())
     if log_q.ndim != 2 or log_p.ndim not in (2, 3) or log_p.shape[0] != log_q.shape[0] or not log_q.size:
         raise ValueError(
             f"log_p and log_q: expected shapes [M, N] (log_p also [M, K, N]) with M, N >= 1, "
             f"got {list(log_p.shape)} and {list(log_q.shape)}"
         )
-    if getattr(key, "ndim", 0) == 0:
-        checks.key(key)
-        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
-    else:
-        keys = key
-        checks.key(keys[0])
-        if keys.shape != log_q.shape[:1]:
-            raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
+    log_p, log_q = checks.same_items(log_p, log_q)
+    for name, value in given.items():
+        checks.values(value, name)
+    checks.keys(key)
+    if key.shape not in ((), log_q.shape[:1]):
+        raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
+    keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
     asked = {"scheme": scheme, "num_drafts": num_drafts, "num_trials": num_trials, "clocks": clocks}
     return _run(keys, log_p, log_q, **asked, devices=devices, progress=progress)
 

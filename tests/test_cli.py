@@ -9,6 +9,8 @@ import pytest
 
 from gls_jax import cli, pairs, study
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = ["--num-pairs", "3", "--num-items", "4", "--num-trials", "50", "--num-drafts", "1", "2"]
 
 

@@ -13,6 +13,8 @@ from experiments import __main__ as entry
 from experiments import block_efficiency, outside_model, per_token, same_seed
 from gls_jax import decoding, models
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class Words:
     """A tokenizer of letters."""

@@ -11,6 +11,8 @@ from experiments import __main__ as entry
 from experiments import daliri, diverse, gls_fig6, khisti, shared
 from gls_jax import bounds, couplings, pairs, races, schemes
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 VOCABULARY = 12
 DALIRI = ["--num-prompts", 2, "--num-positions", 9, "--num-trials", 400, "--top-k", 5, "--drop", 3, 4]
 LOWER, DISTINCT = gls_fig6.BOUNDS

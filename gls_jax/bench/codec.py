@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from gls_jax import compression
+from gls_jax import compression, races
 from gls_jax.bench import measure
 from gls_jax.bench.measure import Line, seconds
 from gls_jax.compression import GaussianCodec, simulation
@@ -29,7 +29,7 @@ def against_numpy(search: str) -> Callable[[int], Line]:
 
     def benchmark(repeats: int) -> Line:
         count = _SYMBOLS[search]
-        source, sides, _ = simulation.draw(codec(search).source_law, jax.random.key(0), count, 4)
+        source, sides, _ = simulation.draw(codec(search).source_law, races.new_key(0), count, 4)
         mine = lambda: _blocks(codec(search), source, sides)  # noqa: E731
         first = seconds(mine)
         peer = lambda: numpy_blocks(codec(search), source[:_BLOCKS], sides[:, :_BLOCKS])  # noqa: E731
@@ -49,7 +49,7 @@ def against_numpy(search: str) -> Callable[[int], Line]:
 def sizes(repeats: int) -> Line:
     """Microseconds a block of ordered search as `N` grows; all sizes take turns."""
     count, powers = _SYMBOLS["ordered"], (15, 18, 21, 24)
-    source, sides, _ = simulation.draw(codec("ordered").source_law, jax.random.key(0), count, 4)
+    source, sides, _ = simulation.draw(codec("ordered").source_law, races.new_key(0), count, 4)
     runs = [lambda n=n: _blocks(codec("ordered", 2**n), source, sides) for n in powers]
     for run in runs:
         run()
@@ -74,8 +74,8 @@ def memory(repeats: int) -> Line:
 def trials(repeats: int) -> Line:
     """Seconds of 10,000 dense trials of one point of the tables."""
     one = GaussianCodec(4, 2**15, 64, 0.001, 0.5, search="dense")
-    first = seconds(lambda: compression.simulate(one, jax.random.key(0), 8))
-    times = [seconds(lambda: compression.simulate(one, jax.random.key(0), 10_000)) for _ in range(min(repeats, 3))]
+    first = seconds(lambda: compression.simulate(one, races.new_key(0), 8))
+    times = [seconds(lambda: compression.simulate(one, races.new_key(0), 10_000)) for _ in range(min(repeats, 3))]
     return {
         "benchmark": "gaussian codec, 10,000 dense trials, N=2^15, K=4, L=64",
         "seconds": round(statistics.median(times), 2),
@@ -86,7 +86,7 @@ def trials(repeats: int) -> Line:
 def throughput(repeats: int) -> Line:
     """Encoding to bytes and decoding for one decoder, 100,000 symbols of 4 bytes."""
     one, count = codec("ordered"), 100_000
-    source, sides, _ = simulation.draw(one.source_law, jax.random.key(0), count, 1)
+    source, sides, _ = simulation.draw(one.source_law, races.new_key(0), count, 1)
     blob = one.encode(0, source)
     turns = measure.turns(lambda: one.encode(0, source), lambda: one.decode(blob, sides[0], 0), repeats)
     encoding, decoding = (statistics.median(times) for times in turns)
@@ -119,15 +119,15 @@ def numpy_blocks(one: GaussianCodec, source, sides) -> int:
 
 
 def _blocks(one: GaussianCodec, source, sides) -> None:
-    keys = compression.symbol_keys(jax.random.key(0), len(source))
+    keys = compression.symbol_keys(races.new_key(0), len(source))
     message = one.send(keys, source).message
     for decoder, side in enumerate(sides):
         one.receive(keys, message, side, decoder)
 
 
 def _dense_memory() -> float:
-    source, sides, _ = simulation.draw(codec("dense").source_law, jax.random.key(0), 8, 4)
-    keys = compression.symbol_keys(jax.random.key(0), 8)
+    source, sides, _ = simulation.draw(codec("dense").source_law, races.new_key(0), 8, 4)
+    keys = compression.symbol_keys(races.new_key(0), 8)
     jax.block_until_ready(jax.random.key_data(keys))
     before = measure.peak_megabytes()
     one = codec("dense", 2**22)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import schemes, trials
+from gls_jax import races, schemes, trials
 from gls_jax.bench import measure
 from gls_jax.bench.measure import VOCABULARY, Line, seconds, vocabulary_laws
 
@@ -23,7 +23,7 @@ def monte_carlo(num_items: int, num_drafts: int = 8) -> Callable[[int], Line]:
         rng = np.random.default_rng(0)
         p, q = rng.dirichlet(np.ones(num_items), 2).astype(np.float32)
         log_p, log_q = jnp.log(p), jnp.log(q)
-        key = jax.random.key(0)
+        key = races.new_key(0)
         ours = 2**27 // trials.clocks_a_trial(schemes.get("gls"), num_drafts, num_items)
         numpys = max(8, 2**18 // num_items)
 

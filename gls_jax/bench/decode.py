@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import decoding, prompts, schemes
+from gls_jax import decoding, prompts, races, schemes
 from gls_jax.bench import measure
 from gls_jax.bench.measure import Line
 
@@ -48,7 +48,7 @@ def _ids(count: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _generate(requests: int = 1, drafter: Any = None, new: int = _NEW, **options) -> decoding.Generation:
-    found = decoding.generate(jax.random.key(0), _models()[1], drafter, _ids(requests), max_new_tokens=new, **options)
+    found = decoding.generate(races.new_key(0), _models()[1], drafter, _ids(requests), max_new_tokens=new, **options)
     jax.block_until_ready(found.tokens)
     return found
 
@@ -142,12 +142,12 @@ def batch(requests: int, speculative: bool) -> Callable[[int], Line]:
 def selection(repeats: int, num_drafts: int = 8) -> Line:
     """All noise and verification arithmetic of a round, as a share of it: the round with models that cost nothing."""
     _, target, drafter = _models()
-    logits = 2.5 * jax.random.normal(jax.random.key(0), (2, target.vocab_size))
+    logits = 2.5 * jax.random.normal(races.new_key(0), (2, target.vocab_size))
     free = [dataclasses.replace(target, params=row, apply=_constant) for row in (logits[0], logits[0] + logits[1] / 2)]
     options: dict[str, Any] = dict(scheme="gls", num_drafts=num_drafts, draft_length=_LENGTH, max_new_tokens=_NEW)
 
     def seconds_a_round(target, drafter) -> float:
-        run = lambda: decoding.generate(jax.random.key(0), target, drafter, _ids(1), **options)  # noqa: E731
+        run = lambda: decoding.generate(races.new_key(0), target, drafter, _ids(1), **options)  # noqa: E731
         run()
         start = time.perf_counter()
         rounds = run().metrics.rounds

@@ -74,14 +74,14 @@ def _serve(num_pairs: int, num_trials: int, num_items: int, num_drafts: int) -> 
     import jax
     import numpy as np
 
-    from gls_jax import trials
+    from gls_jax import races, trials
     from gls_jax.bench.measure import seconds
 
-    laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(0), (2, num_pairs, num_items)))
+    laws = jax.nn.log_softmax(2 * jax.random.normal(races.new_key(0), (2, num_pairs, num_items)))
     found: list = []
 
     def sweep() -> None:
-        found[:] = trials.sweep(jax.random.key(1), *laws, scheme="gls", num_drafts=(num_drafts,), num_trials=num_trials)
+        found[:] = trials.sweep(races.new_key(1), *laws, scheme="gls", num_drafts=(num_drafts,), num_trials=num_trials)
 
     for _ in sys.stdin:
         spent = seconds(sweep)

@@ -22,7 +22,7 @@ def verifying(name: str, batch: int = 1) -> Callable[[int], Line]:
         scheme = schemes.get(name)
         num_drafts = scheme.max_drafts or 8
         log_p, log_q = vocabulary_laws()
-        keys = jax.random.split(jax.random.key(0), batch)
+        keys = races.split_key(races.new_key(0), batch)
         drafts = jax.vmap(lambda key: scheme.propose(key, log_p, num_drafts))(keys)
         laws = [jnp.tile(law, (batch, 1)) for law in (log_p, log_q)]
         verify = jax.jit(jax.vmap(scheme.verify))
@@ -58,10 +58,10 @@ def against_transformers(name: str, num_items: int = 32_000, length: int = 4, ba
         z = np.random.default_rng(0).normal(size=(2, length + 1, num_items)).astype(np.float32) * 2.5
         drafter, target = z[0], 0.8 * z[0] + 0.2 * z[1]
         log_p = jax.nn.log_softmax(jnp.asarray(drafter[:length]))
-        key = jax.random.key(0)
+        key = races.new_key(0)
         tokens = [scheme.propose(scheme.draft_key(key, 0, t, t), law, 1) for t, law in enumerate(log_p)]
         tree = schemes.chains(jnp.stack(tokens, axis=1), ranked=scheme.ranked)
-        keys = jax.random.split(key, batch)
+        keys = races.split_key(key, batch)
         # Logits in, as there: the normalisation is part of the step.
         step = lambda key, p, q: scheme.verify_tree(key, 0, tree, jax.nn.log_softmax(p), jax.nn.log_softmax(q))  # noqa: E731
         one, many = jax.jit(step), jax.jit(lambda keys, p, q: jax.lax.map(lambda key: step(key, p, q), keys))

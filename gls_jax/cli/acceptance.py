@@ -102,12 +102,11 @@ class Acceptance:
             _print_rows(rows, title, self.out)
 
     def _pairs(self, report):
-        import jax
 
         from gls_jax import pairs, races
 
         if self.pairs == "random":
-            key = races.private_key(jax.random.key(self.seed))  # the simulation has the other folds of this seed
+            key = races.private_key(races.new_key(self.seed))  # the simulation has the other folds of this seed
             laws = pairs.random(key, self.num_pairs, self.num_items, family=self.family, scale=self.scale)
             return laws, f"{self.num_pairs} random pairs ({self.family} {self.scale:g}) on {self.num_items} items"
         if self.pairs == "model":

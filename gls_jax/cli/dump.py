@@ -88,9 +88,7 @@ class DumpLaws(Pair):
 
     def make(self, source, drafter, report: Callable) -> Dump:
         """The dump of these models."""
-        import jax
-
-        from gls_jax import laws, prompts
+        from gls_jax import laws, prompts, races
         from gls_jax.cli.acceptance import read_text
 
         target, tokenizer, sampling = source.language_model, source.tokenizer, self.sampling()
@@ -103,7 +101,7 @@ class DumpLaws(Pair):
             context = max(map(len, begun)) + self.length
 
             def documents(first: int):
-                key, more = jax.random.key(self.seed), {"length": self.length, "batch": self.batch}
+                key, more = races.new_key(self.seed), {"length": self.length, "batch": self.batch}
                 return laws.own_texts(key, target, begun, sampling, stop_tokens=ends, first=first, **more)
         else:
             texts = [tokenizer.encode(read_text(self.text)).ids]

@@ -171,9 +171,8 @@ class Generate:
 
     def _options(self) -> dict[str, Any]:
         """Options of :func:`gls_jax.decoding.stream`, tried on a model that is not there."""
-        import jax
 
-        from gls_jax import checks, decoding, schemes
+        from gls_jax import checks, decoding, races, schemes
         from gls_jax.decoding import inputs
 
         requests.check_seed(self.seed)
@@ -209,13 +208,11 @@ class Generate:
         }
         absent = decoding.from_function(len, (), _VOCABULARY)
         drafter = None if self.draft == "none" else absent
-        inputs.prepare(jax.random.key(0), absent, drafter, [[0]], temperature=self.temperature, **options)
+        inputs.prepare(races.new_key(0), absent, drafter, [[0]], temperature=self.temperature, **options)
         return options
 
     def _replies(self, asked: list[Request], target) -> list[Reply]:
-        import jax
-
-        from gls_jax import models
+        from gls_jax import models, races
 
         template = models.chat_template(self.target) if self.chat else None
         if template is None and self.system is not None:
@@ -224,12 +221,12 @@ class Generate:
         if template is not None and (end := template.end_of_turn(target.tokenizer)) is not None:
             own.append(end)
         ends = stops(self.stop, own, target.tokenizer)
-        return [self._reply(request, target, template, ends, jax.random.key(self.seed)) for request in asked]
+        return [self._reply(request, target, template, ends, races.new_key(self.seed)) for request in asked]
 
     def _reply(self, request: Request, target, template, ends: Stops, key) -> Reply:
         import jax
 
-        from gls_jax import models
+        from gls_jax import models, races
 
         prompt = requests.encode(request, target.tokenizer, template, self.system)
         if (room := target.config.max_positions - len(prompt)) < 1:
@@ -237,7 +234,7 @@ class Generate:
                 f"{request.where}: expected fewer tokens than the model's context of {target.config.max_positions}, "
                 f"got {len(prompt)}"
             )
-        key = jax.random.fold_in(key, request.number) if request.seed is None else jax.random.key(request.seed)
+        key = jax.random.fold_in(key, request.number) if request.seed is None else races.new_key(request.seed)
         detokenizer = models.Detokenizer(target.tokenizer, () if template else prompt)  # a chat's reply stands alone
         return Reply(request, prompt, key, min(request.max_new_tokens, room), ends, detokenizer)
 

@@ -37,7 +37,7 @@ def sides(path: Path, model, decoder: int, crop_seed: int) -> np.ndarray:
     """
     import jax
 
-    from gls_jax import checks
+    from gls_jax import checks, races
     from gls_jax.compression import crops, datasets, halves
 
     images = datasets.read_images(path)
@@ -45,7 +45,7 @@ def sides(path: Path, model, decoder: int, crop_seed: int) -> np.ndarray:
         return images
     left, right = halves(images) if images.shape[2] > 1 else (images, images)
     if right.shape[1:] == model.source_shape:
-        key = jax.random.key(checks.index(crop_seed, "crop_seed", last=2**32 - 1))
+        key = races.new_key(checks.index(crop_seed, "crop_seed", last=2**32 - 1))
         return np.asarray(crops(key, jax.numpy.asarray(left), decoder + 1, model.side_shape[0])[:, decoder])
     wanted = _size(model.side_shape)
     raise ValueError(f"{path}: expected crops of {wanted}, or whole images, got {_size(images.shape[1:])}")

@@ -174,7 +174,7 @@ class Plan(Pair):
         from gls_jax import planner, prompts, races
 
         best = {choice.setting.scheme: choice.setting for choice in reversed(choices)}
-        root = races.private_key(jax.random.key(self.seed))  # the dump's texts have the other folds of this seed
+        root = races.private_key(races.new_key(self.seed))  # the dump's texts have the other folds of this seed
         keys = jax.vmap(lambda r: jax.random.fold_in(root, r))(jax.numpy.arange(self.check))
         found = {}
         for done, setting in enumerate(best.values()):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gls_jax import checks
+from gls_jax import checks, races
 
 __all__ = ["crops", "halves"]
 
@@ -64,11 +64,13 @@ def crops(key: PRNGKeyArray, images: Float[Array, "n h w c"], count: int, size: 
         raise ValueError(
             f"images: expected shape [n, h, w, channels], h and w at least {size}, got {list(images.shape)}"
         )
-    free = jnp.array([images.shape[1] - size + 1, images.shape[2] - size + 1])
+    free = jnp.array([images.shape[1] - size + 1, images.shape[2] - size + 1], jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
-    places = jax.vmap(lambda key: jax.random.randint(key, (images.shape[0], 2), 0, free), out_axes=1)(keys)
+    place = lambda key: jax.random.randint(key, (images.shape[0], 2), 0, free, jnp.int32)  # noqa: E731
+    with races.keys.partitionable_bits():
+        places = jax.vmap(place, out_axes=1)(keys)
 
     def cut(image, place):
-        return jax.lax.dynamic_slice(image, (*place, 0), (size, size, image.shape[-1]))
+        return jax.lax.dynamic_slice(image, (*place, jnp.zeros((), place.dtype)), (size, size, image.shape[-1]))
 
     return jax.vmap(jax.vmap(cut, (None, 0)))(images, places)

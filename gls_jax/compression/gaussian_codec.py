@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import operator
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from gls_jax import checks
+from gls_jax import checks, races
 from gls_jax.compression import container, gaussian_posterior, list_code, payload
 from gls_jax.compression.code import ListCode, gaussian_density
 from gls_jax.compression.container import Container
@@ -217,7 +216,7 @@ def _seed(seed) -> int:
 
 
 def _keys(seed: int, count: int):
-    return list_code.symbol_keys(jax.random.key(_seed(seed)), count)
+    return list_code.symbol_keys(races.new_key(_seed(seed)), count)
 
 
 def _values(value, name: str, deviation: float) -> np.ndarray:

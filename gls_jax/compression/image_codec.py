@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from gls_jax import checks
+from gls_jax import checks, races
 from gls_jax.compression import container, list_code, payload
 from gls_jax.compression.code import Density, ListCode, Normal, gaussian_density
 from gls_jax.compression.container import Container
@@ -170,7 +170,7 @@ class ImageCodec:
 
 
 def _keys(seed: int, count: int) -> Key[Array, " n"]:
-    return list_code.symbol_keys(jax.random.key(seed), count)
+    return list_code.symbol_keys(races.new_key(seed), count)
 
 
 def _images(value, shape: tuple[int, ...], name: str) -> np.ndarray:

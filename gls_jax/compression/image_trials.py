@@ -97,7 +97,7 @@ def image_trials(codec: ImageCodec, seed: int, images: np.ndarray, *, repeats: i
     checks.index(seed, "seed", last=2**32 - 1)
     checks.count(repeats, "repeats")
     left, source = halves(np.asarray(images, np.float32))
-    key, size = jax.random.key(seed), codec.model.side_shape[0]
+    key, size = races.new_key(seed), codec.model.side_shape[0]
     laws = codec.laws(source)
     places = [jax.random.fold_in(races.private_key(key), repeat) for repeat in range(repeats)]
     side = np.concatenate([crops(place, jnp.asarray(left), codec.num_decoders, size) for place in places])

@@ -126,7 +126,10 @@ def decode(
     stream, num_streams = np.int32(code.stream(decoder)), 1 if code.search == "ordered" else code.num_streams
     picking = dataclasses.replace(code, num_decoders=num_streams, scheme="gls")  # compiled once for all that agree
     run = partial(_pick, code=picking, density=density)
-    return Received(*in_groups(run, (shared, stream), (keys, rows, message), progress))
+    index, candidates = in_groups(run, (shared, stream), (keys, rows, message), progress)
+    return Received(
+        index, np.where(index[:, None] < 0, np.float32(np.nan), candidates)
+    )  # here: debug_nans stops a program
 
 
 @partial(jax.jit, static_argnames=("code", "density"))
@@ -151,4 +154,4 @@ def _pick(shared, arrays, count, *, code: ListCode, density: Density) -> tuple[I
         one = lambda key, row, message: dense.pick(code, key, message, stream, density, shared, row)  # noqa: E731
         index = over_lanes(one, arrays, count)
     candidates = jax.vmap(lambda key, item: races.candidates(key, item, code.dimension))(keys, index)
-    return index, jnp.where(index[:, None] < 0, jnp.nan, candidates)
+    return index, candidates

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
@@ -102,7 +103,9 @@ def simulate(
 
 def draw(law: GaussianSource, key: PRNGKeyArray, count: int, num_decoders: int):
     """Source `f64[n]`, side information `f64[K, n]` and a target `f64[n]` of `count` symbols."""
-    noise = np.asarray(jax.random.normal(races.private_key(key), (num_decoders + 2, count)), np.float64)
+    with races.keys.partitionable_bits():
+        normals = jax.random.normal(races.private_key(key), (num_decoders + 2, count), jnp.float32)
+    noise = np.asarray(normals, np.float64)
     source = noise[0]
     return source, source + noise[2:] * law.side_variance**0.5, source + noise[1] * law.target_variance**0.5
 

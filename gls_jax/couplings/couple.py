@@ -55,7 +55,8 @@ def gumbel(key: PRNGKeyArray, log_p, log_q) -> Coupled:
         :class:`Coupled`; the samples agree with probability :func:`gumbel_match`.
 
     Raises:
-        ValueError: a key that is not one typed threefry key, or shapes that do not fit.
+        ValueError: a key that is not one typed threefry key, shapes that do not fit, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -65,9 +66,7 @@ def gumbel(key: PRNGKeyArray, log_p, log_q) -> Coupled:
     >>> bool(abs((x == y).mean() - couplings.gumbel_match(log_p, log_q)) < 0.03)
     True
     """
-    log_p, log_q = both_laws(log_p, log_q)
-    clocks = races.exponentials(key, 1, log_p.shape[0])[0]
-    return Coupled(*(races.winner(races.arrivals(clocks, law)) for law in (log_p, log_q)))
+    return same_race(key, *both_laws(log_p, log_q))
 
 
 def weighted_minhash(key: PRNGKeyArray, log_p, log_q) -> Coupled:
@@ -84,7 +83,8 @@ def weighted_minhash(key: PRNGKeyArray, log_p, log_q) -> Coupled:
         :class:`Coupled`; the samples agree with probability :func:`minhash_match`.
 
     Raises:
-        ValueError: a key that is not one typed threefry key, or shapes that do not fit.
+        ValueError: a key that is not one typed threefry key, shapes that do not fit, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -94,8 +94,8 @@ def weighted_minhash(key: PRNGKeyArray, log_p, log_q) -> Coupled:
     >>> bool(x == couplings.first_dart(key, log_p)) and bool(y == couplings.first_dart(key, log_q))
     True
     """
-    both_laws(log_p, log_q)
-    return Coupled(first_dart(key, log_p), first_dart(key, log_q))
+    checks.key(key)
+    return Coupled(*(_first_dart(key, law) for law in both_laws(log_p, log_q)))
 
 
 def first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
@@ -111,7 +111,8 @@ def first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
         `i32[]`, a sample of the law.
 
     Raises:
-        ValueError: a key that is not one typed threefry key, or a law that is not `[N]`.
+        ValueError: a key that is not one typed threefry key, a law that is not `[N]`, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -119,7 +120,9 @@ def first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
     1
     """
     checks.key(key)
-    return _first_dart(key, checks.law(log_weights, "log_weights"))
+    law = checks.law(log_weights, "log_weights")
+    checks.values(log_weights, "log_weights")
+    return _first_dart(key, law)
 
 
 def maximal(key: PRNGKeyArray, log_p, log_q) -> Coupled:
@@ -136,7 +139,8 @@ def maximal(key: PRNGKeyArray, log_p, log_q) -> Coupled:
         :class:`Coupled`; the samples agree with probability :func:`maximal_match`.
 
     Raises:
-        ValueError: a key that is not one typed threefry key, or shapes that do not fit.
+        ValueError: a key that is not one typed threefry key, shapes that do not fit, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -147,7 +151,7 @@ def maximal(key: PRNGKeyArray, log_p, log_q) -> Coupled:
     True
     """
     log_p, log_q = both_laws(log_p, log_q)
-    x, _ = gumbel(key, log_p, log_q)
+    x, _ = same_race(key, log_p, log_q)
     return Coupled(x, speculate(key, x, races.weights(log_p), log_q))
 
 
@@ -217,7 +221,12 @@ def maximal_match(log_p, log_q) -> Float[Array, ""]:
 
 
 def both_laws(log_p, log_q):
-    return checks.same_items(checks.law(log_p, "log_p"), checks.law(log_q, "log_q"))
+    return checks.problem(log_p, log_q)
+
+
+def same_race(key, log_p: Float[Array, " N"], log_q: Float[Array, " N"]) -> Coupled:
+    clocks = races.exponentials(key, 1, log_p.shape[0])[0]
+    return Coupled(*(races.winner(races.arrivals(clocks, law)) for law in (log_p, log_q)))
 
 
 @jax.jit

@@ -60,7 +60,7 @@ def read_root(drafter: LanguageModel, cache, text: Text, count: int) -> tuple[Fl
     The last `count` tokens are read, whether they are in the cache or not: some of them were emitted in the last round.
     """
     start = jnp.maximum(text.length - count, 0)
-    where = start[:, None] + jnp.arange(count)
+    where = start[:, None] + jnp.arange(count, dtype=jnp.int32)
     tokens = _known(drafter, jnp.take_along_axis(text.tokens, where, axis=1))
     logits, cache = drafter.apply(drafter.params, tokens, where, None, with_length(cache, start))
     last = (text.length - 1 - start)[:, None, None]
@@ -178,7 +178,7 @@ def draft(
     level, made = children(root, joined(logits), 0, 0, 1, width)
     levels = [made]
     if shape.chains:  # the levels are alike: one body, compiled once
-        depths = jnp.arange(1, shape.depth)
+        depths = jnp.arange(1, shape.depth, dtype=jnp.int32)
         level, rest = jax.lax.scan(
             lambda level, depth: grow(level, depth, 1 + (depth - 1) * width, width), level, depths
         )
@@ -190,7 +190,7 @@ def draft(
             level, made = grow(level, depth, first, contexts * shape.widths[depth])
             first, levels = first + contexts, [*levels, made]
     tokens, slots, laws, broken = zip(*levels, strict=True)
-    tree, node = shape.tree(), np.arange(shape.num_nodes)
+    tree, node = shape.tree(), np.arange(shape.num_nodes, dtype=np.int32)
     parents, depths, alive = (
         jnp.broadcast_to(jnp.asarray(x), (batch, len(node))) for x in (tree.parents, tree.depths, tree.alive)
     )

@@ -97,7 +97,7 @@ def prefill(plan: Plan, requests: Requests, text: Text) -> State:
         cache = model.init_cache(batch, plan.num_slots)
         for start in range(0, text.tokens.shape[1], _PREFILL):
             tokens = text.tokens[:, start : start + _PREFILL]
-            where = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
+            where = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
             _, cache = model.apply(model.params, tokens, where, None, cache)  # logits that nobody reads cost nothing
         return with_length(cache, text.length)
 
@@ -179,11 +179,12 @@ def _select(
         logits, requests.sampling.temperature[:, None], _seen(text, tree), requests.target.vocab_size
     )
     path = _verify(plan.scheme, requests.keys, text.length, tree, drafts.log_p, log_q)
-    rows, steps = jnp.arange(batch)[:, None], jnp.arange(depth + 1)
+    rows, steps = jnp.arange(batch)[:, None], jnp.arange(depth + 1, dtype=jnp.int32)
     drafted = jnp.take_along_axis(tree.tokens, jnp.maximum(path.nodes, 0), axis=1) if depth else tree.tokens
     emitted = jnp.where(steps == path.length[:, None], path.token[:, None], jnp.pad(drafted, ((0, 0), (0, 1))))
     stop = (steps <= path.length[:, None]) & jnp.any(emitted[..., None] == requests.stops[:, None], axis=-1)
-    until_stop = jnp.where(jnp.any(stop, axis=1), jnp.argmax(stop, axis=1), path.length) + 1
+    first_stop = jnp.argmax(stop, axis=1).astype(jnp.int32)
+    until_stop = jnp.where(jnp.any(stop, axis=1), first_stop, path.length) + 1
     count = jnp.minimum(until_stop, requests.limits - text.length)
     lawful = _lawful(plan.scheme, drafts, log_q, path, requests.limits - text.length)
     broken = live & (lawful < count)
@@ -231,7 +232,7 @@ def _lawful(scheme: Scheme, drafts: Drafts, log_q, path: Path, room: Int[Array, 
         along = jnp.take_along_axis(wrong, contexts, axis=1) & (steps <= path.length[:, None])
     if scheme.needs_draft_law and depth:
         along |= jnp.any(drafts.broken & (steps[:-1] < room[:, None]), axis=1, keepdims=True)
-    return jnp.where(jnp.any(along, axis=1), jnp.argmax(along, axis=1), depth + 1)
+    return jnp.where(jnp.any(along, axis=1), jnp.argmax(along, axis=1).astype(jnp.int32), depth + 1)
 
 
 def _verify(scheme: Scheme, keys, position, tree: Tree, log_p, log_q) -> Path:

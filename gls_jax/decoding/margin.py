@@ -95,7 +95,7 @@ def draft_margin(
 
     logits, cache = read_root(drafter, cache, text, 2)
     seen = None if text.seen is None else text.seen[:, None]
-    tokens, scores, child, broken = think(logits, seen, 0, jnp.zeros((batch, 1)))
+    tokens, scores, child, broken = think(logits, seen, 0, jnp.zeros((batch, 1), jnp.float32))
     spare = ((0, 0), (0, front - 1), (0, 0))  # the root is alone: levels alike are one body, compiled once
     tokens, scores, child = (
         jnp.pad(tokens, spare),
@@ -103,8 +103,9 @@ def draft_margin(
     )
     visible = jnp.broadcast_to(jnp.arange(num_slots) < text.length[:, None, None], (batch, front, num_slots))
     seen = None if seen is None else jnp.repeat(seen, front, axis=1)
-    level = (tokens, scores, child, jnp.full((batch, front), -1), broken)
-    carry, rest = jax.lax.scan(deeper, (cache, visible, seen, tokens, child), jnp.arange(1, shape.depth))
+    level = (tokens, scores, child, jnp.full((batch, front), -1, jnp.int32), broken)
+    depths = jnp.arange(1, shape.depth, dtype=jnp.int32)
+    carry, rest = jax.lax.scan(deeper, (cache, visible, seen, tokens, child), depths)
     *found, broken = (jnp.concatenate([one[None], more]) for one, more in zip(level, rest, strict=True))
     tokens, scores, child, contexts = (jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:]) for x in found)
     return _prune(shape, text, carry[0], broken.T, Candidates(tokens, scores, contexts), child)
@@ -126,13 +127,15 @@ def _prune(shape: MarginTree, text: Text, cache, broken, thought: Candidates, ch
     rows, size, flat = jnp.arange(batch)[:, None], groups * width, chance.reshape(batch, -1)
     _, best = jax.lax.top_k(flat, shape.budget)
     best = jnp.sort(best, axis=-1)  # parents first
-    node_of = jnp.full((batch, size + 1), -2).at[:, size].set(-1)  # of each candidate; the last entry is the root's
-    node_of = node_of.at[rows, best].set(jnp.arange(shape.budget))
+    node_of = (
+        jnp.full((batch, size + 1), -2, jnp.int32).at[:, size].set(-1)
+    )  # of each candidate; the last entry is the root's
+    node_of = node_of.at[rows, best].set(jnp.arange(shape.budget, dtype=jnp.int32))
     after = jnp.take_along_axis(node_of, thought.nodes % (size + 1), axis=1)  # the node that each group follows
     # Read were all contexts below the root, in their order; the root has the groups of the first level to itself.
     below = thought.nodes[:, shape.frontier :]
-    slots = text.length[:, None] + jnp.arange(below.shape[1])
-    read = jnp.full((batch, size), -1).at[rows, below].set(slots)
+    slots = text.length[:, None] + jnp.arange(below.shape[1], dtype=jnp.int32)
+    read = jnp.full((batch, size), -1, jnp.int32).at[rows, below].set(slots)
     take = partial(jnp.take_along_axis, indices=best, axis=1)
     tree = Tree(
         tokens=take(thought.tokens.reshape(batch, -1)),
@@ -160,7 +163,7 @@ def refit(fit: Float[Array, "B G"], lists: Candidates, path: Path, tokens: Int[A
     came = jnp.pad(path.nodes, ((0, 0), (1, 0)), constant_values=-1)  # context of each emitted token
     came = jnp.where((steps <= path.length[:, None]) & live[:, None], came, -3)
     at = lists.nodes[:, :, None] == came[:, None]  # [B, E, L]
-    emitted = jnp.where(jnp.any(at, -1), jnp.sum(jnp.where(at, tokens[:, None], 0), -1), -1)
+    emitted = jnp.where(jnp.any(at, -1), jnp.sum(jnp.where(at, tokens[:, None], 0), -1, dtype=jnp.int32), -1)
     hit = (lists.tokens == emitted[..., None]) & jnp.isfinite(lists.scores)
     log_chance = jax.nn.log_softmax(lists.scores[..., None] / jnp.asarray(TAUS), axis=2)
     return fit + jnp.sum(jnp.where(hit[..., None], log_chance, 0), axis=(1, 2))

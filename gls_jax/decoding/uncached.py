@@ -108,7 +108,7 @@ class _Lookup:
             here = jnp.where(place >= back, jnp.roll(rows, back, axis=1), -1)
             there = jnp.take_along_axis(rows, jnp.maximum(last - back, 0), axis=1)
             same &= (here == there) & (last >= back)
-            common += same
+            common += same.astype(jnp.int32)
         found = jnp.where(place < last, common * size + place, -1)  # the longest, and of these the latest
         best = jnp.argmax(found, axis=1)[:, None]
         known = jnp.take_along_axis(found, best, axis=1) >= size

@@ -220,5 +220,5 @@ def _row(laws):
 
 
 def _logits(model: LanguageModel, tokens):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     return model.apply(model.params, tokens, positions, None, model.init_cache(*tokens.shape))[0]

@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gls_jax import checks
+from gls_jax import checks, races
 from gls_jax.compression.crops import halves
 from gls_jax.compression.image_model import ImageModel
 
@@ -147,7 +147,7 @@ class ImageVae(nnx.Module):
         """The source as the decoder sees it; with a key of `dropout` hidden units are dropped, as in training."""
         hidden = nnx.relu(self.hidden(jnp.concatenate([latents, features], -1)))
         if dropout is not None:
-            keep = jax.random.bernoulli(dropout, 1 - self.rate, hidden.shape)
+            keep = jax.random.bernoulli(dropout, jnp.float32(1 - self.rate), hidden.shape)
             hidden = jnp.where(keep, hidden / (1 - self.rate), 0)
         image = nnx.relu(self.to_grid(hidden)).reshape(-1, *self.grid)
         for layer in self.upward:
@@ -163,11 +163,12 @@ def new_vae(config: VaeConfig, key: PRNGKeyArray) -> ImageVae:
     graph, shapes = nnx.split(abstract(config))
     leaves, structure = jax.tree.flatten(shapes)
     ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])
-    draws = np.split(np.asarray(jax.random.normal(key, (int(ends[-1]),))), ends[:-1])
+    with races.keys.partitionable_bits():
+        draws = np.split(np.asarray(jax.random.normal(key, (int(ends[-1]),), jnp.float32)), ends[:-1])
     weights = [
         jnp.asarray(draw.reshape(leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1])))
         if len(leaf.shape) > 1
-        else jnp.zeros(leaf.shape)
+        else jnp.zeros(leaf.shape, jnp.float32)
         for draw, leaf in zip(draws, leaves, strict=True)
     ]
     return nnx.merge(graph, jax.tree.unflatten(structure, weights))

@@ -101,7 +101,7 @@ def train_vae(
     }
     done, losses = _found(folder, asked, epochs, resume)
     files.check_folder(folder)
-    key = jax.random.key(seed)
+    key = races.new_key(seed)
     graph, params = nnx.split(new_vae(config, races.private_key(key)))  # epochs have the other folds
     state = {"params": params, "adam": optax.adam(learning_rate, 0.9, 0.99).init(params)}
     if done:
@@ -124,19 +124,23 @@ def train_vae(
 def _epoch(graph, state, images, key, config: VaeConfig, beta: float, batch: int, learning_rate: float):
     """All steps of an epoch, one call each: inside of `lax.scan` XLA:CPU runs convolutions 5 to 20 times slower."""
     size, steps = min(batch, images.shape[0]), max(1, images.shape[0] // batch)
-    order_key, *step_keys = jax.random.split(key, steps + 1)
-    order = jax.random.permutation(order_key, images.shape[0])
+    order_key, *step_keys = races.split_key(key, steps + 1)
     rows = []
-    for at, step_key in enumerate(step_keys):
-        chosen = order[at * size : (at + 1) * size]
-        state, row = _step(state, images, chosen, step_key, beta, learning_rate, graph=graph, crop=config.side_shape[0])
-        rows.append(row)
+    # In whatever mode the caller is, one training: and optax knows no strict promotion.
+    with races.keys.partitionable_bits(), jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        order = jax.random.permutation(order_key, images.shape[0])
+        for at, step_key in enumerate(step_keys):
+            chosen = order[at * size : (at + 1) * size]
+            state, row = _step(
+                state, images, chosen, step_key, beta, learning_rate, graph=graph, crop=config.side_shape[0]
+            )
+            rows.append(row)
     return state, Losses(*(float(np.mean(values)) for values in zip(*jax.device_get(rows), strict=True)))
 
 
 @partial(jax.jit, static_argnames=("graph", "crop"), donate_argnames="state")
 def _step(state, images, chosen, key, beta, learning_rate, *, graph, crop: int):
-    crop_key, latent_key, dropout_key = jax.random.split(key, 3)
+    crop_key, latent_key, dropout_key = races.split_key(key, 3)
     left, source = halves(images[chosen])
     side = crops(crop_key, left, 1, crop)[:, 0]
 
@@ -152,7 +156,7 @@ def _step(state, images, chosen, key, beta, learning_rate, *, graph, crop: int):
 
 def _losses(vae: ImageVae, source, side, latent_key, dropout_key) -> tuple[jax.Array, jax.Array, jax.Array]:
     mean, variance = vae.encode(source)
-    latent = mean + jnp.sqrt(variance) * jax.random.normal(latent_key, mean.shape)
+    latent = mean + jnp.sqrt(variance) * jax.random.normal(latent_key, mean.shape, jnp.float32)
     features = vae.project(side)
     estimate = vae.reconstruct(latent, features, dropout_key)
     one = vae.score(features, latent)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import checks, decoding, files, schemes
+from gls_jax import checks, decoding, files, races, schemes
 from gls_jax.decoding import LanguageModel
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.tree import Shape
@@ -200,7 +200,7 @@ def _call(model: LanguageModel, batch: int, size: int, slots: int) -> float:
 def _calls(model: LanguageModel, count, *, batch: int, size: int, slots: int):
     """The same call, again and again, on a full cache; each waits for the logits of the one before."""
     start = jnp.full(batch, slots - size, jnp.int32)
-    positions = start[:, None] + jnp.arange(size)
+    positions = start[:, None] + jnp.arange(size, dtype=jnp.int32)
     mask = jnp.arange(slots) <= positions[..., None]
 
     def again(_, carry):
@@ -212,7 +212,7 @@ def _calls(model: LanguageModel, count, *, batch: int, size: int, slots: int):
 
 
 def _round(target: LanguageModel, drafter: LanguageModel | None, batch: int, options: dict[str, Any]) -> float:
-    run = decoding.stream(jax.random.key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options)
+    run = decoding.stream(races.new_key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options)
     return statistics.median(seconds_a_round(run))
 
 
@@ -228,7 +228,7 @@ def seconds_a_round(run: Iterator) -> list[float]:
 
 def _free(model: LanguageModel, vocab_size: int, noise: float) -> LanguageModel:
     """A model that costs nothing and keeps its cache."""
-    own, other = jax.random.normal(jax.random.key(0), (2, vocab_size))
+    own, other = jax.random.normal(races.new_key(0), (2, vocab_size))
     return dataclasses.replace(model, params=2.5 * (own + noise * other), apply=_constant, vocab_size=vocab_size)
 
 

@@ -8,7 +8,8 @@ vmapped batch or a sharded axis therefore changes nobody's clocks, and :func:`le
 holding the ``[K, N]`` array. :func:`darts` are counter based in the same way: points under curves instead of clocks.
 
 Key tree: request key -> :func:`position_key` -> stream. :func:`private_key` is the one branch that no stream uses;
-noise that must be independent of the clocks (acceptance tests, residual draws) comes from there.
+noise that must be independent of the clocks (acceptance tests, residual draws) comes from there. :func:`new_key` makes
+the key at the root; nothing below it depends on `jax_default_prng_impl` or `jax_threefry_partitionable`.
 """
 
 from gls_jax.races import keys, ordered
@@ -24,7 +25,7 @@ from gls_jax.races.clocks import (
 )
 from gls_jax.races.common import bins, candidates, first_clocks, list_clocks
 from gls_jax.races.darts import darts
-from gls_jax.races.keys import position_key, private_key, stream_key
+from gls_jax.races.keys import new_key, position_key, private_key, split_key, stream_key
 
 __all__ = [
     "LIGHTEST",
@@ -38,9 +39,11 @@ __all__ = [
     "keys",
     "leaders",
     "list_clocks",
+    "new_key",
     "ordered",
     "position_key",
     "private_key",
+    "split_key",
     "stream_key",
     "uniforms",
     "weights",

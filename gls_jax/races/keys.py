@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from gls_jax import checks
 from gls_jax.races import cipher
 
-__all__ = ["position_key", "private_key", "stream_key", "stream_words", "words"]
+__all__ = ["new_key", "position_key", "private_key", "split_key", "stream_key", "stream_words", "words"]
 
+_IMPLEMENTATION = "threefry2x32"  # the cipher that the races compute themselves, from the two words of such a key
 _PRIVATE = 0xFFFFFFFF  # the last fold: stream indices never reach it
+
+
+def new_key(seed) -> PRNGKeyArray:
+    """The key of a seed: ``jax.random.key(seed)``, also where `JAX_DEFAULT_PRNG_IMPL` names another generator.
+
+    Args:
+        seed: within `0..2^32 - 1`, `[]` integer.
+
+    Raises:
+        ValueError: another seed.
+
+    >>> import jax
+    >>> from gls_jax import races
+    >>> with jax.default_prng_impl("rbg"):
+    ...     print(jax.random.key_impl(races.new_key(0)))
+    threefry2x32
+    """
+    return jax.random.key(checks.index(seed, "seed", last=2**32 - 1), impl=_IMPLEMENTATION)
 
 
 def position_key(key: PRNGKeyArray, position) -> PRNGKeyArray:
@@ -44,6 +66,28 @@ def private_key(key: PRNGKeyArray) -> PRNGKeyArray:
     """Key for noise that is independent of every clock of `key`: a fold that no stream uses."""
     checks.key(key)
     return jax.random.fold_in(key, _PRIVATE)
+
+
+def split_key(key: PRNGKeyArray, count: int = 2) -> Key[Array, " count"]:
+    """The keys of ``jax.random.split(key, count)``, also where `jax_threefry_partitionable` is off and split differs.
+
+    >>> import jax
+    >>> from gls_jax import races
+    >>> key = jax.random.key(0)
+    >>> bool((races.split_key(key) == jax.random.split(key)).all())
+    True
+    """
+    checks.key(key)
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(checks.count(count, "count"), dtype=jnp.uint32))
+
+
+def partitionable_bits() -> AbstractContextManager:
+    """Within it `jax.random` numbers its bits as by default, also where `jax_threefry_partitionable` is off.
+
+    For what is drawn by `jax.random` and not by a race: call it outside of `jax.jit`, whose programs are made with the
+    setting of the call.
+    """
+    return jax.threefry_partitionable(True)
 
 
 def words(key: PRNGKeyArray) -> cipher.Words:

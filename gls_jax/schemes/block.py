@@ -28,7 +28,7 @@ __all__ = ["SCHEME", "propose", "verify_tree"]
 
 
 def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
-    test_key, residual_key = jax.random.split(races.private_key(races.position_key(key, position)))
+    test_key, residual_key = races.split_key(races.private_key(races.position_key(key, position)))
     length = jnp.sum(tree.alive)
     size = tree.tokens.shape[0]
     place = jnp.arange(size)

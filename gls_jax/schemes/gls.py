@@ -98,7 +98,7 @@ def acceptance_active(log_p, log_q, num_active: int, num_drafts: int):
         `f[]`; never below :func:`gls_jax.bounds.list_matching_strong`.
 
     Raises:
-        ValueError: shapes that do not fit, or counts out of range.
+        ValueError: shapes that do not fit, counts out of range, or what :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax.schemes import gls
@@ -107,8 +107,7 @@ def acceptance_active(log_p, log_q, num_active: int, num_drafts: int):
     [0.54, 0.79, 0.96]
     """
     num_active, num_drafts = checks.active_of(num_active, num_drafts)
-    log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
-    log_p, log_q = checks.same_items(log_p, log_q)
+    log_p, log_q = checks.problem(log_p, log_q)
     return jnp.clip(_acceptance_iid(log_p, log_q, ((num_active, num_drafts),))[0], 0, 1)
 
 

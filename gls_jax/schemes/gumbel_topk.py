@@ -121,17 +121,17 @@ def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
         :class:`Interval` of `f[len(num_drafts)]`.
 
     Raises:
-        ValueError: shapes that do not fit, or a list length below 1.
+        ValueError: shapes that do not fit, a list length below 1, or what :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax.schemes import gumbel_topk
-    >>> laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(0), (2, 20_000)))
-    >>> ends = gumbel_topk.acceptance_interval(laws[0], laws[0] * 0.5 + laws[1] * 0.5, (4,))
+    >>> logits = 2 * jax.random.normal(jax.random.key(0), (2, 20_000))
+    >>> log_p, log_q = jax.nn.log_softmax(logits[0]), jax.nn.log_softmax(logits.mean(0))
+    >>> ends = gumbel_topk.acceptance_interval(log_p, log_q, (4,))
     >>> bool((ends.lower <= ends.estimate).all() and (ends.estimate <= ends.upper).all())
     True
     """
-    log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
-    log_p, log_q = checks.same_items(log_p, log_q)
+    log_p, log_q = checks.problem(log_p, log_q)
     return _interval(log_p, log_q, checks.counts(num_drafts, "num_drafts"))
 
 

@@ -32,7 +32,7 @@ def verify(key, drafts, log_p, log_q, active):
     # In float32 whatever the laws: callbacks do not see `with jax.enable_x64(True)`.
     shapes = jax.ShapeDtypeStruct((2**size, size), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.float32)
     choose, law = jax.pure_callback(_plan, shapes, laws, races.weights(log_q), active, vmap_method="sequential")
-    choice_key, key = jax.random.split(races.private_key(key))
+    choice_key, key = races.split_key(races.private_key(key))
     listed = jnp.any(active[:, None] & (drafts[:, None] == jnp.arange(size)), axis=0)
     mask = jnp.sum(jnp.where(listed, 2 ** jnp.arange(size), 0))
     clocks = races.exponentials(choice_key, 1, size)[0]
@@ -72,8 +72,8 @@ def _plan(laws, q, active):
 
 @lru_cache(maxsize=256)  # a simulation asks for the same plan in every chunk of trials
 def _solved(laws: bytes, q: bytes, size: int):
-    rows = np.frombuffer(laws, np.float32).reshape(-1, size)
-    plan = decomposition.best_selection(rows, np.frombuffer(q, np.float32))
+    rows = np.frombuffer(laws, np.float32).reshape(-1, size).astype(np.float64)
+    plan = decomposition.solve_selection(rows, np.frombuffer(q, np.float32).astype(np.float64))
     return plan.choose.astype(np.float32), plan.law.astype(np.float32)
 
 

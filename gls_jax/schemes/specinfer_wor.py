@@ -67,7 +67,7 @@ def acceptance_estimate(key: PRNGKeyArray, log_p, log_q, num_drafts: int, num_ch
         :class:`gls_jax.trials.Estimate` of scalars; the standard error is the empirical one.
 
     Raises:
-        ValueError: shapes that do not fit, or numbers out of range.
+        ValueError: shapes that do not fit, numbers out of range, or what :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax.schemes import specinfer_wor
@@ -80,7 +80,7 @@ def acceptance_estimate(key: PRNGKeyArray, log_p, log_q, num_drafts: int, num_ch
     num_drafts, num_chains = checks.count(num_drafts, "num_drafts"), checks.count(num_chains, "num_chains")
     if num_chains < 2:
         raise ValueError(f"num_chains: expected at least 2, got {num_chains}")
-    log_p, log_q = checks.same_items(checks.law(log_p, "log_p"), checks.law(log_q, "log_q"))
+    log_p, log_q = checks.problem(log_p, log_q)
     mean, error = _estimate(key, log_p, log_q, num_drafts, num_chains)
     return Estimate(mean, error, jnp.asarray(num_chains, jnp.int32))
 

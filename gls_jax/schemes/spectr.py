@@ -39,7 +39,7 @@ def discount(p: Float[Array, " N"], q: Float[Array, " N"], num_drafts) -> Float[
 
 def verify(key, drafts, log_p, log_q, active):
     p, q = races.weights(log_p), races.weights(log_q)
-    test_key, residual_key = jax.random.split(races.private_key(key))
+    test_key, residual_key = races.split_key(races.private_key(key))
     rho = discount(p, q, jnp.sum(active))
     accept = active & (p[drafts] > 0) & (races.uniforms(test_key, drafts.shape[0]) * rho * p[drafts] < q[drafts])
     fresh = residual_token(residual_key, remaining(q, rho * p)[0], log_q)
@@ -50,7 +50,7 @@ def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
     """One trial for every K: the same tests under each K's discount; the residual is never in the list."""
     p, q = races.weights(log_p), races.weights(log_q)
     drafts = propose(key, log_p, num_drafts)
-    test_key, _ = jax.random.split(races.private_key(key))
+    test_key, _ = races.split_key(races.private_key(key))
     rho = jax.vmap(lambda k: discount(p, q, k))(jnp.arange(1, num_drafts + 1))
     accept = races.uniforms(test_key, num_drafts) * rho[:, None] * p[drafts] < q[drafts]  # [K, draft]
     return jnp.any(accept & jnp.tri(num_drafts, dtype=bool), axis=1)

@@ -46,7 +46,7 @@ class _State(NamedTuple):
 
 
 def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
-    test_key, residual_key = jax.random.split(races.private_key(races.position_key(key, position)))
+    test_key, residual_key = races.split_key(races.private_key(races.position_key(key, position)))
     size = tree.tokens.shape[0]
     uniforms = races.uniforms(test_key, size + 1)
 
@@ -61,7 +61,7 @@ def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
         return state._replace(accepted=jnp.array(True))
 
     def _descend(state, child):
-        node = jnp.argmin(jnp.where(child, tree.slots, tree.num_slots))
+        node = jnp.argmin(jnp.where(child, tree.slots, tree.num_slots)).astype(jnp.int32)
         x, here = tree.tokens[node], state.here
         p, q = races.weights(log_p[node, x]), races.weights(log_q[here, x])
         # A list longer than its law is filled up with repetitions: they were drawn from nothing, and are passed over.
@@ -99,7 +99,7 @@ def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
         )
 
     one = jnp.ones(size + 1, log_q.dtype)
-    start = _State(jnp.array(0), jnp.array(False), tree.alive, one, one * 0, one, one)
+    start = _State(jnp.array(0, jnp.int32), jnp.array(False), tree.alive, one, one * 0, one, one)
     end = jax.lax.while_loop(lambda state: ~state.accepted, step, start)
     # Without children nothing is spent, and it does not matter which law multiplies the zero.
     p = races.weights(log_p[jnp.argmax(tree.alive & (tree.parents == end.here))])

@@ -205,9 +205,21 @@ def walk(
         token = verify(now, tree.tokens[node], log_p[node], log_q[jnp.argmax(here)], active)
         hit = child & (tree.tokens == token)
         found = jnp.any(hit)
-        return jnp.append(False, hit), jnp.where(found, jnp.argmax(hit), last), depth + found, token, found
+        return (
+            jnp.append(False, hit),
+            jnp.where(found, jnp.argmax(hit).astype(jnp.int32), last),
+            depth + found.astype(jnp.int32),
+            token,
+            found,
+        )
 
-    start = (jnp.arange(size + 1) == 0, jnp.array(-1), jnp.array(0), jnp.array(0, jnp.int32), jnp.array(True))
+    start = (
+        jnp.arange(size + 1) == 0,
+        jnp.array(-1, jnp.int32),
+        jnp.array(0, jnp.int32),
+        jnp.array(0, jnp.int32),
+        jnp.array(True),
+    )
     _, last, _, token, _ = jax.lax.while_loop(lambda state: state[-1], step, start)
     return path_to(tree, last, token)
 
@@ -218,8 +230,8 @@ def path_to(tree: Tree, last: Int[Array, ""], token: Int[Array, ""]) -> Path:
     def up(node, _):
         return jnp.where(node >= 0, tree.parents[node] - 1, -1), node
 
-    _, upward = jax.lax.scan(up, last, None, length=tree.depth)
-    length = jnp.sum(upward >= 0)
-    place = jnp.arange(tree.depth)
+    _, upward = jax.lax.scan(up, last.astype(jnp.int32), None, length=tree.depth)
+    length = jnp.sum(upward >= 0, dtype=jnp.int32)
+    place = jnp.arange(tree.depth, dtype=jnp.int32)
     nodes = jnp.where(place < length, upward[jnp.maximum(length - 1 - place, 0)], -1)
     return Path(nodes.astype(jnp.int32), length.astype(jnp.int32), token.astype(jnp.int32))

@@ -48,7 +48,7 @@ class _Match(NamedTuple):
 def verify(key, drafts, log_p, log_q, active, *, free: int = 5):
     q = races.weights(log_q)
     laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], q.shape[0]))
-    choice_key, key = jax.random.split(races.private_key(key))
+    choice_key, key = races.split_key(races.private_key(key))
     uniforms = races.uniforms(choice_key, drafts.shape[0])  # one a match, and one to spare
 
     def meet(first, second, uniform):

@@ -10,6 +10,8 @@ from gls_jax import cli, decoding, files, models
 from gls_jax.cli import generate as command
 from tests.cli.conftest import WORDS, write
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPE = ["--drafts", "2", "--length", "2", "--drop-layers", "1"]
 PROMPTS = [
     {"prompt": "naïve café"},

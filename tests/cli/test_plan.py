@@ -9,6 +9,8 @@ import pytest
 
 from gls_jax import cli, laws, planner
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = ["--num-positions", "40", "--num-kept", "20", "--top-k", "20"]
 
 

@@ -9,6 +9,8 @@ from gls_jax import cli, models
 from gls_jax.models import vae_training
 from tests.images import ramps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZES = {"--crop": 3, "--latent": 2, "--channels": 8, "--hidden": 32, "--features": 16}
 CODE = {"--num-decoders": 2, "--num-candidates": 32, "--num-bins": 4}
 SMALL = [part for size in {**SIZES, **CODE, "--beta": 0.1, "--learning-rate": 3e-3}.items() for part in size]

@@ -15,6 +15,8 @@ from gls_jax.decoding.cache import with_length
 from tests import oracles
 from tests.decoding import language
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ALPHA = 1e-9
 REQUESTS = 20_000
 NEW = 3

@@ -11,6 +11,8 @@ from gls_jax.decoding.drafting import Text
 from gls_jax.decoding.sampling import Sampling
 from tests.decoding import language
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sampling_parameters_against_the_slow_version(seed):

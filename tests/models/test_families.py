@@ -13,6 +13,8 @@ from gls_jax import decoding, models
 from gls_jax.decoding import cache as caches
 from gls_jax.models import families, layers
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BASE = models.Config(
     vocab_size=61, hidden_size=24, intermediate_size=40, num_layers=4, num_heads=4, num_kv_heads=2, rope_theta=500.0
 )

@@ -11,6 +11,8 @@ from gls_jax.schemes import gls
 from tests import oracles
 from tests.problems import NUM_DRAFTS, NUM_ITEMS, PROBLEMS, logs, many
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TRIALS, ALPHA = 50_000, 1e-9  # a family of 18 tests: a correct kernel fails one of them with probability below 1e-7
 
 

@@ -13,6 +13,8 @@ import pytest
 from gls_jax import decoding, laws, planner, schemes
 from gls_jax.planner import rounds
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOKENS, TEXTS, LENGTH = 6, 300, 40
 SETTINGS = (
     planner.Setting("gls", 3, 4),

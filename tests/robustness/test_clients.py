@@ -14,6 +14,8 @@ from gls_jax import compression, decoding, races, schemes
 from gls_jax.schemes import tree
 from tests.robustness.hostile import ROWS, few, logits, normalised
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DEPTH, CHAINS, ITEMS = 3, 2, 4
 
 

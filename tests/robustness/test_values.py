@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from gls_jax import bounds, couplings, decomposition, races, ratios, rejection, sampling, schemes
 from tests.robustness.hostile import ROWS, SHAPES, few, problems
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 

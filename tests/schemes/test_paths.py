@@ -17,6 +17,8 @@ from gls_jax import races, schemes, trials
 from gls_jax.schemes import tree
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ALPHA = 1e-9
 TRIALS = 40_000
 TOKENS, LENGTH = 3, 2

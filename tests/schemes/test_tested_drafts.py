@@ -12,6 +12,8 @@ from gls_jax.schemes import specinfer_wor, weighted_importance
 from tests import oracles
 from tests.problems import PROBLEMS, logs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SINGLE, SPECINFER, WOR, SPECTR, IMPORTANCE, OPTIMAL = (
     schemes.get(name) for name in ("single", "specinfer", "specinfer_wor", "spectr", "weighted_importance", "optimal")
 )
