@@ -24,7 +24,7 @@ _LOGITS_A_STEP = 2**16  # of as many positions as have no more; measured on XLA:
 
 def acceptance(
     draft_logits: ArrayLike, target_logits: ArrayLike, *, scheme: str | schemes.Scheme, num_drafts: int
-) -> Float[Array, "..."]:
+) -> Float[Array, ...]:
     """``1 - scheme.acceptance(log_p, log_q, num_drafts)`` of every position, softmax inside.
 
     Take the scheme that will decode: `gls`, `gls_strong` (equal here), `gumbel_topk`, which accepts most, or one that

@@ -107,9 +107,12 @@ def test_lifted():
     lifted = jax.jit(jax.vmap(slopes))(*rows)
     assert float(jnp.sum(lifted[0])) == pytest.approx(float(values), rel=1e-6)
     np.testing.assert_allclose(lifted[1], expected, atol=1e-6)
-    mesh, spec = jax.make_mesh((1,), ("x",)), jax.P("x")
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.P("x")
     with jax.numpy_dtype_promotion("strict"):
-        split = jax.shard_map(lambda draft, target: loss(draft, target), mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec)
+        split = jax.shard_map(
+            lambda draft, target: loss(draft, target), mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec
+        )
         got = jax.jit(jax.grad(lambda *x: jnp.sum(split(*x)), (0, 1)))(*rows)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 

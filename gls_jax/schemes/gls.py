@@ -132,10 +132,11 @@ def _integral_and_slopes(cases, primals, tangents):
 
     def add(sums, at):
         m, weight = at
-        values, pullback = jax.vjp(lambda *fields: _integrand(*fields, m, cases), *primals)
-        # Not by `vmap`, which costs a fifth of the time where there is one case.
-        slopes = jax.tree.map(lambda *rows: jnp.stack(rows), *(pullback(row) for row in jnp.diag(weight)))
-        return jax.tree.map(jnp.add, sums, (weight * values, slopes)), None
+        # Case by case: `vmap` over them costs a fifth of the time where there is one.
+        slope = jax.value_and_grad(lambda case, *fields: _integrand(*fields, m, (case,))[0], argnums=(1, 2))
+        values = (slope(case, *primals) for case in cases)
+        values = jax.tree.map(lambda *rows: jnp.stack(rows), *values)
+        return jax.tree.map(lambda s, x: s + (weight * x.T).T, sums, values), None
 
     zero = jnp.zeros(len(cases), primals[1].dtype)
     start = jax.tree.map(lambda field: zero[:, None] * field, primals)
