@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from gls_jax import bounds, couplings, decomposition, races, rejection, schemes, trials
+from gls_jax import bounds, couplings, decomposition, losses, races, rejection, schemes, trials
 from gls_jax.checks import check_log_probs
 from gls_jax.sampling import ListSample, list_sample
 
@@ -29,6 +29,7 @@ __all__ = [
     "decomposition",
     "laws",
     "list_sample",
+    "losses",
     "models",
     "pairs",
     "planner",

@@ -132,6 +132,25 @@ def _fault(row: np.ndarray, atol: float, eps: float) -> str | None:
     )
 
 
+def logits(value: ArrayLike, name: str) -> jax.Array:
+    """Logits `[..., N]` in their own float type; where their values are known, none that have no softmax."""
+    array, known = jnp.asarray(value), _known(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name}: expected logits, an array of floats, got dtype {array.dtype}")
+    if array.ndim < 1 or array.shape[-1] < 1:
+        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
+    if known is None or not known.size:
+        return array
+    rows = known.reshape(-1, known.shape[-1]).astype(np.promote_types(known.dtype, np.float32), copy=False)
+    if not (rows < np.inf).all():
+        raise ValueError(f"{name}: expected logits, -inf where a token is masked, got NaN or inf")
+    if not (rows > -np.inf).any(-1).all():
+        raise ValueError(f"{name}: expected at least one finite logit a position, got nothing but -inf")
+    if rows.shape[-1] > 1 and (rows >= 0).all() and (abs(rows.sum(-1) - 1) < 1e-3).all():
+        raise ValueError(f"{name}: expected logits, got what looks like probabilities: take jnp.log")
+    return array
+
+
 def count(value, name: str) -> int:
     """A positive Python int; sizes shape arrays, so they cannot be traced."""
     try:

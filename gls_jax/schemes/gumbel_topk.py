@@ -35,6 +35,7 @@ __all__ = ["SCHEME", "Interval", "acceptance", "acceptance_interval", "hits", "p
 _EXACT_ITEMS = 512  # up to here every item is a Bernoulli and every ratio is evaluated
 _CLOCKS = 64  # of the heaviest items in a trial without clocks
 _HEAD, _PLACES = 256, 512  # beyond: exact Bernoullis, and places on the ratio axis
+_PLACES_A_STEP = 27  # divides 2 _PLACES + 2
 
 
 class Interval(NamedTuple):
@@ -170,13 +171,20 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
     else:
         law = _poisson(_tail_excess(ranked, light)[places, None] * nodes, most)
 
-    def add(law, item):
-        p, r = item
-        enters = -jnp.expm1(-nodes * (p * jnp.maximum(ratio - r, 0))[:, None])[..., None]
-        shifted = jnp.pad(law[..., :-1], ((0, 0), (0, 0), (1, 0)))
-        return law * (1 - enters) + shifted * enters, None
+    heads = ranked.p[heavy], ranked.ratio[heavy]
 
-    law, _ = jax.lax.scan(add, varying_like(law, ranked), (ranked.p[heavy], ranked.ratio[heavy]))
+    @jax.checkpoint  # else the gradient keeps `law` for every item of the head
+    def count(place):
+        law, ratio = place
+
+        def add(law, item):
+            p, r = item
+            enters = -jnp.expm1(-nodes * (p * jnp.maximum(ratio - r, 0)))
+            return law * (1 - enters) + jnp.pad(law[:-1], ((1, 0), (0, 0))) * enters, None
+
+        return jax.lax.scan(add, varying_like(law.T, law, ratio, heads), heads)[0].T
+
+    law = jax.lax.map(count, (law, ratio), batch_size=_PLACES_A_STEP)
     below = jnp.cumsum(law, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]
     lower = jnp.einsum("tnc,n->tc", below, weights[0], precision="highest")
     if head == ranked.p.shape[0]:

@@ -70,7 +70,7 @@ def _gain(p, q, rho, num_drafts):
 
 
 def _smooth_discount(p, q, num_drafts: int):
-    """`rho` with its derivative, by the implicit function theorem: that of one Newton step from the root."""
+    """`rho` with its first two derivatives: those of two Newton steps from the root, each of which adds one."""
     fixed_p, fixed_q = jax.lax.stop_gradient((p, q))
     rho = discount(fixed_p, fixed_q, num_drafts)
     full = fixed_q >= rho * fixed_p
@@ -78,8 +78,10 @@ def _smooth_discount(p, q, num_drafts: int):
     b = jnp.sum(jnp.minimum(fixed_p, fixed_q / rho))
     slope = -jnp.sum(jnp.where(full, fixed_p, 0)) - num_drafts * (1 - b) ** (num_drafts - 1) * part / rho**2
     steep = slope < -1e-12  # else every item is cut or none can be, and no rho is better than another
-    step = jnp.where(steep, _gain(p, q, rho, num_drafts) / jnp.where(steep, slope, -1), 0)
-    return rho - (step - jax.lax.stop_gradient(step))  # on a flat slope the step itself is rounding
+    for _ in range(2):
+        step = jnp.where(steep, _gain(p, q, rho, num_drafts) / jnp.where(steep, slope, -1), 0)
+        rho = rho - (step - jax.lax.stop_gradient(step))  # on a flat slope the step itself is rounding
+    return rho
 
 
 SCHEME = Scheme(
