@@ -133,7 +133,7 @@ def _integral_and_slopes(cases, primals, tangents):
     def add(sums, at):
         m, weight = at
         # Case by case: `vmap` over them costs a fifth of the time where there is one.
-        slope = jax.value_and_grad(lambda case, *fields: _integrand(*fields, m, (case,))[0], argnums=(1, 2))
+        slope = jax.value_and_grad(lambda case, places, live: _integrand(places, live, m, (case,))[0], argnums=(1, 2))
         values = (slope(case, *primals) for case in cases)
         values = jax.tree.map(lambda *rows: jnp.stack(rows), *values)
         return jax.tree.map(lambda s, x: s + (weight * x.T).T, sums, values), None
@@ -190,8 +190,8 @@ def _acceptance_diverse(log_p: Float[Array, "K N"], log_q, num_drafts):
     @jax.checkpoint
     def node(m) -> Float[Array, " K"]:
         unbeaten, other = jax.vmap(_at, in_axes=(0, None))(places, m)
-        factors = jnp.where(live, other, 1), jnp.where(live, 1 - unbeaten, 1)
-        factors = tuple(jnp.take_along_axis(x, back, axis=1) for x in factors)
+        by_place = jnp.where(live, other, 1), jnp.where(live, 1 - unbeaten, 1)
+        factors = tuple(jnp.take_along_axis(x, back, axis=1) for x in by_place)
 
         def stream(carry, factors):
             nobody, won = carry  # prod_k G_k, and sum over the winner of its factor times the others' G
