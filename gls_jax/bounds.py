@@ -13,6 +13,8 @@ have laws of their own, `log_p` is `[K, N]` and each stream contributes its own 
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -117,8 +119,8 @@ def list_decoding(information_density, num_decoders: int, num_bins: int) -> Floa
     >>> [round(float(x), 3) for x in bounds.list_decoding(jnp.array([0.0, 3.0, 9.0]), 4, 2)]
     [0.889, 0.5, 0.015]
     """
-    known = jnp.log2(checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins"))
-    return jax.nn.sigmoid((known - checks.floats(information_density, "information_density")) * jnp.log(2.0))
+    known = math.log2(checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins"))
+    return jax.nn.sigmoid((known - checks.floats(information_density, "information_density")) * math.log(2))
 
 
 def communication_free(log_p, log_q) -> Float[Array, ""]:
