@@ -92,8 +92,8 @@ def cumulative(values: Float[Array, " N"], *, reverse: bool = False) -> Float[Ar
     size, triangle = values.shape[0], np.tri(_GROUP)
     groups = jnp.pad(values, (0, -size % _GROUP)).reshape(-1, _GROUP)
     inside = jnp.matmul(groups, jnp.asarray(triangle if reverse else triangle.T, values.dtype), precision="highest")
-    if len(groups) == 1:
-        return inside[0, :size]
+    if len(groups) <= 1:
+        return inside.reshape(-1)[:size]
     totals, zero = cumulative(inside[:, 0 if reverse else -1], reverse=reverse), jnp.zeros(1, values.dtype)
     others = jnp.concatenate([totals[1:], zero] if reverse else [zero, totals[:-1]])
     return (inside + others[:, None]).reshape(-1)[:size]
