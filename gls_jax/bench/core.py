@@ -83,7 +83,7 @@ def training(name: str, positions: int = 256, num_items: int = 49_152, num_draft
 
         own, peer = (jax.jit(jax.value_and_grad(f)) for f in (loss, kl))
         shape = jax.ShapeDtypeStruct((kl_positions, num_items), jnp.float32)
-        memory = own.lower(shape, shape).compile().memory_analysis().temp_size_in_bytes
+        analysis = own.lower(shape, shape).compile().memory_analysis()
         some = draft[:positions], target[:positions]
         turns = measure.turns(
             lambda: jax.block_until_ready(own(*some)), lambda: jax.block_until_ready(peer(draft, target)), repeats
@@ -94,7 +94,7 @@ def training(name: str, positions: int = 256, num_items: int = 49_152, num_draft
             "milliseconds_a_position": round(1e3 * float(np.median(mine)), 2),
             "kl_milliseconds_a_position": round(1e3 * float(np.median(other)), 3),
             "ratio": round(float(np.median(mine / other)), 1),
-            "temporary_megabytes_256_positions": round(memory / 1e6, 1),
+            "temporary_megabytes_256_positions": analysis and round(analysis.temp_size_in_bytes / 1e6, 1),
         }
 
     return benchmark
