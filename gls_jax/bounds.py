@@ -13,11 +13,14 @@ have laws of their own, `log_p` is `[K, N]` and each stream contributes its own 
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks, races
+from gls_jax.loops import varying_like
 from gls_jax.ratios import RatioOrder, excess, ratio_order
 
 __all__ = [
@@ -116,8 +119,8 @@ def list_decoding(information_density, num_decoders: int, num_bins: int) -> Floa
     >>> [round(float(x), 3) for x in bounds.list_decoding(jnp.array([0.0, 3.0, 9.0]), 4, 2)]
     [0.889, 0.5, 0.015]
     """
-    known = jnp.log2(checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins"))
-    return jax.nn.sigmoid((known - checks.floats(information_density, "information_density")) * jnp.log(2.0))
+    known = math.log2(checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins"))
+    return jax.nn.sigmoid((known - checks.floats(information_density, "information_density")) * math.log(2))
 
 
 def communication_free(log_p, log_q) -> Float[Array, ""]:
@@ -221,7 +224,7 @@ def optimum_distinct(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
         return count, jnp.where(rate > 0, 1 - few, 1)
 
     start = jnp.zeros((times.shape[0], num_drafts), log_q.dtype).at[:, 0].set(1)
-    _, contained = jax.lax.scan(add, start, (ranked.p, outside))
+    _, contained = jax.lax.scan(add, varying_like(start, ranked), (ranked.p, outside))
     return _optimum(ranked, contained)
 
 

@@ -166,7 +166,7 @@ def importance_law(rule: Callable[[jax.Array], jax.Array], log_p, num_drafts: in
     laws = jnp.broadcast_to(races.weights(log_p), (num_drafts, size))
     lists = jnp.stack(jnp.unravel_index(jnp.arange(size**num_drafts), (size,) * num_drafts), axis=1)
     chance = jnp.prod(laws[jnp.arange(num_drafts), lists], axis=1)
-    mass = chance[:, None] * jax.vmap(rule)(lists)
+    mass = chance[:, None] * jax.vmap(rule)(lists).astype(chance.dtype)
     return jnp.zeros(size, mass.dtype).at[lists].add(mass)
 
 

@@ -193,7 +193,8 @@ def _shared_out(function: Callable, log_p, log_q, **static) -> np.ndarray:
     filled = np.minimum(np.arange(-(-len(log_q) // len(devices)) * len(devices)), len(log_q) - 1)
     mesh = Mesh(devices, "pairs")
     laws = jax.device_put((log_p[filled], log_q[filled]), NamedSharding(mesh, P("pairs")))
-    return np.asarray(function(*laws, mesh=mesh, **static))[: len(log_q)]
+    with jax.set_mesh(mesh):  # a mesh that the caller has set is not this one
+        return np.asarray(function(*laws, mesh=mesh, **static))[: len(log_q)]
 
 
 @partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))

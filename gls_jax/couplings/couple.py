@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
+from gls_jax.loops import varying_like
 from gls_jax.ratios import excess
 from gls_jax.rejection import speculate
 
@@ -247,7 +248,7 @@ def first_under(key, curve: Float[Array, " N"], most: int):
         found = jnp.min(jnp.where(heights < of(curve, items), start + numbers, most))
         return start + numbers.size, jnp.minimum(found, most)
 
-    state = jnp.int32(0), jnp.int32(most)
+    state = varying_like((jnp.int32(0), jnp.int32(most)), key, curve)
     _, number = jax.lax.while_loop(lambda state: (state[0] < most) & (state[1] == most), throw, state)
     items, heights = races.darts(key, number, 1, num_items)
     return number, items[0], heights[0]

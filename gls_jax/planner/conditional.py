@@ -124,10 +124,10 @@ def _poisson(log_p, log_q, num_drafts: int) -> Kernel:
         mean = jnp.minimum(before((theta * q[0] + waits.astype(np.float32)[:, None]) / p_y), 1e6)
         share = (shares / shares.sum()).astype(np.float32)
         below = jnp.einsum("kgn,g,n->k", _poisson_below(mean, num_drafts), share, weights)  # at most 0, 1, ... others
-        return jnp.zeros(num_drafts + 1).at[m:].set(below[: num_drafts + 1 - m])
+        return jnp.zeros(num_drafts + 1, p.dtype).at[m:].set(below[: num_drafts + 1 - m])
 
-    tails = [jnp.ones(num_drafts + 1), *(jnp.where(p[0] > 0, at_least(m), 0) for m in range(1, num_drafts + 1))]
-    tails.append(jnp.zeros(num_drafts + 1))
+    always, never = jnp.ones(num_drafts + 1, p.dtype), jnp.zeros(num_drafts + 1, p.dtype)
+    tails = [always, *(jnp.where(p[0] > 0, at_least(m), 0) for m in range(1, num_drafts + 1)), never]
     return jnp.stack(tails[:-1], axis=1) - jnp.stack(tails[1:], axis=1)
 
 
@@ -140,13 +140,13 @@ def _gumbel_topk(log_p, log_q, num_drafts: int) -> Kernel:
     def add(law, chance):
         return law * (1 - chance) + _shift(law) * chance, None
 
-    nobody = jnp.zeros((num_drafts, len(theta))).at[0].set(1)
+    nobody = jnp.zeros((num_drafts, len(theta)), p.dtype).at[0].set(1)
     law, _ = jax.lax.scan(add, nobody, enters)
     listed = jnp.where(p[0] > 0, jnp.cumsum(law @ weights), 0)  # among the first 1, 2, ... K
     # Fewer possible items than drafts: the rest of the list repeats the first.
     counts = jnp.arange(1, num_drafts + 1)
     repeats = jnp.maximum(counts - jnp.sum(p > 0), 0)
-    kernel = jnp.zeros((num_drafts + 1, num_drafts + 1)).at[0, 0].set(1)
+    kernel = jnp.zeros((num_drafts + 1, num_drafts + 1), p.dtype).at[0, 0].set(1)
     kernel = kernel.at[counts, 0].set(1 - listed)
     return kernel.at[counts, 1].add(listed - listed[0]).at[counts, 1 + repeats].add(listed[0])
 
@@ -167,8 +167,8 @@ def _single(log_p, log_q, num_drafts: int) -> Kernel:
 
 def _specinfer(log_p, log_q, num_drafts: int) -> Kernel:
     p, q = races.weights(log_p), races.weights(log_q)
-    one = jnp.zeros(num_drafts + 1).at[1].set(1)
-    spent, hit, rows = jnp.zeros(()), jnp.zeros(num_drafts + 1), []
+    one = jnp.zeros(num_drafts + 1, p.dtype).at[1].set(1)
+    spent, hit, rows = jnp.zeros((), p.dtype), 0 * one, []
     for _ in range(num_drafts):
         rest, left = remaining(q, spent * p)
         hit = hit * (1 - p[0]) + _shift(hit) * p[0] + jnp.minimum(left * p[0], rest[0]) / q[0] * one
@@ -179,7 +179,7 @@ def _specinfer(log_p, log_q, num_drafts: int) -> Kernel:
 
 def _spectr(log_p, log_q, num_drafts: int) -> Kernel:
     p, q = races.weights(log_p), races.weights(log_q)
-    counts = jnp.arange(1, num_drafts + 1)
+    counts = jnp.arange(1, num_drafts + 1, dtype=p.dtype)
     discounts = jax.vmap(partial(spectr.discount, p, q))(counts)
 
     def row(j: int):
@@ -187,7 +187,8 @@ def _spectr(log_p, log_q, num_drafts: int) -> Kernel:
         kept = jnp.minimum(p, q / rho)
         refused = jnp.maximum(1 - jnp.sum(kept), 0)
         missed = p[0] - kept[0]  # y itself is drafted and refused
-        hit, none = jnp.zeros(num_drafts + 1), jnp.zeros(num_drafts + 1).at[0].set(1)  # none: all refused so far
+        none = jnp.zeros(num_drafts + 1, p.dtype).at[0].set(1)  # all refused so far
+        hit = 0 * none
         for _ in range(j):
             hit = hit * (1 - p[0]) + _shift(hit) * p[0] + _shift(none) * kept[0] / q[0]
             none = none * (refused - missed) + _shift(none) * missed
@@ -198,7 +199,7 @@ def _spectr(log_p, log_q, num_drafts: int) -> Kernel:
 
 def _binomials(count: int, chance) -> Float[Array, "J J *n"]:
     """Laws of the number of successes in 0, 1, ... `count` trials."""
-    law = jnp.zeros((count + 1, *jnp.shape(chance))).at[0].set(1)
+    law = jnp.zeros((count + 1, *jnp.shape(chance)), chance.dtype).at[0].set(1)
     laws = [law]
     for _ in range(count):
         laws.append(laws[-1] * (1 - chance) + _shift(laws[-1]) * chance)
@@ -218,7 +219,7 @@ def _poisson_below(mean, most: int):
 
 
 def _one_draft(chance) -> Kernel:
-    return jnp.stack([jnp.array([1.0, 0.0]), jnp.stack([1 - chance, chance])])
+    return jnp.stack([jnp.array([1.0, 0.0], chance.dtype), jnp.stack([1 - chance, chance])])
 
 
 def _rows(rows) -> Kernel:

@@ -124,6 +124,7 @@ class Scheme:
         num_drafts = self.check_num_drafts(drafts.shape[0])
         log_p, log_q = self._problem(log_p, log_q, num_drafts)
         checks.tokens(drafts, log_q.shape[0], "drafts")
+        drafts = drafts.astype(jnp.int32)
         active = jnp.ones(num_drafts, bool) if active is None else jnp.asarray(active)
         if active.shape != drafts.shape or active.dtype != jnp.bool_:
             raise ValueError(

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gls_jax import bounds, checks, races, simulation
+from gls_jax.loops import varying_like
 from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import RatioOrder, ratio_order
 from gls_jax.schemes.base import Scheme
@@ -96,10 +97,11 @@ def simulator(log_p, log_q, num_drafts):
             seen = jnp.where(
                 jnp.arange(num_drafts) == rank, item, seen
             )  # an item that is there already changes nothing
-            return step + 1, level + noise[0], rank + new, seen
+            return step + 1, level + noise[0], rank + new.astype(rank.dtype), seen
 
         first = races.exponentials(races.stream_key(key, 1), 1, 1)[0, 0]
         start = (jnp.int32(2), first, rank, jnp.full(num_drafts, -1, jnp.int32))
+        start = varying_like(start, key, ranked)
         rank = jax.lax.while_loop(more, arrive, start)[2]
         return (rank < jnp.arange(1, num_drafts + 1)) & (ranked.p[token] > 0)
 
@@ -180,7 +182,7 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
             enters = -jnp.expm1(-nodes * (p * jnp.maximum(ratio - r, 0)))
             return law * (1 - enters) + jnp.pad(law[:-1], ((1, 0), (0, 0))) * enters, None
 
-        return jax.lax.scan(add, law.T, heads)[0].T
+        return jax.lax.scan(add, varying_like(law.T, law, ratio, heads), heads)[0].T
 
     law = jax.lax.map(count, (law, ratio), batch_size=_PLACES_A_STEP)
     below = jnp.cumsum(law, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]

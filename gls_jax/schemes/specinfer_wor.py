@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.estimate import Estimate
+from gls_jax.loops import varying_like
 from gls_jax.rejection import serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
@@ -184,7 +185,8 @@ def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int):
             return (u, pool.at[item].set(0)), None
 
         chain_key = jax.random.fold_in(key, index)
-        (u, _), _ = jax.lax.scan(test, (jnp.zeros((), log_q.dtype), laws.p), jnp.arange(min(num_drafts, size)))
+        start = varying_like((jnp.zeros((), log_q.dtype), laws.p), chain_key, laws)
+        (u, _), _ = jax.lax.scan(test, start, jnp.arange(min(num_drafts, size)))
         return unserved(u)
 
     missed = jax.lax.map(chain, jnp.arange(num_chains), batch_size=max(1, min(num_chains, _CHUNK // size)))

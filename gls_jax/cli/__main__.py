@@ -1,8 +1,0 @@
-"""`python -m gls_jax.cli`."""
-
-import sys
-
-from gls_jax.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

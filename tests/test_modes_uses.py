@@ -1,0 +1,158 @@
+"""Decoding, compression and dumps give the same bits in every mode that a user's script may have set."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+
+from gls_jax import compression, decoding, laws, models, pairs, races, study
+from gls_jax.compression import GaussianCodec, ImageCodec
+from gls_jax.planner import conditional
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+VOCABULARY, SEED = 7, 3
+TABLE = np.random.default_rng(0).normal(size=(2, VOCABULARY, VOCABULARY)).astype(np.float32)
+PROMPTS = [[3], [5, 2]]
+SIZES = models.Config(
+    vocab_size=VOCABULARY, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=2, num_kv_heads=1
+)
+TRANSFORMER = models.language_model(models.Transformer(SIZES, rngs=nnx.Rngs(0)))
+DISTRIBUTIONS = jax.nn.log_softmax(jnp.asarray(TABLE[:, :2]))
+PICTURES = np.random.default_rng(1).uniform(-1, 1, size=(4, 6, 8, 1)).astype(np.float32)
+NETWORK = models.VaeConfig.of_images(PICTURES, crop=3, channels=4, hidden=8, features=6)
+
+
+def following(params, tokens):
+    return params[tokens]
+
+
+def bigrams(dtype=np.float32):
+    tables = TABLE[0], TABLE[0] + TABLE[1]
+    return [decoding.from_function(following, jnp.asarray(table.astype(dtype)), VOCABULARY) for table in tables]
+
+
+def generated(target, drafter, **options) -> list[np.ndarray]:
+    options = {"draft_length": 2, "max_new_tokens": 6} | options
+    found = decoding.generate(races.new_key(SEED), target, drafter, PROMPTS, **options)
+    assert found.tokens.dtype == found.lengths.dtype == jnp.int32
+    return [np.asarray(found.tokens), np.asarray(found.lengths)]
+
+
+def by_bigrams(**options):
+    return generated(*bigrams(), **options)
+
+
+def with_every_parameter():
+    sampling = {"temperature": [0.5, 0.0], "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2}
+    return generated(bigrams()[0], decoding.ngram_lookup(VOCABULARY), scheme="gls", stop_tokens=[1], **sampling)
+
+
+def by_a_transformer():
+    return generated(TRANSFORMER, TRANSFORMER, scheme="specinfer", num_drafts=2)
+
+
+def round_by_round():
+    run = decoding.stream(races.new_key(SEED), *bigrams(), PROMPTS, draft_length=2, max_new_tokens=6)
+    return [np.concatenate(new) for new in run]
+
+
+def sent_and_received(search: str):
+    codec = GaussianCodec(2, 128, 4, 0.05, 0.5, search=search)
+    source = np.linspace(-1, 1, 3)
+    blob = codec.encode(SEED, source)
+    received = codec.decode(blob, source + 0.1, 1)
+    assert not codec.sizes(blob).payload_bits % 8
+    return [np.frombuffer(blob, np.uint8), received.index, received.estimate]
+
+
+def pictures():
+    codec = ImageCodec(models.image_model(models.new_vae(NETWORK, races.new_key(SEED)), NETWORK), 2, 64, 8)
+    left, right = compression.halves(PICTURES)
+    side = np.asarray(compression.crops(races.new_key(SEED), jnp.asarray(left), 1, 3)[:, 0])
+    blob = codec.encode(SEED, right)
+    received = codec.decode(blob, side, 1)
+    return [side, np.frombuffer(blob, np.uint8), received.index, received.estimate]
+
+
+def training(tmp_path):
+    trained = models.train_vae(tmp_path / "run", PICTURES, NETWORK, beta=0.1, epochs=1, seed=SEED, batch=2)
+    return [*map(np.asarray, trained.losses), *map(np.asarray, jax.tree.leaves(trained.model.params))]
+
+
+def dump(tmp_path):
+    target, drafter = bigrams()
+    asked = laws.Sampling()
+
+    def texts(first):
+        return laws.own_texts(races.new_key(SEED), target, PROMPTS, asked, length=4, batch=2, first=first)
+
+    made = laws.write(
+        tmp_path / "dump", target, drafter, texts, asked, num_positions=6, context=6, num_kept=3, facts={}
+    )
+    laws.acceptance(made, tmp_path / "sweep", names=["gls"], num_drafts=[1, 2])
+    return [np.frombuffer(path.read_bytes(), np.uint8) for path in sorted(tmp_path.glob("*/*.npy"))]
+
+
+def studied(tmp_path):
+    random = pairs.random(races.new_key(SEED), 2, 5)
+    study.run(study.Study(("gls",), num_drafts=(1, 2), num_trials=64, seed=SEED), random, tmp_path / "study")
+    return [*random, np.frombuffer((tmp_path / "study" / "acceptance.csv").read_bytes(), np.uint8)]
+
+
+def kernels():
+    return [conditional.kernels(*DISTRIBUTIONS, scheme=name, num_drafts=2) for name in conditional.NAMES]
+
+
+TASKS = {
+    "margin tree": lambda _: by_bigrams(tree=decoding.MarginTree(4, 2, children=4)),
+    "tested drafts": lambda _: by_bigrams(scheme="traversal", num_drafts=2),
+    "every parameter": lambda _: with_every_parameter(),
+    "transformer": lambda _: by_a_transformer(),
+    "stream": lambda _: round_by_round(),
+    "ordered": lambda _: sent_and_received("ordered"),
+    "dense": lambda _: sent_and_received("dense"),
+    "pictures": lambda _: pictures(),
+    "training": training,
+    "dump": dump,
+    "study": studied,
+    "kernels": lambda _: kernels(),
+}
+# Modes that have nothing to do with each other are tested together: each costs the compilation of all programs.
+MODES = {
+    "double precision, other random bits": lambda: [
+        jax.enable_x64(True),
+        jax.default_prng_impl("rbg"),
+        jax.threefry_partitionable(False),
+    ],
+    "strict promotion, no NaN": lambda: [jax.numpy_dtype_promotion("strict"), jax.debug_nans(True)],
+    "a mesh": lambda: [jax.set_mesh(jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,)))],
+    "an explicit mesh": lambda: [jax.set_mesh(jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,)))],
+}
+
+
+@pytest.fixture(scope="module")
+def by_default(tmp_path_factory):
+    """What each task gives in the default mode, worked out when first asked for."""
+    return cache(lambda task: TASKS[task](tmp_path_factory.mktemp("default")))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("mode", MODES)
+def test_same_bits(task, mode, by_default, tmp_path):
+    expected = by_default(task)
+    with ExitStack() as modes:
+        for context in MODES[mode]():
+            modes.enter_context(context)
+        found = TASKS[task](tmp_path)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
