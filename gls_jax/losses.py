@@ -27,19 +27,26 @@ def acceptance(
 ) -> Float[Array, ...]:
     """``1 - scheme.acceptance(log_p, log_q, num_drafts)`` of every position, softmax inside.
 
-    Take the scheme that will decode: `gls`, `gls_strong` (equal here), `gumbel_topk`, which accepts most, or one that
-    tests drafts, such as `spectr`. `poisson` is the cheap and smooth proxy for those with shared randomness: never
-    below the list matching bound, and with its maximum where theirs is. `single` is the total variation distance.
+    Take the scheme that will decode. Of those with shared randomness, whose drafter need not show its probabilities:
+    `gls` where the emitted token may depend on which drafts are still in play (conditional invariance), `gls_strong`
+    (the same loss), `poisson` and `gumbel_topk` where it must not depend on the drafts at all (strong invariance).
+    `gumbel_topk` accepts most; `poisson` is the cheap and smooth proxy for the others: its acceptance is never below
+    the list matching bound, and 1 where the distributions agree. Of those that test drafts, `single` is the total
+    variation distance and `spectr` the same for a list.
+
+    Value and gradient for 256 positions of 49,152 tokens, K = 4, against those of a KL loss (two CPU cores, jax 0.10.2
+    and 0.12.0.1): `poisson` 7 times as long, `gls` 40 to 50, `gumbel_topk` 500; temporaries 55, 58 and 83 MB, of which
+    the gradient is 50. Call it under `jit`.
 
     The loss is differentiable in both logits; `jax.lax.stop_gradient` of a fixed target's saves half the memory. Three
     things to know:
 
     * A token whose probability is below `e^-80` counts as impossible and gets no gradient, and so does a masked one
       (logit `-inf`). Keep the drafter's probabilities above that while training, for instance by mixing in a little of
-      the uniform distribution: `jnp.logaddexp(log_p, log_epsilon - log N)`.
+      the uniform distribution: `jnp.logaddexp(jax.nn.log_softmax(draft_logits), jnp.log(1e-6 / N))`.
     * Where tokens tie in `q / p` the loss has a kink, as `|x|` has at 0, and the gradient is one of its one-sided
-      ones; where the two distributions are equal it is 0 (but `naive`, whose optimum is elsewhere, and the linear
-      program of `weighted_importance`).
+      ones. Where the two distributions are equal it is 0, except for `naive`
+      and `weighted_importance`, whose best drafter is another.
     * `gumbel_topk` beyond 512 tokens is the middle of an interval, see
       :func:`gls_jax.schemes.gumbel_topk.acceptance_interval`, and the gradient is that of this estimate.
 
@@ -62,13 +69,14 @@ def acceptance(
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import losses
     >>> target = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]))
-    >>> losses.acceptance(jnp.zeros((2, 3)), target, scheme="gls", num_drafts=4).round(3).tolist()
-    [0.062, 0.083]
-    >>> loss = lambda draft: losses.acceptance(draft, target, scheme="gls", num_drafts=4).mean()
+    >>> loss = lambda draft: losses.acceptance(draft, target, scheme="gls", num_drafts=4)
     >>> draft = jnp.zeros((2, 3))
-    >>> for _ in range(200):
-    ...     draft = draft - 5 * jax.grad(loss)(draft)
-    >>> bool(loss(draft) < 0.01)
+    >>> [round(float(x), 2) for x in loss(draft)]
+    [0.02, 0.05]
+    >>> slope = jax.jit(jax.grad(lambda draft: loss(draft).mean()))
+    >>> for _ in range(20):
+    ...     draft = draft - 5 * slope(draft)
+    >>> bool(loss(draft).max() < 0.01)
     True
     """
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)

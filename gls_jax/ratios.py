@@ -90,7 +90,7 @@ def cumulative(values: Float[Array, " N"], *, reverse: bool = False) -> Float[Ar
     Each group of 32 is multiplied by a triangle of ones, and then the groups' totals are added up in the same way.
     """
     size, triangle = values.shape[0], np.tri(_GROUP)
-    groups = jnp.pad(values, (0, -size % _GROUP)).reshape(-1, _GROUP)
+    groups = jnp.pad(values, (0, -size % _GROUP if size else _GROUP)).reshape(-1, _GROUP)
     inside = jnp.matmul(groups, jnp.asarray(triangle if reverse else triangle.T, values.dtype), precision="highest")
     if len(groups) <= 1:
         return inside.reshape(-1)[:size]

@@ -8,10 +8,10 @@ import pytest
 
 from gls_jax import losses, schemes, trials
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE, STEP = 6, 1e-5
 AT, TO = np.random.default_rng(8).normal(size=(2, 2, SIZE))  # logits of draft and target, and a direction
-
-
+SIZES = {"weighted_importance": 3}  # else 6; its program of five ranks takes long to compile
 DRAFTS = {"single": 1, "minhash": 1, "specinfer_wor": 2, "weighted_importance": 2}  # else 3
 
 
@@ -25,9 +25,10 @@ def test_value_and_derivatives(name):
     """In float64, at a point and a step before and after: the plain acceptance, central differences of the value, and
     of the gradient for the second derivative (forward over reverse, and so both modes)."""
     loss = loss_of(name)
+    at, to = (x[:, None, : SIZES.get(name, SIZE)] for x in (AT, TO))
     with jax.enable_x64(True):
-        rows = jnp.asarray(AT[:, None] + np.array([-STEP, 0, STEP])[:, None] * TO[:, None])  # [2, 3, N]
-        along = jnp.asarray(np.broadcast_to(TO[:, None], rows.shape))
+        rows = jnp.asarray(at + np.array([-STEP, 0, STEP])[:, None] * to)  # [2, 3, N]
+        along = jnp.asarray(np.broadcast_to(to, rows.shape))
 
         def plain(draft, target):
             laws = jax.nn.log_softmax(draft), jax.nn.log_softmax(target)
@@ -45,7 +46,7 @@ def test_value_and_derivatives(name):
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12)
         np.testing.assert_allclose(slopes, expected_slopes, rtol=1e-9, atol=1e-12)
         assert float(ahead[1]) == pytest.approx(float(values[2] - values[0]) / (2 * STEP), rel=1e-5, abs=1e-8)
-        assert float(jnp.sum(slopes[:, 1] * TO)) == pytest.approx(float(ahead[1]), rel=1e-9, abs=1e-12)
+        assert float(jnp.sum(slopes[:, 1] * to[:, 0])) == pytest.approx(float(ahead[1]), rel=1e-9, abs=1e-12)
         np.testing.assert_allclose(bends[:, 1], (slopes[:, 2] - slopes[:, 0]) / (2 * STEP), rtol=1e-5, atol=1e-8)
 
 
@@ -99,41 +100,13 @@ def test_lifted():
     """`vmap`, and `shard_map` with its default checks, the target on every device: the same values and gradients."""
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, SIZE)), jnp.float32)
     loss = loss_of("gls")
-
-    def slopes(draft, target):
-        return jax.value_and_grad(lambda *x: jnp.sum(loss(*x)), (0, 1))(draft, target)
-
-    values, expected = jax.jit(slopes)(*rows)
-    lifted = jax.jit(jax.vmap(slopes))(*rows)
-    assert float(jnp.sum(lifted[0])) == pytest.approx(float(values), rel=1e-6)
-    np.testing.assert_allclose(lifted[1], expected, atol=1e-6)
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.P("x")
-    with jax.numpy_dtype_promotion("strict"):
-        split = jax.shard_map(
-            lambda draft, target: loss(draft, target), mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec
-        )
-        got = jax.jit(jax.grad(lambda *x: jnp.sum(split(*x)), (0, 1)))(*rows)
-    np.testing.assert_allclose(got, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(("name", "most"), [("poisson", 1e9), ("gls", 1e9), ("gumbel_topk", 2e9)])
-def test_memory_of_a_training_step(name, most):
-    """Compiled temporaries of value and gradient, 256 positions of a vocabulary; nothing is run."""
-    logits = jax.ShapeDtypeStruct((256, 49_152), jnp.float32)
-    step = jax.jit(jax.value_and_grad(lambda draft, target: jnp.mean(loss_of(name, 4)(draft, target))))
-    used = step.lower(logits, logits).compile().memory_analysis().temp_size_in_bytes
-    assert used < most
-    assert used < 2 * 4 * 256 * 49_152 + 5e7  # the gradient, once more while it is scaled, and a few positions
-
-
-def test_memory_grows_by_the_gradient_alone():
-    def used(positions):
-        logits = jax.ShapeDtypeStruct((positions, 8192), jnp.float32)
-        step = jax.jit(jax.value_and_grad(lambda *x: jnp.mean(loss_of("poisson")(*x)), (0, 1)))
-        return step.lower(logits, logits).compile().memory_analysis().temp_size_in_bytes
-
-    assert used(64) - used(32) < 2 * 2 * 4 * 32 * 8192
+    split = jax.shard_map(loss, mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec)
+    found = [
+        jax.jit(jax.value_and_grad(lambda *x, f=f: jnp.sum(f(*x)), (0, 1)))(*rows) for f in (jax.vmap(loss), split)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *found)
 
 
 def test_training_raises_the_acceptance():

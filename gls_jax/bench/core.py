@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import races, schemes, trials
+from gls_jax import losses, races, schemes, trials
 from gls_jax.bench import measure
 from gls_jax.bench.measure import VOCABULARY, Line, seconds, vocabulary_laws
 
-__all__ = ["SUITE", "exact_vocabulary", "importing", "monte_carlo"]
+__all__ = ["SUITE", "exact_vocabulary", "importing", "monte_carlo", "training"]
 
 
 def monte_carlo(num_items: int, num_drafts: int = 8) -> Callable[[int], Line]:
@@ -66,6 +66,40 @@ def exact_vocabulary(repeats: int, num_drafts: int = 8) -> Line:
     }
 
 
+def training(name: str, positions: int = 256, num_items: int = 49_152, num_drafts: int = 4) -> Callable[[int], Line]:
+    """Value and gradient of the exact acceptance as a loss, beside those of a KL loss on 256 positions."""
+
+    def benchmark(repeats: int) -> Line:
+        kl_positions = 256
+        draft, noise = 2.5 * jax.random.normal(jax.random.key(0), (2, kl_positions, num_items))
+        target = 0.8 * draft + 0.2 * noise
+
+        def kl(draft, target):
+            log_p, log_q = jax.nn.log_softmax(draft), jax.nn.log_softmax(target)
+            return jnp.mean(jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1))
+
+        def loss(draft, target):
+            return jnp.mean(losses.acceptance(draft, target, scheme=name, num_drafts=num_drafts))
+
+        own, peer = (jax.jit(jax.value_and_grad(f)) for f in (loss, kl))
+        shape = jax.ShapeDtypeStruct((kl_positions, num_items), jnp.float32)
+        analysis = own.lower(shape, shape).compile().memory_analysis()
+        some = draft[:positions], target[:positions]
+        turns = measure.turns(
+            lambda: jax.block_until_ready(own(*some)), lambda: jax.block_until_ready(peer(draft, target)), repeats
+        )
+        mine, other = np.array(turns[0]) / positions, np.array(turns[1]) / kl_positions
+        return {
+            "benchmark": f"training on {name}, N={num_items}, K={num_drafts}",
+            "milliseconds_a_position": round(1e3 * float(np.median(mine)), 2),
+            "kl_milliseconds_a_position": round(1e3 * float(np.median(other)), 3),
+            "ratio": round(float(np.median(mine / other)), 1),
+            "temporary_megabytes_256_positions": analysis and round(analysis.temp_size_in_bytes / 1e6, 1),
+        }
+
+    return benchmark
+
+
 def importing(repeats: int) -> Line:
     """Seconds that `import gls_jax` adds to importing jax and flax."""
     own = [measure.in_a_fresh_process(_IMPORT) for _ in range(repeats)]
@@ -96,4 +130,9 @@ def _vocabulary(num_drafts: int) -> float:
     return round(measure.peak_megabytes() - before, 1)
 
 
-SUITE = (monte_carlo(10), monte_carlo(1000), monte_carlo(VOCABULARY), exact_vocabulary, importing)
+SUITE = (
+    *(monte_carlo(num_items) for num_items in (10, 1000, VOCABULARY)),
+    exact_vocabulary,
+    *(training("poisson"), training("gls"), training("gumbel_topk", positions=8)),
+    importing,
+)
