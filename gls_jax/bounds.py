@@ -13,12 +13,15 @@ have laws of their own, `log_p` is `[K, N]` and each stream contributes its own 
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks, races
-from gls_jax.ratios import excess, ratio_order
+from gls_jax.loops import varying_like
+from gls_jax.ratios import RatioOrder, excess, ratio_order
 
 __all__ = [
     "communication_free",
@@ -49,7 +52,8 @@ def list_matching(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
         `f[]`, a probability.
 
     Raises:
-        ValueError: shapes that do not match or `num_drafts < 1`.
+        ValueError: shapes that do not match, `num_drafts < 1`, or what :func:`gls_jax.check_log_probs` raises, as all
+            functions here.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -78,7 +82,7 @@ def list_matching_relaxed(log_p, log_q, num_drafts: int) -> Float[Array, " N"]:
     [0.5263, 0.9091]
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
-    log_p, log_q = _two_laws(log_p, log_q)
+    log_p, log_q = checks.problem(log_p, log_q)
     live = log_p >= races.LIGHTEST
     odds = jnp.log(num_drafts) + jnp.where(live, log_p, 0) - jnp.maximum(log_q, 2 * races.LIGHTEST)
     return jnp.where(live, jax.nn.sigmoid(odds), 0)
@@ -115,8 +119,8 @@ def list_decoding(information_density, num_decoders: int, num_bins: int) -> Floa
     >>> [round(float(x), 3) for x in bounds.list_decoding(jnp.array([0.0, 3.0, 9.0]), 4, 2)]
     [0.889, 0.5, 0.015]
     """
-    known = jnp.log2(checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins"))
-    return jax.nn.sigmoid((known - checks.floats(information_density, "information_density")) * jnp.log(2.0))
+    known = math.log2(checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins"))
+    return jax.nn.sigmoid((known - checks.floats(information_density, "information_density")) * math.log(2))
 
 
 def communication_free(log_p, log_q) -> Float[Array, ""]:
@@ -138,7 +142,7 @@ def total_variation(log_p, log_q) -> Float[Array, ""]:
     >>> float(bounds.total_variation(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.0, 1.0]))))
     1.0
     """
-    log_p, log_q = _two_laws(log_p, log_q)
+    log_p, log_q = checks.problem(log_p, log_q)
     return jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q))) / 2
 
 
@@ -155,13 +159,14 @@ def optimum_iid(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
     [0.6, 0.85, 1.0]
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
-    log_p, log_q = _two_laws(log_p, log_q)
-    return optimum(log_p, log_q, jnp.minimum(ratio_order(log_p, log_q).mass, 1) ** num_drafts)
+    log_p, log_q = checks.problem(log_p, log_q)
+    ranked = ratio_order(log_p, log_q)
+    return _optimum(ranked, jnp.minimum(ranked.mass, 1) ** num_drafts)
 
 
 def prefix_order(log_p, log_q) -> Int[Array, " N"]:
     """Items in order of `q / p`, those with `p = 0` last: the prefixes that :func:`optimum` looks at."""
-    return ratio_order(*_two_laws(log_p, log_q)).order
+    return ratio_order(*checks.problem(log_p, log_q)).order
 
 
 def optimum(log_p, log_q, contained) -> Float[Array, ""]:
@@ -182,13 +187,12 @@ def optimum(log_p, log_q, contained) -> Float[Array, ""]:
     >>> round(float(bounds.optimum(jnp.log(p), log_q, inside)), 4)
     0.85
     """
-    log_p, log_q = _two_laws(log_p, log_q)
-    contained = checks.law(contained, "contained")
+    log_p, log_q = checks.problem(log_p, log_q)
+    inside, contained = contained, checks.floats(contained, "contained")
     if contained.shape != log_q.shape:
         raise ValueError(f"contained: expected shape [{log_q.shape[0]}], got {list(contained.shape)}")
-    ranked = ratio_order(log_p, log_q)
-    short = jnp.where(ranked.p > 0, jnp.cumsum(ranked.q) - jnp.minimum(contained, 1), 0)
-    return 1 + jnp.minimum(jnp.min(short), 0)
+    checks.within_unit(inside, "contained")
+    return _optimum(ratio_order(log_p, log_q), contained)
 
 
 def optimum_distinct(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
@@ -205,7 +209,7 @@ def optimum_distinct(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
     [0.6, 0.8857, 1.0]
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
-    log_p, log_q = _two_laws(log_p, log_q)
+    log_p, log_q = checks.problem(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
     outside = jnp.append(jnp.cumsum(ranked.p[::-1])[::-1][1:], 0)  # summed from the far end: no digits lost
     step = 0.25
@@ -220,18 +224,18 @@ def optimum_distinct(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
         return count, jnp.where(rate > 0, 1 - few, 1)
 
     start = jnp.zeros((times.shape[0], num_drafts), log_q.dtype).at[:, 0].set(1)
-    _, contained = jax.lax.scan(add, start, (ranked.p, outside))
-    return optimum(log_p, log_q, contained)
+    _, contained = jax.lax.scan(add, varying_like(start, ranked), (ranked.p, outside))
+    return _optimum(ranked, contained)
 
 
-def _two_laws(log_p, log_q):
-    return checks.same_items(checks.law(log_p, "log_p"), checks.law(log_q, "log_q"))
+def _optimum(ranked: RatioOrder, contained: Float[Array, " N"]) -> Float[Array, ""]:
+    short = jnp.where(ranked.p > 0, jnp.cumsum(ranked.q) - jnp.minimum(contained, 1), 0)
+    return 1 + jnp.minimum(jnp.min(short), 0)
 
 
 def _given_target(log_p, log_q, num_active: int, num_drafts: int):
     """`q` and ``sum over active streams of 1 / (K - 1 + M_j)``."""
     num_active, num_drafts = checks.active_of(num_active, num_drafts)
-    log_p, log_q = checks.draft_laws(log_p, num_active), checks.law(log_q, "log_q")
-    log_p, log_q = checks.same_items(log_p, log_q)
+    log_p, log_q = checks.list_problem(log_p, log_q, num_active)
     terms = 1 / (num_drafts + excess(log_p, log_q))
     return jnp.exp(log_q), (num_active * terms if log_p.ndim == 1 else jnp.sum(terms, axis=0))

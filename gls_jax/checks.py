@@ -1,7 +1,8 @@
 """The door: bad input gets one line that names what was got and what was expected.
 
-Shapes and ranges are checked before tracing and always raise ``ValueError``. Values are checked by
-:func:`check_log_probs`, at once on arrays and through `checkify` inside a traced function.
+Shapes and ranges are checked before tracing and always raise ``ValueError``. Values are checked once a public call
+where they are known, see :func:`check_log_probs`. What the library computes itself, residuals or weights of a race,
+goes to the functions behind the public ones, and no check sees it.
 """
 
 from __future__ import annotations
@@ -12,61 +13,142 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
+from jax.typing import ArrayLike
 
 __all__ = ["check_log_probs"]
 
+_KEY_IMPL = "threefry2x32"
+_NUMBERS_A_STEP = 2**20  # log-probabilities that the check exponentiates at a time
 
-def check_log_probs(log_probs, name: str = "log_probs", *, atol: float = 1e-3) -> None:
+
+def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: float = 1e-3) -> None:
     """Check that `log_probs` holds log-probabilities: no NaN, nothing above 0, sum 1 on the last axis.
 
-    On concrete arrays the error is raised at once. Under `jit` the check is a `checkify.check`: wrap the jitted
-    function with `jax.experimental.checkify.checkify` and call `error.throw()`.
+    Every public function that takes log-probabilities makes this check itself wherever their values are known. They are
+    not known under `jit`, `vmap` over them, or `grad`: there nothing is checked, unless you call this function inside.
+    It is then a `checkify.check`: wrap the transformed function with `jax.experimental.checkify.checkify`, and call
+    `error.throw()`.
 
     Args:
         log_probs: `f[..., N]`, `-inf` where the probability is zero.
         name: how the error calls the array.
-        atol: allowed error of the sum, a probability. The default lets pass what float32 makes of 200,000 items.
+        atol: allowed error of the sum, a probability. The default lets pass what float32 makes of 200,000 categories.
+            What the array's own float type rounds away is allowed on top: `eps (1 + entropy)`, some percent in
+            bfloat16.
 
     Raises:
-        ValueError: what is wrong, and in which row.
+        ValueError: what is wrong, in which row, what the values look like, and what to do.
 
-    >>> import jax.numpy as jnp, gls_jax
+    >>> import jax, jax.numpy as jnp, gls_jax
+    >>> from jax.experimental import checkify
     >>> gls_jax.check_log_probs(jnp.log(jnp.array([0.25, 0.75])))
-    >>> gls_jax.check_log_probs(jnp.log(jnp.array([0.25, 0.25])), "log_q")
+    >>> gls_jax.check_log_probs(jnp.array([0.25, 0.75]), "log_q")
     Traceback (most recent call last):
     ...
-    ValueError: log_q: expected probabilities that sum to 1 (within 0.001), got a sum of 0.5
+    ValueError: log_q: expected log-probabilities of at most 0, got 0.75; these look like probabilities: take jnp.log
+    >>> def match(log_p, log_q):
+    ...     gls_jax.check_log_probs(log_p, "log_p")
+    ...     return gls_jax.bounds.list_matching(log_p, log_q, 4)
+    >>> error, _ = checkify.checkify(jax.jit(match))(jnp.array([0.25, 0.75]), jnp.log(jnp.array([0.5, 0.5])))
+    >>> error.get().splitlines()[0]
+    'log_p: expected log-probabilities of at most 0, got a positive one (`check` failed)'
     """
-    log_probs = floats(log_probs, name)
-    if log_probs.ndim < 1 or log_probs.shape[-1] < 1:
-        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(log_probs.shape)}")
-    if isinstance(log_probs, jax.core.Tracer):
-        total = jnp.exp(jax.nn.logsumexp(log_probs, axis=-1))
-        checkify.check(~jnp.isnan(log_probs).any(), f"{name}: expected log-probabilities, got NaN")
-        checkify.check(
-            (log_probs <= atol).all(), f"{name}: expected log-probabilities of at most 0, got a positive one"
-        )
-        checkify.check(
-            (jnp.abs(total - 1) <= atol).all(), f"{name}: expected probabilities that sum to 1 (within {atol:g})"
-        )
+    array = floats(log_probs, name, integers=False)
+    if array.ndim < 1 or array.shape[-1] < 1:
+        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
+    if not isinstance(log_probs, jax.core.Tracer):
+        values(log_probs, name, atol=atol)
         return
-    rows = np.asarray(log_probs, np.float64).reshape(-1, log_probs.shape[-1])
-    with np.errstate(over="ignore"):
-        totals = np.exp(rows).sum(-1)
-    faults = (
-        (np.isnan(rows).any(-1), lambda row: "expected log-probabilities, got NaN"),
-        ((rows > atol).any(-1), lambda row: f"expected log-probabilities of at most 0, got {rows[row].max():.6g}"),
-        (
-            ~(np.abs(totals - 1) <= atol),
-            lambda row: f"expected probabilities that sum to 1 (within {atol:g}), got a sum of {totals[row]:.6g}",
-        ),
+    eps = float(jnp.finfo(log_probs.dtype).eps)
+    probs = jnp.exp(array)
+    entropy = -jnp.sum(probs * jnp.where(probs > 0, array, 0), axis=-1)
+    checkify.check(~jnp.isnan(array).any(), f"{name}: expected log-probabilities, got NaN")
+    checkify.check((array <= atol + eps).all(), f"{name}: expected log-probabilities of at most 0, got a positive one")
+    checkify.check(
+        (jnp.abs(jnp.sum(probs, axis=-1) - 1) <= atol + eps * (1 + entropy)).all(),
+        f"{name}: expected probabilities that sum to 1 (within {atol:g})",
     )
-    for bad, message in faults:
-        if bad.any():
-            row = int(np.argmax(bad))
-            index = np.unravel_index(row, log_probs.shape[:-1])
-            where = f"[{', '.join(str(int(i)) for i in index)}]" if index else ""
-            raise ValueError(f"{name}{where}: {message(row)}")
+
+
+def values(log_probs, name: str, *, atol: float = 1e-3) -> None:
+    """Refuse rows `[..., N]` that are not log-probabilities, where their values are known.
+
+    Takes what the caller was given, before any `jnp` operation: inside `jit` these trace even constants.
+    """
+    known = _known(log_probs)
+    if known is None:
+        return
+    eps = float(jnp.finfo(known.dtype).eps)  # before bfloat16 becomes float32, which NumPy is fast at
+    num_categories = known.shape[-1]
+    rows = known.reshape(-1, num_categories)
+    per_step = max(1, _NUMBERS_A_STEP // num_categories)
+    for start in range(0, len(rows), per_step):
+        some = rows[start : start + per_step]
+        some = some.astype(np.promote_types(some.dtype, np.float32), copy=False)
+        with np.errstate(over="ignore"):
+            totals = np.exp(some).sum(-1, dtype=np.float64)
+        # A row with NaN, or with a value above 0, has no such sum either.
+        for suspect in np.flatnonzero(~(np.abs(totals - 1) <= atol)):
+            if fault := _fault(some[suspect].astype(np.float64), atol, eps):
+                place = np.unravel_index(start + int(suspect), known.shape[:-1])
+                where = f"[{', '.join(str(int(i)) for i in place)}]" if place else ""
+                raise ValueError(f"{name}{where}: {fault}")
+
+
+def _known(value) -> np.ndarray | None:
+    """The values of an array, on the host; None where they are traced or on devices of other processes."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+        return None
+    with jax.transfer_guard_device_to_host("allow"):  # as jax.device_get, at a quarter of its time
+        return np.asarray(value)
+
+
+def _fault(row: np.ndarray, atol: float, eps: float) -> str | None:
+    """What is wrong with one row, and what to do; None if rounding to a type of that `eps` explains its sum."""
+    if np.isnan(row).any():
+        return "expected log-probabilities, got NaN"
+    if (highest := row.max()) > atol + eps:
+        fault = f"expected log-probabilities of at most 0, got {highest:.6g}"
+        if np.isinf(highest):
+            return fault
+        if row.min() >= 0 and abs(row.sum() - 1) <= 0.02:
+            return f"{fault}; these look like probabilities: take jnp.log"
+        return f"{fault}; these look like logits: take jax.nn.log_softmax"
+    probs = np.exp(row)
+    total = probs.sum()
+    # Rounding moves log-probability x by up to eps |x| / 2: once when it is stored, and once more, with its maximum and
+    # its logsumexp, where log_softmax itself computes in that type, which also rounds the terms of the logsumexp.
+    entropy = -np.sum(probs * np.maximum(row, -1e4))
+    if abs(total - 1) <= (tolerance := atol + eps * (1 + entropy)):
+        return None
+    fault = f"expected probabilities that sum to 1 (within {tolerance:.2g}), got a sum of {total:.6g}"
+    if np.isinf(highest):
+        return f"{fault}: every value is -inf"
+    return (
+        f"{fault}; logits, or a masked distribution? renormalise with jax.nn.log_softmax, "
+        f"which is log_p - logsumexp(log_p)"
+    )
+
+
+def logits(value: ArrayLike, name: str) -> jax.Array:
+    """Logits `[..., N]` in their own float type; where their values are known, none that have no softmax."""
+    array, known = jnp.asarray(value), _known(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name}: expected logits, an array of floats, got dtype {array.dtype}")
+    if array.ndim < 1 or array.shape[-1] < 1:
+        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
+    if known is None or not known.size:
+        return array
+    rows = known.reshape(-1, known.shape[-1]).astype(np.promote_types(known.dtype, np.float32), copy=False)
+    if not (rows < np.inf).all():
+        raise ValueError(f"{name}: expected logits, -inf where a token is masked, got NaN or inf")
+    if not (rows > -np.inf).any(-1).all():
+        raise ValueError(f"{name}: expected at least one finite logit a position, got nothing but -inf")
+    if rows.shape[-1] > 1 and (rows >= 0).all() and (abs(rows.sum(-1) - 1) < 1e-3).all():
+        raise ValueError(f"{name}: expected logits, got what looks like probabilities: take jnp.log")
+    return array
 
 
 def count(value, name: str) -> int:
@@ -127,58 +209,118 @@ def local_devices(values) -> list[jax.Device]:
 
 def key(value) -> None:
     """One typed threefry key: another generator would give other clocks to the other party."""
-    if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
-        got = f"{type(value).__name__}" + (f" of dtype {value.dtype}" if hasattr(value, "dtype") else "")
-        raise ValueError(f"key: expected a typed key from jax.random.key(seed), got {got}")
+    keys(value)
     if value.shape != ():
         raise ValueError(f"key: expected one key of shape [], got shape {list(value.shape)}; lift with jax.vmap")
-    if str(jax.random.key_impl(value)) != "threefry2x32":
-        raise ValueError(f"key: expected impl 'threefry2x32', got {str(jax.random.key_impl(value))!r}")
 
 
-def floats(value, name: str) -> jax.Array:
+def keys(value) -> None:
+    """Typed threefry keys of any shape."""
+    if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+        got = f"{type(value).__name__}" + (f" of dtype {value.dtype}" if hasattr(value, "dtype") else "")
+        if getattr(value, "dtype", None) == np.uint32:  # what jax.random.PRNGKey makes
+            got += f'; an old key becomes one by jax.random.wrap_key_data(key, impl="{_KEY_IMPL}")'
+        raise ValueError(f"key: expected a typed key from jax.random.key(seed), got {got}")
+    if (impl := str(jax.random.key_impl(value))) != _KEY_IMPL:
+        raise ValueError(
+            f'key: expected impl {_KEY_IMPL!r}, got {impl!r}; make it by jax.random.key(seed, impl="{_KEY_IMPL}")'
+        )
+
+
+def floats(value, name: str, *, integers: bool = True) -> jax.Array:
     """A float array of at least 32 bits: races and laws are never computed in less."""
     try:
         array = jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
     except (TypeError, ValueError):
-        raise ValueError(f"{name}: expected an array of floats, got {type(value).__name__}") from None
-    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        rows = " whose rows make no array" if isinstance(value, (list, tuple)) else ""
+        raise ValueError(f"{name}: expected an array of floats, got {type(value).__name__}{rows}") from None
+    is_integer = jnp.issubdtype(array.dtype, jnp.integer)
+    if not (is_integer or jnp.issubdtype(array.dtype, jnp.floating)):
         raise ValueError(f"{name}: expected an array of floats, got dtype {array.dtype}")
+    if is_integer and not integers:
+        raise ValueError(f"{name}: expected an array of floats, got dtype {array.dtype}; of probabilities take jnp.log")
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def law(value, name: str) -> jax.Array:
-    """One law, `f[N]`."""
-    array = floats(value, name)
-    if array.ndim != 1 or array.shape[0] < 1:
-        raise ValueError(f"{name}: expected shape [N] with N >= 1, got {list(array.shape)}")
-    return array
+    """One law, `f[N]`; its values are not looked at."""
+    array = floats(value, name, integers=False)
+    if array.ndim == 1 and array.shape[0] >= 1:
+        return array
+    batch = "; lift a batch of problems with jax.vmap" if array.ndim > 1 else ""
+    raise ValueError(f"{name}: expected shape [N] with N >= 1, got {list(array.shape)}{batch}")
+
+
+def problem(log_p, log_q) -> tuple[jax.Array, jax.Array]:
+    """The log-probabilities of one problem, `f[N]` each, in their common float type."""
+    both = same_items(law(log_p, "log_p"), law(log_q, "log_q"))
+    values(log_p, "log_p")
+    values(log_q, "log_q")
+    return both
+
+
+def list_problem(
+    log_p, log_q, num_drafts: int, *, diverse: bool = True, owner: str = ""
+) -> tuple[jax.Array, jax.Array]:
+    """:func:`problem` of a list: where `diverse` allows it, `log_p` may be `f[K, N]`."""
+    both = same_items(draft_laws(log_p, num_drafts, diverse=diverse, owner=owner), law(log_q, "log_q"))
+    values(log_p, "log_p")
+    values(log_q, "log_q")
+    return both
 
 
 def draft_laws(value, num_drafts: int, *, diverse: bool = True, owner: str = "") -> jax.Array:
-    """The drafter's law `f[N]`, or where `diverse` allows it one law a draft, `f[K, N]`."""
-    array = floats(value, "log_p")
+    """The drafter's law `f[N]`, or where `diverse` allows it one law a draft, `f[K, N]`; values are not looked at."""
+    array = floats(value, "log_p", integers=False)
+    got = f"got shape {list(array.shape)}"
     if array.ndim == 2 and not diverse:
-        raise ValueError(f"log_p: {owner} draws its list from one law, expected shape [N], got {list(array.shape)}")
+        raise ValueError(
+            f"log_p: {owner} draws its list from one law, expected shape [N], {got}; "
+            f"lift a batch of problems with jax.vmap"
+        )
     if array.ndim not in (1, 2) or array.shape[-1] < 1:
-        raise ValueError(f"log_p: expected shape [N] or [K, N] with N >= 1, got {list(array.shape)}")
+        batch = "; lift a batch of problems with jax.vmap" if array.ndim > 1 else ""
+        raise ValueError(f"log_p: expected shape [N] or [K, N] with N >= 1, {got}{batch}")
     if array.ndim == 2 and array.shape[0] != num_drafts:
-        raise ValueError(f"log_p: expected {num_drafts} rows (num_drafts), got shape {list(array.shape)}")
+        raise ValueError(
+            f"log_p: expected {num_drafts} rows (num_drafts), {got}; "
+            f"one law for all drafts is [N], and a batch of problems is lifted with jax.vmap"
+        )
     return array
 
 
 def laws(value, count: int, name: str) -> jax.Array:
-    """`count` laws, `f[count, N]`."""
-    array = floats(value, name)
+    """`count` laws, `f[count, N]`; values are not looked at."""
+    array = floats(value, name, integers=False)
     if array.ndim != 2 or array.shape[0] != count or array.shape[1] < 1:
-        raise ValueError(f"{name}: expected shape [{count}, N] with N >= 1, got {list(array.shape)}")
+        batch = "; lift a batch of problems with jax.vmap" if array.ndim > 2 else ""
+        raise ValueError(f"{name}: expected shape [{count}, N] with N >= 1, got {list(array.shape)}{batch}")
     return array
 
 
-def not_probabilities(log_law: jax.Array, name: str) -> None:
-    """Log-probabilities are not above 0; values can be looked at only where they are not traced."""
-    if not isinstance(log_law, jax.core.Tracer) and (most := np.max(np.asarray(log_law))) > 1e-3:
-        raise ValueError(f"{name}: expected log-probabilities, got a value of {most:.6g}")
+def within_unit(value, name: str, *, atol: float = 1e-3) -> None:
+    """Refuse what are no probabilities, where values are known."""
+    known = _known(value)
+    if known is None:
+        return
+    outside = ~((known >= -atol) & (known <= 1 + atol))  # NaN too
+    if outside.any():
+        hint = "; these look like log-probabilities: take jnp.exp" if (known <= 0).all() else ""
+        raise ValueError(f"{name}: expected probabilities, got {known[outside][0]:.6g}{hint}")
+
+
+def distributions(value, name: str) -> np.ndarray:
+    """Probabilities `f64[..., N]` of a host function, each row of sum 1."""
+    kind = floats(value, name).dtype if not hasattr(value, "dtype") else value.dtype
+    atol = 1e-3 + float(jnp.finfo(jnp.promote_types(kind, jnp.bfloat16)).eps)
+    rows = np.asarray(value, np.float64)
+    within_unit(rows, name, atol=atol)
+    totals = rows.sum(-1)
+    if (wrong := np.abs(totals - 1) > atol).any():
+        raise ValueError(
+            f"{name}: expected probabilities that sum to 1 (within {atol:.2g}), got a sum of {totals[wrong][0]:.6g}"
+        )
+    return rows
 
 
 def same_items(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -241,3 +383,10 @@ def one_law_each(log_p: jax.Array, parents: jax.Array, alive: jax.Array, owner: 
             raise ValueError(
                 f"log_p: {owner} draws siblings from one law, got another one for node {node} than for {one}"
             )
+
+
+def alive_rows(log_probs, alive: jax.Array, name: str, *, root: bool = False) -> None:
+    """:func:`values` of the nodes that are used, behind a row of the root where there is one."""
+    known = _known(log_probs)
+    if known is not None and (used := _known(alive)) is not None:
+        values(known[np.append(True, used) if root else used], name)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 import jax
 from jax.experimental import multihost_utils
 
+from gls_jax import extras
+
 __all__ = ["check", "deal", "index", "join", "leave", "meet", "size"]
 
 _HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
@@ -115,6 +117,7 @@ def meet(purpose: str = "") -> None:
     """
     if size() == 1:
         return
+    extras.require("cluster")
     from orbax.checkpoint import multihost  # slow to import
 
     # Process 0 gathers those that live when it leaves, too: who has come here says so.

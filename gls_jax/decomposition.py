@@ -53,9 +53,17 @@ def set_law(laws) -> np.ndarray:
     >>> decomposition.set_law([[0.5, 0.5], [0.5, 0.5]]).tolist()  # nobody, {0}, {1}, both
     [0.0, 0.25, 0.25, 0.5]
     """
-    laws = np.asarray(laws, np.float64)
-    if laws.ndim != 2 or not 1 <= laws.shape[1] <= MOST_ITEMS:
-        raise ValueError(f"laws: expected shape [K, N] with N within 1..{MOST_ITEMS}, got {list(laws.shape)}")
+    return _set_law(_checked_laws(laws))
+
+
+def _checked_laws(laws) -> np.ndarray:
+    shape = checks.floats(laws, "laws").shape
+    if len(shape) != 2 or not 1 <= shape[1] <= MOST_ITEMS:
+        raise ValueError(f"laws: expected shape [K, N] with N within 1..{MOST_ITEMS}, got {list(shape)}")
+    return checks.distributions(laws, "laws")
+
+
+def _set_law(laws: np.ndarray) -> np.ndarray:
     sets = np.arange(2 ** laws.shape[1])
     chance = (sets == 0).astype(np.float64)
     for law in laws:
@@ -80,20 +88,24 @@ def best_selection(laws, q) -> Selection:
         :class:`Selection`.
 
     Raises:
-        ValueError: shapes that do not fit, or too many items.
+        ValueError: shapes that do not fit, what are no probabilities of sum 1, or too many items.
 
     >>> from gls_jax import decomposition
     >>> round(decomposition.best_selection([[0.5, 0.5]] * 2, [0.9, 0.1]).acceptance, 6)
     0.85
     """
+    laws, shape = _checked_laws(laws), checks.floats(q, "q").shape
+    if shape != laws.shape[1:]:
+        raise ValueError(f"q: expected shape [{laws.shape[1]}], got {list(shape)}")
+    return solve_selection(laws, checks.distributions(q, "q"))
+
+
+def solve_selection(laws: np.ndarray, q: np.ndarray) -> Selection:
+    """:func:`best_selection` of probabilities that need no check."""
     import scipy.optimize
     import scipy.sparse
 
-    q = np.asarray(q, np.float64)
-    chance = set_law(laws)
-    size = np.asarray(laws).shape[1]
-    if q.shape != (size,):
-        raise ValueError(f"q: expected shape [{size}], got {list(q.shape)}")
+    chance, size = _set_law(laws), q.size
     possible = np.flatnonzero(chance)
     sets, items = np.nonzero(possible[:, None] >> np.arange(size) & 1)
     if not len(sets):  # no drafts at all
@@ -137,7 +149,7 @@ def importance_law(rule: Callable[[jax.Array], jax.Array], log_p, num_drafts: in
         where a refused choice happens to be replaced by another draft of the list.
 
     Raises:
-        ValueError: shapes that do not fit, or too many lists.
+        ValueError: shapes that do not fit, too many lists, or what :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import decomposition
@@ -146,14 +158,15 @@ def importance_law(rule: Callable[[jax.Array], jax.Array], log_p, num_drafts: in
     [0.75, 0.25]
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
-    log_p = checks.draft_laws(log_p, num_drafts)
+    given, log_p = log_p, checks.draft_laws(log_p, num_drafts)
+    checks.values(given, "log_p")
     size = log_p.shape[-1]
     if size**num_drafts > _MOST_LISTS:
         raise ValueError(f"num_drafts: expected at most {_MOST_LISTS} lists, got {size}^{num_drafts}")
     laws = jnp.broadcast_to(races.weights(log_p), (num_drafts, size))
     lists = jnp.stack(jnp.unravel_index(jnp.arange(size**num_drafts), (size,) * num_drafts), axis=1)
     chance = jnp.prod(laws[jnp.arange(num_drafts), lists], axis=1)
-    mass = chance[:, None] * jax.vmap(rule)(lists)
+    mass = chance[:, None] * jax.vmap(rule)(lists).astype(chance.dtype)
     return jnp.zeros(size, mass.dtype).at[lists].add(mass)
 
 
@@ -175,7 +188,7 @@ def always_accepts(log_p, log_q, num_drafts: int, *, atol: float = 1e-6) -> Bool
     [False, True]
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
-    log_p, log_q = checks.same_items(checks.law(log_p, "log_p"), checks.law(log_q, "log_q"))
+    log_p, log_q = checks.problem(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
     short = jnp.cumsum(ranked.q) - jnp.minimum(ranked.mass, 1) ** num_drafts
     return jnp.min(jnp.where(ranked.p > 0, short, 0)) >= -atol

@@ -6,8 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+from gls_jax import extras
+
+try:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ModuleNotFoundError:
+    extras.require("figures")
+    raise
 
 from gls_jax.files import write_whole
 from gls_jax.study import Row

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
+from gls_jax.loops import varying_like
 
 __all__ = ["remaining", "residual_token", "serve", "speculate"]
 
@@ -68,7 +69,8 @@ def serve(
         spent = jnp.where(live, spent + total * law, spent)
         return (spent, pool.at[x].set(0) if without_replacement else pool, token), token >= 0
 
-    start = (jnp.zeros_like(q), p if without_replacement else jnp.zeros(()), jnp.array(-1, drafts.dtype))
+    start = (jnp.zeros_like(q), p if without_replacement else jnp.zeros(()), jnp.array(-1, jnp.int32))
+    start = varying_like(start, key, drafts, p, q, active)
     each = (jnp.arange(drafts.shape[0]), drafts, uniforms, active)
     (spent, _, token), found = jax.lax.scan(test, start, each)
     fresh = residual_token(residual_key, remaining(q, spent)[0], log_q)

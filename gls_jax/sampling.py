@@ -48,7 +48,8 @@ def list_sample(key: PRNGKeyArray, log_p, log_q, num_drafts: int) -> ListSample:
         :class:`ListSample`.
 
     Raises:
-        ValueError: shapes that do not match, `num_drafts < 1`, or a key that is not one typed threefry key.
+        ValueError: shapes that do not match, `num_drafts < 1`, a key that is not one typed threefry key, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp, gls_jax
     >>> log_p, log_q = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]))
@@ -58,8 +59,7 @@ def list_sample(key: PRNGKeyArray, log_p, log_q, num_drafts: int) -> ListSample:
     ((1000, 4), True)
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
-    log_p, log_q = checks.draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
-    log_p, log_q = checks.same_items(log_p, log_q)
+    log_p, log_q = checks.list_problem(log_p, log_q, num_drafts)
     clocks = races.exponentials(key, num_drafts, log_q.shape[0])
     drafts, target = draft_list(clocks, log_p), target_of_list(clocks, log_q)
     return ListSample(drafts, target, jnp.any(drafts == target))

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
+from gls_jax.loops import varying_like
 from gls_jax.ratios import ratio_order
 
 __all__ = ["Table", "Tables", "draw", "stream", "table", "tables", "target"]
@@ -131,7 +132,7 @@ def _running(rows: Float[Array, "T ..."]) -> Float[Array, "T ..."]:
     def add(total, row):
         return total + row, total + row
 
-    return jax.lax.scan(add, jnp.zeros_like(rows[0]), rows)[1] if rows.shape[0] else rows
+    return jax.lax.scan(add, varying_like(jnp.zeros_like(rows[0]), rows), rows)[1] if rows.shape[0] else rows
 
 
 def _share(u, total):

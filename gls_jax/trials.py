@@ -26,6 +26,7 @@ from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, schemes
 from gls_jax.estimate import Estimate
+from gls_jax.loops import varying_like
 
 __all__ = ["Estimate", "acceptance", "sweep"]
 
@@ -66,7 +67,8 @@ def acceptance(
         :class:`Estimate` of scalars; the standard error is of the rate ``(hits + 1) / (trials + 2)``, and never 0.
 
     Raises:
-        ValueError: what the scheme's door raises, or `num_trials` outside 1..2^31 - 1.
+        ValueError: what the scheme's door raises, what :func:`gls_jax.check_log_probs` raises, or `num_trials` outside
+            1..2^31 - 1.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import schemes, trials
@@ -76,10 +78,20 @@ def acceptance(
     True
     """
     checks.key(key)
+    given = {"log_p": log_p, "log_q": log_q}
+    log_p, log_q = (checks.floats(value, name, integers=False) for name, value in given.items())
+    if log_q.ndim != 1 or log_p.ndim not in (1, 2) or not log_q.size:
+        raise ValueError(
+            f"log_p and log_q: expected shapes [N] (log_p also [K, N]) with N >= 1, got {list(log_p.shape)} and "
+            f"{list(log_q.shape)}; a batch of pairs goes to trials.sweep"
+        )
+    log_p, log_q = checks.same_items(log_p, log_q)
+    for name, value in given.items():
+        checks.values(value, name)
     estimate = _run(
         key[None],
-        checks.floats(log_p, "log_p")[None],
-        checks.floats(log_q, "log_q")[None],
+        log_p[None],
+        log_q[None],
         scheme=scheme,
         num_drafts=(num_drafts,),
         num_trials=num_trials,
@@ -119,7 +131,8 @@ def sweep(
         :class:`Estimate` of `f[M, len(num_drafts)]`.
 
     Raises:
-        ValueError: what the scheme's door raises, shapes that do not fit, or `num_trials` outside 1..2^31 - 1.
+        ValueError: what the scheme's door raises, what :func:`gls_jax.check_log_probs` raises, shapes that do not fit,
+            or `num_trials` outside 1..2^31 - 1.
 
     >>> import jax
     >>> from gls_jax import trials
@@ -127,20 +140,20 @@ def sweep(
     >>> trials.sweep(jax.random.key(1), log_p, log_q, scheme="gls", num_drafts=(1, 2, 8), num_trials=100).mean.shape
     (5, 3)
     """
-    log_p, log_q = checks.floats(log_p, "log_p"), checks.floats(log_q, "log_q")
+    given = {"log_p": log_p, "log_q": log_q}
+    log_p, log_q = (checks.floats(value, name, integers=False) for name, value in given.items())
     if log_q.ndim != 2 or log_p.ndim not in (2, 3) or log_p.shape[0] != log_q.shape[0] or not log_q.size:
         raise ValueError(
             f"log_p and log_q: expected shapes [M, N] (log_p also [M, K, N]) with M, N >= 1, "
             f"got {list(log_p.shape)} and {list(log_q.shape)}"
         )
-    if getattr(key, "ndim", 0) == 0:
-        checks.key(key)
-        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
-    else:
-        keys = key
-        checks.key(keys[0])
-        if keys.shape != log_q.shape[:1]:
-            raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
+    log_p, log_q = checks.same_items(log_p, log_q)
+    for name, value in given.items():
+        checks.values(value, name)
+    checks.keys(key)
+    if key.shape not in ((), log_q.shape[:1]):
+        raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
+    keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
     asked = {"scheme": scheme, "num_drafts": num_drafts, "num_trials": num_trials, "clocks": clocks}
     return _run(keys, log_p, log_q, **asked, devices=devices, progress=progress)
 
@@ -184,7 +197,8 @@ def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices,
         for start in range(0, num_trials, per_call):
             stop = min(start + per_call, num_trials)
             ends = np.linspace(start, stop, mesh.shape["trials"] + 1).astype(np.int32)
-            found = _spread(*pairs, ends[:-1], ends[1:], mesh=mesh, **knobs)
+            with jax.set_mesh(mesh):  # in place of a mesh that the caller has set
+                found = _spread(*pairs, ends[:-1], ends[1:], mesh=mesh, **knobs)
             hits += np.asarray(found).sum(0)
             if progress is not None:
                 progress(stop * num_pairs, num_trials * num_pairs)
@@ -212,18 +226,14 @@ def _spread(keys, log_p, log_q, starts, stops, *, mesh: Mesh, **knobs):
         return _count(keys, log_p, log_q, start[0], stop[0], **knobs)[None]
 
     pairs, ranges = P("pairs"), P("trials")
-    return jax.shard_map(
-        count,
-        mesh=mesh,
-        in_specs=(pairs, pairs, pairs, ranges, ranges),
-        out_specs=P("trials", "pairs"),
-        check_vma=False,  # devices share nothing
-    )(keys, log_p, log_q, starts, stops)
+    in_specs, out_specs = (pairs, pairs, pairs, ranges, ranges), P("trials", "pairs")
+    return jax.shard_map(count, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(keys, log_p, log_q, starts, stops)
 
 
 @partial(jax.jit, static_argnames=("scheme", "num_drafts", "clocks"))
 def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_drafts: tuple[int, ...], clocks: bool):
     """Hits `i32[M, len(num_drafts)]` over the trials start..stop-1 of every pair."""
+    start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
     most = max(num_drafts)
     held = 4 if not clocks else most if scheme.streaming else most * log_q.shape[-1]
     lanes = max(1, min(4096, _CHUNK // held))
@@ -235,13 +245,14 @@ def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_draft
         def counted(index):
             own = jax.random.fold_in(key, index)
             found = trial(own) if trial is not None else scheme.hits(own, log_p, log_q, most)
-            return found[jnp.asarray(num_drafts) - 1] & (index < stop)
+            return found[jnp.asarray(num_drafts) - 1] & (index < stop.astype(jnp.uint32))
 
         def chunk(at, hits):
-            indices = start + at * lanes + jnp.arange(lanes, dtype=jnp.uint32)
+            indices = (start + at * lanes).astype(jnp.uint32) + jnp.arange(lanes, dtype=jnp.uint32)
             return hits + jnp.sum(jax.vmap(counted)(indices), axis=0, dtype=jnp.int32)
 
         chunks = (stop - start - 1) // lanes + 1  # not rounded up by an addition: that overflows near 2^31
-        return jax.lax.fori_loop(0, chunks, chunk, jnp.zeros(len(num_drafts), jnp.int32))
+        none = varying_like(jnp.zeros(len(num_drafts), jnp.int32), key, log_p, log_q, start, stop)
+        return jax.lax.fori_loop(0, chunks, chunk, none)
 
     return jax.lax.map(pair, (keys, log_p, log_q))

@@ -27,7 +27,6 @@ CHECKED = [
     "gls_jax.quadrature",
     "gls_jax.ratios",
     "gls_jax.rejection",
-    "gls_jax.sampling",
     *(f"gls_jax.schemes.{name}" for name in SCHEMES.split()),
 ]
 
@@ -49,6 +48,9 @@ def pytest_configure_node(node):
 
 
 def pytest_configure(config):
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # lines of Python in programs: a fifteenth of the time
+    if jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR, kept between runs, halves the next one's time
+        return
     if hasattr(config, "workerinput"):  # not through the environment: processes that tests start compile on their own
         jax.config.update("jax_compilation_cache_dir", config.workerinput["compiled"])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -67,10 +69,11 @@ def few_programs():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For modules that compare distributions or values with tolerances: programs compile in half the time.
+    """For modules that compare distributions, tokens or values with tolerances: programs compile in half the time.
 
-    XLA optimises its own graph as ever; LLVM alone leaves the code of each kernel as it comes, so that sums may round
-    differently. Modules that compare bits, memory or seconds keep what users run. Nothing is shared between the two.
+    XLA optimises its own graph as ever. LLVM alone leaves the code of each kernel as it comes, so that sums may round
+    differently and long loops are slower. Modules of codecs, of the noise, of several processes or devices, and those
+    that measure keep what users run. Nothing compiled is shared between the two.
     """
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)

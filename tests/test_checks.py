@@ -1,3 +1,7 @@
+import dataclasses
+import inspect
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +9,7 @@ import pytest
 from jax.experimental import checkify
 
 import gls_jax
-from gls_jax import schemes
+from gls_jax import bounds, checks, couplings, decomposition, schemes, trials
 
 BAD = [
     (np.log([0.25, 0.25]), r"expected probabilities that sum to 1 \(within 0.001\), got a sum of 0.5"),
@@ -64,3 +68,262 @@ def test_constants_inside_jit_are_still_checked():
     assert int(emit(jnp.array([1, 0]))) in (0, 1)
     with pytest.raises(ValueError, match=r"drafts: expected tokens within 0..2, got 0 to 3"):
         emit(jnp.array([0, 3]))
+
+
+# Every public function of the core that takes distributions, called for one problem and two drafts.
+
+KEY = jax.random.key(0)
+P, Q = np.log([0.1, 0.2, 0.3, 0.25, 0.15]), np.log([0.3, 0.1, 0.2, 0.2, 0.2])
+TREE = schemes.chains(jnp.zeros((2, 1), jnp.int32))
+DRAFTS = jnp.zeros(2, jnp.int32)
+GLS, WITHOUT_REPLACEMENT = schemes.get("gls"), schemes.get("specinfer_wor")
+CALLS = {
+    "list_sample": lambda log_p, log_q: gls_jax.list_sample(KEY, log_p, log_q, 2),
+    "check_log_probs": lambda log_probs: gls_jax.check_log_probs(log_probs),
+    "bounds.communication_free": bounds.communication_free,
+    "bounds.list_matching": lambda log_p, log_q: bounds.list_matching(log_p, log_q, 2),
+    "bounds.list_matching_given_target": lambda log_p, log_q: bounds.list_matching_given_target(log_p, log_q, 2),
+    "bounds.list_matching_relaxed": lambda log_p, log_q: bounds.list_matching_relaxed(log_p, log_q, 2),
+    "bounds.list_matching_strong": lambda log_p, log_q: bounds.list_matching_strong(log_p, log_q, 2, 3),
+    "bounds.optimum": lambda log_p, log_q: bounds.optimum(log_p, log_q, np.linspace(0.2, 1, 5)),
+    "bounds.optimum_distinct": lambda log_p, log_q: bounds.optimum_distinct(log_p, log_q, 2),
+    "bounds.optimum_iid": lambda log_p, log_q: bounds.optimum_iid(log_p, log_q, 2),
+    "bounds.prefix_order": bounds.prefix_order,
+    "bounds.total_variation": bounds.total_variation,
+    "couplings.dart_protocol": lambda log_p, log_q: couplings.dart_protocol(KEY, log_p, log_q, 0.1),
+    "couplings.first_dart": lambda log_weights: couplings.first_dart(KEY, log_weights),
+    "couplings.gumbel": lambda log_p, log_q: couplings.gumbel(KEY, log_p, log_q),
+    "couplings.gumbel_match": couplings.gumbel_match,
+    "couplings.maximal": lambda log_p, log_q: couplings.maximal(KEY, log_p, log_q),
+    "couplings.maximal_match": couplings.maximal_match,
+    "couplings.minhash_match": couplings.minhash_match,
+    "couplings.weighted_minhash": lambda log_p, log_q: couplings.weighted_minhash(KEY, log_p, log_q),
+    "decomposition.always_accepts": lambda log_p, log_q: decomposition.always_accepts(log_p, log_q, 2),
+    "decomposition.importance_law": lambda log_p: decomposition.importance_law(lambda drafts: drafts == 0, log_p, 2),
+    "trials.acceptance": lambda log_p, log_q: trials.acceptance(
+        KEY, log_p, log_q, scheme="gls", num_drafts=2, num_trials=10
+    ),
+    "trials.sweep": lambda log_p, log_q: trials.sweep(
+        KEY, [log_p], [log_q], scheme="gls", num_drafts=(1, 2), num_trials=10
+    ),
+    "schemes.gls.acceptance_active": lambda log_p, log_q: schemes.gls.acceptance_active(log_p, log_q, 1, 2),
+    "schemes.gumbel_topk.acceptance_interval": lambda log_p, log_q: schemes.gumbel_topk.acceptance_interval(
+        log_p, log_q, (2,)
+    ),
+    "schemes.specinfer_wor.acceptance_estimate": lambda log_p, log_q: schemes.specinfer_wor.acceptance_estimate(
+        KEY, log_p, log_q, 2, 10
+    ),
+    "Scheme.propose": lambda log_p: GLS.propose(KEY, log_p, 2),
+    "Scheme.verify": lambda log_p, log_q: GLS.verify(KEY, DRAFTS, log_p, log_q),
+    "Scheme.acceptance": lambda log_p, log_q: GLS.acceptance(log_p, log_q, 2),
+    "Scheme.acceptance_curve": lambda log_p, log_q: WITHOUT_REPLACEMENT.acceptance_curve(log_p, log_q, (1, 2)),
+    "Scheme.hits": lambda log_p, log_q: WITHOUT_REPLACEMENT.hits(KEY, log_p, log_q, 2),
+    "Scheme.simulator": lambda log_p, log_q: GLS.simulator(log_p, log_q, 2),
+    "Scheme.verify_tree": lambda log_p, log_q: GLS.verify_tree(KEY, 0, TREE, [log_p] * 2, [log_q] * 3),
+}
+HOST = {  # these take probabilities
+    "decomposition.best_selection": lambda laws, q: decomposition.best_selection([laws] * 2, q),
+    "decomposition.set_law": lambda laws: decomposition.set_law([laws] * 2),
+}
+BATCH = r"jax\.vmap|trials\.sweep|\[M, N\]"
+MISUSES = {
+    "probabilities": (np.exp, "probabilit.* take jnp.log"),
+    "one-hot": (lambda law: np.eye(5)[0], "probabilities: take jnp.log"),
+    "integers": (lambda law: np.eye(5, dtype=int)[0], "expected an array of floats, got dtype int32.* take jnp.log"),
+    "logits": (lambda law: law + 5, "look like logits: take jax.nn.log_softmax"),
+    "shifted": (lambda law: law - law.max(), r"got a sum of .*; logits, .* jax.nn.log_softmax"),
+    "masked": (lambda law: np.where(np.arange(5) == 1, -np.inf, law), r"got a sum of 0\.[89]; .*log_p - logsumexp"),
+    "nan": (lambda law: np.where(np.arange(5) == 1, np.nan, law), "got NaN"),
+    "inf": (lambda law: np.where(np.arange(5) == 1, np.inf, law), "at most 0, got inf"),
+    "nothing": (lambda law: np.full(5, -np.inf), "got a sum of 0: every value is -inf"),
+    "batch": (lambda law: np.stack([law] * 7), BATCH),
+    "batches": (lambda law: np.zeros((3, 4, 2, 5)) + law, BATCH),
+    "no categories": (lambda law: law[:0], "N >= 1|same number of"),
+    "scalar": (lambda law: law[0], "N >= 1"),
+    "other categories": (lambda law: np.log(np.full(6, 1 / 6)), "same number of"),
+    "complex": (lambda law: law + 0j, "expected an array of floats, got dtype complex64"),
+    "bool": (lambda law: law < -1, "expected an array of floats, got dtype bool"),
+    "words": (lambda law: "gumbel", "expected an array of floats, got (str|list)"),
+    "none": (lambda law: None, "expected an array of floats, got (NoneType|list)"),
+    "ragged": (lambda law: [[0.0], [-1.0, -2.0]], "expected an array of floats, got list whose rows make no array"),
+}
+
+
+def takes_distributions():
+    """Names of the public functions whose signature has a distribution, with what they call it."""
+    rooms = {
+        "": gls_jax,
+        "bounds.": bounds,
+        "couplings.": couplings,
+        "decomposition.": decomposition,
+        "trials.": trials,
+    }
+    functions = {prefix + name: vars(room).get(name) for prefix, room in rooms.items() for name in room.__all__} | {
+        f"Scheme.{name}": getattr(schemes.Scheme, name) for name in vars(schemes.Scheme) if name[0] != "_"
+    }
+    behind_the_methods = {field.name.removesuffix("_fn") for field in dataclasses.fields(schemes.Scheme)}
+    for module in vars(schemes).values():
+        if isinstance(module, types.ModuleType) and hasattr(module, "SCHEME"):
+            own = set(module.__all__) - behind_the_methods
+            functions |= {f"schemes.{module.SCHEME.name}.{name}": getattr(module, name) for name in own}
+    names = {"log_p", "log_q", "log_probs", "log_weights", "laws"}
+    return {
+        name for name, f in functions.items() if inspect.isfunction(f) and names & set(inspect.signature(f).parameters)
+    }
+
+
+def test_no_function_is_forgotten():
+    assert takes_distributions() == set(CALLS) | set(HOST)
+
+
+def distributions_of(call):
+    """Good arguments by name."""
+    return {name: Q if name == "log_q" else P for name in inspect.signature(call).parameters}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+@pytest.mark.parametrize("name", CALLS)
+def test_misuse(name, misuse):
+    call, (spoil, words) = CALLS[name], MISUSES[misuse]
+    good = distributions_of(call)
+    if (name == "check_log_probs" and misuse.startswith("batch")) or (len(good) == 1 and misuse == "other categories"):
+        return  # it takes batches; there is nothing to differ from
+    for argument in good:
+        for spoilt in dict.fromkeys([argument] if misuse != "batch" else [argument, tuple(good)]):
+            bad = {key: spoil(value) if key in spoilt else value for key, value in good.items()}
+            with pytest.raises(ValueError, match=words) as caught:
+                call(**bad)
+            assert str(caught.value).startswith(("log_p and log_q", *good)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (np.log, "look like log-probabilities: take jnp.exp"),
+        (lambda law: law * 2, "expected probabilities that sum to 1 .* got a sum of 2"),
+        (lambda law: law - 0.3, "expected probabilities, got -0."),
+        (lambda law: law * np.nan, "expected probabilities, got nan"),
+        (lambda law: None, "expected an array of floats"),
+        (lambda law: law[:0], "shape"),
+        (lambda law: np.stack([law] * 2), "shape"),
+    ],
+)
+@pytest.mark.parametrize("name", HOST)
+def test_misuse_of_host_functions(name, spoil, words):
+    good = {argument: np.exp(law) for argument, law in distributions_of(HOST[name]).items()}
+    for argument, law in good.items():
+        with pytest.raises(ValueError, match=words) as caught:
+            HOST[name](**good | {argument: spoil(law)})
+        assert str(caught.value).startswith(argument) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "float64", list])
+@pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith("trials")])
+def test_good_values_are_looked_at_once_a_call(name, kind, monkeypatch):
+    """Nothing is compiled: the arrays are constants, whose values are known, of an abstract evaluation."""
+    seen, look = [], checks.values
+    monkeypatch.setattr(checks, "values", lambda value, name, **knobs: (seen.append(name), look(value, name, **knobs)))
+    good = distributions_of(CALLS[name])
+    cast = {key: law.tolist() if kind is list else law.astype(jnp.dtype(kind)) for key, law in good.items()}
+
+    def run():
+        CALLS[name](**cast)
+
+    jax.eval_shape(run)
+    assert sorted(seen) == sorted(good)
+
+
+def test_contained_is_made_of_probabilities():
+    for bad, words in (
+        (P, "contained: .* take jnp.exp"),
+        (np.full(5, 1.2), "contained: expected probabilities, got 1.2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bounds.optimum(P, Q, bad)
+
+
+def test_rows_of_dead_nodes_are_not_looked_at():
+    rows = np.stack([P, Q, P * np.nan])
+    checks.alive_rows(rows[1:], np.array([True, False]), "log_p")
+    checks.alive_rows(rows, np.array([True, False]), "log_q", root=True)
+    with pytest.raises(ValueError, match=r"log_q.*NaN"):
+        checks.alive_rows(rows, np.array([False, True]), "log_q", root=True)
+
+
+SIZES = (32_000, 50_257, 151_936)  # of real vocabularies
+
+
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16, jnp.float16, np.float64])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])  # from the uniform law, where rounding errors are all alike
+def test_normalised_in_any_float_type(kind, scale):
+    for size in SIZES:
+        logits = scale * np.random.default_rng(size).normal(size=size)
+        if kind is np.float64:
+            checks.values(logits - np.log(np.exp(logits).sum()), "log_p")
+            continue
+        exact = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
+        laws = [exact.astype(kind)]
+        if kind is not jnp.float16 or size < 2**16:  # the sum of so many exponentials is no float16
+            laws.append(jax.nn.log_softmax(jnp.asarray(logits, kind)))
+        for law in laws:
+            checks.values(law, "log_p")
+            checks.values(np.asarray(law), "log_p")
+
+
+def test_rounding_explains_no_more_than_it_does():
+    """In bfloat16 the mass that top-p .9 cuts is seen, and in float32 that of one token of .002."""
+    logits = 4 * np.random.default_rng(0).normal(size=50_257)
+    law = np.sort(np.asarray(jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))))[::-1]
+    cut = np.where(np.cumsum(np.exp(law)) < 0.9, law, -np.inf)
+    with pytest.raises(ValueError, match=r"got a sum of 0\.[89].* masked"):
+        checks.values(jnp.asarray(cut, jnp.bfloat16), "log_p")
+    checks.values(np.log([0.5, 0.4992]), "log_p")
+    with pytest.raises(ValueError, match=r"within 0.001\), got a sum of 0.998"):
+        checks.values(np.log([0.5, 0.498]), "log_p")
+
+
+def test_where_values_are_known():
+    """Constants under `vmap` over keys are; arguments of `jit`, `vmap` and `grad` are not, and run unchecked."""
+    p, q = np.exp(P).astype(np.float32), np.exp(Q).astype(np.float32)
+    keys = jax.random.split(KEY, 2)
+    with pytest.raises(ValueError, match=r"log_p: .* take jnp.log"):
+        jax.eval_shape(jax.vmap(lambda key: gls_jax.list_sample(key, p, q, 2)), keys)
+    for lift in (jax.jit, jax.vmap, jax.grad):
+        rows = (p, q) if lift is not jax.vmap else (p[None], q[None])
+        jax.eval_shape(lift(lambda p, q: bounds.list_matching(p, q, 2)), *rows)
+
+
+def test_the_row_of_a_sweep_is_named():
+    rows = np.stack([P, P, np.exp(P)])
+    with pytest.raises(ValueError, match=r"log_p\[2\]: .* take jnp.log"):
+        trials.sweep(KEY, rows, np.stack([Q] * 3), scheme="gls", num_drafts=(2,), num_trials=10)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (0, r"expected a typed key from jax.random.key\(seed\), got int$"),
+        (None, r"expected a typed key from jax.random.key\(seed\), got NoneType$"),
+        (jax.random.PRNGKey(0), r'dtype uint32; .* jax.random.wrap_key_data\(key, impl="threefry2x32"\)$'),
+        (jax.random.split(KEY, 3), r"expected one key of shape \[\], got shape \[3\]; lift with jax.vmap"),
+        (jax.random.key(0, impl="rbg"), r"got 'rbg'; make it by jax.random.key\(seed, impl=\"threefry2x32\"\)$"),
+    ],
+    ids=["seed", "none", "old", "many", "rbg"],
+)
+def test_a_wrong_key_is_told_how_to_become_a_right_one(key, words):
+    for call in (
+        lambda: gls_jax.list_sample(key, P, Q, 2),
+        lambda: GLS.propose(key, P, 2),
+        lambda: GLS.verify(key, DRAFTS, P, Q),
+        lambda: GLS.hits(key, P, Q, 2),
+        lambda: GLS.verify_tree(key, 0, TREE, [P] * 2, [Q] * 3),
+        lambda: couplings.gumbel(key, P, Q),
+        lambda: couplings.weighted_minhash(key, P, Q),
+        lambda: trials.acceptance(key, P, Q, scheme="gls", num_drafts=2, num_trials=1),
+        lambda: gls_jax.races.exponentials(key, 1, 1),
+    ):
+        with pytest.raises(ValueError, match=f"^key: .*{words}"):
+            call()
+    if getattr(key, "ndim", 0) != 1 or key.dtype == np.uint32:  # a sweep takes many keys
+        with pytest.raises(ValueError, match=f"^key: .*{words}"):
+            trials.sweep(key, [P], [Q], scheme="gls", num_drafts=(2,), num_trials=1)

@@ -34,6 +34,15 @@ sys.exit(cli.main(sys.argv[1:]))
 ASK = ["--num-pairs", 150, "--num-items", 4, "--num-trials", 50, "--num-drafts", 1, "--schemes", "naive"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """The processes of this file compile the same programs: once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
 def together(*arguments, dies=(0, 0), apart=((), ())):
     """Exit codes, stdout and stderr of two processes with one coordinator."""
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -8,8 +8,6 @@ import pytest
 from experiments import __main__ as entry
 from experiments import gaussian_tables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL = ["--num-decoders", "1", "2", "--num-bins", "2", "--num-candidates", "64", "--num-trials", "300"]
 SMALL += ["--num-choosing", "100", "--num-posterior", "40"]
 

@@ -12,8 +12,6 @@ from gls_jax import races, schemes, simulation, trials
 from tests import oracles
 from tests.problems import NUM_DRAFTS, NUM_ITEMS, PROBLEMS, logs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(17)
 FAST = ("gls", "gls_strong", "poisson", "gumbel_topk", "naive")
 LAWS_P = np.stack([logs(p) for p, _ in PROBLEMS.values()])

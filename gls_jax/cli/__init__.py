@@ -1,46 +1,44 @@
-"""The command line: reads options, calls the library, prints tables for people and JSON for programs."""
+"""The command line: reads options, calls the library, prints tables for people and JSON for programs.
+
+This file imports nothing of the extra `cli`, so that a missing package is one line and not a traceback.
+"""
 
 from __future__ import annotations
 
+import platform
 import sys
-from typing import Annotated
+from importlib import metadata
 
-import tyro
+from gls_jax.cli import needs
 
-from gls_jax.cli.acceptance import Acceptance
-from gls_jax.cli.bench import Bench
-from gls_jax.cli.compress import Compress
-from gls_jax.cli.console import progress
-from gls_jax.cli.decompress import Decompress
-from gls_jax.cli.dump import DumpLaws
-from gls_jax.cli.generate import Generate
-from gls_jax.cli.plan import Plan
-from gls_jax.cli.train import Train
-
-__all__ = ["main", "progress"]
+__all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input ends with one line and exit code 2, an interrupt with 130."""
-    commands = (
-        Annotated[Acceptance, tyro.conf.subcommand("acceptance")]
-        | Annotated[Generate, tyro.conf.subcommand("generate")]
-        | Annotated[DumpLaws, tyro.conf.subcommand("dump")]
-        | Annotated[Plan, tyro.conf.subcommand("plan")]
-        | Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Compress, tyro.conf.subcommand("compress")]
-        | Annotated[Decompress, tyro.conf.subcommand("decompress")]
-        | Annotated[Bench, tyro.conf.subcommand("bench")]
-    )
-    command: Acceptance | Generate | DumpLaws | Plan | Train | Compress | Decompress | Bench = tyro.cli(
-        commands, prog="gls-jax", description=__doc__, args=arguments
-    )
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--version"]:
+        print(_version())
+        return 0
+    resumable = False
     try:
+        needs.check(arguments)
+        from gls_jax.cli.commands import parse
+
+        command = parse(arguments)
+        resumable = command.resumable
         command.run()
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"gls-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gls-jax: interrupted" + "; --resume goes on from here" * command.resumable, file=sys.stderr)
+        print("gls-jax: interrupted" + "; --resume goes on from here" * resumable, file=sys.stderr)
         return 130
     return 0
+
+
+def _version() -> str:
+    """What a report of a fault should say."""
+    from gls_jax import __version__
+
+    return f"gls-jax {__version__} (Python {platform.python_version()}, jax {metadata.version('jax')})"

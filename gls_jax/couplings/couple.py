@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
+from gls_jax.loops import varying_like
 from gls_jax.ratios import excess
 from gls_jax.rejection import speculate
 
@@ -55,7 +56,8 @@ def gumbel(key: PRNGKeyArray, log_p, log_q) -> Coupled:
         :class:`Coupled`; the samples agree with probability :func:`gumbel_match`.
 
     Raises:
-        ValueError: a key that is not one typed threefry key, or shapes that do not fit.
+        ValueError: a key that is not one typed threefry key, shapes that do not fit, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -65,9 +67,7 @@ def gumbel(key: PRNGKeyArray, log_p, log_q) -> Coupled:
     >>> bool(abs((x == y).mean() - couplings.gumbel_match(log_p, log_q)) < 0.03)
     True
     """
-    log_p, log_q = both_laws(log_p, log_q)
-    clocks = races.exponentials(key, 1, log_p.shape[0])[0]
-    return Coupled(*(races.winner(races.arrivals(clocks, law)) for law in (log_p, log_q)))
+    return same_race(key, *both_laws(log_p, log_q))
 
 
 def weighted_minhash(key: PRNGKeyArray, log_p, log_q) -> Coupled:
@@ -84,7 +84,8 @@ def weighted_minhash(key: PRNGKeyArray, log_p, log_q) -> Coupled:
         :class:`Coupled`; the samples agree with probability :func:`minhash_match`.
 
     Raises:
-        ValueError: a key that is not one typed threefry key, or shapes that do not fit.
+        ValueError: a key that is not one typed threefry key, shapes that do not fit, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -94,8 +95,8 @@ def weighted_minhash(key: PRNGKeyArray, log_p, log_q) -> Coupled:
     >>> bool(x == couplings.first_dart(key, log_p)) and bool(y == couplings.first_dart(key, log_q))
     True
     """
-    both_laws(log_p, log_q)
-    return Coupled(first_dart(key, log_p), first_dart(key, log_q))
+    checks.key(key)
+    return Coupled(*(_first_dart(key, law) for law in both_laws(log_p, log_q)))
 
 
 def first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
@@ -111,7 +112,8 @@ def first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
         `i32[]`, a sample of the law.
 
     Raises:
-        ValueError: a key that is not one typed threefry key, or a law that is not `[N]`.
+        ValueError: a key that is not one typed threefry key, a law that is not `[N]`, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -119,7 +121,9 @@ def first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
     1
     """
     checks.key(key)
-    return _first_dart(key, checks.law(log_weights, "log_weights"))
+    law = checks.law(log_weights, "log_weights")
+    checks.values(log_weights, "log_weights")
+    return _first_dart(key, law)
 
 
 def maximal(key: PRNGKeyArray, log_p, log_q) -> Coupled:
@@ -136,7 +140,8 @@ def maximal(key: PRNGKeyArray, log_p, log_q) -> Coupled:
         :class:`Coupled`; the samples agree with probability :func:`maximal_match`.
 
     Raises:
-        ValueError: a key that is not one typed threefry key, or shapes that do not fit.
+        ValueError: a key that is not one typed threefry key, shapes that do not fit, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -147,7 +152,7 @@ def maximal(key: PRNGKeyArray, log_p, log_q) -> Coupled:
     True
     """
     log_p, log_q = both_laws(log_p, log_q)
-    x, _ = gumbel(key, log_p, log_q)
+    x, _ = same_race(key, log_p, log_q)
     return Coupled(x, speculate(key, x, races.weights(log_p), log_q))
 
 
@@ -217,7 +222,12 @@ def maximal_match(log_p, log_q) -> Float[Array, ""]:
 
 
 def both_laws(log_p, log_q):
-    return checks.same_items(checks.law(log_p, "log_p"), checks.law(log_q, "log_q"))
+    return checks.problem(log_p, log_q)
+
+
+def same_race(key, log_p: Float[Array, " N"], log_q: Float[Array, " N"]) -> Coupled:
+    clocks = races.exponentials(key, 1, log_p.shape[0])[0]
+    return Coupled(*(races.winner(races.arrivals(clocks, law)) for law in (log_p, log_q)))
 
 
 @jax.jit
@@ -238,7 +248,7 @@ def first_under(key, curve: Float[Array, " N"], most: int):
         found = jnp.min(jnp.where(heights < of(curve, items), start + numbers, most))
         return start + numbers.size, jnp.minimum(found, most)
 
-    state = jnp.int32(0), jnp.int32(most)
+    state = varying_like((jnp.int32(0), jnp.int32(most)), key, curve)
     _, number = jax.lax.while_loop(lambda state: (state[0] < most) & (state[1] == most), throw, state)
     items, heights = races.darts(key, number, 1, num_items)
     return number, items[0], heights[0]

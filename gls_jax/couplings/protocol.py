@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
-from gls_jax.couplings.couple import MOST_DARTS, SHARED, Coupled, block, both_laws, first_under, gumbel, of
+from gls_jax.couplings.couple import MOST_DARTS, SHARED, Coupled, block, both_laws, first_under, of, same_race
+from gls_jax.loops import varying_like
 
 __all__ = ["dart_protocol", "dart_protocol_bits"]
 
@@ -53,7 +54,8 @@ def dart_protocol(key: PRNGKeyArray, log_p, log_q, epsilon: float) -> tuple[Coup
         :class:`Coupled`, and `bits i32[]`: all that crossed in this run, in both directions.
 
     Raises:
-        ValueError: `epsilon` out of range, a key that is not one typed threefry key, or shapes that do not fit.
+        ValueError: `epsilon` out of range, a key that is not one typed threefry key, shapes that do not fit, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -119,7 +121,7 @@ def _first_refused(key, p: Float[Array, " N"], q: Float[Array, " N"], code: _Cod
         return start + numbers.size, found, after[-1], bits + jnp.sum(jnp.where(sent, message, 0), dtype=jnp.int32)
 
     start = jnp.where(wanted, 0, code.budget).astype(jnp.int32)
-    state = start, jnp.int32(code.budget), start, jnp.int32(0)
+    state = varying_like((start, jnp.int32(code.budget), start, jnp.int32(0)), key, p, q)
     searching = lambda state: (state[0] < code.budget) & (state[1] == code.budget)  # noqa: E731
     _, number, begun, bits = jax.lax.while_loop(searching, throw, state)
     silence = jnp.where(number == code.budget, -(-(code.budget - begun) // code.reach), 0)  # escapes up to the end
@@ -134,7 +136,7 @@ def _dart_protocol(key, log_p, log_q, code: _Code) -> tuple[Coupled, Int[Array, 
     common = ~escaped & (height < q[x])
     wanted = ~escaped & ~common
     number, fresh, help_bits = _first_refused(races.stream_key(key, _HELP), p, q, code, wanted)
-    spare = gumbel(races.private_key(key), log_p, log_q)
+    spare = same_race(races.private_key(key), log_p, log_q)
     y = jnp.where(common, x, jnp.where(wanted & (number < code.budget), fresh, spare.y))
-    bits = code.length(passed) + ~escaped + help_bits
+    bits = code.length(passed) + (~escaped).astype(jnp.int32) + help_bits
     return Coupled(jnp.where(escaped, spare.x, x), y), bits

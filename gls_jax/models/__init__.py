@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+
+from gls_jax import extras
+
+try:
+    from flax import nnx
+except ModuleNotFoundError:
+    extras.require("lm")  # its message names the other packages as well
+    raise
 
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.models import bundle, gguf_file, huggingface, packages, tokenizer, weights

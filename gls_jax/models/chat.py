@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gls_jax import extras
 from gls_jax.models import gguf_file, packages
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ChatTemplate:
             ValueError: a broken template, or one that refuses these messages.
             ModuleNotFoundError: the package `jinja2` is missing.
         """
-        jinja2 = packages.require("jinja2")
+        jinja2 = extras.module("jinja2", "lm")
         try:
             program = _environment().from_string(self.source)
             return program.render(

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gls_jax import extras
 from gls_jax.models.config import Config, field, rope_factors
-from gls_jax.models.packages import require
 from gls_jax.models.weights import Tensors
 
 NAMES = {
@@ -53,7 +53,7 @@ def open_file(path: str | Path) -> File:
         ModuleNotFoundError: the package `gguf` is not installed.
     """
     path = Path(path)
-    require("gguf")
+    extras.module("gguf", "lm")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a GGUF file")
     with path.open("rb") as file:
@@ -65,7 +65,7 @@ def open_file(path: str | Path) -> File:
 
 @lru_cache(maxsize=1)  # a model and its chat template are in one file, and its vocabulary takes a second or two
 def _read(path: Path, version: tuple[int, int]) -> File:
-    gguf = require("gguf")
+    gguf = extras.module("gguf", "lm")
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}

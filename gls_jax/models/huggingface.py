@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gls_jax import extras
 from gls_jax.models.config import Config
 from gls_jax.models.families import from_huggingface
-from gls_jax.models.packages import require
 from gls_jax.models.weights import Tensors
 
 NAMES = {
@@ -93,7 +93,7 @@ def names(config: Config) -> dict[str, str]:
 
 
 def _open(path: Path) -> Any:
-    safetensors = require("safetensors")
+    safetensors = extras.module("safetensors", "lm")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a shard that the index names")
     try:

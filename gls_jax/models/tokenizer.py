@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gls_jax.models.packages import require
+from gls_jax import extras
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ def from_folder(folder: Path) -> Tokenizer | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    tokenizers = require("tokenizers")
+    tokenizers = extras.module("tokenizers", "lm")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
@@ -59,7 +59,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer | None:
     rule = own.get("pre")
     if own.get("model") != "gpt2" or rule not in ("smollm", "gpt-2", *_LLAMA3) or not own.get("tokens"):
         return None
-    require("tokenizers")
+    extras.module("tokenizers", "lm")
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     tokens, merges = own["tokens"], [tuple(merge.split(" ")) for merge in own.get("merges", ())]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from gls_jax import checks
+from gls_jax.loops import varying_like
 from gls_jax.races import cipher
 from gls_jax.races.keys import stream_words
 
@@ -149,7 +150,8 @@ def leaders(
     start = (jnp.full(num_streams, jnp.inf, jnp.float32), jnp.zeros(num_streams, jnp.int32))
     items = jnp.arange(num_items, dtype=jnp.int32)
     unroll = min(_ITEMS_PER_STEP, num_items)
-    return jax.lax.scan(step, (start,) * len(log_weights), (items, columns), unroll=unroll)[0]
+    carry = varying_like((start,) * len(log_weights), streams, columns)
+    return jax.lax.scan(step, carry, (items, columns), unroll=unroll)[0]
 
 
 def _inverse(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:

@@ -86,11 +86,14 @@ class Scheme:
             `i32[K]`.
 
         Raises:
-            ValueError: `num_drafts` out of range, shapes that do not fit, a key that is not one typed threefry key.
+            ValueError: `num_drafts` out of range, shapes that do not fit, a key that is not one typed threefry key, or
+                what :func:`gls_jax.check_log_probs` raises.
         """
         checks.key(key)
         num_drafts = self.check_num_drafts(num_drafts)
-        return _compiled(self.propose_fn, (key, self._draft_laws(log_p, num_drafts)), (num_drafts,))
+        laws = checks.draft_laws(log_p, num_drafts, diverse=self.diverse, owner=f"scheme '{self.name}'")
+        checks.values(log_p, "log_p")
+        return _compiled(self.propose_fn, (key, laws), (num_drafts,))
 
     def verify(self, key: PRNGKeyArray, drafts, log_p, log_q, active=None) -> Int[Array, ""]:
         """The token to emit. Its law is exactly `q` when `drafts` came from `propose` with this key.
@@ -107,8 +110,9 @@ class Scheme:
             `i32[]`. The target accepts draft `k` where it equals this token and `active[k]`.
 
         Raises:
-            ValueError: shapes that do not fit, too many drafts or items, drafts outside the vocabulary or, where the
-                scheme needs the draft law, impossible under it (values are looked at where they are not traced).
+            ValueError: shapes that do not fit, too many drafts or items, what :func:`gls_jax.check_log_probs` raises,
+                drafts outside the vocabulary or, where the scheme needs the draft law, impossible under it (values are
+                looked at where they are not traced).
         """
         self.check_token_level("verify")
         checks.key(key)
@@ -118,9 +122,9 @@ class Scheme:
                 f"drafts: expected integers of shape [K], got {drafts.dtype} of shape {list(drafts.shape)}"
             )
         num_drafts = self.check_num_drafts(drafts.shape[0])
-        log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
-        log_p, log_q = checks.same_items(log_p, log_q)
+        log_p, log_q = self._problem(log_p, log_q, num_drafts)
         checks.tokens(drafts, log_q.shape[0], "drafts")
+        drafts = drafts.astype(jnp.int32)
         active = jnp.ones(num_drafts, bool) if active is None else jnp.asarray(active)
         if active.shape != drafts.shape or active.dtype != jnp.bool_:
             raise ValueError(
@@ -143,8 +147,8 @@ class Scheme:
             `f[]` in the inputs' float type (at least float32); `jit`, `vmap`, and `grad` away from ties.
 
         Raises:
-            ValueError: `num_drafts` out of range, shapes that do not fit, more items or drafts than the exact value can
-                be had for.
+            ValueError: `num_drafts` out of range, shapes that do not fit, what :func:`gls_jax.check_log_probs` raises,
+                or more items or drafts than the exact value can be had for.
         """
         return self.acceptance_curve(log_p, log_q, (num_drafts,))[0]
 
@@ -152,10 +156,7 @@ class Scheme:
         """Exact acceptance for several K in one pass, `f[len(num_drafts)]` (diverse: first K rows)."""
         self.check_token_level("acceptance")
         counts = tuple(self.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
-        log_p, log_q = self._draft_laws(log_p, max(counts)), checks.law(log_q, "log_q")
-        log_p, log_q = checks.same_items(log_p, log_q)
-        checks.not_probabilities(log_p, "log_p")
-        checks.not_probabilities(log_q, "log_q")
+        log_p, log_q = self._problem(log_p, log_q, max(counts))
         _refuse(self.acceptance_limit(log_q.shape[0], max(counts)))
         return jnp.clip(_compiled(self.acceptance_fn, (log_p, log_q), (counts,)), 0, 1)
 
@@ -200,8 +201,7 @@ class Scheme:
     def _trial_inputs(self, log_p, log_q, num_drafts: int) -> tuple[jax.Array, jax.Array, int]:
         self.check_token_level("hits")
         num_drafts = self.check_num_drafts(num_drafts)
-        log_p, log_q = self._draft_laws(log_p, num_drafts), checks.law(log_q, "log_q")
-        log_p, log_q = checks.same_items(log_p, log_q)
+        log_p, log_q = self._problem(log_p, log_q, num_drafts)
         _refuse(self.verify_limit(log_q.shape[0], num_drafts))
         return log_p, log_q, num_drafts
 
@@ -226,7 +226,7 @@ class Scheme:
 
         Raises:
             ValueError: shapes that do not fit, more slots than the scheme takes drafts, tokens outside the vocabulary,
-                or what is not a tree.
+                what is not a tree or, at nodes that are alive, what :func:`gls_jax.check_log_probs` raises.
 
         >>> import jax, jax.numpy as jnp
         >>> from gls_jax import schemes
@@ -243,7 +243,9 @@ class Scheme:
         tree.check()
         self.check_num_drafts(tree.num_slots)
         size = tree.tokens.shape[0]
+        given_p, given_q = log_p, log_q
         log_q = checks.laws(log_q, size + 1, "log_q")
+        checks.alive_rows(given_q, tree.alive, "log_q", root=True)
         if size == 0:
             token = _compiled(_without_drafts, (key, position, log_q[0]), (self, tree.num_slots))
             return Path(jnp.zeros(tree.depth, jnp.int32) - 1, jnp.zeros((), jnp.int32), token)
@@ -251,6 +253,8 @@ class Scheme:
             raise ValueError(f"log_p: scheme '{self.name}' needs the law each node was drawn from, got None")
         log_p = log_q[1:] if log_p is None else checks.laws(log_p, size, "log_p")
         log_p, log_q = checks.same_items(log_p, log_q)
+        if given_p is not None:
+            checks.alive_rows(given_p, tree.alive, "log_p")
         checks.index(position, "position", last=2**32 - 2 - tree.depth)
         checks.alive_tokens(tree.tokens, tree.alive, log_q.shape[1], "tree.tokens")
         if self.needs_draft_law:
@@ -297,8 +301,8 @@ class Scheme:
             raise ValueError(f"num_drafts: scheme '{self.name}' takes at most {self.max_drafts}, got {num_drafts}")
         return num_drafts
 
-    def _draft_laws(self, log_p, num_drafts: int) -> jax.Array:
-        return checks.draft_laws(log_p, num_drafts, diverse=self.diverse, owner=f"scheme '{self.name}'")
+    def _problem(self, log_p, log_q, num_drafts: int) -> tuple[jax.Array, jax.Array]:
+        return checks.list_problem(log_p, log_q, num_drafts, diverse=self.diverse, owner=f"scheme '{self.name}'")
 
 
 def _without_drafts(key, position, log_q, scheme: Scheme, num_slots: int) -> Int[Array, ""]:

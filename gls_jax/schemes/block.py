@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from gls_jax import races
+from gls_jax.loops import varying_like
 from gls_jax.rejection import residual_token
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # one race
@@ -41,7 +42,7 @@ def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
         weight = jnp.where(product < p_x, product / jnp.where(p_x > 0, p_x, 1), 1)
         return weight, weight
 
-    _, weights = jax.lax.scan(follow, jnp.ones((), q.dtype), (p_draft, q_draft))
+    _, weights = jax.lax.scan(follow, varying_like(jnp.ones((), q.dtype), p_draft, q_draft), (p_draft, q_draft))
     weights = jnp.concatenate([jnp.ones(1, q.dtype), weights])  # [contexts]
     drafted = jnp.append(place < length, False)[:, None]  # nothing was drafted after the last node
     rest = jnp.maximum(weights[:, None] * q - jnp.where(drafted, jnp.append(p, p[-1:], axis=0), 0), 0)

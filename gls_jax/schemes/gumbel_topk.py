@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gls_jax import bounds, checks, races, simulation
+from gls_jax.loops import varying_like
 from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import RatioOrder, ratio_order
 from gls_jax.schemes.base import Scheme
@@ -34,6 +35,7 @@ __all__ = ["SCHEME", "Interval", "acceptance", "acceptance_interval", "hits", "p
 _EXACT_ITEMS = 512  # up to here every item is a Bernoulli and every ratio is evaluated
 _CLOCKS = 64  # of the heaviest items in a trial without clocks
 _HEAD, _PLACES = 256, 512  # beyond: exact Bernoullis, and places on the ratio axis
+_PLACES_A_STEP = 27  # divides 2 _PLACES + 2
 
 
 class Interval(NamedTuple):
@@ -95,10 +97,11 @@ def simulator(log_p, log_q, num_drafts):
             seen = jnp.where(
                 jnp.arange(num_drafts) == rank, item, seen
             )  # an item that is there already changes nothing
-            return step + 1, level + noise[0], rank + new, seen
+            return step + 1, level + noise[0], rank + new.astype(rank.dtype), seen
 
         first = races.exponentials(races.stream_key(key, 1), 1, 1)[0, 0]
         start = (jnp.int32(2), first, rank, jnp.full(num_drafts, -1, jnp.int32))
+        start = varying_like(start, key, ranked)
         rank = jax.lax.while_loop(more, arrive, start)[2]
         return (rank < jnp.arange(1, num_drafts + 1)) & (ranked.p[token] > 0)
 
@@ -120,17 +123,17 @@ def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
         :class:`Interval` of `f[len(num_drafts)]`.
 
     Raises:
-        ValueError: shapes that do not fit, or a list length below 1.
+        ValueError: shapes that do not fit, a list length below 1, or what :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax.schemes import gumbel_topk
-    >>> laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(0), (2, 20_000)))
-    >>> ends = gumbel_topk.acceptance_interval(laws[0], laws[0] * 0.5 + laws[1] * 0.5, (4,))
+    >>> logits = 2 * jax.random.normal(jax.random.key(0), (2, 20_000))
+    >>> log_p, log_q = jax.nn.log_softmax(logits[0]), jax.nn.log_softmax(logits.mean(0))
+    >>> ends = gumbel_topk.acceptance_interval(log_p, log_q, (4,))
     >>> bool((ends.lower <= ends.estimate).all() and (ends.estimate <= ends.upper).all())
     True
     """
-    log_p, log_q = checks.law(log_p, "log_p"), checks.law(log_q, "log_q")
-    log_p, log_q = checks.same_items(log_p, log_q)
+    log_p, log_q = checks.problem(log_p, log_q)
     return _interval(log_p, log_q, checks.counts(num_drafts, "num_drafts"))
 
 
@@ -168,13 +171,20 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
     else:
         law = _poisson(_tail_excess(ranked, light)[places, None] * nodes, most)
 
-    def add(law, item):
-        p, r = item
-        enters = -jnp.expm1(-nodes * (p * jnp.maximum(ratio - r, 0))[:, None])[..., None]
-        shifted = jnp.pad(law[..., :-1], ((0, 0), (0, 0), (1, 0)))
-        return law * (1 - enters) + shifted * enters, None
+    heads = ranked.p[heavy], ranked.ratio[heavy]
 
-    law, _ = jax.lax.scan(add, law, (ranked.p[heavy], ranked.ratio[heavy]))
+    @jax.checkpoint  # else the gradient keeps `law` for every item of the head
+    def count(place):
+        law, ratio = place
+
+        def add(law, item):
+            p, r = item
+            enters = -jnp.expm1(-nodes * (p * jnp.maximum(ratio - r, 0)))
+            return law * (1 - enters) + jnp.pad(law[:-1], ((1, 0), (0, 0))) * enters, None
+
+        return jax.lax.scan(add, varying_like(law.T, law, ratio, heads), heads)[0].T
+
+    law = jax.lax.map(count, (law, ratio), batch_size=_PLACES_A_STEP)
     below = jnp.cumsum(law, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]
     lower = jnp.einsum("tnc,n->tc", below, weights[0], precision="highest")
     if head == ranked.p.shape[0]:

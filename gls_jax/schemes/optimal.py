@@ -72,8 +72,8 @@ def _plan(laws, q, active):
 
 @lru_cache(maxsize=256)  # a simulation asks for the same plan in every chunk of trials
 def _solved(laws: bytes, q: bytes, size: int):
-    rows = np.frombuffer(laws, np.float32).reshape(-1, size)
-    plan = decomposition.best_selection(rows, np.frombuffer(q, np.float32))
+    rows = np.frombuffer(laws, np.float32).reshape(-1, size).astype(np.float64)
+    plan = decomposition.solve_selection(rows, np.frombuffer(q, np.float32).astype(np.float64))
     return plan.choose.astype(np.float32), plan.law.astype(np.float32)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gls_jax import bounds, races, simulation
-from gls_jax.ratios import ratio_order
+from gls_jax.ratios import ratio_order, total
 from gls_jax.schemes.base import Scheme
 
 __all__ = ["SCHEME", "acceptance", "hits", "propose", "simulator", "verify"]
@@ -63,7 +63,7 @@ def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
     live = jnp.where(ranked.p > 0, ranked.q, 0)
     apart = ranked.excess > 1e-18  # else the match is certain, and 1 / excess^2 of the gradient leaves float32
     lose = jnp.log1p(1 / jnp.where(apart, ranked.excess, 1))  # -log(1 - 1 / M), exact for large M
-    return jnp.stack([jnp.sum(live * jnp.where(apart, -jnp.expm1(-k * lose), 1)) for k in num_drafts])
+    return jnp.stack([total(live * jnp.where(apart, -jnp.expm1(-k * lose), 1)) for k in num_drafts])
 
 
 SCHEME = Scheme(

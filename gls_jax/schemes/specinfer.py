@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gls_jax import races
+from gls_jax.loops import varying_like
 from gls_jax.rejection import remaining, serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
@@ -39,7 +40,7 @@ def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
         spent = spent + remaining(q, spent)[1] * (p if p.ndim == 1 else p[k])
         return spent, jnp.sum(jnp.minimum(q, spent))
 
-    _, accepted = jax.lax.scan(refuse, jnp.zeros_like(q), jnp.arange(max(num_drafts)))
+    _, accepted = jax.lax.scan(refuse, varying_like(jnp.zeros_like(q), p, q), jnp.arange(max(num_drafts)))
     return accepted[jnp.asarray(num_drafts) - 1]
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.estimate import Estimate
+from gls_jax.loops import varying_like
 from gls_jax.rejection import serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
@@ -67,7 +68,7 @@ def acceptance_estimate(key: PRNGKeyArray, log_p, log_q, num_drafts: int, num_ch
         :class:`gls_jax.trials.Estimate` of scalars; the standard error is the empirical one.
 
     Raises:
-        ValueError: shapes that do not fit, or numbers out of range.
+        ValueError: shapes that do not fit, numbers out of range, or what :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax.schemes import specinfer_wor
@@ -80,7 +81,7 @@ def acceptance_estimate(key: PRNGKeyArray, log_p, log_q, num_drafts: int, num_ch
     num_drafts, num_chains = checks.count(num_drafts, "num_drafts"), checks.count(num_chains, "num_chains")
     if num_chains < 2:
         raise ValueError(f"num_chains: expected at least 2, got {num_chains}")
-    log_p, log_q = checks.same_items(checks.law(log_p, "log_p"), checks.law(log_q, "log_q"))
+    log_p, log_q = checks.problem(log_p, log_q)
     mean, error = _estimate(key, log_p, log_q, num_drafts, num_chains)
     return Estimate(mean, error, jnp.asarray(num_chains, jnp.int32))
 
@@ -184,7 +185,8 @@ def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int):
             return (u, pool.at[item].set(0)), None
 
         chain_key = jax.random.fold_in(key, index)
-        (u, _), _ = jax.lax.scan(test, (jnp.zeros((), log_q.dtype), laws.p), jnp.arange(min(num_drafts, size)))
+        start = varying_like((jnp.zeros((), log_q.dtype), laws.p), chain_key, laws)
+        (u, _), _ = jax.lax.scan(test, start, jnp.arange(min(num_drafts, size)))
         return unserved(u)
 
     missed = jax.lax.map(chain, jnp.arange(num_chains), batch_size=max(1, min(num_chains, _CHUNK // size)))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gls_jax import races
+from gls_jax.loops import varying_like
 from gls_jax.rejection import remaining, residual_token
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
@@ -26,15 +27,16 @@ __all__ = ["SCHEME", "acceptance", "discount", "hits", "propose", "verify"]
 
 def discount(p: Float[Array, " N"], q: Float[Array, " N"], num_drafts) -> Float[Array, ""]:
     """`rho` for `num_drafts` tests (may be traced; 0 gives 0: nothing is tested, all of `q` is left)."""
-    low, high = jnp.ones((), q.dtype), jnp.maximum(jnp.asarray(num_drafts, q.dtype), 1)
+    num_drafts = jnp.asarray(num_drafts).astype(q.dtype)
+    ends = varying_like((jnp.ones((), q.dtype), jnp.maximum(num_drafts, 1)), p, q, num_drafts)
 
     def halve(_, ends):
         middle = (ends[0] + ends[1]) / 2
         gain = _gain(p, q, middle, num_drafts)
         return jnp.where(gain > 0, middle, ends[0]), jnp.where(gain > 0, ends[1], middle)
 
-    low, high = jax.lax.fori_loop(0, jnp.finfo(q.dtype).nmant + 4, halve, (low, high))
-    return jnp.where(jnp.asarray(num_drafts) > 0, (low + high) / 2, 0)
+    low, high = jax.lax.fori_loop(0, jnp.finfo(q.dtype).nmant + 4, halve, ends)
+    return jnp.where(num_drafts > 0, (low + high) / 2, 0)
 
 
 def verify(key, drafts, log_p, log_q, active):
@@ -68,7 +70,7 @@ def _gain(p, q, rho, num_drafts):
 
 
 def _smooth_discount(p, q, num_drafts: int):
-    """`rho` with its derivative, by the implicit function theorem: that of one Newton step from the root."""
+    """`rho` with its first two derivatives: those of two Newton steps from the root, each of which adds one."""
     fixed_p, fixed_q = jax.lax.stop_gradient((p, q))
     rho = discount(fixed_p, fixed_q, num_drafts)
     full = fixed_q >= rho * fixed_p
@@ -76,8 +78,10 @@ def _smooth_discount(p, q, num_drafts: int):
     b = jnp.sum(jnp.minimum(fixed_p, fixed_q / rho))
     slope = -jnp.sum(jnp.where(full, fixed_p, 0)) - num_drafts * (1 - b) ** (num_drafts - 1) * part / rho**2
     steep = slope < -1e-12  # else every item is cut or none can be, and no rho is better than another
-    step = jnp.where(steep, _gain(p, q, rho, num_drafts) / jnp.where(steep, slope, -1), 0)
-    return rho - (step - jax.lax.stop_gradient(step))  # on a flat slope the step itself is rounding
+    for _ in range(2):
+        step = jnp.where(steep, _gain(p, q, rho, num_drafts) / jnp.where(steep, slope, -1), 0)
+        rho = rho - (step - jax.lax.stop_gradient(step))  # on a flat slope the step itself is rounding
+    return rho
 
 
 SCHEME = Scheme(

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax import races
+from gls_jax.loops import varying_like
 from gls_jax.rejection import remaining, residual_token
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
@@ -58,7 +59,7 @@ def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
         return jax.lax.switch(branch, (_accept, _retreat, _descend), state, child)
 
     def _accept(state, child):
-        return state._replace(accepted=jnp.array(True))
+        return state._replace(accepted=~state.accepted)  # the loop goes on only while nothing is accepted
 
     def _descend(state, child):
         node = jnp.argmin(jnp.where(child, tree.slots, tree.num_slots)).astype(jnp.int32)
@@ -100,6 +101,7 @@ def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
 
     one = jnp.ones(size + 1, log_q.dtype)
     start = _State(jnp.array(0, jnp.int32), jnp.array(False), tree.alive, one, one * 0, one, one)
+    start = varying_like(start, key, position, tree, log_p, log_q)
     end = jax.lax.while_loop(lambda state: ~state.accepted, step, start)
     # Without children nothing is spent, and it does not matter which law multiplies the zero.
     p = races.weights(log_p[jnp.argmax(tree.alive & (tree.parents == end.here))])

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
+from gls_jax.loops import varying_like
 
 __all__ = ["Path", "Tree", "branching", "chain_slots", "chains", "walk"]
 
@@ -116,7 +117,7 @@ def chain_slots(tokens: Int[Array, "K L"], *, ranked: bool) -> Int[Array, "K L"]
     same = tokens[:, None, :] == tokens[None, :, :]  # [chain, other, position]
     together = jnp.cumprod(jnp.pad(same, ((0, 0), (0, 0), (1, 0)), constant_values=True), axis=-1)[..., :length]
     earlier = jnp.tril(jnp.ones((num_chains, num_chains), bool), -1)[..., None]
-    return jnp.sum(together * earlier, axis=1, dtype=jnp.int32)
+    return jnp.sum(together * earlier.astype(together.dtype), axis=1, dtype=jnp.int32)
 
 
 def chains(tokens: Int[Array, "K L"], *, ranked: bool = False) -> Tree:
@@ -220,6 +221,7 @@ def walk(
         jnp.array(0, jnp.int32),
         jnp.array(True),
     )
+    start = varying_like(start, key, position, tree, log_p, log_q)
     _, last, _, token, _ = jax.lax.while_loop(lambda state: state[-1], step, start)
     return path_to(tree, last, token)
 
@@ -230,7 +232,7 @@ def path_to(tree: Tree, last: Int[Array, ""], token: Int[Array, ""]) -> Path:
     def up(node, _):
         return jnp.where(node >= 0, tree.parents[node] - 1, -1), node
 
-    _, upward = jax.lax.scan(up, last.astype(jnp.int32), None, length=tree.depth)
+    _, upward = jax.lax.scan(up, varying_like(last.astype(jnp.int32), tree), None, length=tree.depth)
     length = jnp.sum(upward >= 0, dtype=jnp.int32)
     place = jnp.arange(tree.depth, dtype=jnp.int32)
     nodes = jnp.where(place < length, upward[jnp.maximum(length - 1 - place, 0)], -1)

@@ -19,7 +19,8 @@ is not always accepted; nor does acceptance always grow with K, whose tournament
 from __future__ import annotations
 
 import dataclasses
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import races
+from gls_jax.loops import varying_like
 from gls_jax.rejection import remaining, speculate
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
@@ -109,6 +111,17 @@ def acceptance(log_p, log_q, num_drafts: tuple[int, ...], *, free: int = 5) -> F
     return jnp.stack([one(k) for k in num_drafts])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Truncated:
+    """A function with its number of free ranks: unlike `functools.partial`, equal to its copy from a pickle."""
+
+    function: Callable
+    free: int
+
+    def __call__(self, *arguments):
+        return self.function(*arguments, free=self.free)
+
+
 @cache
 def truncated_at(free: int) -> Scheme:
     """The scheme with another number of free ranks, 1 to 15.
@@ -122,8 +135,8 @@ def truncated_at(free: int) -> Scheme:
     return dataclasses.replace(
         SCHEME,
         name=f"weighted_importance_{free}",
-        verify_fn=partial(verify, free=free),
-        acceptance_fn=partial(acceptance, free=free),
+        verify_fn=_Truncated(verify, free),
+        acceptance_fn=_Truncated(acceptance, free),
     )
 
 
@@ -146,7 +159,7 @@ def _match(first, second, q, free: int) -> _Match:
     held = _flow(start, law[:free] - q[order][:free])
     law = law.at[:free].add(jnp.sum(held - start, axis=1))
     meets = pair > 1e-18  # lighter pairs decide nothing, and their squares leave float32 in a gradient
-    wins = jnp.where(meets, held / jnp.where(meets, pair, 1), jnp.triu(jnp.ones((free, free)), 1))
+    wins = jnp.where(meets, held / jnp.where(meets, pair, 1), jnp.triu(jnp.ones((free, free), held.dtype), 1))
     return _Match(order, wins, jnp.zeros_like(law).at[order].set(law))
 
 
@@ -184,7 +197,7 @@ def _flow(held: Float[Array, "s s"], excess: Float[Array, " s"]) -> Float[Array,
 
     # Each edge is emptied at most (vertices / 2) times by shortest augmenting paths.
     rounds = (size * (size - 1) + 2 * size) * (size + 2) // 2
-    return jax.lax.scan(augment, (held, excess), None, length=rounds)[0][0]
+    return jax.lax.scan(augment, varying_like((held, excess), held, excess), None, length=rounds)[0][0]
 
 
 def _wins(wins, i, j):

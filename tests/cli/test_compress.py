@@ -82,7 +82,7 @@ def test_another_process_decodes_the_same(signals, tmp_path):
     """The program itself: no more than its bytes travel."""
     source, side = signals
     (tmp_path / "blob.gls").write_bytes(blob := CODEC.encode(SEED, source))
-    command = [sys.executable, "-m", "gls_jax.cli", "decompress", "blob.gls", "side.npy", "estimate.npy"]
+    command = [sys.executable, "-m", "gls_jax", "decompress", "blob.gls", "side.npy", "estimate.npy"]
     done = subprocess.run([*command, "--decoder", "0"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     np.testing.assert_array_equal(np.load("estimate.npy"), CODEC.decode(blob, side, 0).estimate)

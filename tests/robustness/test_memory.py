@@ -28,7 +28,7 @@ def symbols(size):
     row = compression.Normal(np.zeros((size, 1), np.float32), np.full((size, 1), 0.01, np.float32))
     compression.encode(code, compression.symbol_keys(key, size), compression.gaussian_density, (), row)
 
-for work, small, large in ((sweep, 2**10, 2**19), (pair_blocks, 3200, 6400), (symbols, 2**12, 2**14)):
+for work, small, large in ((sweep, 2**10, 2**19), (pair_blocks, 1600, 3200), (symbols, 2**12, 2**14)):
     work(small), work(small)
     before = peak_megabytes()
     work(large)
@@ -49,7 +49,7 @@ def peaks(tmp_path_factory):
     ("work", "allowed"),
     [
         ("sweep", 10),  # the clocks of all trials at once: 134 MB
-        ("pair_blocks", 60),  # of all pairs: 307 MB; the allocator settles after some thousand pairs
+        ("pair_blocks", 60),  # of twice as many pairs at once: 307 MB; the allocator settles after some thousand
         ("symbols", 25),  # of all symbols' candidates: 268 MB
     ],
 )

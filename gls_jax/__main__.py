@@ -1,4 +1,4 @@
-"""`python -m gls_jax.cli`."""
+"""`python -m gls_jax`: the command line."""
 
 import sys
 

@@ -1,0 +1,114 @@
+"""Exact acceptance as a training loss: what a list scheme's drafter should be trained on.
+
+Each position is one problem. Its loss and, where a derivative is asked for, its gradient are computed together, a few
+positions at a time, and only the gradient is kept: a custom rule. Checkpointing the positions would bound the memory as
+well, but sort and integrate everything a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from gls_jax import checks, schemes
+
+__all__ = ["acceptance"]
+
+_LOGITS_A_STEP = 2**16  # of as many positions as have no more; measured on XLA:CPU
+
+
+def acceptance(
+    draft_logits: ArrayLike, target_logits: ArrayLike, *, scheme: str | schemes.Scheme, num_drafts: int
+) -> Float[Array, ...]:
+    """``1 - scheme.acceptance(log_p, log_q, num_drafts)`` of every position, softmax inside.
+
+    Take the scheme that will decode: `gls`, `gls_strong` (equal here), `gumbel_topk`, which accepts most, or one that
+    tests drafts, such as `spectr`. `poisson` is the cheap and smooth proxy for those with shared randomness: never
+    below the list matching bound, and with its maximum where theirs is. `single` is the total variation distance.
+
+    The loss is differentiable in both logits; `jax.lax.stop_gradient` of a fixed target's saves half the memory. Three
+    things to know:
+
+    * A token whose probability is below `e^-80` counts as impossible and gets no gradient, and so does a masked one
+      (logit `-inf`). Keep the drafter's probabilities above that while training, for instance by mixing in a little of
+      the uniform distribution: `jnp.logaddexp(log_p, log_epsilon - log N)`.
+    * Where tokens tie in `q / p` the loss has a kink, as `|x|` has at 0, and the gradient is one of its one-sided
+      ones; where the two distributions are equal it is 0 (but `naive`, whose optimum is elsewhere, and the linear
+      program of `weighted_importance`).
+    * `gumbel_topk` beyond 512 tokens is the middle of an interval, see
+      :func:`gls_jax.schemes.gumbel_topk.acceptance_interval`, and the gradient is that of this estimate.
+
+    Args:
+        draft_logits: `[..., N]`, of any float type; a masked token is `-inf`.
+        target_logits: of the same shape.
+        scheme: a registered name or a :class:`gls_jax.schemes.Scheme` with an exact acceptance at `N`.
+        num_drafts: `K`, static.
+
+    Returns:
+        `f[...]`, in float32, or float64 if one of the logits is. Gradients have the type of their logits. Memory
+        beside the inputs' is that of their gradients and of a few positions. Second derivatives
+        are those of the formula, at the memory of all positions.
+
+    Raises:
+        ValueError: shapes that differ, integers, an unknown scheme, one that verifies whole paths, `num_drafts` out of
+            range, more tokens or drafts than the scheme's exact value can be had for; and where values are known, NaN,
+            `inf`, nothing but `-inf`, or what looks like probabilities.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from gls_jax import losses
+    >>> target = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]))
+    >>> losses.acceptance(jnp.zeros((2, 3)), target, scheme="gls", num_drafts=4).round(3).tolist()
+    [0.062, 0.083]
+    >>> loss = lambda draft: losses.acceptance(draft, target, scheme="gls", num_drafts=4).mean()
+    >>> draft = jnp.zeros((2, 3))
+    >>> for _ in range(200):
+    ...     draft = draft - 5 * jax.grad(loss)(draft)
+    >>> bool(loss(draft) < 0.01)
+    True
+    """
+    scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
+    scheme.check_token_level("acceptance")
+    num_drafts = scheme.check_num_drafts(num_drafts)
+    draft, target = checks.logits(draft_logits, "draft_logits"), checks.logits(target_logits, "target_logits")
+    if draft.shape != target.shape:
+        raise ValueError(
+            f"draft_logits and target_logits: expected equal shapes [..., N], got {list(draft.shape)} and "
+            f"{list(target.shape)}; drafts from distributions of their own are not supported"
+        )
+    rows = tuple(logits.reshape(-1, draft.shape[-1]) for logits in (draft, target))
+    return _by_position(lambda pair: _loss(*pair, scheme, num_drafts), *rows).reshape(draft.shape[:-1])
+
+
+def _formula(draft: Float[Array, " N"], target: Float[Array, " N"], scheme: schemes.Scheme, num_drafts: int):
+    """The loss of one position."""
+    dtype = jnp.float64 if jnp.float64 in (draft.dtype, target.dtype) else jnp.float32
+    log_p, log_q = (jax.nn.log_softmax(logits.astype(dtype)) for logits in (draft, target))
+    return 1 - scheme.acceptance(log_p, log_q, num_drafts)
+
+
+_loss = jax.custom_jvp(_formula, nondiff_argnums=(2, 3))
+
+
+def _loss_and_slope(scheme: schemes.Scheme, num_drafts: int, logits, tangents):
+    moved = tuple(n for n, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero))
+    loss, slopes = jax.value_and_grad(_formula, argnums=moved)(*logits, scheme, num_drafts)
+    return loss, sum(_dot(slope, tangents[n], loss.dtype) for n, slope in zip(moved, slopes, strict=True))
+
+
+_loss.defjvp(_loss_and_slope, symbolic_zeros=True)
+
+
+def _dot(slope: Float[Array, " N"], tangent: Float[Array, " N"], dtype) -> Float[Array, ""]:
+    return jnp.sum(slope.astype(dtype) * tangent.astype(dtype))
+
+
+def _by_position(function: Callable, draft: Float[Array, "R N"], target: Float[Array, "R N"]):
+    """`vmap(function)`, some positions at a time: a divisor of their number, so that one program serves all."""
+    count, size = draft.shape
+    step = max(n for n in range(1, max(1, min(count, _LOGITS_A_STEP // size)) + 1) if count % n == 0)
+    return jax.lax.map(function, (draft, target), batch_size=step if step > 1 else None)  # `vmap` over one costs time

@@ -1,0 +1,98 @@
+"""Every public function of the mathematical core as one small call, for tests that vary how it is called."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import gls_jax
+from gls_jax import bounds, couplings, decomposition, losses, races, schemes, trials
+
+P = np.log(np.array([0.1, 0.2, 0.3, 0.25, 0.15])).astype(np.float32)
+Q = np.log(np.array([0.3, 0.25, 0.05, 0.2, 0.2])).astype(np.float32)
+NUM_TOKENS, NUM_DRAFTS = P.size, 2
+DRAFTS = np.array([2, 3], np.int32)
+
+Call = Callable[..., object]
+"""`(key, log_p, log_q, drafts) -> pytree of arrays`."""
+
+CALLS: dict[str, Call] = {
+    "races.exponentials": lambda key, p, q, d: races.exponentials(key, NUM_DRAFTS, NUM_TOKENS),
+    "races.uniforms": lambda key, p, q, d: races.uniforms(key, 4),
+    "races.darts": lambda key, p, q, d: races.darts(key, 3, 4, NUM_TOKENS),
+    "races.leaders": lambda key, p, q, d: races.leaders(key, NUM_DRAFTS, jnp.asarray(p), jnp.asarray(q)),
+    "races.position_key": lambda key, p, q, d: jax.random.key_data(races.position_key(key, 7)),
+    "races.private_key": lambda key, p, q, d: jax.random.key_data(races.private_key(key)),
+    "races.stream_key": lambda key, p, q, d: jax.random.key_data(races.stream_key(key, 1)),
+    "races.candidates": lambda key, p, q, d: races.candidates(key, d, 2),
+    "races.bins": lambda key, p, q, d: races.bins(key, d, 3),
+    "races.first_clocks": lambda key, p, q, d: races.first_clocks(key, d),
+    "races.list_clocks": lambda key, p, q, d: races.list_clocks(key, d, NUM_DRAFTS, 1),
+    "list_sample": lambda key, p, q, d: gls_jax.list_sample(key, p, q, NUM_DRAFTS),
+    "couplings.gumbel": lambda key, p, q, d: couplings.gumbel(key, p, q),
+    "couplings.weighted_minhash": lambda key, p, q, d: couplings.weighted_minhash(key, p, q),
+    "couplings.first_dart": lambda key, p, q, d: couplings.first_dart(key, p),
+    "couplings.maximal": lambda key, p, q, d: couplings.maximal(key, p, q),
+    "couplings.dart_protocol": lambda key, p, q, d: couplings.dart_protocol(key, p, q, 0.01),
+    "couplings.gumbel_match": lambda key, p, q, d: couplings.gumbel_match(p, q),
+    "couplings.minhash_match": lambda key, p, q, d: couplings.minhash_match(p, q),
+    "couplings.maximal_match": lambda key, p, q, d: couplings.maximal_match(p, q),
+    "bounds.list_matching": lambda key, p, q, d: bounds.list_matching(p, q, NUM_DRAFTS),
+    "bounds.list_matching_given_target": lambda key, p, q, d: bounds.list_matching_given_target(p, q, NUM_DRAFTS),
+    "bounds.list_matching_relaxed": lambda key, p, q, d: bounds.list_matching_relaxed(p, q, NUM_DRAFTS),
+    "bounds.list_matching_strong": lambda key, p, q, d: bounds.list_matching_strong(p, q, 1, NUM_DRAFTS),
+    "bounds.communication_free": lambda key, p, q, d: bounds.communication_free(p, q),
+    "bounds.total_variation": lambda key, p, q, d: bounds.total_variation(p, q),
+    "bounds.optimum_iid": lambda key, p, q, d: bounds.optimum_iid(p, q, NUM_DRAFTS),
+    "bounds.optimum": lambda key, p, q, d: bounds.optimum(p, q, jnp.exp(jnp.asarray(q))),
+    "bounds.optimum_distinct": lambda key, p, q, d: bounds.optimum_distinct(p, q, NUM_DRAFTS),
+    "bounds.prefix_order": lambda key, p, q, d: bounds.prefix_order(p, q),
+    "bounds.list_decoding": lambda key, p, q, d: bounds.list_decoding(p, NUM_DRAFTS, 4),
+    "decomposition.importance_law": lambda key, p, q, d: decomposition.importance_law(
+        lambda drafts: jnp.arange(NUM_DRAFTS) == jnp.argmin(drafts), p, NUM_DRAFTS
+    ),
+    "decomposition.always_accepts": lambda key, p, q, d: decomposition.always_accepts(p, q, NUM_DRAFTS),
+    "schemes.gls.acceptance_active": lambda key, p, q, d: schemes.gls.acceptance_active(p, q, 1, NUM_DRAFTS),
+    "schemes.gumbel_topk.acceptance_interval": lambda key, p, q, d: schemes.gumbel_topk.acceptance_interval(
+        p, q, (NUM_DRAFTS,)
+    ),
+    "schemes.specinfer_wor.acceptance_estimate": lambda key, p, q, d: schemes.specinfer_wor.acceptance_estimate(
+        key, p, q, NUM_DRAFTS, 4
+    ),
+    "losses.acceptance": lambda key, p, q, d: losses.acceptance(p, q, scheme="gls", num_drafts=NUM_DRAFTS),
+}
+
+
+def _scheme_calls(name: str) -> dict[str, Call]:
+    scheme = schemes.get(name)
+    width = scheme.max_drafts or NUM_DRAFTS
+    calls: dict[str, Call] = {f"schemes.{name}.propose": lambda key, p, q, d: scheme.propose(key, p, width)}
+    if scheme.verify_fn is not None:
+        calls |= {
+            f"schemes.{name}.verify": lambda key, p, q, d: scheme.verify(key, d[:width], p, q),
+            f"schemes.{name}.acceptance": lambda key, p, q, d: scheme.acceptance(p, q, width),
+            f"schemes.{name}.hits": lambda key, p, q, d: scheme.hits(key, p, q, width),
+            f"trials.acceptance.{name}": lambda key, p, q, d: trials.acceptance(
+                key, p, q, scheme=name, num_drafts=width, num_trials=9
+            ),
+        }
+    if scheme.simulator_fn is not None:
+        calls[f"schemes.{name}.simulator"] = lambda key, p, q, d: scheme.simulator(p, q, width)(key)
+
+    def verify_tree(key, p, q, d):
+        tree = schemes.chains(jnp.asarray(d)[:width, None], ranked=scheme.ranked)
+        log_p, log_q = jnp.asarray(p), jnp.asarray(q)
+        return scheme.verify_tree(key, 0, tree, jnp.stack([log_p] * width), jnp.stack([log_q] * (width + 1)))
+
+    return calls | {f"schemes.{name}.verify_tree": verify_tree}
+
+
+for _name in (*schemes.NAMES, *schemes.PATH_NAMES):
+    CALLS |= _scheme_calls(_name)
+
+CALLS |= {
+    "trials.sweep": lambda key, p, q, d: trials.sweep(
+        key, jnp.asarray(p)[None], jnp.asarray(q)[None], scheme="gls", num_drafts=(1, 2), num_trials=9, clocks=False
+    )
+}

@@ -1,0 +1,187 @@
+"""The loss is one minus the schemes' exact acceptance, with its derivatives, in bounded memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gls_jax import losses, schemes, trials
+
+SIZE, STEP = 6, 1e-5
+AT, TO = np.random.default_rng(8).normal(size=(2, 2, SIZE))  # logits of draft and target, and a direction
+
+
+DRAFTS = {"single": 1, "minhash": 1, "specinfer_wor": 2, "weighted_importance": 2}  # else 3
+
+
+def loss_of(name, num_drafts=None):
+    num_drafts = num_drafts or DRAFTS.get(name, 3)
+    return lambda draft, target: losses.acceptance(draft, target, scheme=name, num_drafts=num_drafts)
+
+
+@pytest.mark.parametrize("name", schemes.NAMES)
+def test_value_and_derivatives(name):
+    """In float64, at a point and a step before and after: the plain acceptance, central differences of the value, and
+    of the gradient for the second derivative (forward over reverse, and so both modes)."""
+    loss = loss_of(name)
+    with jax.enable_x64(True):
+        rows = jnp.asarray(AT[:, None] + np.array([-STEP, 0, STEP])[:, None] * TO[:, None])  # [2, 3, N]
+        along = jnp.asarray(np.broadcast_to(TO[:, None], rows.shape))
+
+        def plain(draft, target):
+            laws = jax.nn.log_softmax(draft), jax.nn.log_softmax(target)
+            return 1 - schemes.get(name).acceptance(*laws, DRAFTS.get(name, 3))
+
+        @jax.jit
+        def everything(rows):
+            def values_and_slopes(rows):
+                values, pullback = jax.vjp(lambda rows: loss(*rows), rows)
+                return values, pullback(jnp.ones(3))[0]
+
+            return jax.jvp(values_and_slopes, (rows,), (along,)), jax.vmap(jax.value_and_grad(plain, (0, 1)))(*rows)
+
+        ((values, slopes), (ahead, bends)), (expected, expected_slopes) = everything(rows)
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(slopes, expected_slopes, rtol=1e-9, atol=1e-12)
+        assert float(ahead[1]) == pytest.approx(float(values[2] - values[0]) / (2 * STEP), rel=1e-5, abs=1e-8)
+        assert float(jnp.sum(slopes[:, 1] * TO)) == pytest.approx(float(ahead[1]), rel=1e-9, abs=1e-12)
+        np.testing.assert_allclose(bends[:, 1], (slopes[:, 2] - slopes[:, 0]) / (2 * STEP), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["gls", "poisson", "gumbel_topk", "spectr", "single", "optimal"])
+def test_gradients_are_finite_and_nothing_at_the_optimum(name):
+    """Masks, point masses, extreme logits; and pairs that agree, where the gradient is 0 up to rounding."""
+    mask = -np.inf
+    draft = [
+        [0, 1, 2, mask, mask, mask],  # disjoint
+        [0, 1, mask, mask, 2, 0.5],  # top-k that overlaps
+        [0, mask, mask, mask, mask, mask],  # a point mass
+        [1e4, 0, -1e4, 3, 0, 0],  # what float32 cannot tell from one
+        [0, -79, -85, -70, 1, 2],  # beside and below the least weight
+        [0, 0, 0, 1, 1, 1],  # ties
+        [0, 0, 0, 0, 0, 0],
+        [1, 2, -3, 0.5, 0.1, -2],
+        [3, 1, mask, mask, mask, 1],
+    ]
+    target = [
+        [mask, mask, mask, 2, 1, 0],
+        [1, mask, 0, mask, 2, 0],
+        [1, 2, 3, 4, 5, 6],
+        [0, 1e4, -1e4, 3, 0, 0],
+        [-79, 0, 1, 0, -85, -70],
+        [1, 1, 1, 0, 0, 0],
+        *draft[-3:],
+    ]
+    both = jnp.asarray([draft, target], jnp.float32)
+    value = loss_of(name)
+    total, slopes = jax.jit(jax.value_and_grad(lambda x: jnp.sum(value(*x))))(both)
+    assert bool(jnp.isfinite(total)) and bool(jnp.isfinite(slopes).all())
+    assert float(jnp.abs(jnp.where(jnp.isneginf(both), slopes, 0)).max()) == 0
+    np.testing.assert_allclose(slopes[:, -3:], 0, atol=1e-6)
+    assert float(jnp.abs(slopes[:, [1, 5]]).max()) > 1e-3  # and not everywhere
+
+
+def test_shapes_and_types():
+    """Any leading shape; float32 at least, and gradients of the logits' own type."""
+    loss = loss_of("poisson")
+    for shape in ((SIZE,), (2, 3, SIZE), (0, SIZE)):
+        assert jax.eval_shape(loss, *[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2).shape == shape[:-1]
+    assert loss(np.zeros((0, SIZE), np.float32), np.zeros((0, SIZE), np.float32)).shape == (0,)
+    for kind, expected in ((jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float32), (jnp.float64, jnp.float64)):
+        with jax.enable_x64(kind == jnp.float64):
+            logits = jax.ShapeDtypeStruct((2, SIZE), kind), jax.ShapeDtypeStruct((2, SIZE), jnp.float32)
+            value, slopes = jax.eval_shape(jax.value_and_grad(lambda *x: jnp.sum(loss(*x)), (0, 1)), *logits)
+            assert (value.dtype, slopes[0].dtype, slopes[1].dtype) == (expected, kind, jnp.float32)
+
+
+def test_lifted():
+    """`vmap`, and `shard_map` with its default checks, the target on every device: the same values and gradients."""
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, SIZE)), jnp.float32)
+    loss = loss_of("gls")
+
+    def slopes(draft, target):
+        return jax.value_and_grad(lambda *x: jnp.sum(loss(*x)), (0, 1))(draft, target)
+
+    values, expected = jax.jit(slopes)(*rows)
+    lifted = jax.jit(jax.vmap(slopes))(*rows)
+    assert float(jnp.sum(lifted[0])) == pytest.approx(float(values), rel=1e-6)
+    np.testing.assert_allclose(lifted[1], expected, atol=1e-6)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.P("x")
+    with jax.numpy_dtype_promotion("strict"):
+        split = jax.shard_map(
+            lambda draft, target: loss(draft, target), mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec
+        )
+        got = jax.jit(jax.grad(lambda *x: jnp.sum(split(*x)), (0, 1)))(*rows)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "most"), [("poisson", 1e9), ("gls", 1e9), ("gumbel_topk", 2e9)])
+def test_memory_of_a_training_step(name, most):
+    """Compiled temporaries of value and gradient, 256 positions of a vocabulary; nothing is run."""
+    logits = jax.ShapeDtypeStruct((256, 49_152), jnp.float32)
+    step = jax.jit(jax.value_and_grad(lambda draft, target: jnp.mean(loss_of(name, 4)(draft, target))))
+    used = step.lower(logits, logits).compile().memory_analysis().temp_size_in_bytes
+    assert used < most
+    assert used < 2 * 4 * 256 * 49_152 + 5e7  # the gradient, once more while it is scaled, and a few positions
+
+
+def test_memory_grows_by_the_gradient_alone():
+    def used(positions):
+        logits = jax.ShapeDtypeStruct((positions, 8192), jnp.float32)
+        step = jax.jit(jax.value_and_grad(lambda *x: jnp.mean(loss_of("poisson")(*x)), (0, 1)))
+        return step.lower(logits, logits).compile().memory_analysis().temp_size_in_bytes
+
+    assert used(64) - used(32) < 2 * 2 * 4 * 32 * 8192
+
+
+def test_training_raises_the_acceptance():
+    """30 steps of Adam; simulated before and after with 20,000 trials (fixed keys; the gain is 40 standard errors)."""
+    logits, target = 2 * jax.random.normal(jax.random.key(1), (2, 3, 12))
+    optimiser = optax.adam(0.2)
+    loss = loss_of("gls", 4)
+
+    def simulated(logits):
+        laws = jax.nn.log_softmax(logits), jax.nn.log_softmax(target)
+        return trials.sweep(jax.random.key(2), *laws, scheme="gls", num_drafts=(4,), num_trials=20_000).mean[:, 0]
+
+    @jax.jit
+    def train(logits):
+        def step(carry, _):
+            logits, state = carry
+            value, slope = jax.value_and_grad(lambda x: jnp.mean(loss(x, target)))(logits)
+            update, state = optimiser.update(slope, state)
+            return (optax.apply_updates(logits, update), state), value
+
+        (logits, _), values = jax.lax.scan(step, (logits, optimiser.init(logits)), None, length=30)
+        return logits, values
+
+    trained, values = train(logits)
+    assert float(values[-1]) < 0.3 * float(values[0])
+    before, after = simulated(logits), simulated(trained)
+    assert float(jnp.min(after - before)) > 0.02
+    np.testing.assert_allclose(1 - after, loss(trained, target), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("draft", "target", "options", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros(3), {}, r"equal shapes \[..., N\], got \[2, 3\] and \[3\]"),
+        (np.zeros((4, 2, 3)), np.zeros((2, 3)), {}, "distributions of their own are not supported"),
+        (np.zeros(3, int), np.zeros(3), {}, "draft_logits: expected logits, an array of floats, got dtype int"),
+        (np.zeros(3), np.zeros(()), {}, r"target_logits: expected shape \[..., N\] with N >= 1, got \[\]"),
+        (np.zeros(3), np.full(3, np.nan), {}, "target_logits: expected logits, -inf where .* got NaN or inf"),
+        (np.full(3, -np.inf), np.zeros(3), {}, "draft_logits: .* nothing but -inf"),
+        (np.full(4, 0.25), np.zeros(4), {}, "draft_logits: .* looks like probabilities: take jnp.log"),
+        (np.zeros(3), np.zeros(3), {"scheme": "best"}, "scheme: expected one of gls, .* got 'best'"),
+        (np.zeros(3), np.zeros(3), {"scheme": "block"}, "'block' verifies whole paths"),
+        (np.zeros(3), np.zeros(3), {"num_drafts": 0}, "num_drafts: expected an int of at least 1, got 0"),
+        (np.zeros(3), np.zeros(3), {"scheme": "single"}, "'single' takes at most 1, got 4"),
+        (np.zeros(5000), np.zeros(5000), {"scheme": "weighted_importance"}, "expected at most 4096 items, got 5000"),
+        (np.zeros(5000), np.zeros(5000), {"scheme": "specinfer_wor"}, "would enumerate .* chains"),
+    ],
+)
+def test_misuse(draft, target, options, message):
+    with pytest.raises(ValueError, match=message):
+        losses.acceptance(draft, target, **({"scheme": "gls", "num_drafts": 4} | options))
