@@ -54,5 +54,8 @@ def keep(cache: AnyCache, slots: Int[Array, "B D"], start: Int[Array, " B"], cou
 
     whole: Any = cache
     length = start + count
-    moved = jax.tree.map(move, with_length(whole, None))
+    # XLA would fuse the write of a single newest draft into the reads below, and copy the cache whole to have it before
+    # and after the write (a request, a chain, two drafts; jaxlib 0.10 does so all the same).
+    written = jax.lax.optimization_barrier(with_length(whole, None))
+    moved = jax.tree.map(move, written)
     return with_length(moved, length)
