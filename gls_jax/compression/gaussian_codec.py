@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -225,7 +226,8 @@ def _values(value, name: str, deviation: float) -> np.ndarray:
         array = np.asarray(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name}: expected an array of floats, got {type(value).__name__}") from None
-    if array.ndim != 1 or array.dtype.kind not in "fiu":
+    number = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)  # also bfloat16
+    if array.ndim != 1 or not number:
         raise ValueError(f"{name}: expected floats of shape [n], got {array.dtype} of shape {list(array.shape)}")
     if not np.isfinite(array).all():
         where = int(np.argmin(np.isfinite(array)))
