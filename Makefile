@@ -69,7 +69,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	@# here: how much of the public interface is typed
+	$(BIN)/python .ci/typed
 
 AGAINST ?= $(wildcard experiments/gallery/bench.json)
 bench: $(VENV)/ready-peers

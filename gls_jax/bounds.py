@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from gls_jax import checks, races
 from gls_jax.loops import varying_like
 from gls_jax.ratios import RatioOrder, excess, ratio_order
+from gls_jax.typing import LogProbs, Numbers
 
 __all__ = [
     "communication_free",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 
-def list_matching(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
+def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
     """List matching lemma: ``P(target in list) >= sum_j q_j K / (K - 1 + M_j)``.
 
     Theorem 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Equality for `K = 1`, `p = q` and `p` a point mass.
@@ -65,12 +66,12 @@ def list_matching(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
     return jnp.sum(q * given)
 
 
-def list_matching_given_target(log_p, log_q, num_drafts: int) -> Float[Array, " N"]:
+def list_matching_given_target(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, " N"]:
     """List matching lemma given the target: ``P(j in list | target = j) >= K / (K - 1 + M_j)``, `f[N]`."""
     return _given_target(log_p, log_q, num_drafts, num_drafts)[1]
 
 
-def list_matching_relaxed(log_p, log_q, num_drafts: int) -> Float[Array, " N"]:
+def list_matching_relaxed(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, " N"]:
     """Relaxed conditional bound ``(1 + q_j / (K p_j))^-1``, `f[N]`: needs the two probabilities of `j` only.
 
     Never above :func:`list_matching_given_target`; the form that the compression bounds use. `log_p` is `[N]`.
@@ -88,7 +89,7 @@ def list_matching_relaxed(log_p, log_q, num_drafts: int) -> Float[Array, " N"]:
     return jnp.where(live, jax.nn.sigmoid(odds), 0)
 
 
-def list_matching_strong(log_p, log_q, num_active: int, num_drafts: int) -> Float[Array, ""]:
+def list_matching_strong(log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int) -> Float[Array, ""]:
     """Bound of the strongly invariant variant: ``sum_j q_j J / (K - 1 + M_j)``.
 
     The target's minimum runs over all `K` streams although only `J = num_active` drafts can still match.
@@ -103,7 +104,7 @@ def list_matching_strong(log_p, log_q, num_active: int, num_drafts: int) -> Floa
     return jnp.sum(q * given)
 
 
-def list_decoding(information_density, num_decoders: int, num_bins: int) -> Float[Array, ...]:
+def list_decoding(information_density: Numbers, num_decoders: int, num_bins: int) -> Float[Array, ...]:
     """Chance that one of `K` decoders finds the encoder's candidate: at least the mean of ``(1 + 2^i / (K L))^-1``.
 
     Proposition 4 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632), for many candidates. The message makes up for
@@ -123,7 +124,7 @@ def list_decoding(information_density, num_decoders: int, num_bins: int) -> Floa
     return jax.nn.sigmoid((known - checks.floats(information_density, "information_density")) * math.log(2))
 
 
-def communication_free(log_p, log_q) -> Float[Array, ""]:
+def communication_free(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     """``(1 - TV) / (1 + TV)``: what the best scheme without communication reaches on its worst pair (K = 1).
 
     Daliri, Musco, Suresh 2024 (arXiv 2408.07978). Neither Gumbel nor Weighted MinHash is ever below it. It is exactly
@@ -134,7 +135,7 @@ def communication_free(log_p, log_q) -> Float[Array, ""]:
     return (1 - distance) / (1 + distance)
 
 
-def total_variation(log_p, log_q) -> Float[Array, ""]:
+def total_variation(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     """``TV(p, q) = sum_i |p_i - q_i| / 2``.
 
     >>> import jax.numpy as jnp
@@ -146,7 +147,7 @@ def total_variation(log_p, log_q) -> Float[Array, ""]:
     return jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q))) / 2
 
 
-def optimum_iid(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
+def optimum_iid(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
     """Highest acceptance any verification can reach with `K` i.i.d. drafts: ``min(1, 1 + min_H q(H) - p(H)^K)``.
 
     The optimal-transport value of SpecTr (Sun et al. 2023) and Khisti et al. 2025 (arXiv 2410.18234); the minimising
@@ -164,12 +165,12 @@ def optimum_iid(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
     return _optimum(ranked, jnp.minimum(ranked.mass, 1) ** num_drafts)
 
 
-def prefix_order(log_p, log_q) -> Int[Array, " N"]:
+def prefix_order(log_p: LogProbs, log_q: LogProbs) -> Int[Array, " N"]:
     """Items in order of `q / p`, those with `p = 0` last: the prefixes that :func:`optimum` looks at."""
     return ratio_order(*checks.problem(log_p, log_q)).order
 
 
-def optimum(log_p, log_q, contained) -> Float[Array, ""]:
+def optimum(log_p: LogProbs, log_q: LogProbs, contained: Numbers) -> Float[Array, ""]:
     """Highest acceptance for lists of any law: ``1 + min_H [q(H) - P(all drafts in H)]`` over the prefixes `H`.
 
     The minimum over ALL sets is the optimal-transport value (Sun et al. 2023). For i.i.d. drafts a prefix attains it;
@@ -195,7 +196,7 @@ def optimum(log_p, log_q, contained) -> Float[Array, ""]:
     return _optimum(ratio_order(log_p, log_q), contained)
 
 
-def optimum_distinct(log_p, log_q, num_drafts: int) -> Float[Array, ""]:
+def optimum_distinct(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
     """:func:`optimum` for K drafts without replacement, the lists of `gumbel_topk` and `specinfer_wor`.
 
     All drafts are in `H` if the race has K arrivals in `H` before the first one outside, which comes at rate

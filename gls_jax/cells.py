@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
 from gls_jax import files
 
@@ -35,7 +36,10 @@ class Cells:
         ValueError: an unfinished run in the folder without `resume`, or one that was asked something else with it.
     """
 
-    def __init__(self, folder: Path, asked: str, shape: tuple[int, int, int], size: int, resume: bool):
+    blocks: list[tuple[int, slice]]
+    done: Bool[np.ndarray, " blocks"]
+
+    def __init__(self, folder: Path, asked: str, shape: tuple[int, int, int], size: int, resume: bool) -> None:
         self._folder, self._asked = folder, asked
         self._values = {field: np.full(shape, np.nan) for field in FIELDS}
         starts = range(0, shape[1], size)

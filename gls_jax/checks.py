@@ -8,12 +8,15 @@ goes to the functions behind the public ones, and no check sees it.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 from jax.typing import ArrayLike
+
+from gls_jax.typing import Index
 
 __all__ = ["check_log_probs"]
 
@@ -70,7 +73,7 @@ def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: floa
     )
 
 
-def values(log_probs, name: str, *, atol: float = 1e-3) -> None:
+def values(log_probs: Any, name: str, *, atol: float = 1e-3) -> None:
     """Refuse rows `[..., N]` that are not log-probabilities, where their values are known.
 
     Takes what the caller was given, before any `jnp` operation: inside `jit` these trace even constants.
@@ -151,7 +154,7 @@ def logits(value: ArrayLike, name: str) -> jax.Array:
     return array
 
 
-def count(value, name: str) -> int:
+def count(value: Any, name: str) -> int:
     """A positive Python int; sizes shape arrays, so they cannot be traced."""
     try:
         if isinstance(value, bool):
@@ -165,7 +168,7 @@ def count(value, name: str) -> int:
     return number
 
 
-def index(value, name: str, last: int = 2**32 - 2):
+def index(value: Any, name: str, last: int = 2**32 - 2) -> Index:
     """One index of at least 0, an int or a traced integer; a float would be cut to one, and share its clocks."""
     if isinstance(value, jax.core.Tracer):
         good = value.shape == () and jnp.issubdtype(value.dtype, jnp.integer)
@@ -180,7 +183,7 @@ def index(value, name: str, last: int = 2**32 - 2):
     return value
 
 
-def active_of(num_active, num_drafts) -> tuple[int, int]:
+def active_of(num_active: Any, num_drafts: Any) -> tuple[int, int]:
     """How many of the drafts are still in play."""
     num_drafts, num_active = count(num_drafts, "num_drafts"), count(num_active, "num_active")
     if num_active > num_drafts:
@@ -188,14 +191,14 @@ def active_of(num_active, num_drafts) -> tuple[int, int]:
     return num_active, num_drafts
 
 
-def one_of(value, names: tuple[str, ...], name: str) -> str:
+def one_of(value: Any, names: tuple[str, ...], name: str) -> str:
     """One of some words."""
     if value not in names:
         raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
     return value
 
 
-def local_devices(values) -> list[jax.Device]:
+def local_devices(values: Any) -> list[jax.Device]:
     """Devices of this process, at least one, each once."""
     try:
         devices = list(values)
@@ -207,14 +210,14 @@ def local_devices(values) -> list[jax.Device]:
     return devices
 
 
-def key(value) -> None:
+def key(value: Any) -> None:
     """One typed threefry key: another generator would give other clocks to the other party."""
     keys(value)
     if value.shape != ():
         raise ValueError(f"key: expected one key of shape [], got shape {list(value.shape)}; lift with jax.vmap")
 
 
-def keys(value) -> None:
+def keys(value: Any) -> None:
     """Typed threefry keys of any shape."""
     if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
         got = f"{type(value).__name__}" + (f" of dtype {value.dtype}" if hasattr(value, "dtype") else "")
@@ -227,7 +230,7 @@ def keys(value) -> None:
         )
 
 
-def floats(value, name: str, *, integers: bool = True) -> jax.Array:
+def floats(value: Any, name: str, *, integers: bool = True) -> jax.Array:
     """A float array of at least 32 bits: races and laws are never computed in less."""
     try:
         array = jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
@@ -242,7 +245,7 @@ def floats(value, name: str, *, integers: bool = True) -> jax.Array:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
-def law(value, name: str) -> jax.Array:
+def law(value: Any, name: str) -> jax.Array:
     """One law, `f[N]`; its values are not looked at."""
     array = floats(value, name, integers=False)
     if array.ndim == 1 and array.shape[0] >= 1:
@@ -251,7 +254,7 @@ def law(value, name: str) -> jax.Array:
     raise ValueError(f"{name}: expected shape [N] with N >= 1, got {list(array.shape)}{batch}")
 
 
-def problem(log_p, log_q) -> tuple[jax.Array, jax.Array]:
+def problem(log_p: Any, log_q: Any) -> tuple[jax.Array, jax.Array]:
     """The log-probabilities of one problem, `f[N]` each, in their common float type."""
     both = same_items(law(log_p, "log_p"), law(log_q, "log_q"))
     values(log_p, "log_p")
@@ -260,7 +263,7 @@ def problem(log_p, log_q) -> tuple[jax.Array, jax.Array]:
 
 
 def list_problem(
-    log_p, log_q, num_drafts: int, *, diverse: bool = True, owner: str = ""
+    log_p: Any, log_q: Any, num_drafts: int, *, diverse: bool = True, owner: str = ""
 ) -> tuple[jax.Array, jax.Array]:
     """:func:`problem` of a list: where `diverse` allows it, `log_p` may be `f[K, N]`."""
     both = same_items(draft_laws(log_p, num_drafts, diverse=diverse, owner=owner), law(log_q, "log_q"))
@@ -269,7 +272,7 @@ def list_problem(
     return both
 
 
-def draft_laws(value, num_drafts: int, *, diverse: bool = True, owner: str = "") -> jax.Array:
+def draft_laws(value: Any, num_drafts: int, *, diverse: bool = True, owner: str = "") -> jax.Array:
     """The drafter's law `f[N]`, or where `diverse` allows it one law a draft, `f[K, N]`; values are not looked at."""
     array = floats(value, "log_p", integers=False)
     got = f"got shape {list(array.shape)}"
@@ -289,7 +292,7 @@ def draft_laws(value, num_drafts: int, *, diverse: bool = True, owner: str = "")
     return array
 
 
-def laws(value, count: int, name: str) -> jax.Array:
+def laws(value: Any, count: int, name: str) -> jax.Array:
     """`count` laws, `f[count, N]`; values are not looked at."""
     array = floats(value, name, integers=False)
     if array.ndim != 2 or array.shape[0] != count or array.shape[1] < 1:
@@ -298,7 +301,7 @@ def laws(value, count: int, name: str) -> jax.Array:
     return array
 
 
-def within_unit(value, name: str, *, atol: float = 1e-3) -> None:
+def within_unit(value: Any, name: str, *, atol: float = 1e-3) -> None:
     """Refuse what are no probabilities, where values are known."""
     known = _known(value)
     if known is None:
@@ -309,7 +312,7 @@ def within_unit(value, name: str, *, atol: float = 1e-3) -> None:
         raise ValueError(f"{name}: expected probabilities, got {known[outside][0]:.6g}{hint}")
 
 
-def distributions(value, name: str) -> np.ndarray:
+def distributions(value: Any, name: str) -> np.ndarray:
     """Probabilities `f64[..., N]` of a host function, each row of sum 1."""
     kind = floats(value, name).dtype if not hasattr(value, "dtype") else value.dtype
     atol = 1e-3 + float(jnp.finfo(jnp.promote_types(kind, jnp.bfloat16)).eps)
@@ -333,7 +336,7 @@ def same_items(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array
     return log_p.astype(dtype), log_q.astype(dtype)
 
 
-def counts(values, name: str) -> tuple[int, ...]:
+def counts(values: Any, name: str) -> tuple[int, ...]:
     """A sequence of positive ints, at least one."""
     try:
         numbers = tuple(values)
@@ -385,7 +388,7 @@ def one_law_each(log_p: jax.Array, parents: jax.Array, alive: jax.Array, owner: 
             )
 
 
-def alive_rows(log_probs, alive: jax.Array, name: str, *, root: bool = False) -> None:
+def alive_rows(log_probs: Any, alive: jax.Array, name: str, *, root: bool = False) -> None:
     """:func:`values` of the nodes that are used, behind a row of the root where there is one."""
     known = _known(log_probs)
     if known is not None and (used := _known(alive)) is not None:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from gls_jax import checks, races
 from gls_jax.ratios import ratio_order
+from gls_jax.typing import LogProbs, Numbers
 
 __all__ = ["MOST_ITEMS", "Selection", "always_accepts", "best_selection", "importance_law", "set_law"]
 
@@ -40,7 +41,7 @@ class Selection(NamedTuple):
     acceptance: float
 
 
-def set_law(laws) -> np.ndarray:
+def set_law(laws: Numbers) -> np.ndarray:
     """``P(set of drafts = D)`` for every bit mask `D`, of independent drafts with the given laws.
 
     Args:
@@ -75,7 +76,7 @@ def _set_law(laws: np.ndarray) -> np.ndarray:
     return chance
 
 
-def best_selection(laws, q) -> Selection:
+def best_selection(laws: Numbers, q: Numbers) -> Selection:
     """The choice of highest acceptance, by linear programming (HiGHS).
 
     Maximise the mass `f(D, i)` that sets `D` pass to their items, at most `P(D)` from a set and `q_i` into an item.
@@ -136,7 +137,7 @@ def solve_selection(laws: np.ndarray, q: np.ndarray) -> Selection:
     return Selection(choose, law, float(np.minimum(q, law).sum()))
 
 
-def importance_law(rule: Callable[[jax.Array], jax.Array], log_p, num_drafts: int) -> Float[Array, " N"]:
+def importance_law(rule: Callable[[jax.Array], jax.Array], log_p: LogProbs, num_drafts: int) -> Float[Array, " N"]:
     """The law `r` of the draft that a selection rule chooses, by enumeration of all lists.
 
     Args:
@@ -170,7 +171,7 @@ def importance_law(rule: Callable[[jax.Array], jax.Array], log_p, num_drafts: in
     return jnp.zeros(size, mass.dtype).at[lists].add(mass)
 
 
-def always_accepts(log_p, log_q, num_drafts: int, *, atol: float = 1e-6) -> Bool[Array, ""]:
+def always_accepts(log_p: LogProbs, log_q: LogProbs, num_drafts: int, *, atol: float = 1e-6) -> Bool[Array, ""]:
     """Whether acceptance 1 is possible with `K` i.i.d. drafts: ``q(H) >= p(H)^K`` for every set `H` of items.
 
     The worst sets are prefixes of the items in order of `q / p`, so `N` of them are looked at. Theorem 2 of Khisti et

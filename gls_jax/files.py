@@ -83,7 +83,7 @@ def alone(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_whole(path: Path, write: Callable, mode: str = "wb") -> None:
+def write_whole(path: Path, write: Callable[[Any], object], mode: str = "wb") -> None:
     """Write a file under a temporary name beside `path` and rename it: readers see all of it or nothing.
 
     Args:

@@ -7,6 +7,7 @@ the left, so the plain trapezoid rule in `s` converges exponentially (Trefethen 
 from __future__ import annotations
 
 import numpy as np
+from jax.typing import DTypeLike
 
 __all__ = ["clock_nodes"]
 
@@ -14,7 +15,9 @@ _STEP = 0.25  # agrees with finer steps to 1e-10 for the integrands here (tests/
 _STEP_SINGLE = 1 / 3  # to 3e-8, half a unit in the last place of a float32 near 1
 
 
-def clock_nodes(rates: tuple[int, ...], dtype, *, step: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+def clock_nodes(
+    rates: tuple[int, ...], dtype: DTypeLike, *, step: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Nodes `m` `[n]` and weights `[len(rates), n]`, cut off where what is left is below `dtype`'s resolution.
 
     Args:

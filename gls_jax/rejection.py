@@ -78,7 +78,11 @@ def serve(
 
 
 def speculate(
-    key: PRNGKeyArray, draft: Int[Array, ""], law: Float[Array, " N"], log_q: Float[Array, " N"], live=True
+    key: PRNGKeyArray,
+    draft: Int[Array, ""],
+    law: Float[Array, " N"],
+    log_q: Float[Array, " N"],
+    live: bool | Bool[Array, ""] = True,
 ) -> Int[Array, ""]:
     """The maximal coupling: speculative sampling of `q` against one draft from `law` (if not `live`: none)."""
     q = races.weights(log_q)

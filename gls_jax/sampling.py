@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
+from gls_jax.typing import LogProbs
 
 __all__ = ["ListSample", "draft_list", "list_sample", "target_of_list"]
 
@@ -35,7 +36,7 @@ class ListSample(NamedTuple):
     accepted: Bool[Array, ""]
 
 
-def list_sample(key: PRNGKeyArray, log_p, log_q, num_drafts: int) -> ListSample:
+def list_sample(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> ListSample:
     """Couple a list of `K` samples of `p` with one sample of `q` through shared clocks.
 
     Args:
@@ -70,7 +71,9 @@ def draft_list(clocks: Float[Array, "K N"], log_p: Float[Array, "*k N"]) -> Int[
     return races.winner(races.arrivals(clocks, log_p))
 
 
-def target_of_list(clocks: Float[Array, "K N"], log_q: Float[Array, " N"], active=None) -> Int[Array, ""]:
+def target_of_list(
+    clocks: Float[Array, "K N"], log_q: Float[Array, " N"], active: Bool[Array, " K"] | None = None
+) -> Int[Array, ""]:
     """``argmin_i min_k S[k, i] / q_i`` over the active streams `bool[K]` (all, where none is active)."""
     if active is not None:
         silent = ~active & jnp.any(active)

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from gls_jax import checks
 from gls_jax.loops import varying_like
 from gls_jax.ratios import ratio_order
+from gls_jax.typing import Index, LogProbs
 
 __all__ = ["Table", "Tables", "draw", "stream", "table", "tables", "target"]
 
@@ -64,7 +65,7 @@ def table(weights: Float[Array, " N"]) -> Table:
     return Table(within, jnp.concatenate([jnp.zeros(1, within.dtype), _running(within[:-1, -1])]))
 
 
-def draw(table: Table, count, u, v) -> Int[Array, ""]:
+def draw(table: Table, count: Index, u: Float[Array, ""], v: Float[Array, ""]) -> Int[Array, ""]:
     """A place among the first `count`, with probability proportional to its weight.
 
     Args:
@@ -86,7 +87,7 @@ def draw(table: Table, count, u, v) -> Int[Array, ""]:
     return row * size + place
 
 
-def tables(log_p, log_q) -> Tables:
+def tables(log_p: LogProbs, log_q: LogProbs) -> Tables:
     """Sort a pair of laws and sum it up: what all its trials share."""
     log_p, log_q = checks.same_items(checks.law(log_p, "log_p"), checks.law(log_q, "log_q"))
     ranked = ratio_order(log_p, log_q)
@@ -94,7 +95,7 @@ def tables(log_p, log_q) -> Tables:
     return Tables(ranked.order, excess, table(ranked.p), table(ranked.q))
 
 
-def target(pair: Tables, u, v) -> Int[Array, ""]:
+def target(pair: Tables, u: Float[Array, ""], v: Float[Array, ""]) -> Int[Array, ""]:
     """Place of the target's item."""
     return draw(pair.q, pair.excess.shape[0], u, v)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from jaxtyping import PRNGKeyArray
 from gls_jax import checks, schemes
 from gls_jax.estimate import Estimate
 from gls_jax.loops import varying_like
+from gls_jax.typing import LogProbs
 
 __all__ = ["Estimate", "acceptance", "sweep"]
 
@@ -40,8 +42,8 @@ Progress = Callable[[int, int], None]
 
 def acceptance(
     key: PRNGKeyArray,
-    log_p,
-    log_q,
+    log_p: LogProbs,
+    log_q: LogProbs,
     *,
     scheme: str | schemes.Scheme,
     num_drafts: int,
@@ -104,8 +106,8 @@ def acceptance(
 
 def sweep(
     key: PRNGKeyArray,
-    log_p,
-    log_q,
+    log_p: LogProbs,
+    log_q: LogProbs,
     *,
     scheme: str | schemes.Scheme,
     num_drafts: Sequence[int],
@@ -158,7 +160,7 @@ def sweep(
     return _run(keys, log_p, log_q, **asked, devices=devices, progress=progress)
 
 
-def check_num_trials(value) -> int:
+def check_num_trials(value: Any) -> int:
     """`num_trials` as an int within 1..2^31 - 1, or a `ValueError`."""
     num_trials = checks.count(value, "num_trials")
     if num_trials >= 2**31:

@@ -100,7 +100,7 @@ def throughput(repeats: int) -> Line:
 
 
 @np.errstate(divide="ignore")  # NumPy's float32 clocks are sometimes 0
-def numpy_blocks(one: GaussianCodec, source, sides) -> int:
+def numpy_blocks(one: GaussianCodec, source: np.ndarray, sides: np.ndarray) -> int:
     """The peer: the scheme's definition on whole arrays, block by block. Returns the matches."""
     law, rng, hits = one.source_law, np.random.default_rng(0), 0
     known = np.float32(1 / (1 + law.side_variance))

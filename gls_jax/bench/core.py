@@ -106,7 +106,7 @@ def importing(repeats: int) -> Line:
     return {"benchmark": "import gls_jax beyond jax and flax", "seconds": round(statistics.median(own), 3)}
 
 
-def numpy_trials(rng: np.random.Generator, p, q, num_drafts: int, count: int) -> int:
+def numpy_trials(rng: np.random.Generator, p: np.ndarray, q: np.ndarray, num_drafts: int, count: int) -> int:
     """The peer: Algorithm 1 on whole arrays."""
     clocks = rng.standard_exponential((count, num_drafts, p.size), dtype=np.float32)
     drafts = (clocks / p).argmin(-1)

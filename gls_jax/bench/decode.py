@@ -169,7 +169,7 @@ def _constant(params, tokens, positions, mask, cache):
     return jnp.broadcast_to(params, shape), cache._replace(length=cache.length + tokens.shape[1])
 
 
-def every_scheme(name: str, label: str, **shape) -> Callable[[int], Line]:
+def every_scheme(name: str, label: str, **shape: Any) -> Callable[[int], Line]:
     """Tokens a second against block efficiency, and what the cost model says."""
 
     def benchmark(repeats: int) -> Line:

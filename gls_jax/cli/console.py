@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,7 +14,7 @@ ERR = Console(stderr=True)
 
 
 @contextmanager
-def progress(shown: bool = True):
+def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """Yields `report(what, done, total)`; a bar a kind of work, on stderr where it is a terminal, gone when done."""
     columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=ERR, transient=True, disable=not (shown and ERR.is_terminal)) as bars:

@@ -86,7 +86,7 @@ class DumpLaws(Pair):
         if self.text is not None and not self.text.is_file():
             raise FileNotFoundError(f"{self.text}: no such file; expected a text")
 
-    def make(self, source, drafter, report: Callable) -> Dump:
+    def make(self, source: Any, drafter: Any, report: Callable[[str, int, int], None]) -> Dump:
         """The dump of these models."""
         from gls_jax import laws, prompts, races
         from gls_jax.cli.acceptance import read_text

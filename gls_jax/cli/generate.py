@@ -206,7 +206,7 @@ class Generate:
             "repetition_penalty": self.repetition_penalty,
             "timed": self.timed,
         }
-        absent = decoding.from_function(len, (), _VOCABULARY)
+        absent = decoding.from_function(len, (), _VOCABULARY)  # type: ignore[arg-type]  # never called
         drafter = None if self.draft == "none" else absent
         inputs.prepare(races.new_key(0), absent, drafter, [[0]], temperature=self.temperature, **options)
         return options

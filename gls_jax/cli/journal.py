@@ -41,7 +41,7 @@ class Journal:
         OSError: a file that cannot be written.
     """
 
-    def __init__(self, path: Path | None, resume: bool, asks: Mapping[int, str], process: int | None = None):
+    def __init__(self, path: Path | None, resume: bool, asks: Mapping[int, str], process: int | None = None) -> None:
         self._path, self._asks = path, asks
         self.done: dict[int, dict[str, Any]] = {}
         self._size = 0  # of the whole lines that were found

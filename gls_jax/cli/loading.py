@@ -29,7 +29,7 @@ def check(draft: str | None, drop_layers: str | None) -> None:
 
 
 def load(
-    target: str, draft: str | None, drop_layers: str | None, report: Callable
+    target: str, draft: str | None, drop_layers: str | None, report: Callable[[str, int, int], None]
 ) -> tuple[Checkpoint, LanguageModel | None]:
     """The target, and the :class:`gls_jax.decoding.LanguageModel` that drafts for it or None.
 

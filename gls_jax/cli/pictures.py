@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from gls_jax.compression import ImageModel
 
 __all__ = ["sides", "sources"]
 
 
-def sources(path: Path, model) -> np.ndarray:
+def sources(path: Path, model: ImageModel) -> np.ndarray:
     """Sources `f32[n, h, w, c]` of an image model: whole images, of which the right half is taken, or those halves.
 
     Raises:
@@ -28,7 +32,7 @@ def sources(path: Path, model) -> np.ndarray:
     raise ValueError(f"{path}: expected images of {wanted}, or with such a right half, got {_size(images.shape[1:])}")
 
 
-def sides(path: Path, model, decoder: int, crop_seed: int) -> np.ndarray:
+def sides(path: Path, model: ImageModel, decoder: int, crop_seed: int) -> np.ndarray:
     """Side information `f32[n, sh, sw, c]` of one decoder: crops, or whole images of whose left half one is drawn.
 
     Raises:

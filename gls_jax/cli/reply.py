@@ -57,6 +57,13 @@ class Reply:
         finish_reason: `stop`, `length`, or None while it grows.
     """
 
+    request: Request
+    prompt: Sequence[int]
+    key: PRNGKeyArray
+    limit: int
+    text: str
+    stops: Stops
+
     def __init__(
         self,
         request: Request,
@@ -65,7 +72,7 @@ class Reply:
         limit: int,
         stops: Stops,
         detokenizer: Detokenizer,
-    ):
+    ) -> None:
         self.request, self.prompt, self.key, self.limit = request, prompt, key, limit
         self.tokens: list[int] = []
         self.text = ""

@@ -38,7 +38,7 @@ class Request:
     seed: int | None
     where: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from gls_jax import checks, decoding
 
         try:
@@ -53,12 +53,12 @@ class Request:
             raise ValueError(f"{self.where}: {error}") from None
 
 
-def from_prompts(prompts: Iterable[str], **common) -> list[Request]:
+def from_prompts(prompts: Iterable[str], **common: Any) -> list[Request]:
     """Requests of the command line."""
     return [Request(i, prompt, seed=None, where=f"prompt {i + 1}", **common) for i, prompt in enumerate(prompts)]
 
 
-def read(path: Path, **common) -> list[Request]:
+def read(path: Path, **common: Any) -> list[Request]:
     """Requests of a file; a line's own `max_new_tokens`, `temperature` and `seed` go before the common ones.
 
     Raises:

@@ -112,7 +112,7 @@ def _gaussian_bound(_, row: Normal) -> Float[Array, ""]:
     return jnp.sum(jnp.where(narrow, bounds, jnp.inf), axis=-1)
 
 
-gaussian_density = Density(_gaussian_weight, _gaussian_bound)
+gaussian_density: Density = Density(_gaussian_weight, _gaussian_bound)
 """Diagonal normals over the standard normal: the largest weight is at ``mean / (1 - variance)``."""
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from gls_jax import races
 from gls_jax.compression.code import Density, ListCode, leader
+from gls_jax.typing import Index
 
 __all__ = ["Members", "choose", "members", "pick"]
 
@@ -55,7 +56,9 @@ def choose(code: ListCode, key: PRNGKeyArray, density: Density, shared: Any, row
     return leader(scores, numbers * size + jnp.arange(size, dtype=jnp.int32))[1]
 
 
-def pick(code: ListCode, key: PRNGKeyArray, message, stream, density: Density, shared: Any, row: Any) -> Int[Array, ""]:
+def pick(
+    code: ListCode, key: PRNGKeyArray, message: Index, stream: Index, density: Density, shared: Any, row: Any
+) -> Int[Array, ""]:
     """A decoder's index, ``argmin S[k, i] / v_i`` over its bin; -1 where no candidate has that bin."""
 
     bin_, size = members(code, key, message), _page(code)
@@ -74,7 +77,7 @@ def pick(code: ListCode, key: PRNGKeyArray, message, stream, density: Density, s
     return jax.lax.fori_loop(0, (bin_.total + size - 1) // size, page, nobody)[1]
 
 
-def members(code: ListCode, key: PRNGKeyArray, message) -> Members:
+def members(code: ListCode, key: PRNGKeyArray, message: Index) -> Members:
     """Which candidates have the bin `message`."""
     size = _block(code)
     bits = jnp.arange(_WORD, dtype=jnp.uint32)[:, None]

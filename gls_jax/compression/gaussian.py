@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from gls_jax import checks
 from gls_jax.compression.code import Normal
+from gls_jax.typing import Numbers
 
 __all__ = ["GaussianSource", "best_of_converse", "wyner_ziv"]
 
@@ -61,17 +62,19 @@ class GaussianSource:
         known = 1 / (1 + self.side_variance)
         return _rows(np.asarray(side_information, np.float64) * known / self.scale, 1 - known / self.scale**2)
 
-    def estimate(self, target, side_information) -> Float[np.ndarray, ...]:
+    def estimate(self, target: Numbers, side_information: Numbers) -> Float[np.ndarray, ...]:
         """``E[A | W, T]``, which trusts that `target` is the encoder's."""
         precise, side = 1 / self.target_variance, 1 / self.side_variance
         target, side_information = np.asarray(target, np.float64), np.asarray(side_information, np.float64)
         return (target * precise + side_information * side) / (1 + precise + side)
 
-    def zero_rate(self, side_information) -> Float[np.ndarray, ...]:
+    def zero_rate(self, side_information: Numbers) -> Float[np.ndarray, ...]:
         """``E[A | T]``: the estimate of a decoder that hears nothing."""
         return np.asarray(side_information, np.float64) / (1 + self.side_variance)
 
-    def information_density(self, source, side_information, target) -> Float[np.ndarray, ...]:
+    def information_density(
+        self, source: Float[np.ndarray, ...], side_information: Float[np.ndarray, ...], target: Float[np.ndarray, ...]
+    ) -> Float[np.ndarray, ...]:
         """``log2 p_{W|A}(w | a) / p_{W|T}(w | t)``, in bits: what the message has to make up for."""
         of_source = _log_normal(target, source, self.target_variance)
         known = 1 / (1 + self.side_variance)
@@ -79,7 +82,7 @@ class GaussianSource:
         return (of_source - of_side) / math.log(2)
 
 
-def wyner_ziv(rate, side_variance: float):
+def wyner_ziv(rate: Numbers, side_variance: float) -> Float[np.ndarray, ...]:
     """Smallest mean squared error at `rate` bits a symbol with one decoder: ``var(A | T) 2^{-2R}`` (Wyner, Ziv 1976).
 
     >>> from gls_jax.compression import wyner_ziv
@@ -89,7 +92,7 @@ def wyner_ziv(rate, side_variance: float):
     return best_of_converse(rate, 1, side_variance)
 
 
-def best_of_converse(rate, num_decoders: int, side_variance: float):
+def best_of_converse(rate: Numbers, num_decoders: int, side_variance: float) -> Float[np.ndarray, ...]:
     """A bound on the mean squared error of the best of `K` decoders: ``var(A | T_1..T_K) 2^{-2 (R + log2 K)}``.
 
     A genie tells all side information and which decoder is best, in ``log2 K`` bits more. For `K = 1` this is Wyner and

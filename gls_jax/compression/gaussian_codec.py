@@ -16,6 +16,7 @@ from gls_jax.compression.container import Container
 from gls_jax.compression.gaussian import GaussianSource
 from gls_jax.compression.groups import GROUP, Progress
 from gls_jax.compression.inputs import check_messages
+from gls_jax.typing import Numbers
 
 __all__ = ["ESTIMATORS", "GaussianCodec", "Reconstruction"]
 
@@ -96,7 +97,7 @@ class GaussianCodec:
         """The joint law it is made for."""
         return GaussianSource(self.target_variance, self.side_variance)
 
-    def encode(self, seed: int, source, *, progress: Progress | None = None) -> bytes:
+    def encode(self, seed: int, source: Numbers, *, progress: Progress | None = None) -> bytes:
         """Compress.
 
         Args:
@@ -113,7 +114,7 @@ class GaussianCodec:
     def decode(
         self,
         blob: bytes,
-        side_information,
+        side_information: Numbers,
         decoder: int,
         *,
         estimator: str = "trusting",
@@ -162,7 +163,7 @@ class GaussianCodec:
         """Bits of header and payload, and the rate."""
         return container.sizes(blob)
 
-    def send(self, keys: Key[Array, " n"], source, *, progress: Progress | None = None) -> list_code.Sent:
+    def send(self, keys: Key[Array, " n"], source: Numbers, *, progress: Progress | None = None) -> list_code.Sent:
         """The encoder's indices and messages, one key a symbol: what :meth:`encode` packs."""
         source = _values(source, "source", 1.0)
         rows = self.source_law.target_given_source(source)
@@ -171,8 +172,8 @@ class GaussianCodec:
     def receive(
         self,
         keys: Key[Array, " n"],
-        message,
-        side_information,
+        message: Numbers,
+        side_information: Numbers,
         decoder: int,
         *,
         estimator: str = "trusting",

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gls_jax.typing import Index
+
 __all__ = ["GROUP", "LANES", "Progress", "in_groups", "over_lanes"]
 
 GROUP = 4096  # symbols of one call on a device; part of the format
@@ -22,7 +24,7 @@ LANES = 8  # symbols that a dense search holds in the cache at a time; divides G
 Progress = Callable[[int, int], None]
 
 
-def in_groups(run: Callable, shared: Any, rows: Any, progress: Progress | None = None) -> Any:
+def in_groups(run: Callable[..., Any], shared: Any, rows: Any, progress: Progress | None = None) -> Any:
     """``run(shared, group of rows, count)`` for all rows, results put together as NumPy arrays.
 
     Args:
@@ -52,7 +54,7 @@ def in_groups(run: Callable, shared: Any, rows: Any, progress: Progress | None =
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
-def over_lanes(function: Callable, rows: Any, count) -> Any:
+def over_lanes(function: Callable[..., Any], rows: Any, count: Index) -> Any:
     """``function`` of the first `count` rows, a few at a time; rows behind them give whatever."""
     shapes = jax.eval_shape(jax.vmap(function), *rows)
 

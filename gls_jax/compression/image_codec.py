@@ -13,6 +13,7 @@ from functools import partial
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from gls_jax import checks, races
@@ -21,6 +22,7 @@ from gls_jax.compression.code import Density, ListCode, Normal, gaussian_density
 from gls_jax.compression.container import Container
 from gls_jax.compression.groups import Progress
 from gls_jax.compression.image_model import ImageModel
+from gls_jax.typing import Numbers
 
 __all__ = ["BATCH", "ImageCodec", "ImageReconstruction"]
 
@@ -100,7 +102,7 @@ class ImageCodec:
         """Bits of header and payload, and the rate."""
         return container.sizes(blob)
 
-    def encode(self, seed: int, source, *, progress: Progress | None = None) -> bytes:
+    def encode(self, seed: int, source: ArrayLike, *, progress: Progress | None = None) -> bytes:
         """Compress.
 
         Args:
@@ -116,7 +118,9 @@ class ImageCodec:
         sent = self.send(_keys(seed, len(laws.mean)), laws, progress=progress)
         return container.pack(Container(seed=int(seed), messages=sent.message, **self._header()))
 
-    def decode(self, blob: bytes, side, decoder: int, *, progress: Progress | None = None) -> ImageReconstruction:
+    def decode(
+        self, blob: bytes, side: ArrayLike, decoder: int, *, progress: Progress | None = None
+    ) -> ImageReconstruction:
         """Decompress with one decoder's side information.
 
         Args:
@@ -138,12 +142,12 @@ class ImageCodec:
         keys = _keys(found.seed, len(features))
         return self.receive(keys, found.messages, features, decoder, progress=progress)
 
-    def laws(self, source) -> Normal:
+    def laws(self, source: ArrayLike) -> Normal:
         """Law of the latent for every source, `f[n, h, w, c]`: the encoder's network, what :meth:`send` takes."""
         source = _images(source, self.model.source_shape, "source")
         return Normal(*_in_batches(self.model.encode, self.model.params, source))
 
-    def features(self, side) -> Float[np.ndarray, "n F"]:
+    def features(self, side: ArrayLike) -> Float[np.ndarray, "n F"]:
         """Features of side information, `f[n, sh, sw, c]`: what :meth:`receive` takes."""
         side = _images(side, self.model.side_shape, "side")
         return _in_batches(self.model.project, self.model.params, side)
@@ -153,7 +157,13 @@ class ImageCodec:
         return list_code.encode(self.code, keys, gaussian_density, (), laws, progress=progress)
 
     def receive(
-        self, keys: Key[Array, " n"], message, features, decoder: int, *, progress: Progress | None = None
+        self,
+        keys: Key[Array, " n"],
+        message: Numbers,
+        features: Float[np.ndarray, "n F"],
+        decoder: int,
+        *,
+        progress: Progress | None = None,
     ) -> ImageReconstruction:
         """What :meth:`decode` makes of the messages `i32[n]`."""
         density, params = Density(self.model.score), self.model.params
@@ -161,7 +171,9 @@ class ImageCodec:
         latent = np.where(found.index[:, None] < 0, np.float32(0), found.candidate)  # an empty bin says nothing
         return ImageReconstruction(self.rebuild(latent, features), found.index, latent)
 
-    def rebuild(self, latent, features) -> Float[np.ndarray, "n h w c"]:
+    def rebuild(
+        self, latent: Float[np.ndarray, "n D"], features: Float[np.ndarray, "n F"]
+    ) -> Float[np.ndarray, "n h w c"]:
         """Images from latents `f32[n, D]` and features."""
         return _in_batches(self.model.reconstruct, self.model.params, latent, features)
 

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from jaxtyping import Array
+
 from gls_jax import checks
 
 __all__ = ["ImageModel"]
@@ -34,16 +36,16 @@ class ImageModel:
     """
 
     params: Any
-    encode: Callable
-    project: Callable
-    score: Callable
-    reconstruct: Callable
+    encode: Callable[[Any, Array], tuple[Array, Array]]
+    project: Callable[[Any, Array], Array]
+    score: Callable[[Any, Array, Array], Array]
+    reconstruct: Callable[[Any, Array, Array], Array]
     latent: int
     source_shape: tuple[int, ...]
     side_shape: tuple[int, ...]
     fingerprint: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("encode", "project", "score", "reconstruct"):
             if not callable(getattr(self, name)):
                 raise ValueError(f"ImageModel.{name}: expected a function, got {getattr(self, name)!r}")

@@ -13,7 +13,7 @@ from gls_jax.compression.code import Density, ListCode
 __all__ = ["check_density", "check_keys", "check_messages", "check_rows"]
 
 
-def check_keys(keys) -> int:
+def check_keys(keys: Any) -> int:
     """How many keys, a typed threefry key a symbol."""
     typed = isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     if not typed or keys.ndim != 1 or str(jax.random.key_impl(keys)) != "threefry2x32":
@@ -24,7 +24,7 @@ def check_keys(keys) -> int:
     return keys.shape[0]
 
 
-def check_messages(message, num_bins: int) -> np.ndarray:
+def check_messages(message: Any, num_bins: int) -> np.ndarray:
     """Messages as `i32[n]` within `0..L - 1`."""
     array = np.asarray(message)
     if not array.size and array.ndim == 1:

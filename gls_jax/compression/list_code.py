@@ -16,6 +16,7 @@ from gls_jax.compression import dense, ordered
 from gls_jax.compression.code import Density, ListCode
 from gls_jax.compression.groups import Progress, in_groups, over_lanes
 from gls_jax.compression.inputs import check_density, check_keys, check_messages, check_rows
+from gls_jax.typing import Numbers
 
 __all__ = ["Received", "Sent", "decode", "encode", "symbol_keys"]
 
@@ -96,7 +97,7 @@ def encode(
 def decode(
     code: ListCode,
     keys: Key[Array, " n"],
-    message,
+    message: Numbers,
     decoder: int,
     density: Density,
     shared: Any,

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from gls_jax import races
 from gls_jax.compression.code import Density, ListCode, leader
 from gls_jax.races import ordered
+from gls_jax.typing import Index
 
 __all__ = ["choose", "pick"]
 
@@ -61,14 +62,23 @@ class Lane(NamedTuple):
     item: Int[Array, "*B"]
 
 
-def choose(code: ListCode, keys: Key[Array, " n"], density: Density, shared: Any, rows: Any, count) -> Int[Array, " n"]:
+def choose(
+    code: ListCode, keys: Key[Array, " n"], density: Density, shared: Any, rows: Any, count: Index
+) -> Int[Array, " n"]:
     """The encoder's indices of the first `count` symbols: a search through all streams."""
     streams = jnp.broadcast_to(jnp.arange(code.num_streams, dtype=jnp.int32), (keys.shape[0], code.num_streams))
     return _search(code, Searches(keys, rows, streams, None), density, shared, count)
 
 
 def pick(
-    code: ListCode, keys: Key[Array, " n"], message, stream, density: Density, shared: Any, rows: Any, count
+    code: ListCode,
+    keys: Key[Array, " n"],
+    message: Int[Array, " n"],
+    stream: Index,
+    density: Density,
+    shared: Any,
+    rows: Any,
+    count: Index,
 ) -> Int[Array, " n"]:
     """A decoder's indices of the first `count` symbols; -1 where no candidate has the bin `message`."""
     streams = jnp.full((keys.shape[0], 1), stream, jnp.int32)

@@ -101,7 +101,9 @@ def simulate(
     )
 
 
-def draw(law: GaussianSource, key: PRNGKeyArray, count: int, num_decoders: int):
+def draw(
+    law: GaussianSource, key: PRNGKeyArray, count: int, num_decoders: int
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "K n"], Float[np.ndarray, " n"]]:
     """Source `f64[n]`, side information `f64[K, n]` and a target `f64[n]` of `count` symbols."""
     with races.keys.partitionable_bits():
         normals = jax.random.normal(races.private_key(key), (num_decoders + 2, count), jnp.float32)

@@ -12,6 +12,7 @@ from gls_jax import checks, races
 from gls_jax.loops import varying_like
 from gls_jax.ratios import excess
 from gls_jax.rejection import speculate
+from gls_jax.typing import LogProbs
 
 __all__ = [
     "Coupled",
@@ -42,7 +43,7 @@ class Coupled(NamedTuple):
     y: Int[Array, ""]
 
 
-def gumbel(key: PRNGKeyArray, log_p, log_q) -> Coupled:
+def gumbel(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
     """Gumbel coupling: both parties run the same race, each under its own law.
 
     Each sample is a function of the key and of its own law. Daliri et al. 2024 (arXiv 2408.07978); list sampling with
@@ -70,7 +71,7 @@ def gumbel(key: PRNGKeyArray, log_p, log_q) -> Coupled:
     return same_race(key, *both_laws(log_p, log_q))
 
 
-def weighted_minhash(key: PRNGKeyArray, log_p, log_q) -> Coupled:
+def weighted_minhash(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
     """Weighted MinHash coupling: each party takes the first shared dart under its own curve.
 
     Each sample is a function of the key and of its own law, :func:`first_dart`. Daliri et al. 2024 (arXiv 2408.07978);
@@ -99,7 +100,7 @@ def weighted_minhash(key: PRNGKeyArray, log_p, log_q) -> Coupled:
     return Coupled(*(_first_dart(key, law) for law in both_laws(log_p, log_q)))
 
 
-def first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
+def first_dart(key: PRNGKeyArray, log_weights: LogProbs) -> Int[Array, ""]:
     """Item of the first shared dart under one curve: a party's own side of :func:`weighted_minhash`.
 
     Throws `N` darts on average, a block at a time: memory does not grow with their number.
@@ -126,7 +127,7 @@ def first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
     return _first_dart(key, law)
 
 
-def maximal(key: PRNGKeyArray, log_p, log_q) -> Coupled:
+def maximal(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
     """Maximal coupling: Bob keeps Alice's sample with probability ``min(1, q_x / p_x)``, else samples ``(q - p)+``.
 
     Agrees as often as any coupling can, at the price that Bob knows `x` and all of `p`. Speculative sampling with one
@@ -156,7 +157,7 @@ def maximal(key: PRNGKeyArray, log_p, log_q) -> Coupled:
     return Coupled(x, speculate(key, x, races.weights(log_p), log_q))
 
 
-def gumbel_match(log_p, log_q) -> Float[Array, ""]:
+def gumbel_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     """Exact match probability of :func:`gumbel`: ``sum_j q_j / M_j`` over the items with `p_j > 0`.
 
     Equality case `K = 1` of the list matching lemma (Rowan, Phan, Khisti 2025, arXiv 2506.05632). `O(N log N)`,
@@ -178,7 +179,7 @@ def gumbel_match(log_p, log_q) -> Float[Array, ""]:
     return jnp.minimum(jnp.sum(races.weights(log_q) / (1 + excess(log_p, log_q))), 1)
 
 
-def minhash_match(log_p, log_q) -> Float[Array, ""]:
+def minhash_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     """Exact match probability of :func:`weighted_minhash`: ``sum_j m_j (1 + |p_j - q_j|) / sum_j max(p_j, q_j)``.
 
     The first dart under either curve lies under both with probability ``(1 - TV) / (1 + TV)``, the bound of the
@@ -202,7 +203,7 @@ def minhash_match(log_p, log_q) -> Float[Array, ""]:
     return jnp.minimum(jnp.sum(low * (1 + high - low)) / jnp.sum(high), 1)
 
 
-def maximal_match(log_p, log_q) -> Float[Array, ""]:
+def maximal_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     """Exact match probability of :func:`maximal`: ``sum min(p, q) = 1 - TV``.
 
     Args:
@@ -221,23 +222,25 @@ def maximal_match(log_p, log_q) -> Float[Array, ""]:
     return jnp.minimum(jnp.sum(jnp.minimum(p, q)), 1)
 
 
-def both_laws(log_p, log_q):
+def both_laws(log_p: LogProbs, log_q: LogProbs) -> tuple[Array, Array]:
     return checks.problem(log_p, log_q)
 
 
-def same_race(key, log_p: Float[Array, " N"], log_q: Float[Array, " N"]) -> Coupled:
+def same_race(key: PRNGKeyArray, log_p: Float[Array, " N"], log_q: Float[Array, " N"]) -> Coupled:
     clocks = races.exponentials(key, 1, log_p.shape[0])[0]
     return Coupled(*(races.winner(races.arrivals(clocks, law)) for law in (log_p, log_q)))
 
 
 @jax.jit
-def _first_dart(key, log_weights) -> Int[Array, ""]:
+def _first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
     num_items = log_weights.shape[0]
     curve, most = races.weights(log_weights), min(_PATIENCE * num_items, MOST_DARTS)
     return first_under(races.stream_key(key, SHARED), curve, most)[1]
 
 
-def first_under(key, curve: Float[Array, " N"], most: int):
+def first_under(
+    key: PRNGKeyArray, curve: Float[Array, " N"], most: int
+) -> tuple[Int[Array, ""], Int[Array, ""], Float[Array, ""]]:
     """Number, item and height of the first dart under the curve, or of dart number `most` where none before it is."""
     num_items = curve.shape[0]
     numbers = block(num_items)

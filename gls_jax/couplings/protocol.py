@@ -13,13 +13,16 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from gls_jax import checks, races
 from gls_jax.couplings.couple import MOST_DARTS, SHARED, Coupled, block, both_laws, first_under, of, same_race
 from gls_jax.loops import varying_like
+from gls_jax.typing import LogProbs
 
 __all__ = ["dart_protocol", "dart_protocol_bits"]
 
 _HELP = 1  # the stream of the darts that Bob offers when the first was not his
 
 
-def dart_protocol(key: PRNGKeyArray, log_p, log_q, epsilon: float) -> tuple[Coupled, Int[Array, ""]]:
+def dart_protocol(
+    key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, epsilon: float
+) -> tuple[Coupled, Int[Array, ""]]:
     """Nearly maximal coupling for few bits: each party knows its own law only, and they talk about shared darts.
 
     1. Alice sends the index of her first dart under `p` in stream 0; its item is `x`. Bob answers one bit: does it lie

@@ -16,6 +16,7 @@ from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.sampling import Sampling, also, over_items
 from gls_jax.decoding.tree import Shape
 from gls_jax.schemes import Scheme, Tree
+from gls_jax.typing import Index
 
 __all__ = ["Drafts", "Text", "draft", "read_level", "read_root"]
 
@@ -54,7 +55,7 @@ class Drafts(NamedTuple):
     lists: Any = None
 
 
-def read_root(drafter: LanguageModel, cache, text: Text, count: int) -> tuple[Float[Array, "B 1 V"], Any]:
+def read_root(drafter: LanguageModel, cache: Any, text: Text, count: int) -> tuple[Float[Array, "B 1 V"], Any]:
     """Logits after the text, and the cache with all of it.
 
     The last `count` tokens are read, whether they are in the cache or not: some of them were emitted in the last round.
@@ -68,7 +69,12 @@ def read_root(drafter: LanguageModel, cache, text: Text, count: int) -> tuple[Fl
 
 
 def read_level(
-    drafter: LanguageModel, cache, text: Text, depth, tokens: Int[Array, "B C"], visible: Bool[Array, "B C S"]
+    drafter: LanguageModel,
+    cache: Any,
+    text: Text,
+    depth: Index,
+    tokens: Int[Array, "B C"],
+    visible: Bool[Array, "B C S"],
 ) -> tuple[Float[Array, "B C V"], Any, Bool[Array, "B C S"]]:
     """Logits after nodes at `depth`, the cache with them, and what their children see.
 

@@ -10,7 +10,7 @@ Between rounds a cache holds the text but for its last token, which the target r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.sampling import Sampling
 from gls_jax.decoding.tree import Shape, ancestors
 from gls_jax.schemes import Path, Scheme, Tree
+from gls_jax.typing import Index
 
 __all__ = ["PARTS", "Plan", "Requests", "State", "each_round", "prefill", "run"]
 
@@ -120,7 +121,7 @@ def prefill(plan: Plan, requests: Requests, text: Text) -> State:
 
 
 @partial(jax.jit, static_argnames="plan", donate_argnames="state")
-def run(plan: Plan, requests: Requests, state: State, rounds) -> State:
+def run(plan: Plan, requests: Requests, state: State, rounds: Index) -> State:
     """At most `rounds` rounds, fewer when all requests are ready."""
 
     def unfinished(carry):
@@ -132,7 +133,7 @@ def run(plan: Plan, requests: Requests, state: State, rounds) -> State:
     return jax.lax.while_loop(unfinished, one_round, (0, state))[1]
 
 
-def each_round(plan: Plan, parts, requests: Requests, state: State) -> State:
+def each_round(plan: Plan, parts: Sequence[Callable[..., Any]], requests: Requests, state: State) -> State:
     """One round: each of the three parts gives its caches away."""
     drafting, reading, selecting = parts
     caches, target_cache, rest = state.caches, state.target_cache, state._replace(caches=(), target_cache=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,10 @@ from gls_jax.decoding import engine
 from gls_jax.decoding.drafting import Text
 from gls_jax.decoding.inputs import prepare
 from gls_jax.decoding.metrics import Metrics
+from gls_jax.decoding.model import HasLanguageModel, LanguageModel
 from gls_jax.decoding.tree import MarginTree
+from gls_jax.schemes import Scheme
+from gls_jax.typing import Numbers
 
 __all__ = ["BrokenLogits", "Generation", "Stream", "generate", "stream"]
 
@@ -41,30 +44,30 @@ class BrokenLogits(ValueError):
         generation: what there is, the other requests' whole texts included.
     """
 
-    def __init__(self, message: str, generation: Generation):
+    def __init__(self, message: str, generation: Generation) -> None:
         super().__init__(message)
         self.generation = generation
 
 
 def generate(
     key: PRNGKeyArray,
-    target,
-    drafters,
-    prompts,
+    target: LanguageModel | HasLanguageModel,
+    drafters: LanguageModel | HasLanguageModel | Sequence[LanguageModel | HasLanguageModel] | None,
+    prompts: Numbers,
     *,
-    prompt_lengths=None,
-    scheme="gumbel_topk",
+    prompt_lengths: Numbers | None = None,
+    scheme: str | Scheme = "gumbel_topk",
     num_drafts: int = 1,
     draft_length: int = 4,
     tree: Sequence[int] | MarginTree | None = None,
-    max_new_tokens=64,
-    temperature=1.0,
-    draft_temperatures=None,
+    max_new_tokens: Numbers = 64,
+    temperature: Numbers = 1.0,
+    draft_temperatures: Numbers | None = None,
     top_k: int | None = None,
-    top_p=None,
-    min_p=None,
-    repetition_penalty=None,
-    stop_tokens=(),
+    top_p: Numbers | None = None,
+    min_p: Numbers | None = None,
+    repetition_penalty: Numbers | None = None,
+    stop_tokens: Numbers | None = (),
     max_length: int | None = None,
     timed: bool = False,
 ) -> Generation:
@@ -118,7 +121,13 @@ def generate(
     return stream(key, target, drafters, prompts, **options).finish()
 
 
-def stream(key: PRNGKeyArray, target, drafters, prompts, **options) -> Stream:
+def stream(
+    key: PRNGKeyArray,
+    target: LanguageModel | HasLanguageModel,
+    drafters: LanguageModel | HasLanguageModel | Sequence[LanguageModel | HasLanguageModel] | None,
+    prompts: Numbers,
+    **options: Any,
+) -> Stream:
     """:func:`generate`, round by round: iterate over the result for the tokens as they are accepted.
 
     >>> import jax, jax.numpy as jnp
@@ -131,14 +140,16 @@ def stream(key: PRNGKeyArray, target, drafters, prompts, **options) -> Stream:
     return Stream(*prepare(key, target, drafters, prompts, **options))
 
 
-class Stream(Iterator):
+class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
     """A run in progress: an iterator over rounds, each an array of new tokens for each request.
 
     Attributes:
         generation: what there is so far.
     """
 
-    def __init__(self, plan: engine.Plan, requests: engine.Requests, text: Text, max_new_tokens: int, timed: bool):
+    def __init__(
+        self, plan: engine.Plan, requests: engine.Requests, text: Text, max_new_tokens: int, timed: bool
+    ) -> None:
         self._plan, self._requests, self._size = plan, requests, max_new_tokens
         self._prompt_lengths = np.asarray(text.length)
         self._seconds = dict.fromkeys(("draft", "verify", "select", "other"), 0.0) if timed else None

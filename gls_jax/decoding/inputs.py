@@ -9,15 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from gls_jax import checks, schemes
 from gls_jax.decoding import engine
 from gls_jax.decoding.drafting import Text
-from gls_jax.decoding.model import LanguageModel
+from gls_jax.decoding.model import HasLanguageModel, LanguageModel
 from gls_jax.decoding.processors import check_sampling
 from gls_jax.decoding.sampling import Sampling
-from gls_jax.decoding.tree import Shape, shape_of
+from gls_jax.decoding.tree import MarginTree, Shape, shape_of
+from gls_jax.schemes import Scheme
+from gls_jax.typing import Numbers
 
 __all__ = ["prepare"]
 
@@ -25,27 +27,27 @@ _SMALLEST_BUCKET = 16
 
 
 def prepare(
-    key,
-    target,
-    drafters,
-    prompts,
+    key: PRNGKeyArray,
+    target: LanguageModel | HasLanguageModel,
+    drafters: LanguageModel | HasLanguageModel | Sequence[LanguageModel | HasLanguageModel] | None,
+    prompts: Numbers,
     *,
-    prompt_lengths=None,
-    scheme="gumbel_topk",
-    num_drafts=1,
-    draft_length=4,
-    tree=None,
-    max_new_tokens=64,
-    temperature=1.0,
-    draft_temperatures=None,
-    top_k=None,
-    top_p=None,
-    min_p=None,
-    repetition_penalty=None,
-    stop_tokens=(),
-    max_length=None,
-    timed=False,
-):
+    prompt_lengths: Numbers | None = None,
+    scheme: str | Scheme = "gumbel_topk",
+    num_drafts: int = 1,
+    draft_length: int = 4,
+    tree: Sequence[int] | MarginTree | None = None,
+    max_new_tokens: Numbers = 64,
+    temperature: Numbers = 1.0,
+    draft_temperatures: Numbers | None = None,
+    top_k: int | None = None,
+    top_p: Numbers | None = None,
+    min_p: Numbers | None = None,
+    repetition_penalty: Numbers | None = None,
+    stop_tokens: Numbers | None = (),
+    max_length: int | None = None,
+    timed: bool = False,
+) -> tuple[engine.Plan, engine.Requests, Text, int, bool]:
     """Plan, requests, texts, and how much is wanted; arguments as in :func:`gls_jax.decoding.generate`."""
     target = _model(target, "target")
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def draft_margin(
     sampling: Sampling,
     keys: Key[Array, " B"],
     text: Text,
-    cache,
+    cache: Any,
     num_slots: int,
     fit: Float[Array, "B G"],
 ) -> Drafts:
@@ -149,7 +149,9 @@ def _prune(shape: MarginTree, text: Text, cache, broken, thought: Candidates, ch
     return Drafts(tree, None, (cache,), take(read), broken, thought._replace(nodes=after))
 
 
-def refit(fit: Float[Array, "B G"], lists: Candidates, path: Path, tokens: Int[Array, "B L"], live: Bool[Array, " B"]):
+def refit(
+    fit: Float[Array, "B G"], lists: Candidates, path: Path, tokens: Int[Array, "B L"], live: Bool[Array, " B"]
+) -> Float[Array, "B G"]:
     """Log-likelihood of the spreads with one round more: which rank did the target take at each context it came to?
 
     Args:

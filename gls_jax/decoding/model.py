@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+from jax import Array
 
 from gls_jax import checks
 from gls_jax.decoding import cache as caches
 
-__all__ = ["LanguageModel"]
+__all__ = ["HasLanguageModel", "LanguageModel"]
+
+
+class HasLanguageModel(Protocol):
+    """What brings a language model, as a loaded checkpoint does."""
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The model."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -39,13 +49,15 @@ class LanguageModel:
     """
 
     params: Any
-    apply: Callable = dataclasses.field(metadata={"static": True})
-    init_cache: Callable = dataclasses.field(metadata={"static": True})
+    apply: Callable[[Any, Array, Array, Array | None, Any], tuple[Array, Any]] = dataclasses.field(
+        metadata={"static": True}
+    )
+    init_cache: Callable[[int, int], Any] = dataclasses.field(metadata={"static": True})
     vocab_size: int = dataclasses.field(metadata={"static": True})
-    keep: Callable = dataclasses.field(default=caches.keep, metadata={"static": True})
+    keep: Callable[[Any, Array, Array, Array], Any] = dataclasses.field(default=caches.keep, metadata={"static": True})
     vocabulary: str | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("apply", "init_cache", "keep"):
             if not callable(getattr(self, name)):
                 raise ValueError(f"LanguageModel.{name}: expected a function, got {getattr(self, name)!r}")

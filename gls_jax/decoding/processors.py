@@ -11,10 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from gls_jax.typing import Numbers
+
 __all__ = ["check_sampling", "log_probs"]
 
 
-def check_sampling(temperature=1.0, top_k: int | None = None, top_p=None, min_p=None, repetition_penalty=None) -> None:
+def check_sampling(
+    temperature: Numbers = 1.0,
+    top_k: int | None = None,
+    top_p: Numbers | None = None,
+    min_p: Numbers | None = None,
+    repetition_penalty: Numbers | None = None,
+) -> None:
     """Raise `ValueError` for sampling parameters that give no law; traced values are not looked at."""
     _check(
         temperature,
@@ -35,13 +43,13 @@ def check_sampling(temperature=1.0, top_k: int | None = None, top_p=None, min_p=
 
 
 def log_probs(
-    logits,
+    logits: Numbers,
     *,
-    temperature=1.0,
+    temperature: Numbers = 1.0,
     top_k: int | None = None,
-    top_p=None,
-    min_p=None,
-    repetition_penalty=None,
+    top_p: Numbers | None = None,
+    min_p: Numbers | None = None,
+    repetition_penalty: Numbers | None = None,
     seen: Bool[Array, "*b V"] | None = None,
 ) -> Float[Array, "*b V"]:
     """Log-probabilities under the sampling parameters, in float32.

@@ -33,7 +33,11 @@ class Sampling:
     top_k: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def laws(
-        self, logits: Float[Array, "B C V"], temperature, seen: Bool[Array, "B c N"] | None, num_items: int
+        self,
+        logits: Float[Array, "B C V"],
+        temperature: Float[Array, "B _"],
+        seen: Bool[Array, "B c N"] | None,
+        num_items: int,
     ) -> Float[Array, "B D N"]:
         """Laws over `num_items` tokens after each context.
 

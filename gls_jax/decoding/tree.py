@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +41,7 @@ class MarginTree:
     frontier: int = 0  # 0 = a quarter of the budget, at most `children`
     children: int = 8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("budget", "depth", "children"):
             object.__setattr__(self, name, checks.count(getattr(self, name), f"MarginTree.{name}"))
         frontier = self.frontier or min(self.children, max(1, self.budget // 4))
@@ -95,7 +96,7 @@ class Shape:
         return tree
 
 
-def shape_of(scheme: Scheme, num_drafts: int, draft_length: int, tree) -> Shape:
+def shape_of(scheme: Scheme, num_drafts: int, draft_length: int, tree: Sequence[int] | MarginTree | None) -> Shape:
     """The shape that was asked for.
 
     Raises:

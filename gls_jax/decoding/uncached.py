@@ -30,7 +30,7 @@ class Tokens(NamedTuple):
     length: Int[Array, " B"]
 
 
-def from_function(fn: Callable, params: Any, vocab_size: int) -> LanguageModel:
+def from_function(fn: Callable[[Any, Array], Array], params: Any, vocab_size: int) -> LanguageModel:
     """A language model from any causal function; every call computes the whole text again.
 
     Each new token of a draft tree is evaluated on its own path: T calls of `fn` on `[B, S]` tokens for T of them.

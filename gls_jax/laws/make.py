@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from gls_jax import checks, files
 from gls_jax.decoding import LanguageModel, check_sampling, generate, log_probs
@@ -60,7 +60,7 @@ class Sampling:
         """Temperature of the drafter."""
         return self.temperature if self.draft_temperature is None else self.draft_temperature
 
-    def laws(self, logits, temperature: float):
+    def laws(self, logits: Array, temperature: float) -> Array:
         """Log-probabilities under these parameters."""
         return log_probs(logits, temperature=temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 

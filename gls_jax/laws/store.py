@@ -93,7 +93,7 @@ class Writer:
         chunks: whole chunks that are there.
     """
 
-    def __init__(self, folder: Path, asked: dict[str, Any], positions: int, width: int, *, resume: bool):
+    def __init__(self, folder: Path, asked: dict[str, Any], positions: int, width: int, *, resume: bool) -> None:
         """Go on with the dump in the folder that was asked the same, or begin one; nothing is written yet.
 
         Args:
@@ -122,9 +122,20 @@ class Writer:
             self._facts |= {"finished": False, "log_prob_error": 0.0}
             self._arrays = []
 
-    done = property(lambda self: self._facts["done"])
-    chunks = property(lambda self: self._facts["chunks"])
-    finished = property(lambda self: self._facts["finished"])
+    @property
+    def done(self) -> int:
+        """Positions that are written."""
+        return self._facts["done"]
+
+    @property
+    def chunks(self) -> int:
+        """Pieces of text that they come from."""
+        return self._facts["chunks"]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is missing."""
+        return self._facts["finished"]
 
     def begin(self) -> None:
         """Make the files of a new dump; those of a dump that goes on are there."""

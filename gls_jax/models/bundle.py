@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+from jaxtyping import Array
 
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.models import sharding
@@ -34,7 +36,9 @@ class Apply:
     graph: Any
     mesh: Mesh | None = None
 
-    def __call__(self, params, tokens, positions, mask, cache) -> tuple[jax.Array, Cache | None]:
+    def __call__(
+        self, params: Any, tokens: ArrayLike, positions: Array | None, mask: Array | None, cache: Cache | None
+    ) -> tuple[jax.Array, Cache | None]:
         """`f32[B, T, V]` logits and the cache: `Transformer` on these parameters."""
         tokens = sharding.constrain(jnp.asarray(tokens), P("data", None), self.mesh)
         logits, cache = nnx.merge(self.graph, params)(tokens, positions, mask, cache)

@@ -85,7 +85,7 @@ class Config:
     eos_token_ids: tuple[int, ...] = ()
     family: str = "llama"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"model family {self.family!r} is not supported; expected one of: {', '.join(FAMILIES)}")
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):

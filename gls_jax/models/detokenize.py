@@ -34,7 +34,7 @@ class Detokenizer:
     ['', 'é', ' l']
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._tokens = [int(token) for token in context[-_BEFORE:]]
         self._given = self._decode(self._tokens)

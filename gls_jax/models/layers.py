@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +13,27 @@ from jaxtyping import Array, Bool, Float
 
 from gls_jax.models.config import Config
 
+KeysValues: TypeAlias = tuple[Float[Array, "b _ hkv d"], Float[Array, "b _ hkv d"]]
+"""Keys and values of a run of slots."""
+
 _MASKED = -1e30  # finite: a row that sees nothing stays a number (a mean over all slots) instead of NaN
 
 
 class Attention(nnx.Module):
     """Grouped-query attention over the cached slots followed by the new tokens."""
 
-    def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    head_dim: int
+    scale: float
+    softcap: float | None
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    query_norm: RMSNorm
+    key_norm: RMSNorm
+    qk_norm: bool
+
+    def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.head_dim, self.scale, self.softcap = config.head_dim, config.query_scale, config.attention_softcap
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.query = Linear(config.hidden_size, queries, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
@@ -29,7 +45,13 @@ class Attention(nnx.Module):
             self.key_norm = RMSNorm(config.head_dim, config, dtype=dtype)
         self.qk_norm = config.qk_norm
 
-    def __call__(self, x, rotation, visible, past):
+    def __call__(
+        self,
+        x: Float[Array, "b t m"],
+        rotation: tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]],
+        visible: Bool[Array, "b t all"],
+        past: KeysValues | None,
+    ) -> tuple[Float[Array, "b t m"], KeysValues | None]:
         """`[B, T, M]` to `[B, T, M]`, and with a past the T new keys and values `[B, T, Hkv, D]`."""
         heads = (*x.shape[:2], -1, self.head_dim)
         query, key, value = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
@@ -44,13 +66,18 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """Gated linear unit: down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    activation: str
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.activation = config.activation
         self.gate = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
         self.up = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
         self.down = Linear(config.intermediate_size, config.hidden_size, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
         """`[B, T, M]` to `[B, T, M]`."""
         activation = jax.nn.silu if self.activation == "silu" else jax.nn.gelu  # gelu is the tanh form
         return self.down(activation(self.gate(x)) * self.up(x))
@@ -59,11 +86,14 @@ class FeedForward(nnx.Module):
 class Linear(nnx.Module):
     """`x @ weight + bias` with `weight` of shape `[in, out]`."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs):
+    weight: nnx.Param[Array]
+    bias: nnx.Param[Array] | None
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.weight = normal(rngs, (inputs, outputs), dtype)
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*b inputs"]) -> Float[Array, "*b outputs"]:
         """`[B, T, in]` to `[B, T, out]`."""
         y = x @ self.weight[...]
         return y if self.bias is None else y + self.bias[...]
@@ -72,11 +102,15 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """`x / rms(x) * (offset + weight)` over the last axis, in float32."""
 
-    def __init__(self, size: int, config: Config, *, dtype: DTypeLike):
+    epsilon: float
+    offset: float
+    weight: nnx.Param[Array]
+
+    def __init__(self, size: int, config: Config, *, dtype: DTypeLike) -> None:
         self.epsilon, self.offset = config.norm_eps, config.norm_offset
         self.weight = nnx.Param(jnp.full((size,), 1 - config.norm_offset, dtype))
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*b size"]) -> Float[Array, "*b size"]:
         """Any shape `[..., size]`, in the dtype of `x`."""
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
@@ -93,7 +127,7 @@ def rotate(
 
 def attend(
     query: Float[Array, "b t hq d"],
-    seen: list[tuple[Float[Array, "b _ hkv d"], Float[Array, "b _ hkv d"]]],
+    seen: list[KeysValues],
     visible: Bool[Array, "b t s"],
     *,
     softcap: float | None = None,
@@ -127,6 +161,6 @@ def soft_cap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*sha
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike) -> nnx.Param:
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike) -> nnx.Param[Array]:
     """Random initial weights."""
     return nnx.Param(jax.nn.initializers.normal(0.02)(rngs.params(), shape, dtype))

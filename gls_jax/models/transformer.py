@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax.models.config import Config
-from gls_jax.models.layers import Attention, FeedForward, RMSNorm, normal, soft_cap
+from gls_jax.models.layers import Attention, FeedForward, KeysValues, RMSNorm, normal, soft_cap
 
 
 class Cache(NamedTuple):
@@ -60,7 +60,13 @@ class Transformer(nnx.Module):
     ((1, 3, 32), (2, 1, 8, 1, 4), Array([3], dtype=int32))
     """
 
-    def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+    config: Config
+    embedding: nnx.Param[Array]
+    blocks: Block
+    norm: RMSNorm
+    head: nnx.Param[Array]
+
+    def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.config = config
         self.embedding = normal(rngs, (config.vocab_size, config.hidden_size), dtype)
         stacked = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs)))
@@ -126,7 +132,15 @@ class Transformer(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention, then feed-forward, each on the normalised stream and added back."""
 
-    def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    attention_norm: RMSNorm
+    attention: Attention
+    feed_forward_norm: RMSNorm
+    feed_forward: FeedForward
+    post_norms: bool
+    attention_post_norm: RMSNorm
+    feed_forward_post_norm: RMSNorm
+
+    def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.attention_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
@@ -136,7 +150,13 @@ class Block(nnx.Module):
             self.attention_post_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
             self.feed_forward_post_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
 
-    def __call__(self, x, rotation, visible, past):
+    def __call__(
+        self,
+        x: Float[Array, "b t m"],
+        rotation: tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]],
+        visible: Bool[Array, "b t all"],
+        past: KeysValues | None,
+    ) -> tuple[Float[Array, "b t m"], KeysValues | None]:
         """Stream `[B, T, M]` and the layer's `past` to the stream and, with a past, the T new keys and values."""
         attended, new = self.attention(self.attention_norm(x), rotation, visible, past)
         x = x + (self.attention_post_norm(attended) if self.post_norms else attended)

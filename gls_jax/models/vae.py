@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gls_jax import checks, races
@@ -54,7 +55,7 @@ class VaeConfig:
     features: int = 128
     dropout: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("source_shape", "side_shape"):
             sizes = tuple(getattr(self, name))
             if len(sizes) != 3:
@@ -68,7 +69,7 @@ class VaeConfig:
             raise ValueError(f"dropout: expected a number within [0, 1), got {self.dropout}")
 
     @classmethod
-    def of_images(cls, images: np.ndarray, crop: int = 7, **sizes) -> VaeConfig:
+    def of_images(cls, images: np.ndarray, crop: int = 7, **sizes: int) -> VaeConfig:
         """Sizes for whole images `[n, height, width, channels]`: right halves, and square crops of left ones.
 
         >>> import numpy as np
@@ -94,7 +95,23 @@ class ImageVae(nnx.Module):
     (7, 5, 3, 1)
     """
 
-    def __init__(self, config: VaeConfig, *, rngs: nnx.Rngs):
+    size: tuple[int, int]
+    rate: float
+    grid: tuple[int, int, int]
+    encoder: nnx.List[nnx.Conv | nnx.Linear]
+    law: nnx.Linear
+    projection: nnx.List[nnx.Conv]
+    to_features: nnx.Linear
+    hidden: nnx.Linear
+    to_grid: nnx.Linear
+    upward: nnx.List[nnx.ConvTranspose]
+    pixels: nnx.Conv
+    estimator_latent: nnx.Linear
+    estimator_features: nnx.Linear
+    estimator_hidden: nnx.Linear
+    estimator_logit: nnx.Linear
+
+    def __init__(self, config: VaeConfig, *, rngs: nnx.Rngs) -> None:
         height, width, colours = config.source_shape
         side_height, side_width, side_colours = config.side_shape
         wide, half, quarter = config.channels, config.channels // 2, config.channels // 4
@@ -186,7 +203,7 @@ class Part:
     graph: Any
     name: str
 
-    def __call__(self, params, *inputs):
+    def __call__(self, params: Any, *inputs: ArrayLike) -> Any:
         """The method of that name on these parameters."""
         return getattr(nnx.merge(self.graph, params), self.name)(*map(jnp.asarray, inputs))
 

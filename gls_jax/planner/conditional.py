@@ -33,6 +33,7 @@ from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import ratio_order
 from gls_jax.rejection import remaining
 from gls_jax.schemes import spectr
+from gls_jax.typing import LogProbs
 
 __all__ = ["NAMES", "kernels", "likelihood_ratio"]
 
@@ -46,7 +47,7 @@ _LEAST = np.float32(np.log(1e-30))
 Kernel = Float[Array, "J J"]
 
 
-def kernels(log_p, log_q, *, scheme: str, num_drafts: int) -> np.ndarray:
+def kernels(log_p: LogProbs, log_q: LogProbs, *, scheme: str, num_drafts: int) -> np.ndarray:
     """``T[position, J, J']`` for J, J' = 0..K, given that the token of column 0 is emitted.
 
     Args:
@@ -80,7 +81,7 @@ def _kernels(log_p, log_q, *, scheme: str, num_drafts: int):
     return jnp.clip(jax.lax.map(one, (log_p, log_q), batch_size=_POSITIONS), 0, 1)
 
 
-def likelihood_ratio(log_p, log_q) -> np.ndarray:
+def likelihood_ratio(log_p: LogProbs, log_q: LogProbs) -> np.ndarray:
     """``p_y / q_y`` of the emitted tokens, `[P]`, what block verification needs to know."""
     return np.exp(np.asarray(log_p, np.float64)[:, 0] - np.maximum(np.asarray(log_q)[:, 0], _LEAST))
 

@@ -216,7 +216,7 @@ def _round(target: LanguageModel, drafter: LanguageModel | None, batch: int, opt
     return statistics.median(seconds_a_round(run))
 
 
-def seconds_a_round(run: Iterator) -> list[float]:
+def seconds_a_round(run: Iterator[Any]) -> list[float]:
     """How long each round of a stream takes."""
     seconds, last = [], time.perf_counter()
     for _ in run:

@@ -13,6 +13,7 @@ from gls_jax import checks
 from gls_jax.races import cipher
 from gls_jax.races.clocks import clocks_from_bits
 from gls_jax.races.keys import stream_words, words
+from gls_jax.typing import Index, Numbers
 
 __all__ = ["bins", "candidates", "first_clocks", "list_clocks"]
 
@@ -50,7 +51,7 @@ _TAIL = np.array(
 )
 
 
-def candidates(key: PRNGKeyArray, items, dimension: int) -> Float[Array, "*items D"]:
+def candidates(key: PRNGKeyArray, items: Numbers, dimension: int) -> Float[Array, "*items D"]:
     """Shared candidates: standard normals, the value of `item` whatever else is drawn.
 
     Args:
@@ -72,7 +73,7 @@ def candidates(key: PRNGKeyArray, items, dimension: int) -> Float[Array, "*items
     return _normal(jnp.stack(draws, axis=-1))
 
 
-def bins(key: PRNGKeyArray, items, num_bins: int) -> Int[Array, "*items"]:
+def bins(key: PRNGKeyArray, items: Numbers, num_bins: int) -> Int[Array, "*items"]:
     """Shared bins, uniform on `0..num_bins - 1`: exactly for powers of two, else to `num_bins / 2^32`.
 
     Made of integers alone (the half of the candidate's word that its value leaves), so that no rounding can move one.
@@ -89,7 +90,7 @@ def bins(key: PRNGKeyArray, items, num_bins: int) -> Int[Array, "*items"]:
     return cipher.high_product(low, jnp.uint32(num_bins)).astype(jnp.int32)
 
 
-def first_clocks(key: PRNGKeyArray, items) -> Float[Array, "*items"]:
+def first_clocks(key: PRNGKeyArray, items: Numbers) -> Float[Array, "*items"]:
     """`K` times the smallest of an item's `K` clocks: Exp(1), and the same for every `K`.
 
     The party that looks at all streams (the target of a list, the encoder of a list code) needs no other clock.
@@ -99,7 +100,7 @@ def first_clocks(key: PRNGKeyArray, items) -> Float[Array, "*items"]:
     return clocks_from_bits(high ^ low, low)
 
 
-def list_clocks(key: PRNGKeyArray, items, num_streams: int, stream) -> Float[Array, "*items"]:
+def list_clocks(key: PRNGKeyArray, items: Numbers, num_streams: int, stream: Index) -> Float[Array, "*items"]:
     """Clocks of one of `K` streams, from the memoryless property of :func:`first_clocks`.
 
     A uniform stream, the item's owner, holds ``first / K``, the others ``first / K`` plus an Exp(1) of their own: `K`

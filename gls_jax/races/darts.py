@@ -8,11 +8,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from gls_jax import checks
 from gls_jax.races import cipher
 from gls_jax.races.keys import words
+from gls_jax.typing import Index
 
 __all__ = ["darts"]
 
 
-def darts(key: PRNGKeyArray, start, count: int, num_items: int) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
+def darts(
+    key: PRNGKeyArray, start: Index, count: int, num_items: int
+) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
     """Darts number `start` to `start + count - 1`, uniform on items x (0, 1).
 
     Dart `t` is a function of `(key, t, num_items)` alone. It lies under the curve `p` where ``height < p[item]``: with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Key, PRNGKeyArray
 
 from gls_jax import checks
 from gls_jax.races import cipher
+from gls_jax.typing import Index, Numbers
 
 __all__ = ["new_key", "position_key", "private_key", "split_key", "stream_key", "stream_words", "words"]
 
@@ -18,7 +20,7 @@ _IMPLEMENTATION = "threefry2x32"  # the cipher that the races compute themselves
 _PRIVATE = 0xFFFFFFFF  # the last fold: stream indices never reach it
 
 
-def new_key(seed) -> PRNGKeyArray:
+def new_key(seed: Index) -> PRNGKeyArray:
     """The key of a seed: ``jax.random.key(seed)``, also where `JAX_DEFAULT_PRNG_IMPL` names another generator.
 
     Args:
@@ -36,7 +38,7 @@ def new_key(seed) -> PRNGKeyArray:
     return jax.random.key(checks.index(seed, "seed", last=2**32 - 1), impl=_IMPLEMENTATION)
 
 
-def position_key(key: PRNGKeyArray, position) -> PRNGKeyArray:
+def position_key(key: PRNGKeyArray, position: Index) -> PRNGKeyArray:
     """Key of the races at one position.
 
     Args:
@@ -56,7 +58,7 @@ def position_key(key: PRNGKeyArray, position) -> PRNGKeyArray:
     return jax.random.fold_in(key, checks.index(position, "position"))
 
 
-def stream_key(key: PRNGKeyArray, stream) -> PRNGKeyArray:
+def stream_key(key: PRNGKeyArray, stream: Index) -> PRNGKeyArray:
     """Key of one stream: `S[k]` are the draws of `stream_key(key, k)`."""
     checks.key(key)
     return jax.random.fold_in(key, checks.index(stream, "stream"))
@@ -81,7 +83,7 @@ def split_key(key: PRNGKeyArray, count: int = 2) -> Key[Array, " count"]:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(checks.count(count, "count"), dtype=jnp.uint32))
 
 
-def partitionable_bits() -> AbstractContextManager:
+def partitionable_bits() -> AbstractContextManager[Any]:
     """Within it `jax.random` numbers its bits as by default, also where `jax_threefry_partitionable` is off.
 
     For what is drawn by `jax.random` and not by a race: call it outside of `jax.jit`, whose programs are made with the
@@ -96,7 +98,7 @@ def words(key: PRNGKeyArray) -> cipher.Words:
     return data[..., 0], data[..., 1]
 
 
-def stream_words(key: PRNGKeyArray, streams) -> cipher.Words:
+def stream_words(key: PRNGKeyArray, streams: Numbers) -> cipher.Words:
     """`fold_in(key, k)` for every stream `k` that is asked for, as two words each."""
     folded = cipher.threefry2x32(words(key), jnp.asarray(streams).astype(jnp.uint32))
     # Two ciphers fused into one chain take XLA:CPU of jaxlib 0.12 minutes to compile, or for ever.

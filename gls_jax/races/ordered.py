@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from gls_jax import checks
 from gls_jax.races import cipher
 from gls_jax.races.clocks import clocks_from_bits
+from gls_jax.typing import Index
 
 __all__ = ["Walk", "num_visits", "permuted", "start", "visit"]
 
@@ -46,7 +47,7 @@ def num_visits(num_items: int) -> int:
 
 
 def visit(
-    stream: cipher.Words, walk: Walk, first, count: int, num_items: int
+    stream: cipher.Words, walk: Walk, first: Index, count: int, num_items: int
 ) -> tuple[Walk, Int[Array, " count"], Float[Array, " count"]]:
     """The next places of a stream.
 

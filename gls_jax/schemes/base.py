@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,22 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.schemes.tree import Path, Tree, walk
+from gls_jax.typing import Index, LogProbs, Numbers
 
 __all__ = ["Scheme"]
+
+# `K` drafts, `N` tokens, `C` lengths of lists; `*k` is `K`, or nothing where all drafts have one law.
+Propose: TypeAlias = Callable[[PRNGKeyArray, Float[Array, "*k N"], int], Int[Array, " K"]]
+Verify: TypeAlias = Callable[
+    [PRNGKeyArray, Int[Array, " K"], Float[Array, "*k N"], Float[Array, " N"], Bool[Array, " K"]], Int[Array, ""]
+]
+VerifyTree: TypeAlias = Callable[[PRNGKeyArray, Index, Tree, Float[Array, "n N"], Float[Array, "c N"]], Path]
+Acceptance: TypeAlias = Callable[[Float[Array, "*k N"], Float[Array, " N"], tuple[int, ...]], Float[Array, " C"]]
+Hits: TypeAlias = Callable[[PRNGKeyArray, Float[Array, "*k N"], Float[Array, " N"], int], Bool[Array, " K"]]
+Trial: TypeAlias = Callable[[PRNGKeyArray], Bool[Array, " K"]]
+Simulator: TypeAlias = Callable[[Float[Array, "*k N"], Float[Array, " N"], int], Trial]
+Bound: TypeAlias = Callable[[Float[Array, "*k N"], Float[Array, " N"], int], Float[Array, ""]]
+Limit: TypeAlias = Callable[[int, int], str | None]
 
 
 def _no_limit(num_items: int, num_drafts: int) -> None:
@@ -62,19 +76,19 @@ class Scheme:
     needs_draft_law: bool
     diverse: bool
     summary: str
-    propose_fn: Callable = dataclasses.field(repr=False)
-    verify_fn: Callable | None = dataclasses.field(default=None, repr=False)
-    acceptance_fn: Callable | None = dataclasses.field(default=None, repr=False)
-    verify_tree_fn: Callable | None = dataclasses.field(default=None, repr=False)
+    propose_fn: Propose = dataclasses.field(repr=False)
+    verify_fn: Verify | None = dataclasses.field(default=None, repr=False)
+    acceptance_fn: Acceptance | None = dataclasses.field(default=None, repr=False)
+    verify_tree_fn: VerifyTree | None = dataclasses.field(default=None, repr=False)
     ranked: bool = False
-    verify_limit: Callable[[int, int], str | None] = dataclasses.field(default=_no_limit, repr=False)
-    acceptance_limit: Callable[[int, int], str | None] = dataclasses.field(default=_no_limit, repr=False)
-    hits_fn: Callable | None = dataclasses.field(default=None, repr=False)
-    simulator_fn: Callable | None = dataclasses.field(default=None, repr=False)
+    verify_limit: Limit = dataclasses.field(default=_no_limit, repr=False)
+    acceptance_limit: Limit = dataclasses.field(default=_no_limit, repr=False)
+    hits_fn: Hits | None = dataclasses.field(default=None, repr=False)
+    simulator_fn: Simulator | None = dataclasses.field(default=None, repr=False)
     streaming: bool = False
-    bound: Callable | None = dataclasses.field(default=None, repr=False)
+    bound: Bound | None = dataclasses.field(default=None, repr=False)
 
-    def propose(self, key: PRNGKeyArray, log_p, num_drafts: int) -> Int[Array, " K"]:
+    def propose(self, key: PRNGKeyArray, log_p: LogProbs, num_drafts: int) -> Int[Array, " K"]:
         """Draft `num_drafts` tokens; the first K do not change when more are drafted.
 
         Args:
@@ -95,7 +109,9 @@ class Scheme:
         checks.values(log_p, "log_p")
         return _compiled(self.propose_fn, (key, laws), (num_drafts,))
 
-    def verify(self, key: PRNGKeyArray, drafts, log_p, log_q, active=None) -> Int[Array, ""]:
+    def verify(
+        self, key: PRNGKeyArray, drafts: Numbers, log_p: LogProbs, log_q: LogProbs, active: Numbers | None = None
+    ) -> Int[Array, ""]:
         """The token to emit. Its law is exactly `q` when `drafts` came from `propose` with this key.
 
         Args:
@@ -135,7 +151,7 @@ class Scheme:
         _refuse(self.verify_limit(log_q.shape[0], num_drafts))
         return _compiled(self.verify_fn, (key, drafts, log_p, log_q, active), ())
 
-    def acceptance(self, log_p, log_q, num_drafts: int) -> Float[Array, ""]:
+    def acceptance(self, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
         """Exact probability that the emitted token is among the drafts.
 
         Args:
@@ -152,7 +168,7 @@ class Scheme:
         """
         return self.acceptance_curve(log_p, log_q, (num_drafts,))[0]
 
-    def acceptance_curve(self, log_p, log_q, num_drafts: Sequence[int]) -> Float[Array, " C"]:
+    def acceptance_curve(self, log_p: LogProbs, log_q: LogProbs, num_drafts: Sequence[int]) -> Float[Array, " C"]:
         """Exact acceptance for several K in one pass, `f[len(num_drafts)]` (diverse: first K rows)."""
         self.check_token_level("acceptance")
         counts = tuple(self.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
@@ -160,7 +176,7 @@ class Scheme:
         _refuse(self.acceptance_limit(log_q.shape[0], max(counts)))
         return jnp.clip(_compiled(self.acceptance_fn, (log_p, log_q), (counts,)), 0, 1)
 
-    def hits(self, key: PRNGKeyArray, log_p, log_q, num_drafts: int) -> Bool[Array, " K"]:
+    def hits(self, key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Bool[Array, " K"]:
         """One trial for every list length at once: whether the target accepts any of the first 1, 2, ... K drafts."""
         checks.key(key)
         log_p, log_q, num_drafts = self._trial_inputs(log_p, log_q, num_drafts)
@@ -175,7 +191,7 @@ class Scheme:
 
         return jnp.stack([hit(k) for k in range(1, num_drafts + 1)])
 
-    def simulator(self, log_p, log_q, num_drafts: int) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
+    def simulator(self, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Trial:
         """Trials of one pair without clocks, where the scheme knows how: in law those of :meth:`hits`.
 
         Returns:
@@ -205,7 +221,9 @@ class Scheme:
         _refuse(self.verify_limit(log_q.shape[0], num_drafts))
         return log_p, log_q, num_drafts
 
-    def verify_tree(self, key: PRNGKeyArray, position, tree: Tree, log_p, log_q) -> Path:
+    def verify_tree(
+        self, key: PRNGKeyArray, position: Index, tree: Tree, log_p: LogProbs | None, log_q: LogProbs
+    ) -> Path:
         """The accepted path of a tree of drafts, and the token to emit after it.
 
         What is emitted, path and token, has the law of the target, provided each node's token came from `propose` under
@@ -266,7 +284,7 @@ class Scheme:
         _refuse(self.verify_limit(log_q.shape[1], tree.num_slots))
         return _compiled(_walk, (key, position, tree, log_p, log_q), (self,))
 
-    def draft_key(self, key: PRNGKeyArray, start, position, context) -> PRNGKeyArray:
+    def draft_key(self, key: PRNGKeyArray, start: Index, position: Index, context: Index) -> PRNGKeyArray:
         """Key under which the drafts of one context are proposed.
 
         A token-level scheme looks at one context a position, and at no clock behind the token that it emits: clocks

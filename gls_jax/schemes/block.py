@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gls_jax import races
 from gls_jax.loops import varying_like
@@ -24,11 +25,14 @@ from gls_jax.rejection import residual_token
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # one race
 from gls_jax.schemes.tree import Path, Tree, path_to
+from gls_jax.typing import Index
 
 __all__ = ["SCHEME", "propose", "verify_tree"]
 
 
-def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
+def verify_tree(
+    key: PRNGKeyArray, position: Index, tree: Tree, log_p: Float[Array, "n N"], log_q: Float[Array, "c N"]
+) -> Path:
     test_key, residual_key = races.split_key(races.private_key(races.position_key(key, position)))
     length = jnp.sum(tree.alive)
     size = tree.tokens.shape[0]

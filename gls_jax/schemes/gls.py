@@ -22,41 +22,53 @@ one sort, then one exponential and one reversed cumulative sum of `N` numbers a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds, checks, races, simulation
 from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import RatioOrder, cumulative, ratio_order, total
 from gls_jax.sampling import draft_list, target_of_list
 from gls_jax.schemes.base import Scheme
+from gls_jax.typing import LogProbs
 
 __all__ = ["SCHEME", "acceptance", "acceptance_active", "hits", "propose", "simulator", "verify"]
 
 _LEAST_MASS = 1e-18  # of what stands in a denominator: items behind less draft mass are never matched anyway
 
 
-def propose(key, log_p, num_drafts):
+def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> Int[Array, " K"]:
     return draft_list(races.exponentials(key, num_drafts, log_p.shape[-1]), log_p)
 
 
-def verify(key, drafts, log_p, log_q, active):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"] | None,
+) -> Int[Array, ""]:
     del log_p  # conditional invariance: the draft laws play no part
     clocks = races.exponentials(key, drafts.shape[0], log_q.shape[0])
     return target_of_list(clocks, log_q, active)
 
 
-def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+def hits(
+    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Bool[Array, " K"]:
     """One trial for every K: the target of the first K streams is a running minimum over streams."""
     (_, drafts), (first, items) = races.leaders(key, num_drafts, log_p, log_q)
     return _hits(first, items, drafts)
 
 
-def simulator(log_p, log_q, num_drafts):
+def simulator(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: K independent streams, each by inversion."""
     prepare, each = simulation.tables, None
     if log_p.ndim == 2:  # a law a stream
@@ -76,13 +88,15 @@ def _hits(first, items, drafts) -> Bool[Array, " K"]:
     return jnp.any(listed & (drafts == targets[:, None]), axis=1)
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
+) -> Float[Array, " C"]:
     if log_p.ndim == 2:
         return _acceptance_diverse(log_p, log_q, num_drafts)
     return _acceptance_iid(log_p, log_q, tuple((k, k) for k in num_drafts))
 
 
-def acceptance_active(log_p, log_q, num_active: int, num_drafts: int):
+def acceptance_active(log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int) -> Float[Array, ""]:
     """Exact acceptance when the target's minimum runs over `K` streams of which only `J` drafts can still match.
 
     That is `gls_strong` after rejections. Streams whose draft is out of play can win for the target without a match:

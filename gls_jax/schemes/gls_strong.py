@@ -10,12 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
 from gls_jax.schemes import gls
 
 __all__ = ["SCHEME", "verify"]
 
 
-def verify(key, drafts, log_p, log_q, active):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"],
+) -> Int[Array, ""]:
     del active  # strong invariance: all K streams count, always
     return gls.verify(key, drafts, log_p, log_q, None)
 

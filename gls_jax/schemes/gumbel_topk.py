@@ -17,11 +17,12 @@ times as large, ``s = sum over the tail of lambda_i^2 e^{lambda_i} / 2``. :func:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds, checks, races, simulation
 from gls_jax.loops import varying_like
@@ -29,6 +30,7 @@ from gls_jax.quadrature import clock_nodes
 from gls_jax.ratios import RatioOrder, ratio_order
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.poisson import verify  # the same first arrival of one race
+from gls_jax.typing import LogProbs
 
 __all__ = ["SCHEME", "Interval", "acceptance", "acceptance_interval", "hits", "propose", "simulator", "verify"]
 
@@ -46,7 +48,7 @@ class Interval(NamedTuple):
     upper: Float[Array, " C"]
 
 
-def propose(key, log_p, num_drafts):
+def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> Int[Array, " K"]:
     arrivals = races.arrivals(races.exponentials(key, 1, log_p.shape[0])[0], log_p)
     _, items = jax.lax.top_k(-arrivals, min(num_drafts, log_p.shape[0]))
     items = jax.lax.optimization_barrier(items)  # XLA would merge `items[0]` into the top-k, and then sort everything
@@ -55,7 +57,9 @@ def propose(key, log_p, num_drafts):
     return jnp.concatenate([items, jnp.full(num_drafts - items.shape[0], items[0])])
 
 
-def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+def hits(
+    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Bool[Array, " K"]:
     """One trial for every K: the target's rank among the arrivals under `p`."""
     clocks = races.exponentials(key, 1, log_q.shape[0])[0]
     token = races.winner(races.arrivals(clocks, log_q))
@@ -64,7 +68,9 @@ def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
     return (rank < jnp.arange(1, num_drafts + 1)) & jnp.isfinite(arrivals[token])
 
 
-def simulator(log_p, log_q, num_drafts):
+def simulator(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: count the distinct items that arrive before the target's.
 
     The heaviest draft items have clocks of their own; without that, a law that is nearly a point mass would take ever
@@ -108,11 +114,13 @@ def simulator(log_p, log_q, num_drafts):
     return trial
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
+) -> Float[Array, " C"]:
     return _interval(log_p, log_q, num_drafts).estimate
 
 
-def acceptance_interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
+def acceptance_interval(log_p: LogProbs, log_q: LogProbs, num_drafts: tuple[int, ...]) -> Interval:
     """Acceptance for several K with its lower and upper end; they are equal for `N <= 512`.
 
     Args:

@@ -13,7 +13,7 @@ its law nor its draft is looked at. `N` darts on average a token and a party, wh
 
 from __future__ import annotations
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds
 from gls_jax.couplings import first_dart, minhash_match
@@ -22,21 +22,29 @@ from gls_jax.schemes.base import Scheme
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
 
 
-def propose(key, log_p, num_drafts):
+def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> Int[Array, " K"]:
     del num_drafts  # one
     return first_dart(key, log_p.reshape(-1))[None]
 
 
-def verify(key, drafts, log_p, log_q, active):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"],
+) -> Int[Array, ""]:
     del drafts, log_p, active
     return first_dart(key, log_q)
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
+) -> Float[Array, " C"]:
     return minhash_match(log_p.reshape(-1), log_q)[None].repeat(len(num_drafts))
 
 
-def bound(log_p, log_q, num_drafts) -> Float[Array, ""]:
+def bound(log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int) -> Float[Array, ""]:
     del num_drafts  # one
     return bounds.communication_free(log_p.reshape(-1), log_q)
 

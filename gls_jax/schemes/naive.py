@@ -6,8 +6,10 @@ position's private noise and never looks at the drafts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races, simulation
 from gls_jax.schemes.base import Scheme
@@ -16,19 +18,29 @@ from gls_jax.schemes.gls import propose  # K independent races
 __all__ = ["SCHEME", "acceptance", "hits", "propose", "simulator", "verify"]
 
 
-def verify(key, drafts, log_p, log_q, active):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"],
+) -> Int[Array, ""]:
     del drafts, log_p, active
     clocks = races.exponentials(races.private_key(key), 1, log_q.shape[0])
     return races.winner(races.arrivals(clocks[0], log_q))
 
 
-def hits(key, log_p, log_q, num_drafts):
+def hits(
+    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Bool[Array, " K"]:
     ((_, drafts),) = races.leaders(key, num_drafts, log_p)
     ((_, token),) = races.leaders(races.private_key(key), 1, log_q)
     return jnp.cumsum(drafts == token) > 0
 
 
-def simulator(log_p, log_q, num_drafts):
+def simulator(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: a draft is the target's token with its probability under `p`."""
     q = simulation.table(jnp.exp(log_q))
 
@@ -40,7 +52,9 @@ def simulator(log_p, log_q, num_drafts):
     return trial
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
+) -> Float[Array, " C"]:
     q, absent = jnp.exp(log_q), 1 - jnp.exp(log_p)
     if log_p.ndim == 1:
         return jnp.stack([jnp.sum(q * (1 - absent**k)) for k in num_drafts])

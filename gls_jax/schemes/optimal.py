@@ -15,7 +15,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds, decomposition, races
 from gls_jax.decomposition import MOST_ITEMS
@@ -26,7 +26,13 @@ from gls_jax.schemes.gls import propose  # K independent races
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
 
 
-def verify(key, drafts, log_p, log_q, active):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"],
+) -> Int[Array, ""]:
     size = log_q.shape[0]
     laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], size))
     # In float32 whatever the laws: callbacks do not see `with jax.enable_x64(True)`.
@@ -40,7 +46,9 @@ def verify(key, drafts, log_p, log_q, active):
     return speculate(key, chosen, law, log_q, jnp.any(active))
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
+) -> Float[Array, " C"]:
     if log_p.ndim == 1:
         return jnp.stack([bounds.optimum_iid(log_p, log_q, k) for k in num_drafts])
     size = log_q.shape[0]

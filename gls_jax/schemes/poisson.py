@@ -12,9 +12,11 @@ matching bound. In sequences the r-th chain that stands at the same context take
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds, races, simulation
 from gls_jax.ratios import ratio_order, total
@@ -25,7 +27,7 @@ __all__ = ["SCHEME", "acceptance", "hits", "propose", "simulator", "verify"]
 _FIRST, _LATER = 0, 1  # streams: the first arrivals, and the root of every item's later ones
 
 
-def propose(key, log_p, num_drafts):
+def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> Int[Array, " K"]:
     clocks = races.exponentials(key, 1, log_p.shape[0])[_FIRST]
     # Only an item whose first arrival is among the K first can have an arrival among them.
     _, items = jax.lax.top_k(-races.arrivals(clocks, log_p), min(num_drafts, log_p.shape[0]))
@@ -36,17 +38,27 @@ def propose(key, log_p, num_drafts):
     return items[order // num_drafts]
 
 
-def verify(key, drafts, log_p, log_q, active):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"] | None,
+) -> Int[Array, ""]:
     del drafts, log_p, active
     return races.winner(races.arrivals(races.exponentials(key, 1, log_q.shape[0])[_FIRST], log_q))
 
 
-def hits(key, log_p, log_q, num_drafts):
+def hits(
+    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Bool[Array, " K"]:
     drafts = propose(key, log_p, num_drafts)
     return jnp.cumsum(drafts == verify(key, drafts, log_p, log_q, None)) > 0
 
 
-def simulator(log_p, log_q, num_drafts):
+def simulator(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: arrivals before the target's form a Poisson process of total ``theta excess``."""
     pair = simulation.tables(log_p, log_q)
 
@@ -58,7 +70,9 @@ def simulator(log_p, log_q, num_drafts):
     return trial
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
+) -> Float[Array, " C"]:
     ranked = ratio_order(log_p, log_q)
     live = jnp.where(ranked.p > 0, ranked.q, 0)
     apart = ranked.excess > 1e-18  # else the match is certain, and 1 / excess^2 of the gradient leaves float32

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
 from gls_jax.loops import varying_like
@@ -24,16 +24,26 @@ from gls_jax.schemes.gls import propose  # K independent races
 __all__ = ["SCHEME", "acceptance", "hits", "propose", "verify"]
 
 
-def verify(key, drafts, log_p, log_q, active):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"],
+) -> Int[Array, ""]:
     return serve(key, drafts, log_p, log_q, active)[0]
 
 
-def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+def hits(
+    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Bool[Array, " K"]:
     """One trial for every K."""
     return serve(key, propose(key, log_p, num_drafts), log_p, log_q, jnp.ones(num_drafts, bool))[1]
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
+) -> Float[Array, " C"]:
     p, q = races.weights(log_p), races.weights(log_q)
 
     def refuse(spent, k):

@@ -29,6 +29,7 @@ from gls_jax.loops import varying_like
 from gls_jax.rejection import serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
+from gls_jax.typing import LogProbs
 
 __all__ = ["SCHEME", "acceptance", "acceptance_estimate", "hits", "propose", "verify"]
 
@@ -36,24 +37,36 @@ _LARGEST = 2 * 10**7  # chains x items enumerated: some seconds
 _CHUNK = 2**16  # numbers in one chunk of chains
 
 
-def verify(key, drafts, log_p, log_q, active):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"],
+) -> Int[Array, ""]:
     return serve(key, drafts, log_p, log_q, active, without_replacement=True)[0]
 
 
-def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+def hits(
+    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Bool[Array, " K"]:
     """One trial for every K."""
     drafts = propose(key, log_p, num_drafts)
     return serve(key, drafts, log_p, log_q, jnp.ones(num_drafts, bool), without_replacement=True)[1]
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
+) -> Float[Array, " C"]:
     laws = _sorted(log_p, log_q)
     size = log_q.shape[0]
     missed = {k: _missed(laws, k) for k in {min(k, size) for k in num_drafts}}  # a longer list is the whole law
     return 1 - jnp.stack([missed[min(k, size)] for k in num_drafts])
 
 
-def acceptance_estimate(key: PRNGKeyArray, log_p, log_q, num_drafts: int, num_chains: int) -> Estimate:
+def acceptance_estimate(
+    key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, num_drafts: int, num_chains: int
+) -> Estimate:
     """Unbiased estimate of the acceptance at any size: ``1 - Z(u_K)`` averaged over random chains of refusals.
 
     Only the order of the refusals is random, so its standard error is far below that of as many simulated trials.

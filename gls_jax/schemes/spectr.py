@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
 from gls_jax.loops import varying_like
@@ -25,7 +26,7 @@ from gls_jax.schemes.gls import propose  # K independent races
 __all__ = ["SCHEME", "acceptance", "discount", "hits", "propose", "verify"]
 
 
-def discount(p: Float[Array, " N"], q: Float[Array, " N"], num_drafts) -> Float[Array, ""]:
+def discount(p: Float[Array, " N"], q: Float[Array, " N"], num_drafts: ArrayLike) -> Float[Array, ""]:
     """`rho` for `num_drafts` tests (may be traced; 0 gives 0: nothing is tested, all of `q` is left)."""
     num_drafts = jnp.asarray(num_drafts).astype(q.dtype)
     ends = varying_like((jnp.ones((), q.dtype), jnp.maximum(num_drafts, 1)), p, q, num_drafts)
@@ -39,7 +40,13 @@ def discount(p: Float[Array, " N"], q: Float[Array, " N"], num_drafts) -> Float[
     return jnp.where(num_drafts > 0, (low + high) / 2, 0)
 
 
-def verify(key, drafts, log_p, log_q, active):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"],
+) -> Int[Array, ""]:
     p, q = races.weights(log_p), races.weights(log_q)
     test_key, residual_key = races.split_key(races.private_key(key))
     rho = discount(p, q, jnp.sum(active))
@@ -48,7 +55,9 @@ def verify(key, drafts, log_p, log_q, active):
     return jnp.where(jnp.any(accept), drafts[jnp.argmax(accept)], fresh).astype(jnp.int32)
 
 
-def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
+def hits(
+    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Bool[Array, " K"]:
     """One trial for every K: the same tests under each K's discount; the residual is never in the list."""
     p, q = races.weights(log_p), races.weights(log_q)
     drafts = propose(key, log_p, num_drafts)
@@ -58,7 +67,9 @@ def hits(key, log_p, log_q, num_drafts) -> Bool[Array, " K"]:
     return jnp.any(accept & jnp.tri(num_drafts, dtype=bool), axis=1)
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...]) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
+) -> Float[Array, " C"]:
     p, q = races.weights(log_p), races.weights(log_q)
     return jnp.stack([jnp.sum(jnp.minimum(q, _smooth_discount(p, q, k) * p)) for k in num_drafts])
 

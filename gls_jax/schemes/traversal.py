@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
 from gls_jax.loops import varying_like
@@ -32,6 +32,7 @@ from gls_jax.rejection import remaining, residual_token
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
 from gls_jax.schemes.tree import Path, Tree, path_to
+from gls_jax.typing import Index
 
 __all__ = ["SCHEME", "propose", "verify_tree"]
 
@@ -46,7 +47,9 @@ class _State(NamedTuple):
     mass: Float[Array, " c"]
 
 
-def verify_tree(key, position, tree: Tree, log_p, log_q) -> Path:
+def verify_tree(
+    key: PRNGKeyArray, position: Index, tree: Tree, log_p: Float[Array, "n N"], log_q: Float[Array, "c N"]
+) -> Path:
     test_key, residual_key = races.split_key(races.private_key(races.position_key(key, position)))
     size = tree.tokens.shape[0]
     uniforms = races.uniforms(test_key, size + 1)

@@ -12,6 +12,7 @@ context take ranks 0, 1, ... without gaps.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.loops import varying_like
+from gls_jax.typing import Index, Numbers
 
 __all__ = ["Path", "Tree", "branching", "chain_slots", "chains", "walk"]
 
@@ -120,7 +122,7 @@ def chain_slots(tokens: Int[Array, "K L"], *, ranked: bool) -> Int[Array, "K L"]
     return jnp.sum(together * earlier.astype(together.dtype), axis=1, dtype=jnp.int32)
 
 
-def chains(tokens: Int[Array, "K L"], *, ranked: bool = False) -> Tree:
+def chains(tokens: Numbers, *, ranked: bool = False) -> Tree:
     """K chains of length L as a tree; node ``k L + t`` is position `t` of chain `k`.
 
     >>> import jax.numpy as jnp
@@ -179,7 +181,12 @@ def branching(widths: tuple[int, ...]) -> Tree:
 
 
 def walk(
-    verify, key: PRNGKeyArray, position, tree: Tree, log_p: Float[Array, "n N"], log_q: Float[Array, "c N"]
+    verify: Callable[..., Int[Array, ""]],
+    key: PRNGKeyArray,
+    position: Index,
+    tree: Tree,
+    log_p: Float[Array, "n N"],
+    log_q: Float[Array, "c N"],
 ) -> Path:
     """Verify token by token from the root: at each context the children are the list, in their slots.
 

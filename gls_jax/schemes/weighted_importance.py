@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
 from gls_jax.loops import varying_like
@@ -47,7 +47,15 @@ class _Match(NamedTuple):
     law: Float[Array, " N"]  # of the chosen one, by item
 
 
-def verify(key, drafts, log_p, log_q, active, *, free: int = 5):
+def verify(
+    key: PRNGKeyArray,
+    drafts: Int[Array, " K"],
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"],
+    *,
+    free: int = 5,
+) -> Int[Array, ""]:
     q = races.weights(log_q)
     laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], q.shape[0]))
     choice_key, key = races.split_key(races.private_key(key))
@@ -72,7 +80,9 @@ def verify(key, drafts, log_p, log_q, active, *, free: int = 5):
     return speculate(key, champion, law, log_q, has)
 
 
-def acceptance(log_p, log_q, num_drafts: tuple[int, ...], *, free: int = 5) -> Float[Array, " C"]:
+def acceptance(
+    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...], *, free: int = 5
+) -> Float[Array, " C"]:
     p, q = races.weights(log_p), races.weights(log_q)
     alike = p.ndim == 1
 

@@ -1,0 +1,21 @@
+"""Names for what functions take and make arrays of; what they return is an array already, `Float[Array, "K N"]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Integer
+
+__all__ = ["Index", "LogProbs", "Numbers"]
+
+Numbers: TypeAlias = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLike]]
+"""An array of JAX or NumPy, one number, or lists of numbers."""
+
+LogProbs: TypeAlias = Numbers
+"""Log-probabilities: floats that sum to 1 under `exp` on the last axis, `-inf` where the probability is zero."""
+
+Index: TypeAlias = int | np.integer | Integer[Array, ""]
+"""One integer, which may be traced."""
