@@ -85,7 +85,7 @@ def list_matching_relaxed(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> 
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.problem(log_p, log_q)
     live = log_p >= races.LIGHTEST
-    odds = jnp.log(num_drafts) + jnp.where(live, log_p, 0) - jnp.maximum(log_q, 2 * races.LIGHTEST)
+    odds = math.log(num_drafts) + jnp.where(live, log_p, 0) - jnp.maximum(log_q, 2 * races.LIGHTEST)
     return jnp.where(live, jax.nn.sigmoid(odds), 0)
 
 

@@ -70,7 +70,7 @@ def ascending(values: Float[Array, " N"]) -> Int[Array, " N"]:
     item's place.
     """
     if values.dtype != jnp.float32:
-        return jnp.argsort(values)
+        return jnp.argsort(values).astype(jnp.int32)
     bits = jax.lax.bitcast_convert_type(values + 0, jnp.uint32)  # -0 becomes 0
     sign = jnp.uint32(2**31)
     bits = jnp.where(bits < sign, bits | sign, ~bits)  # in the order of the floats

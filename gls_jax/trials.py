@@ -185,7 +185,8 @@ def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices,
     num_trials = check_num_trials(num_trials)
     num_pairs, num_items = log_q.shape
     knobs = {"scheme": scheme, "num_drafts": counts, "clocks": _with_clocks(scheme, num_items, clocks)}
-    if any(isinstance(x, jax.core.Tracer) for x in (keys, log_p, log_q)):
+    new = jnp.zeros(())  # inside of `jax.jit` traced like all that is made there, also where every input is known
+    if any(isinstance(x, jax.core.Tracer) for x in (new, keys, log_p, log_q)):
         hits = _count(keys, log_p, log_q, 0, num_trials, **knobs)
         rate = hits.astype(log_q.dtype)
     else:

@@ -22,6 +22,14 @@ CALLS: dict[str, Call] = {
     "races.uniforms": lambda key, p, q, d: races.uniforms(key, 4),
     "races.darts": lambda key, p, q, d: races.darts(key, 3, 4, NUM_TOKENS),
     "races.leaders": lambda key, p, q, d: races.leaders(key, NUM_DRAFTS, jnp.asarray(p), jnp.asarray(q)),
+    "races.arrivals": lambda key, p, q, d: races.arrivals(
+        jnp.ones(NUM_TOKENS, jnp.float32), jnp.asarray(p, jnp.float32)
+    ),
+    "races.weights": lambda key, p, q, d: races.weights(jnp.asarray(p, jnp.float32)),
+    "races.winner": lambda key, p, q, d: races.winner(jnp.asarray(p, jnp.float32)),
+    "races.clocks_from_bits": lambda key, p, q, d: races.clocks_from_bits(*jax.random.key_data(key)),
+    "races.new_key": lambda key, p, q, d: jax.random.key_data(races.new_key(d[0])),
+    "races.split_key": lambda key, p, q, d: jax.random.key_data(races.split_key(key)),
     "races.position_key": lambda key, p, q, d: jax.random.key_data(races.position_key(key, 7)),
     "races.private_key": lambda key, p, q, d: jax.random.key_data(races.private_key(key)),
     "races.stream_key": lambda key, p, q, d: jax.random.key_data(races.stream_key(key, 1)),
@@ -64,33 +72,38 @@ CALLS: dict[str, Call] = {
 }
 
 
-def _scheme_calls(name: str) -> dict[str, Call]:
+def _scheme_calls(name: str, called: set) -> dict[str, Call]:
+    """What a scheme can be asked, but for functions that it shares with one before it."""
     scheme = schemes.get(name)
     width = scheme.max_drafts or NUM_DRAFTS
-    calls: dict[str, Call] = {f"schemes.{name}.propose": lambda key, p, q, d: scheme.propose(key, p, width)}
-    if scheme.verify_fn is not None:
-        calls |= {
-            f"schemes.{name}.verify": lambda key, p, q, d: scheme.verify(key, d[:width], p, q),
-            f"schemes.{name}.acceptance": lambda key, p, q, d: scheme.acceptance(p, q, width),
-            f"schemes.{name}.hits": lambda key, p, q, d: scheme.hits(key, p, q, width),
-            f"trials.acceptance.{name}": lambda key, p, q, d: trials.acceptance(
-                key, p, q, scheme=name, num_drafts=width, num_trials=9
-            ),
-        }
-    if scheme.simulator_fn is not None:
-        calls[f"schemes.{name}.simulator"] = lambda key, p, q, d: scheme.simulator(p, q, width)(key)
 
     def verify_tree(key, p, q, d):
         tree = schemes.chains(jnp.asarray(d)[:width, None], ranked=scheme.ranked)
         log_p, log_q = jnp.asarray(p), jnp.asarray(q)
         return scheme.verify_tree(key, 0, tree, jnp.stack([log_p] * width), jnp.stack([log_q] * (width + 1)))
 
-    return calls | {f"schemes.{name}.verify_tree": verify_tree}
+    calls: dict[str, tuple[object, Call]] = {
+        "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, width)),
+        "verify": (scheme.verify_fn, lambda key, p, q, d: scheme.verify(key, d[:width], p, q)),
+        "acceptance": (scheme.acceptance_fn, lambda key, p, q, d: scheme.acceptance(p, q, width)),
+        "hits": (scheme.hits_fn or scheme.verify_fn and name, lambda key, p, q, d: scheme.hits(key, p, q, width)),
+        "simulator": (scheme.simulator_fn, lambda key, p, q, d: scheme.simulator(p, q, width)(key)),
+        "verify_tree": (name, verify_tree),
+    }
+    new = {kind: call for kind, (function, call) in calls.items() if function and function not in called}
+    called.update(function for function, _ in calls.values())
+    return {f"schemes.{name}.{kind}": call for kind, call in new.items()}
 
 
+_called: set = set()
 for _name in (*schemes.NAMES, *schemes.PATH_NAMES):
-    CALLS |= _scheme_calls(_name)
+    CALLS |= _scheme_calls(_name, _called)
 
+# One scheme for each way that a trial is made: in one pass, by ratio tests, and from `propose` and `verify`.
+for _name in ("gls", "specinfer", "optimal"):
+    CALLS[f"trials.acceptance.{_name}"] = lambda key, p, q, d, name=_name: trials.acceptance(
+        key, p, q, scheme=name, num_drafts=NUM_DRAFTS, num_trials=9
+    )
 CALLS |= {
     "trials.sweep": lambda key, p, q, d: trials.sweep(
         key, jnp.asarray(p)[None], jnp.asarray(q)[None], scheme="gls", num_drafts=(1, 2), num_trials=9, clocks=False

@@ -1,142 +1,234 @@
 """The core as users set JAX up: their modes, number types, meshes and transformations.
 
 Most modes can only go wrong while a function is traced, so nothing is compiled for them: a program that is the same in
-both modes gives the same numbers.
+both modes gives the same numbers. Modes that have nothing to do with each other are tested together.
 """
 
+import json
 import os
 import pickle
 import re
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gls_jax import bounds, couplings, races, schemes, trials
+import gls_jax
+from gls_jax import bounds, couplings, decomposition, losses, races, schemes, trials
 from gls_jax.schemes import weighted_importance
-from tests.core_calls import CALLS, DRAFTS, P, Q
+from tests.core_calls import CALLS, DRAFTS, NUM_DRAFTS, P, Q
 from tests.problems import logs
 
 KEY = jax.random.key(3, impl="threefry2x32")
-HALVES = (jnp.bfloat16, jnp.float16)
+MODULES = (bounds, couplings, decomposition, losses, races, schemes, trials)
+NO_ARRAYS = {  # public names of the core that no mode of JAX can touch, and why
+    "races.LIGHTEST": "a number",
+    "races.keys": "a module, whose functions are names of `races` or parts of them",
+    "races.ordered": "a module of the list code's search (tests/test_modes_uses.py)",
+    "couplings.dart_protocol_bits": "Python numbers",
+    "decomposition.MOST_ITEMS": "a number",
+    "decomposition.set_law": "NumPy alone",
+    "decomposition.best_selection": "NumPy and SciPy alone",
+    "schemes.NAMES": "words",
+    "schemes.PATH_NAMES": "words",
+    "schemes.get": "words",
+    "schemes.branching": "NumPy alone",
+    "schemes.chains": "part of every call of verify_tree",
+    "schemes.chain_slots": "part of `chains`",
+    "schemes.spectr.discount": "part of spectr's calls",
+    "schemes.weighted_importance.truncated_at": "gives a scheme",
+}
+BY_SCHEME = {"SCHEME", "propose", "verify", "acceptance", "hits", "simulator", "verify_tree"}  # called by the scheme
 
 
-def program(name, log_p=P, log_q=Q, drafts=DRAFTS):
-    """What a call is lowered to, without the addresses of callbacks."""
-    text = jax.jit(CALLS[name]).lower(KEY, log_p, log_q, drafts).as_text()
-    return re.sub(r"0x[0-9a-f]+|\b\d{12,}\b", "", text)
+def public_names() -> Iterator[str]:
+    """Of the core, without classes."""
+    of_schemes = (getattr(schemes, name) for name in schemes.NAMES + schemes.PATH_NAMES)
+    for module in (*MODULES, *of_schemes):
+        for name in set(module.__all__) - BY_SCHEME:
+            if not isinstance(getattr(module, name), type):
+                yield f"{module.__name__.removeprefix('gls_jax.')}.{name}"
+
+
+def test_every_public_function_is_called():
+    called = {name.removesuffix(".gls") for name in CALLS}  # of trials.acceptance.gls
+    missing = set(public_names()) - called - set(NO_ARRAYS)
+    assert not missing, f"neither in tests/core_calls.py nor in NO_ARRAYS: {sorted(missing)}"
+    assert not set(NO_ARRAYS) & called
+
+
+def trace(name, log_p=P, log_q=Q, drafts=DRAFTS):
+    return jax.make_jaxpr(CALLS[name])(KEY, log_p, log_q, drafts)
 
 
 @cache
 def plain(name):
-    return program(name)
+    return trace(name)
 
 
-@cache
-def types(name):
-    return jax.eval_shape(CALLS[name], KEY, P, Q, DRAFTS)
+def types(closed) -> list[tuple]:
+    return [(value.shape, value.dtype) for value in closed.out_avals]
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize(
-    "mode",
-    [lambda: jax.default_prng_impl("rbg"), lambda: jax.threefry_partitionable(False)],
-    ids=["rbg", "not partitionable"],
-)
-def test_noise_does_not_depend_on_settings(name, mode):
-    with mode():
-        assert program(name) == plain(name)
+def equations(jaxpr) -> Iterator:
+    """Also those of loops and of functions that are called."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_strict_promotion(name):
-    with jax.numpy_dtype_promotion("strict"):
-        assert jax.eval_shape(CALLS[name], KEY, P, Q, DRAFTS) == types(name)
+def test_settings_that_change_nothing(name):
+    """Other default keys, other bits of `jax.random`, strict promotion: the same program.
+
+    What `jax_threefry_partitionable` changes it changes in two primitives, when a program is lowered.
+    """
+    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False), jax.numpy_dtype_promotion("strict"):
+        found = trace(name)
+    text, expected = (re.sub(r"0x[0-9a-f]+", "", str(closed)) for closed in (found, plain(name)))  # no addresses
+    assert text == expected
+    assert not {"random_bits", "random_split"} & {str(equation.primitive) for equation in equations(found.jaxpr)}
+
+
+MOVES = {"broadcast_in_dim", "convert_element_type", "reshape"}  # a Python number on its way to float32
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_x64_with_float32(name):
-    """Not a number more than float32: every output has the type that it has without x64."""
+    """Results keep their types, and nothing is computed in float64: no bit of a result can change."""
     with jax.enable_x64(True):
-        found = jax.eval_shape(CALLS[name], KEY, P, Q, DRAFTS)
-    for here, there in zip(jax.tree.leaves(types(name)), jax.tree.leaves(found), strict=True):
-        assert here.shape == there.shape
-        assert here.dtype == there.dtype or jnp.issubdtype(here.dtype, jnp.integer)
+        found = trace(name, drafts=DRAFTS.astype(np.uint8))
+    assert types(found) == types(plain(name))
+    for equation in equations(found.jaxpr):
+        wide = any(getattr(value.aval, "dtype", None) == np.float64 for value in equation.outvars)
+        assert not wide or str(equation.primitive) in MOVES, equation
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_x64_with_float64(name):
+def test_x64_with_lists(name):
+    """Lists are float64 then: what is computed from them is too, and noise and integers are what they always are."""
+    lists = (values.tolist() for values in (P.astype(np.float64), Q.astype(np.float64), DRAFTS))
     with jax.enable_x64(True):
-        found = jax.eval_shape(CALLS[name], KEY, P.astype(np.float64), Q.astype(np.float64), DRAFTS.astype(np.int64))
-    assert [x.shape for x in jax.tree.leaves(found)] == [x.shape for x in jax.tree.leaves(types(name))]
+        found = jax.make_jaxpr(lambda key, *inputs: CALLS[name](key, *inputs), static_argnums=(1, 2, 3))
+        found = found(KEY, *map(tuple, lists))
+    wide = not name.startswith("races.")
+    expected = [(shape, np.float64 if wide and dtype == np.float32 else dtype) for shape, dtype in types(plain(name))]
+    assert types(found) == expected
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("dtype", HALVES)
-def test_half_precision_is_cast_up(name, dtype):
-    found = jax.eval_shape(CALLS[name], KEY, jnp.asarray(P, dtype), jnp.asarray(Q, dtype), DRAFTS)
-    assert all(x.dtype not in HALVES for x in jax.tree.leaves(found))
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_drafts_of_any_integer_type(name):
-    for dtype in (np.uint8, np.uint32, np.int8):
-        assert jax.eval_shape(CALLS[name], KEY, P, Q, DRAFTS.astype(dtype)) == types(name)
+def test_half_precision_is_cast_up(name):
+    found = trace(name, jnp.asarray(P, jnp.bfloat16), jnp.asarray(Q, jnp.float16), DRAFTS.astype(np.uint32))
+    assert types(found) == types(plain(name))
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_vmap_twice(name):
     lifted = jax.vmap(jax.vmap(CALLS[name], (0, None, None, None)), (None, 0, 0, None))
-    found = jax.eval_shape(lifted, jax.random.split(KEY, 2), np.stack([P, Q, P]), np.stack([Q, P, Q]), DRAFTS)
-    for one, many in zip(jax.tree.leaves(types(name)), jax.tree.leaves(found), strict=True):
-        assert many.shape == (3, 2, *one.shape)
+    found = jax.make_jaxpr(lifted)(races.split_key(KEY), np.stack([P, Q, P]), np.stack([Q, P, Q]), DRAFTS)
+    assert types(found) == [((3, 2, *shape), dtype) for shape, dtype in types(plain(name))]
 
 
-SHARDED = """
-import sys
+# Noise, couplings, exact values, a verification and trials; few, for these are compiled.
+MEASURED = [name for name in CALLS if name.startswith("races.")] + [
+    "list_sample",
+    "couplings.gumbel",
+    "couplings.first_dart",
+    "bounds.list_matching_relaxed",
+    "schemes.gls.acceptance",
+    "schemes.specinfer.verify",
+    "trials.sweep",
+]
+DEVICES = """
+import json
 import jax, numpy as np
-from jax.sharding import AxisType, PartitionSpec
-from gls_jax import schemes, trials
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from gls_jax import races, trials
 from tests.core_calls import CALLS, DRAFTS, P, Q
+from tests.test_modes import MEASURED
 
+jax.config.update("jax_disable_most_optimizations", True)  # compiles in half the time
 mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,))
-keys = jax.random.split(jax.random.key(3), 2)
-arrays = keys, np.stack([P, Q]), np.stack([Q, P]), np.stack([DRAFTS, DRAFTS[::-1]])
 split = PartitionSpec("devices")
-failed = []
-for name, call in CALLS.items():
-    one = lambda *rows, call=call: jax.tree.map(lambda x: x[None], call(*(row[0] for row in rows)))
-    try:
-        jax.jit(jax.shard_map(one, mesh=mesh, in_specs=split, out_specs=split)).trace(*arrays)
-    except Exception as error:
-        failed.append(f"{name}: {error}")
+keys = races.split_key(races.new_key(3))
+arrays = keys, np.stack([P, Q]), np.stack([Q, P]), np.stack([DRAFTS, DRAFTS[::-1]])
 
-kinds = {"none": None, "auto": AxisType.Auto, "explicit": AxisType.Explicit}
-rows = {}
-for kind, axis_type in kinds.items():
+
+def a_row_each(call):
+    one = lambda *rows: jax.tree.map(lambda x: x[None], call(*(row[0] for row in rows)))
+    return jax.jit(jax.shard_map(one, mesh=mesh, in_specs=split, out_specs=split))
+
+
+refused = {}
+for name, call in CALLS.items():
+    try:
+        a_row_each(call).trace(*arrays)
+    except Exception as error:
+        refused[name] = str(error)
+
+measured = lambda *inputs: {name: CALLS[name](*inputs) for name in MEASURED}
+alone = [jax.jit(measured)(*(array[row] for array in arrays)) for row in range(2)]
+with jax.enable_x64(True), jax.default_prng_impl("rbg"), jax.threefry_partitionable(False):
+    double = jax.jit(measured)(*(array[0] for array in arrays))
+sharded = a_row_each(measured)(*arrays)
+pairs = [(alone[0], double), *((alone[row], jax.tree.map(lambda x: x[row], sharded)) for row in range(2))]
+same = lambda one, other: jax.tree.all(jax.tree.map(np.array_equal, one, other))
+changed = [name for name in MEASURED if not all(same(one[name], other[name]) for one, other in pairs)]
+
+
+def sweeps(place=lambda x: x):
+    inputs = [place(array) for array in arrays[:3]]
     ask = {"scheme": "gls", "num_drafts": (1, 2), "num_trials": 99}
-    run = lambda: np.asarray(trials.sweep(keys[0], *arrays[1:3], **ask).mean)
-    if axis_type is None:
-        rows[kind] = run()
-        continue
-    with jax.set_mesh(jax.make_mesh((2,), ("mine",), axis_types=(axis_type,))):
-        rows[kind] = run()
-if any((row != rows["none"]).any() for row in rows.values()):
-    failed.append(f"a mesh of the caller's changes a sweep: {rows}")
-print("\\n".join(failed))
-sys.exit(bool(failed))
+    return [np.asarray(trials.sweep(*inputs, **ask, clocks=clocks).mean).tolist() for clocks in (True, False)]
+
+
+found = {"no mesh": sweeps()}
+for kind in (AxisType.Auto, AxisType.Explicit):
+    theirs = jax.make_mesh((2,), ("theirs",), axis_types=(kind,))
+    with jax.set_mesh(theirs):
+        found[f"{kind.name} mesh"] = sweeps()
+        split_by_them = NamedSharding(theirs, PartitionSpec("theirs"))
+        found[f"{kind.name} mesh, sharded pairs"] = sweeps(lambda x: jax.device_put(x, split_by_them))
+print(json.dumps([refused, changed, found]))
 """
 
 
 def test_two_devices():
-    """Inside of `jax.shard_map` with its default checks, and beside a mesh that the caller has set."""
+    """Inside of `jax.shard_map` with its default checks, and beside a mesh that the caller has set: the same bits."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=os.environ | flags)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, env=os.environ | flags)
+    assert done.returncode == 0, done.stderr
+    refused, changed, sweeps = json.loads(done.stdout.splitlines()[-1])
+    assert not refused
+    assert not changed
+    assert len(sweeps) == 5
+    assert all(found == sweeps["no mesh"] for found in sweeps.values()), sweeps
+
+
+def test_problems_along_an_explicit_axis():
+    """`vmap` over an axis of an explicit mesh: gathers are JAX's to refuse there, and `auto_axes` its way around."""
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
+    rows, sharding = np.stack([P, Q]), PartitionSpec("x")
+    acceptance = jax.vmap(lambda log_p, log_q: schemes.get("poisson").acceptance(log_p, log_q, NUM_DRAFTS))
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, NamedSharding(mesh, sharding)) for x in (rows, rows[::-1])]
+        found = jax.sharding.auto_axes(acceptance, out_sharding=sharding)(*placed)
+    np.testing.assert_array_equal(found, acceptance(rows, rows[::-1]))
+
+
+def test_sweep_of_known_pairs_inside_jit():
+    """Every input is known there, and still the trials are part of the program."""
+    keys, log_p, log_q = races.split_key(KEY), jnp.stack([P, Q]), jnp.stack([Q, P])
+    sweep = partial(trials.sweep, keys, log_p, log_q, scheme="gls", num_drafts=(2,), num_trials=64)
+    np.testing.assert_array_equal(jax.jit(sweep)().mean, sweep().mean)
 
 
 @pytest.mark.parametrize("name", [*schemes.NAMES, *schemes.PATH_NAMES])
@@ -152,6 +244,26 @@ def test_truncated_schemes_pickle():
     assert copy != weighted_importance.truncated_at(7)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: gls_jax.list_sample(KEY, P, Q, NUM_DRAFTS),
+        lambda: couplings.gumbel(KEY, P, Q),
+        lambda: CALLS["schemes.poisson.verify_tree"](KEY, P, Q, DRAFTS),
+        lambda: schemes.chains(DRAFTS[:, None]),
+        lambda: trials.Estimate(np.float32(0.5), np.float32(0.1), 9),
+        lambda: decomposition.best_selection([[0.5, 0.5]] * 2, [0.9, 0.1]),
+        lambda: schemes.gumbel_topk.acceptance_interval(P, Q, (NUM_DRAFTS,)),
+    ],
+    ids=["ListSample", "Coupled", "Path", "Tree", "Estimate", "Selection", "Interval"],
+)
+def test_results_pickle(make):
+    result = make()
+    copy = pickle.loads(pickle.dumps(result))
+    assert type(copy) is type(result) and jax.tree.structure(copy) == jax.tree.structure(result)
+    assert jax.tree.all(jax.tree.map(np.array_equal, copy, result))
+
+
 @pytest.mark.parametrize("kind", [list, lambda x: x.astype(np.float64), tuple], ids=["list", "float64", "tuple"])
 def test_inputs_that_are_no_jax_arrays(kind):
     log_p, log_q = kind(P), kind(Q)
@@ -160,10 +272,19 @@ def test_inputs_that_are_no_jax_arrays(kind):
     assert couplings.gumbel(KEY, log_p, log_q) == couplings.gumbel(KEY, P, Q)
 
 
+NOT_COMPILED = [name for name in CALLS if name.startswith(("bounds.", "couplings.", "decomposition."))]
+
+
 def test_debug_nans():
-    """Zero probabilities make infinities, and none of them becomes NaN on the way."""
-    log_p, log_q = logs(np.array([[0.5, 0.5, 1e-30, 0, 0], [0.2, 0, 0, 0.5, 0.3]]))
+    """Zero probabilities make infinities, and none of them becomes NaN on the way, operation by operation.
+
+    Of what is compiled as a whole JAX looks at the results alone, which other tests do.
+    """
+    log_p, log_q = logs(np.array([[0.5, 0.3, 0.2, 0, 0], [0.2, 0, 0.3, 0.5, 0]]))
     with jax.debug_nans(True):
-        assert 0 < float(schemes.get("gls").acceptance(log_p, log_q, 2)) < 1
-        trials.acceptance(KEY, log_p, log_q, scheme="gls", num_drafts=2, num_trials=10)
-        races.leaders(KEY, 2, jnp.asarray(log_p))
+        for name in NOT_COMPILED:
+            CALLS[name](KEY, log_p, log_q, DRAFTS)
+        for name in ("gls", "specinfer"):
+            acceptance = schemes.get(name).acceptance
+            assert jnp.all(jnp.isfinite(jnp.stack(jax.grad(acceptance, (0, 1))(log_p, log_q, NUM_DRAFTS))))
+        trials.acceptance(KEY, log_p, log_q, scheme="gls", num_drafts=NUM_DRAFTS, num_trials=10)
