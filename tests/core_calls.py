@@ -86,7 +86,7 @@ def _scheme_calls(name: str, called: set) -> dict[str, Call]:
         "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, width)),
         "verify": (scheme.verify_fn, lambda key, p, q, d: scheme.verify(key, d[:width], p, q)),
         "acceptance": (scheme.acceptance_fn, lambda key, p, q, d: scheme.acceptance(p, q, width)),
-        "hits": (scheme.hits_fn or scheme.verify_fn and name, lambda key, p, q, d: scheme.hits(key, p, q, width)),
+        "hits": (scheme.hits_fn or (scheme.verify_fn and name), lambda key, p, q, d: scheme.hits(key, p, q, width)),
         "simulator": (scheme.simulator_fn, lambda key, p, q, d: scheme.simulator(p, q, width)(key)),
         "verify_tree": (name, verify_tree),
     }

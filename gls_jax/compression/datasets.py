@@ -10,6 +10,7 @@ import importlib.util
 import io
 import math
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,7 +130,7 @@ def write_images(path: str | Path, images: np.ndarray) -> None:
     for number, pixels in enumerate(to_pixels(images)):
         picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
         name = path if path.suffix else path / f"{number:0{len(str(len(images) - 1))}d}.png"
-        files.write_whole(name, lambda file, picture=picture: picture.save(file, "PNG"))
+        files.write_whole(name, partial(picture.save, format="PNG"))
 
 
 def check_place(path: Path, count: int, channels: int) -> None:
