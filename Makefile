@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup versions demo test peers lint bench dist constraints clean
+.PHONY: help setup versions values demo test peers lint bench dist constraints clean
 
 help:
 	@echo "make demo   set up and draw acceptance against K on toy laws and on a language model, into results/"
@@ -54,6 +54,9 @@ $(VENV)/ready-peers: $(VENV)/ready
 
 versions: $(VENV)/ready
 	@$(BIN)/python -c 'import platform, jax; print("Python", platform.python_version() + ", jax", jax.__version__)'
+
+values: $(VENV)/ready
+	@$(BIN)/python .ci/values
 
 demo: $(VENV)/ready
 	$(BIN)/gls-jax acceptance --pairs random --out results/random --resume
