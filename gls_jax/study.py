@@ -171,7 +171,9 @@ def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: i
     root = races.new_key(study.seed)
     keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(indices))
     scheme, size = schemes.get(name), log_q.shape[1]
-    cells: dict = {"bound": _shared_out(_bound, log_p, log_q, name=name, num_drafts=study.num_drafts)}
+    cells: dict = {"bound": np.full((len(log_q), len(study.num_drafts)), np.nan)}  # of a scheme that has none
+    if scheme.bound is not None:
+        cells["bound"] = _shared_out(_bound, log_p, log_q, name=name, num_drafts=study.num_drafts)
     known = tuple(k for k in study.num_drafts if scheme.acceptance_limit(size, k) is None)
     if known:
         values = np.full((len(log_q), len(study.num_drafts)), np.nan)
@@ -205,7 +207,8 @@ def _exact(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
 
 @partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
 def _bound(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
-    bound = schemes.get(name).bound or (lambda p, q, k: jnp.array(jnp.nan))
+    bound = schemes.get(name).bound
+    assert bound is not None
     return _each(mesh, lambda p, q: jnp.stack([bound(p, q, k) for k in num_drafts]), log_p, log_q)
 
 

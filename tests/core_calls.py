@@ -73,7 +73,7 @@ CALLS: dict[str, Call] = {
 
 
 def _scheme_calls(name: str, called: set) -> dict[str, Call]:
-    """What a scheme can be asked, but for functions that it shares with one before it."""
+    """What a scheme can be asked, but for functions that it shares with one before it of as many drafts."""
     scheme = schemes.get(name)
     width = scheme.max_drafts or NUM_DRAFTS
 
@@ -90,8 +90,8 @@ def _scheme_calls(name: str, called: set) -> dict[str, Call]:
         "simulator": (scheme.simulator_fn, lambda key, p, q, d: scheme.simulator(p, q, width)(key)),
         "verify_tree": (name, verify_tree),
     }
-    new = {kind: call for kind, (function, call) in calls.items() if function and function not in called}
-    called.update(function for function, _ in calls.values())
+    new = {kind: call for kind, (function, call) in calls.items() if function and (function, width) not in called}
+    called.update((function, width) for function, _ in calls.values())
     return {f"schemes.{name}.{kind}": call for kind, call in new.items()}
 
 

@@ -4,6 +4,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.experimental import checkify
@@ -23,6 +24,12 @@ BAD = [
     ("words", "expected an array of floats"),
     (np.array([1j, 0]), "expected an array of floats, got dtype complex64"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def own_errors(monkeypatch):
+    """Bad input must reach our own messages: no shape annotation is checked on the way (tests/conftest.py)."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.mark.parametrize(("value", "message"), BAD)

@@ -69,8 +69,20 @@ class VaeConfig:
             raise ValueError(f"dropout: expected a number within [0, 1), got {self.dropout}")
 
     @classmethod
-    def of_images(cls, images: np.ndarray, crop: int = 7, **sizes: int) -> VaeConfig:
+    def of_images(
+        cls,
+        images: np.ndarray,
+        crop: int = 7,
+        *,
+        latent: int = latent,
+        channels: int = channels,
+        hidden: int = hidden,
+        features: int = features,
+        dropout: float = dropout,
+    ) -> VaeConfig:
         """Sizes for whole images `[n, height, width, channels]`: right halves, and square crops of left ones.
+
+        The other sizes, and their defaults, are those of the class.
 
         >>> import numpy as np
         >>> from gls_jax.models import VaeConfig
@@ -80,7 +92,15 @@ class VaeConfig:
         left, right = halves(images)
         if checks.count(crop, "crop") > min(left.shape[1:3]):
             raise ValueError(f"crop: expected at most {min(left.shape[1:3])}, what left halves have, got {crop}")
-        return cls(source_shape=right.shape[1:], side_shape=(crop, crop, right.shape[3]), **sizes)
+        return cls(
+            source_shape=right.shape[1:],
+            side_shape=(crop, crop, right.shape[3]),
+            latent=latent,
+            channels=channels,
+            hidden=hidden,
+            features=features,
+            dropout=dropout,
+        )
 
 
 class ImageVae(nnx.Module):

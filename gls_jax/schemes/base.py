@@ -36,7 +36,7 @@ Acceptance: TypeAlias = Callable[[Float[Array, "*k N"], Float[Array, " N"], tupl
 Hits: TypeAlias = Callable[[PRNGKeyArray, Float[Array, "*k N"], Float[Array, " N"], int], Bool[Array, " K"]]
 Trial: TypeAlias = Callable[[PRNGKeyArray], Bool[Array, " K"]]
 Simulator: TypeAlias = Callable[[Float[Array, "*k N"], Float[Array, " N"], int], Trial]
-Bound: TypeAlias = Callable[[Float[Array, "*k N"], Float[Array, " N"], int], Float[Array, ""]]
+Bound: TypeAlias = Callable[[LogProbs, LogProbs, int], Float[Array, ""]]  # called as it is, with any array
 Limit: TypeAlias = Callable[[int, int], str | None]
 
 

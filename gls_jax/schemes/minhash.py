@@ -13,11 +13,13 @@ its law nor its draft is looked at. `N` darts on average a token and a party, wh
 
 from __future__ import annotations
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds
 from gls_jax.couplings import first_dart, minhash_match
 from gls_jax.schemes.base import Scheme
+from gls_jax.typing import LogProbs
 
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
 
@@ -44,9 +46,10 @@ def acceptance(
     return minhash_match(log_p.reshape(-1), log_q)[None].repeat(len(num_drafts))
 
 
-def bound(log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int) -> Float[Array, ""]:
+def bound(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
     del num_drafts  # one
-    return bounds.communication_free(log_p.reshape(-1), log_q)
+    row = log_p[0] if np.ndim(log_p) == 2 else log_p  # type: ignore  # the draft's own law, or that of all drafts
+    return bounds.communication_free(row, log_q)
 
 
 SCHEME = Scheme(
