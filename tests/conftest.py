@@ -11,6 +11,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import compilation
+
 collect_ignore = [] if find_spec("torch") else ["peers"]  # never skipped: `make peers` names the folder and fails there
 
 SCHEMES = """block gls gls_strong gumbel_topk minhash naive optimal poisson single specinfer specinfer_wor
@@ -69,14 +71,6 @@ def few_programs():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For modules that compare distributions, tokens or values with tolerances: programs compile in half the time.
-
-    XLA optimises its own graph as ever. LLVM alone leaves the code of each kernel as it comes, so that sums may round
-    differently and long loops are slower. Modules of codecs, of the noise, of several processes or devices, and those
-    that measure keep what users run. Nothing compiled is shared between the two.
-    """
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+    """For modules whose tests do not need what users run; see tests/compilation.py."""
+    with compilation.quick():
+        yield

@@ -7,6 +7,8 @@ from gls_jax import bounds, schemes
 from tests import oracles
 from tests.problems import NUM_ITEMS, PROBLEMS, logs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 each_problem = pytest.mark.parametrize("problem", PROBLEMS)
 
 

@@ -1,7 +1,6 @@
 """Two processes on loopback do what one does; what dies costs its unfinished share."""
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -11,7 +10,10 @@ import jax
 import pytest
 
 from gls_jax import cli, cluster, files, pairs, study
+from tests import compilation
 from tests.cli.conftest import write
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # The command, which kills itself when it is about to compute its DIES-th block.
 PROGRAM = """
@@ -48,7 +50,7 @@ def together(*arguments, dies=(0, 0), apart=((), ())):
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     cluster_of_two = ["--coordinator", address, "--num-processes", "2", "--process-id"]
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    env = compilation.quick_environment()
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(dies[i]), *map(str, arguments), *cluster_of_two, str(i), *apart[i]],

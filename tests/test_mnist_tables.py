@@ -12,6 +12,8 @@ from gls_jax import compression
 from gls_jax.models import vae_training
 from tests.images import ramps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZES = {"--crop": 3, "--channels": 8, "--hidden": 32, "--features": 16, "--num-candidates": 32}
 SMALL = [*(str(part) for size in SIZES.items() for part in size), "--num-decoders", "1", "2", "--num-bins", "2", "4"]
 

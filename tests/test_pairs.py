@@ -6,6 +6,8 @@ import pytest
 import gls_jax
 from gls_jax import decoding, pairs, schemes
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(4)
 
 

@@ -8,6 +8,8 @@ from gls_jax import schemes
 from tests import oracles
 from tests.problems import PROBLEMS, logs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEYS = jax.random.split(jax.random.key(12), 40_000)
 
 

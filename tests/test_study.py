@@ -7,6 +7,8 @@ import pytest
 
 from gls_jax import figures, files, pairs, schemes, study, trials
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LAWS = pairs.random(jax.random.key(0), 40, 6)
 ASK = study.Study(("gls", "gumbel_topk", "naive"), (1, 3), 200, seed=1)
 

@@ -11,6 +11,8 @@ from gls_jax import cli, compression, models
 from gls_jax.compression import datasets
 from tests.images import CONFIG, TRAINING, ramps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CODE = ["--num-decoders", "2", "--num-bins", "8", "--num-candidates", "64"]
 
 

@@ -10,6 +10,8 @@ import pytest
 from gls_jax import decoding, files, laws, schemes
 from gls_jax.laws import Sampling
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOKENS, KEPT, POSITIONS = 12, 3, 50
 
 

@@ -1,7 +1,6 @@
 """Logits do not depend on the mesh: 2, 4 and 8 host devices in a process of their own, one in this."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from gls_jax import models
+from tests import compilation
 
 # Eight query heads and 48 units divide by all meshes, four key-value heads by 4, two not, and a vocabulary of 62 by 2.
 FIELDS = {
@@ -69,7 +69,7 @@ def printed(tmp_path_factory, tiny):
     for name, fields in (("plain", plain), ("few", few | {"tie_word_embeddings": True})):
         folder = tmp_path_factory.mktemp("mesh") / name
         folders.append(str(tiny.write_folder(folder, fields, tiny.random_tensors(fields))))
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = compilation.quick_environment(num_devices=8)
     done = subprocess.run([sys.executable, "-c", PROGRAM, *folders], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

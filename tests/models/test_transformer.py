@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Few shapes, for every new one is a compilation: three rows, 16 slots, 4, 8 or 12 tokens a call.
 TOKENS = np.random.default_rng(1).integers(0, 61, (3, 12)).astype(np.int32)
 SLOTS = 16

@@ -9,6 +9,8 @@ import pytest
 from gls_jax import laws, planner
 from gls_jax.planner import Setting, check, rounds
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 COSTS = planner.Costs(1, 64, {1: 0.01, 64: 0.1}, {1: 0.1, 64: 0.2}, {name: {1: 0.01} for name in planner.NAMES}, 0.01)
 
 

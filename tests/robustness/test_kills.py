@@ -5,7 +5,6 @@ which one and how long after, a fixed generator says. Half of them die at once, 
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,10 @@ from gls_jax import cli, models
 from gls_jax.cli.journal import Journal
 from gls_jax.compression import datasets
 from gls_jax.models import vae_checkpoints
+from tests import compilation
 from tests.images import ramps
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 PROGRAM = """
 import os, signal, sys, threading
@@ -42,7 +44,8 @@ def killed(folder, rng, last, arguments, cache):
     """Run until one of the first `last` file operations in the folder; whether it died there."""
     delay = rng.choice([0, rng.uniform(0, 0.05)])
     where = [str(folder), str(rng.integers(1, last)), str(delay)]
-    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env = compilation.quick_environment() | env
     done = subprocess.run([sys.executable, "-c", PROGRAM, *where, *arguments], capture_output=True, text=True, env=env)
     assert done.returncode == -signal.SIGKILL or (delay and done.returncode == 0), done.stderr
     return done.returncode != 0

@@ -10,6 +10,8 @@ from gls_jax.schemes import gls, gumbel_topk
 from tests import oracles
 from tests.problems import PROBLEMS, logs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = {name: laws for name, laws in PROBLEMS.items() if name != "rare target"}
 GLS, TOPK, POISSON = (schemes.get(name) for name in ("gls", "gumbel_topk", "poisson"))
 
