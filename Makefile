@@ -1,4 +1,4 @@
-# Every target sets up what it needs and does nothing that is already done.
+# A target that needs an environment makes it, once.
 #
 # PYTHON   python3 (in .venv), or another one, each in an environment of its own: python3.13 in .venv-3.13, a path,
 #          or `newest`, the newest that is on PATH or in the folder of a version manager.
@@ -9,7 +9,7 @@ PYTHON ?= python3
 CONSTRAINTS ?=
 TESTS ?=
 
-# Asked only where it is needed: looking for a Python takes a second.
+# Looking for a Python takes a second: not for the default one.
 ifeq ($(PYTHON),python3)
 VENV := .venv
 else
@@ -28,16 +28,16 @@ help:
 	@echo "make demo   set up and draw acceptance against K on toy laws and on a language model, into results/"
 	@echo "make test   set up and run the tests          TESTS=tests/schemes runs some of them"
 	@echo "make lint   format check, lint and types      make peers  tests against torch and transformers"
-	@echo "make bench  speed against peers, into results/bench.json; what moved since AGAINST=earlier.json"
+	@echo "make bench  speed against peers, into results/bench.json; AGAINST=earlier.json compares"
 	@echo "make setup  everything for demo and tests     make clean  remove all environments and results"
-	@echo "make dist   sdist and wheel, into dist/       make constraints  pin what the tests passed with, in .ci/constraints/"
+	@echo "make dist   sdist and wheel, into dist/       make constraints  write the installed versions to .ci/constraints/"
 	@echo
 	@echo "Each takes PYTHON=python3.13 or PYTHON=newest, in an environment of its own; without it python3, in .venv."
 	@echo "CONSTRAINTS=FILE installs exact versions: $(wildcard .ci/constraints/*)"
 
 setup: $(VENV)/ready
 
-# In steps, each a superset of the one before, so that a slow one can be told from one that hangs.
+# In steps of a line each, so that a slow one can be told from one that hangs.
 $(VENV)/ready: pyproject.toml Makefile $(CONSTRAINTS)
 	@python=$$(.ci/find-python '$(PYTHON)') && echo "setup: $(VENV), Python $$($$python -c 'import platform; print(platform.python_version())'); once, 1.2 GB, two to four minutes" && $$python -m venv $(VENV)
 	@echo "setup 1/5: pip" && $(PIP) --upgrade pip
@@ -81,11 +81,11 @@ bench: $(VENV)/ready-peers
 dist: $(VENV)/ready
 	$(BIN)/python -m build --no-isolation
 
-# After the tests passed: what they passed with. Without `make peers` in that environment, or torch is pinned as well.
+# What is installed; run it after the tests passed, in an environment in which `make peers` never ran, or it pins torch.
 constraints: $(VENV)/ready
 	@jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && file=.ci/constraints/jax-$$jax.txt && \
 	frozen=$$($(BIN)/python -m pip --disable-pip-version-check freeze --quiet --exclude-editable) && \
-	{ echo "# What the tests passed with, for pip install --constraint. $$($(BIN)/python --version)."; echo "$$frozen"; } > $$file && \
+	{ echo "# What the tests ran with, for pip install --constraint. $$($(BIN)/python --version)."; echo "$$frozen"; } > $$file && \
 	echo "$$file"
 
 clean:

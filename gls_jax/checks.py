@@ -1,8 +1,8 @@
-"""The door: bad input gets one line that names what was got and what was expected.
+"""Input checks of the public functions: one line that names what was got and what was expected.
 
-Shapes and ranges are checked before tracing and always raise ``ValueError``. Values are checked once a public call
-where they are known, see :func:`check_log_probs`. What the library computes itself, residuals or weights of a race,
-goes to the functions behind the public ones, and no check sees it.
+Shapes, types and static sizes are always checked, under `jit` while it traces, and raise ``ValueError``. Values of
+arrays are checked where they are known, once per public call, see :func:`check_log_probs`. What the library computes
+itself, residuals or weights of a race, goes to the functions behind the public ones, and no check sees it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gls_jax.typing import Index
 __all__ = ["check_log_probs"]
 
 _KEY_IMPL = "threefry2x32"
-_NUMBERS_A_STEP = 2**20  # log-probabilities that the check exponentiates at a time
+_NUMBERS_PER_STEP = 2**20  # log-probabilities that the check exponentiates at a time
 
 
 def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: float = 1e-3) -> None:
@@ -84,7 +84,7 @@ def values(log_probs: Any, name: str, *, atol: float = 1e-3) -> None:
     eps = float(jnp.finfo(known.dtype).eps)  # before bfloat16 becomes float32, which NumPy is fast at
     num_categories = known.shape[-1]
     rows = known.reshape(-1, num_categories)
-    per_step = max(1, _NUMBERS_A_STEP // num_categories)
+    per_step = max(1, _NUMBERS_PER_STEP // num_categories)
     for start in range(0, len(rows), per_step):
         some = rows[start : start + per_step]
         some = some.astype(np.promote_types(some.dtype, np.float32), copy=False)
@@ -148,7 +148,7 @@ def logits(value: ArrayLike, name: str) -> jax.Array:
     if not (rows < np.inf).all():
         raise ValueError(f"{name}: expected logits, -inf where a token is masked, got NaN or inf")
     if not (rows > -np.inf).any(-1).all():
-        raise ValueError(f"{name}: expected at least one finite logit a position, got nothing but -inf")
+        raise ValueError(f"{name}: expected at least one finite logit per position, got nothing but -inf")
     if rows.shape[-1] > 1 and (rows >= 0).all() and (abs(rows.sum(-1) - 1) < 1e-3).all():
         raise ValueError(f"{name}: expected logits, got what looks like probabilities: take jnp.log")
     return array
@@ -169,7 +169,7 @@ def count(value: Any, name: str) -> int:
 
 
 def index(value: Any, name: str, last: int = 2**32 - 2) -> Index:
-    """One index of at least 0, an int or a traced integer; a float would be cut to one, and share its clocks."""
+    """One index of at least 0, an int or a traced integer. No float: cut to an int, it would reuse random numbers."""
     if isinstance(value, jax.core.Tracer):
         good = value.shape == () and jnp.issubdtype(value.dtype, jnp.integer)
         got = f"{value.dtype} of shape {list(value.shape)}"
@@ -302,7 +302,7 @@ def laws(value: Any, count: int, name: str) -> jax.Array:
 
 
 def within_unit(value: Any, name: str, *, atol: float = 1e-3) -> None:
-    """Refuse what are no probabilities, where values are known."""
+    """Refuse values outside [0, 1], where values are known."""
     known = _known(value)
     if known is None:
         return
@@ -313,7 +313,7 @@ def within_unit(value: Any, name: str, *, atol: float = 1e-3) -> None:
 
 
 def distributions(value: Any, name: str) -> np.ndarray:
-    """Probabilities `f64[..., N]` of a host function, each row of sum 1."""
+    """Probabilities `f64[..., N]` as a NumPy array, for functions that run on the host; each row must sum to 1."""
     kind = floats(value, name).dtype if not hasattr(value, "dtype") else value.dtype
     atol = 1e-3 + float(jnp.finfo(jnp.promote_types(kind, jnp.bfloat16)).eps)
     rows = np.asarray(value, np.float64)
@@ -365,11 +365,14 @@ def possible_tokens(value: jax.Array, log_p: jax.Array, active: jax.Array, light
     impossible = np.asarray(active) & ~(chances >= lightest)
     if impossible.any():
         token = found[impossible.argmax()]
-        raise ValueError(f"{name}: expected tokens of positive probability under log_p, got {token}, which has none")
+        raise ValueError(
+            f"{name}: expected tokens of positive probability under log_p (at least e^{lightest:g}), "
+            f"got {token}, which has less"
+        )
 
 
 def alive_tokens(value: jax.Array, alive: jax.Array, num_items: int, name: str) -> None:
-    """:func:`tokens` of the nodes that are used."""
+    """:func:`tokens` of the nodes that are alive."""
     if not any(isinstance(x, jax.core.Tracer) for x in (value, alive)):
         tokens(np.asarray(value)[np.asarray(alive)], num_items, name)
 
@@ -384,12 +387,12 @@ def one_law_each(log_p: jax.Array, parents: jax.Array, alive: jax.Array, owner: 
         one = first.setdefault(context[node], node)
         if not np.allclose(laws[node], laws[one], rtol=0, atol=1e-4):
             raise ValueError(
-                f"log_p: {owner} draws siblings from one law, got another one for node {node} than for {one}"
+                f"log_p: {owner} draws all siblings from one law, got different ones for nodes {one} and {node}"
             )
 
 
 def alive_rows(log_probs: Any, alive: jax.Array, name: str, *, root: bool = False) -> None:
-    """:func:`values` of the nodes that are used, behind a row of the root where there is one."""
+    """:func:`values` of the nodes that are alive; with `root`, row 0 belongs to the root and is checked as well."""
     known = _known(log_probs)
     if known is not None and (used := _known(alive)) is not None:
         values(known[np.append(True, used) if root else used], name)

@@ -35,7 +35,7 @@ def module(package: str, extra: str) -> ModuleType:
     """Import a package of an extra.
 
     Raises:
-        ModuleNotFoundError: it is missing; the message names all packages of that extra that are.
+        ModuleNotFoundError: it is missing; the message names every package of that extra that is missing.
     """
     if missing(package):
         require(extra)

@@ -1,8 +1,8 @@
 """Exact acceptance as a training loss: what a list scheme's drafter should be trained on.
 
 Each position is one problem. Its loss and, where a derivative is asked for, its gradient are computed together, a few
-positions at a time, and only the gradient is kept: a custom rule. Checkpointing the positions would bound the memory as
-well, but sort and integrate everything a second time.
+positions at a time, and only the gradient is kept, by a custom differentiation rule (`jax.custom_jvp`). Checkpointing
+the positions would bound the memory as well, but sort and integrate everything a second time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gls_jax import checks, schemes
 
 __all__ = ["acceptance"]
 
-_LOGITS_A_STEP = 2**16  # of as many positions as have no more; measured on XLA:CPU
+_LOGITS_PER_STEP = 2**16  # at most, in one step of the loop over positions; measured on XLA:CPU
 
 
 def acceptance(
@@ -27,28 +27,28 @@ def acceptance(
 ) -> Float[Array, ...]:
     """``1 - scheme.acceptance(log_p, log_q, num_drafts)`` of every position, softmax inside.
 
-    Take the scheme that will decode. Of those with shared randomness, whose drafter need not show its probabilities:
-    `gls` where the emitted token may depend on which drafts are still in play (conditional invariance), `gls_strong`
-    (the same loss), `poisson` and `gumbel_topk` where it must not depend on the drafts at all (strong invariance).
-    `gumbel_topk` accepts most; `poisson` is the cheap and smooth proxy for the others: its acceptance is never below
-    the list matching bound, and 1 where the distributions agree. Of those that test drafts, `single` is the total
-    variation distance and `spectr` the same for a list.
+    Use the scheme that you will decode with. `gls`, `gls_strong`, `poisson` and `gumbel_topk` verify without the draft
+    probabilities. With `gls` the emitted token depends on the drafter through the drafts alone (conditional
+    invariance), with the other three not at all (strong invariance); `gls` and `gls_strong` have the same loss.
+    `gumbel_topk` accepts most. `poisson` is the cheap and smooth proxy for all four: its acceptance is never below the
+    list matching bound, and 1 where the distributions agree. Schemes with rejection tests need the draft probabilities:
+    the loss of `single` is the total variation distance, and `spectr` extends it to K drafts.
 
     Value and gradient for 256 positions of 49,152 tokens, K = 4, against those of a KL loss (two CPU cores, jax 0.10.2
     and 0.12.0.1): `poisson` 7 times as long, `gls` 40 to 50, `gumbel_topk` 500; temporaries 55, 58 and 83 MB, of which
     the gradient is 50. Call it under `jit`.
 
-    The loss is differentiable in both logits; `jax.lax.stop_gradient` of a fixed target's saves half the memory. Three
-    things to know:
+    The loss is differentiable in both logits. If the target is fixed, `jax.lax.stop_gradient(target_logits)` halves the
+    memory. Three things to know:
 
     * A token whose probability is below `e^-80` counts as impossible and gets no gradient, and so does a masked one
       (logit `-inf`). Keep the drafter's probabilities above that while training, for instance by mixing in a little of
       the uniform distribution: `jnp.logaddexp(jax.nn.log_softmax(draft_logits), jnp.log(1e-6 / N))`.
-    * Where tokens tie in `q / p` the loss has a kink, as `|x|` has at 0, and the gradient is one of its one-sided
-      ones. Where the two distributions are equal it is 0, except for `naive`
-      and `weighted_importance`, whose best drafter is another.
-    * `gumbel_topk` beyond 512 tokens is the middle of an interval, see
-      :func:`gls_jax.schemes.gumbel_topk.acceptance_interval`, and the gradient is that of this estimate.
+    * Where tokens tie in `q / p` the loss has a kink, as `|x|` has at 0; the gradient there is a value between the
+      one-sided derivatives. Where the two distributions are equal the gradient is 0, except for `naive` and
+      `weighted_importance`, whose loss is smallest at another draft distribution.
+    * For more than 512 tokens, `gumbel_topk` uses an estimate that lies between a lower and an upper bound, see
+      :func:`gls_jax.schemes.gumbel_topk.acceptance_interval`. The gradient is that of the estimate.
 
     Args:
         draft_logits: `[..., N]`, of any float type; a masked token is `-inf`.
@@ -57,13 +57,13 @@ def acceptance(
         num_drafts: `K`, static.
 
     Returns:
-        `f[...]`, in float32, or float64 if one of the logits is. Gradients have the type of their logits. Memory
-        beside the inputs' is that of their gradients and of a few positions. Second derivatives
-        are those of the formula, at the memory of all positions.
+        `f[...]`, in float32, or float64 if one of the logits is. Gradients have the type of their logits. Beside
+        the inputs, memory holds their gradients and the intermediate values of a few positions. Second derivatives are
+        right, but keep those of all positions.
 
     Raises:
         ValueError: shapes that differ, integers, an unknown scheme, one that verifies whole paths, `num_drafts` out of
-            range, more tokens or drafts than the scheme's exact value can be had for; and where values are known, NaN,
+            range, more tokens or drafts than the scheme's exact acceptance supports; and where values are known, NaN,
             `inf`, nothing but `-inf`, or what looks like probabilities.
 
     >>> import jax, jax.numpy as jnp
@@ -118,5 +118,5 @@ def _dot(slope: Float[Array, " N"], tangent: Float[Array, " N"], dtype) -> Float
 def _by_position(function: Callable, draft: Float[Array, "R N"], target: Float[Array, "R N"]):
     """`vmap(function)`, some positions at a time: a divisor of their number, so that one program serves all."""
     count, size = draft.shape
-    step = max(n for n in range(1, max(1, min(count, _LOGITS_A_STEP // size)) + 1) if count % n == 0)
+    step = max(n for n in range(1, max(1, min(count, _LOGITS_PER_STEP // size)) + 1) if count % n == 0)
     return jax.lax.map(function, (draft, target), batch_size=step if step > 1 else None)  # `vmap` over one costs time

@@ -1,4 +1,4 @@
-"""Names for what functions take and make arrays of; what they return is an array already, `Float[Array, "K N"]`."""
+"""Types of arguments that functions convert to arrays; results are annotated as arrays, `Float[Array, "K N"]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shape annotations are checked in the rooms behind the door; at the door bad input must reach our own errors."""
+"""Shape annotations are checked in internal modules only: in public functions bad input must reach our own errors."""
 
 import atexit
 import shutil
@@ -13,7 +13,9 @@ from jaxtyping import install_import_hook
 
 from tests import compilation
 
-collect_ignore = [] if find_spec("torch") else ["peers"]  # never skipped: `make peers` names the folder and fails there
+collect_ignore = (
+    [] if find_spec("torch") else ["peers"]
+)  # `make peers` names the folder, so that it fails without torch instead of passing with nothing run
 
 SCHEMES = """block gls gls_strong gumbel_topk minhash naive optimal poisson single specinfer specinfer_wor
 spectr traversal weighted_importance"""
@@ -50,7 +52,9 @@ def pytest_configure_node(node):
 
 
 def pytest_configure(config):
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # lines of Python in programs: a fifteenth of the time
+    jax.config.update(
+        "jax_traceback_in_locations_limit", 0
+    )  # Python's lines in compiled programs cost a fifteenth of the time
     if jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR, kept between runs, halves the next one's time
         return
     if hasattr(config, "workerinput"):  # not through the environment: processes that tests start compile on their own
@@ -63,7 +67,7 @@ MAPS = Path("/proc/self/maps")
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """XLA:CPU maps several pieces of memory a program, and Linux ends a process at 65,530 (vm.max_map_count)."""
+    """XLA:CPU maps several pieces of memory per program, and Linux ends a process at 65,530 (vm.max_map_count)."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()

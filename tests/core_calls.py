@@ -73,7 +73,7 @@ CALLS: dict[str, Call] = {
 
 
 def _scheme_calls(name: str, called: set) -> dict[str, Call]:
-    """What a scheme can be asked, but for functions that it shares with one before it of as many drafts."""
+    """Calls of a scheme; a function that an earlier scheme of as many drafts was called with is left out."""
     scheme = schemes.get(name)
     width = scheme.max_drafts or NUM_DRAFTS
 
@@ -86,6 +86,7 @@ def _scheme_calls(name: str, called: set) -> dict[str, Call]:
         "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, width)),
         "verify": (scheme.verify_fn, lambda key, p, q, d: scheme.verify(key, d[:width], p, q)),
         "acceptance": (scheme.acceptance_fn, lambda key, p, q, d: scheme.acceptance(p, q, width)),
+        # Where a scheme has no hits of its own they are made of its `verify`: another function for every name.
         "hits": (scheme.hits_fn or (scheme.verify_fn and name), lambda key, p, q, d: scheme.hits(key, p, q, width)),
         "simulator": (scheme.simulator_fn, lambda key, p, q, d: scheme.simulator(p, q, width)(key)),
         "verify_tree": (name, verify_tree),

@@ -274,11 +274,11 @@ def test_pythons_are_found_where_they_run(tmp_path):
     for name in ("python3.13", "newest"):
         assert find(name).stdout == f"{versions}/3.13.2/bin/python3.13\n"
     assert find("--version", "newest").stdout == "3.13\n"
-    for name, reason in (("python3", "is 3.9.1"), ("python3.14", "does not run here")):
+    for name, reason in (("python3", "got 3.9.1"), ("python3.14", "found none that runs")):
         done = find(name)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            f"gls_jax needs Python 3.11 or newer, and {name} {reason}; "
+            f"{name}: expected a Python of 3.11 or newer, {reason}; "
             "there is Python 3.13.2: add PYTHON=newest to the make command\n"
         )
 

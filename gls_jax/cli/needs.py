@@ -1,6 +1,6 @@
 """Which packages a command line needs, read before anything that needs them is imported.
 
-The library says the same when it comes to a missing package, but one extra at a time.
+A function of the library that needs a missing package raises the same error, but names one extra only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def check(arguments: Sequence[str]) -> None:
     """Go on only if all packages that this command needs with these options are there.
 
     Args:
-        arguments: of the command line, the name of the program left out.
+        arguments: of the command line, without the program's name.
 
     Raises:
         ValueError: a command that does not exist.
@@ -41,11 +41,11 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def _of_command(command: str, arguments: Sequence[str]) -> list[str]:
-    """Extras beside `cli`."""
+    """Extras that are needed in addition to `cli`."""
     found = []
     if command == "acceptance":
         pairs = _value(arguments, "--pairs", "random")
-        if pairs in ("random", "model") or pairs.endswith(".npz"):  # of a dump nothing is drawn
+        if pairs in ("random", "model") or pairs.endswith(".npz"):  # no figure is drawn for the folder of a dump
             found.append("figures")
         if pairs == "model":
             found.append("lm")
