@@ -16,4 +16,4 @@ def test_memory_of_a_training_step(name, most):
     )
     used = step.lower(logits, logits).compile().memory_analysis().temp_size_in_bytes
     assert used < most
-    assert used < 4 * 256 * 49_152 + 6e7  # the gradient, and some positions: not more, whatever the batch
+    assert used < 4 * 256 * 49_152 + 1.5e8  # the gradient, and four positions: not more, whatever the batch
