@@ -10,8 +10,6 @@ from gls_jax import compression, races
 from gls_jax.compression import ListCode, Normal
 from tests import oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(11)
 COUNT = 200
 TIE = 1e-4  # of log-scores
