@@ -312,7 +312,7 @@ def test_what_whole_path_schemes_lack(name, call, what):
         (dict(position=np.arange(2)), r"position: expected one int within 0..\d+, got ndarray"),
         (
             dict(scheme="spectr", log_p=LOG_DRAFT[0, np.array([0, 1, 1, 1])]),
-            "scheme 'spectr' draws siblings from one law",
+            "scheme 'spectr' draws all siblings from one law, got different ones for nodes 0 and 2",
         ),
         (dict(log_p=jnp.log(jnp.eye(3)[np.ones(4, int)])), "tree.tokens: expected tokens of positive probability"),
         (dict(log_p=None), "log_p: scheme 'specinfer' needs the law each node was drawn from, got None"),
