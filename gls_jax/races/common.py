@@ -60,7 +60,8 @@ def candidates(key: PRNGKeyArray, items: Numbers, dimension: int) -> Float[Array
         dimension: `D`, static; the first dimensions do not change when more are drawn.
 
     Returns:
-        `f32[..., D]`, within 6.4 standard deviations; accurate to 1e-6, beyond 5.4 to .003.
+        `f32[..., D]`, within 6.4 standard deviations; accurate to 1e-6, beyond 5.4 to .003. The last bit depends on the
+        program that this is part of, as XLA fuses its polynomial in one way or another.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races

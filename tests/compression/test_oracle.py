@@ -66,7 +66,8 @@ def test_dense_search_is_the_definition(code):
     for decoder, side in enumerate(sides):
         got = compression.decode(code, keys, messages, decoder, compression.gaussian_density, (), side)
         there = got.index >= 0
-        np.testing.assert_array_equal(got.candidate[there], candidates[there, got.index[there]])
+        # Not bit for bit: the last bit of a candidate depends on the program that computes it.
+        np.testing.assert_allclose(got.candidate[there], candidates[there, got.index[there]], rtol=1e-6)
         found.append(got.index)
     assert (margins[np.stack(found, 1) != winners] < TIE).all()
 
