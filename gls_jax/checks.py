@@ -137,14 +137,17 @@ def _fault(row: np.ndarray, atol: float, eps: float) -> str | None:
 
 def logits(value: ArrayLike, name: str) -> jax.Array:
     """Logits `[..., N]` in their own float type; where their values are known, none that have no softmax."""
-    array, known = jnp.asarray(value), _known(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name}: expected logits, an array of floats, got dtype {array.dtype}")
+    given = _array(value, name, "logits, an array of floats")
+    if not jnp.issubdtype(given.dtype, jnp.floating):
+        raise ValueError(f"{name}: expected logits, an array of floats, got dtype {given.dtype}")
+    array = _on_device(given)
+    known = _known(given)
     if array.ndim < 1 or array.shape[-1] < 1:
         raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
     if known is None or not known.size:
         return array
-    rows = known.reshape(-1, known.shape[-1]).astype(np.promote_types(known.dtype, np.float32), copy=False)
+    with np.errstate(over="ignore"):  # what leaves the float type becomes inf
+        rows = known.reshape(-1, known.shape[-1]).astype(jnp.promote_types(array.dtype, jnp.float32), copy=False)
     if not (rows < np.inf).all():
         raise ValueError(f"{name}: expected logits, -inf where a token is masked, got NaN or inf")
     if not (rows > -np.inf).any(-1).all():
@@ -232,17 +235,59 @@ def keys(value: Any) -> None:
 
 def floats(value: Any, name: str, *, integers: bool = True) -> jax.Array:
     """A float array of at least 32 bits: races and laws are never computed in less."""
-    try:
-        array = jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
-    except (TypeError, ValueError):
-        rows = " whose rows make no array" if isinstance(value, (list, tuple)) else ""
-        raise ValueError(f"{name}: expected an array of floats, got {type(value).__name__}{rows}") from None
+    array = _on_device(_array(value, name, "an array of floats"))
     is_integer = jnp.issubdtype(array.dtype, jnp.integer)
     if not (is_integer or jnp.issubdtype(array.dtype, jnp.floating)):
         raise ValueError(f"{name}: expected an array of floats, got dtype {array.dtype}")
     if is_integer and not integers:
         raise ValueError(f"{name}: expected an array of floats, got dtype {array.dtype}; of probabilities take jnp.log")
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def integers(value: Any, name: str, shape: str) -> jax.Array:
+    """An array of integers of some shape, such as `[K, L]`, as `i32`."""
+    array = _array(value, name, f"integers of shape {shape}")
+    if array.ndim != len(shape.split(",")) or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(f"{name}: expected integers of shape {shape}, got {array.dtype} of shape {list(array.shape)}")
+    if not isinstance(array, jax.core.Tracer) and array.size:
+        found, limits = np.asarray(array), np.iinfo(np.int32)  # a larger one would become another one
+        for extreme in (int(found.min()), int(found.max())):
+            if not limits.min <= extreme <= limits.max:
+                raise ValueError(f"{name}: expected integers of 32 bits, got {extreme}")
+    return _on_device(array).astype(jnp.int32)
+
+
+def flags(value: Any, name: str, size: int) -> jax.Array:
+    """`bool[size]`."""
+    array = _array(value, name, f"bool of shape [{size}]")
+    if array.shape != (size,) or array.dtype != jnp.bool_:
+        raise ValueError(f"{name}: expected bool of shape [{size}], got {array.dtype} of shape {list(array.shape)}")
+    return _on_device(array)
+
+
+def _array(value: Any, name: str, expected: str) -> jax.Array | np.ndarray:
+    """What a user calls an array, in a type that JAX knows; nothing is narrowed yet."""
+    if isinstance(value, jax.Array):
+        return value
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name}: expected {expected}, got a masked array; fill it by its method `filled`")
+    try:
+        array = np.asarray(value)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        known = jnp.issubdtype(array.dtype, np.number) or array.dtype == bool
+    except (TypeError, ValueError):
+        known = False
+    if known and array.dtype not in (np.longdouble, np.clongdouble):
+        return array
+    got = f"dtype {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+    rows = " whose rows make no array of numbers" if isinstance(value, (list, tuple)) else ""
+    raise ValueError(f"{name}: expected {expected}, got {got}{rows}")
+
+
+def _on_device(array: jax.Array | np.ndarray) -> jax.Array:
+    """In the nearest type that JAX has."""
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf
+        return jnp.asarray(array)
 
 
 def law(value: Any, name: str) -> jax.Array:

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from gls_jax import checks, schemes
+from gls_jax.loops import varying_like
 
 __all__ = ["acceptance"]
 
@@ -63,8 +64,9 @@ def acceptance(
 
     Raises:
         ValueError: shapes that differ, integers, an unknown scheme, one that verifies whole paths, `num_drafts` out of
-            range, more tokens or drafts than the scheme's exact acceptance supports; and where values are known, NaN,
-            `inf`, nothing but `-inf`, or what looks like probabilities.
+            range, more tokens or drafts than the scheme's exact acceptance supports, logits that are split over an
+            explicit axis of a mesh; and where values are known, NaN, `inf`, nothing but `-inf`, or what looks like
+            probabilities.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import losses
@@ -88,8 +90,22 @@ def acceptance(
             f"draft_logits and target_logits: expected equal shapes [..., N], got {list(draft.shape)} and "
             f"{list(target.shape)}; drafts from distributions of their own are not supported"
         )
+    for logits, name in ((draft, "draft_logits"), (target, "target_logits")):
+        _not_split(logits, name)
     rows = tuple(logits.reshape(-1, draft.shape[-1]) for logits in (draft, target))
+    # Inside `jax.shard_map` both must vary over its axes: a slope in replicated logits would be summed twice.
+    rows = varying_like(rows, rows)
     return _by_position(lambda pair: _loss(*pair, scheme, num_drafts), *rows).reshape(draft.shape[:-1])
+
+
+def _not_split(logits: Float[Array, ...], name: str) -> None:
+    """JAX runs no loop over an axis that is split over an explicit mesh axis, and says so without a way around."""
+    if any(part is not None for part in jax.typeof(logits).sharding.spec):
+        raise ValueError(
+            f"{name}: expected logits that are not split over an explicit mesh axis, got "
+            f"{jax.typeof(logits)}; compute the loss of each part inside jax.shard_map, or all inside "
+            f"jax.sharding.auto_axes"
+        )
 
 
 def _formula(draft: Float[Array, " N"], target: Float[Array, " N"], scheme: schemes.Scheme, num_drafts: int):

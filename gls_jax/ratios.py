@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gls_jax.races import weights
+from gls_jax.loops import varying_like
+from gls_jax.races import LIGHTEST, weights
 
 __all__ = ["RatioOrder", "ascending", "cumulative", "excess", "ratio_order", "total"]
 
@@ -29,7 +30,7 @@ class RatioOrder(NamedTuple):
         order: item at each place.
         p: draft probabilities.
         q: target probabilities.
-        ratio: `r_t = q_t / p_t`, capped where it is as good as infinite.
+        ratio: `r_t = q_t / p_t`; where `p_t = 0` a number above all others.
         mass: `P_t`, cumulative sum of `p`.
         rise: `h(r_{t+1}) - h(r_t) = P_t (r_{t+1} - r_t)`; `inf` at the last place, where `u` runs on for ever.
         excess: `M - 1 = h(r_t) - 1`.
@@ -46,7 +47,7 @@ class RatioOrder(NamedTuple):
 
 def ratio_order(log_p: Float[Array, " N"], log_q: Float[Array, " N"]) -> RatioOrder:
     """Sort the items by likelihood ratio. `O(N log N)`, differentiable away from ties."""
-    cap = 0.78 * math.log(float(jnp.finfo(log_q.dtype).max))  # a ratio of e^cap or more is as good as infinite
+    cap = 1 - LIGHTEST  # above every ratio of an item that can be drafted, and far below the largest float32
     p, q = weights(log_p), jnp.exp(log_q)
     live = p > 0
     # Two `where`s: a gradient through `log_q - (-inf)` would be NaN even where the result is not used.
@@ -70,7 +71,8 @@ def ascending(values: Float[Array, " N"]) -> Int[Array, " N"]:
     item's place.
     """
     if values.dtype != jnp.float32:
-        return jnp.argsort(values).astype(jnp.int32)
+        # Inside `jax.shard_map` JAX takes argsort's result to be the same on all devices, and gradients go wrong.
+        return varying_like(jnp.argsort(values).astype(jnp.int32), values)
     bits = jax.lax.bitcast_convert_type(values + 0, jnp.uint32)  # -0 becomes 0
     sign = jnp.uint32(2**31)
     bits = jnp.where(bits < sign, bits | sign, ~bits)  # in the order of the floats

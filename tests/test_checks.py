@@ -334,3 +334,33 @@ def test_a_wrong_key_is_told_how_to_become_a_right_one(key, words):
     if getattr(key, "ndim", 0) != 1 or key.dtype == np.uint32:  # a sweep takes many keys
         with pytest.raises(ValueError, match=f"^key: .*{words}"):
             trials.sweep(key, [P], [Q], scheme="gls", num_drafts=(2,), num_trials=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("ab", "got str"),
+        (None, "got NoneType"),
+        ([[0], [0, 1]], "got list whose rows make no array of numbers"),
+        (np.array([object(), object()]), "got dtype object"),
+        (np.ma.array([0, 1], mask=[False, True]), "got a masked array; fill it by its method `filled`"),
+        (np.array([2**32 + 1, 0]), "integers of 32 bits, got 4294967297"),
+        (np.array([0, 2**63], np.uint64), "integers of 32 bits, got 9223372036854775808"),
+        ([0.0, 1.0], "got float64 of shape"),
+    ],
+)
+def test_drafts_that_are_none(value, words):
+    """A larger integer would wrap around to another token."""
+    with pytest.raises(ValueError, match=f"^drafts: expected .*{words}"):
+        GLS.verify(KEY, value, P, Q)
+    with pytest.raises(ValueError, match=r"^tokens: expected .*"):
+        gls_jax.schemes.chains(value)
+    if value is not None:
+        with pytest.raises(ValueError, match=r"^active: expected bool of shape"):
+            GLS.verify(KEY, DRAFTS, P, Q, value)
+
+
+def test_any_byte_order():
+    law = np.asarray(P, np.float64)
+    assert float(GLS.acceptance(law.astype(">f8"), Q, 2)) == float(GLS.acceptance(law, Q, 2))
+    assert int(GLS.verify(KEY, np.asarray(DRAFTS, ">i8"), P, Q)) == int(GLS.verify(KEY, DRAFTS, P, Q))

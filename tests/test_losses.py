@@ -50,6 +50,24 @@ def test_value_and_derivatives(name):
         np.testing.assert_allclose(bends[:, 1], (slopes[:, 2] - slopes[:, 0]) / (2 * STEP), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", [name for name in schemes.NAMES if name != "optimal"])
+def test_peaked_drafts_in_float32(name):
+    """All but one token at e^-a, down to the lightest that can be drafted: value and gradients are those of float64.
+
+    The target has its mass on the light ones, so that ratios go up to e^79, and inverse masses
+    leave float32 when squared.
+    """
+    rare = np.array([20, 44, 70, 78.0])
+    draft = np.stack([0 * rare, -rare, -rare - 0.5, -rare - 0.7], 1)
+    target = np.broadcast_to([-3.0, -1, 0, 0.3], draft.shape)
+    loss = loss_of(name)
+    both = jax.value_and_grad(lambda *logits: loss(*logits).sum(), (0, 1))
+    single = jax.jit(both)(jnp.asarray(draft, jnp.float32), jnp.asarray(target, jnp.float32))
+    with jax.enable_x64(True):
+        double = jax.jit(both)(jnp.asarray(draft), jnp.asarray(target))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), single, double)
+
+
 @pytest.mark.parametrize("name", ["gls", "poisson", "gumbel_topk", "spectr", "single", "optimal"])
 def test_gradients_are_finite_and_nothing_at_the_optimum(name):
     """Masks, point masses, extreme logits; and pairs that agree, where the gradient is 0 up to rounding."""
@@ -148,6 +166,11 @@ def test_training_raises_the_acceptance():
         (np.zeros(3), np.zeros(()), {}, r"target_logits: expected shape \[..., N\] with N >= 1, got \[\]"),
         (np.zeros(3), np.full(3, np.nan), {}, "target_logits: expected logits, -inf where .* got NaN or inf"),
         (np.full(3, -np.inf), np.zeros(3), {}, "draft_logits: .* nothing but -inf"),
+        (np.array([1e300, 0, 0]), np.zeros(3), {}, "draft_logits: expected logits, -inf where .* got NaN or inf"),
+        ("logits", np.zeros(3), {}, "draft_logits: expected logits, an array of floats, got str$"),
+        (np.zeros(3), None, {}, "target_logits: expected logits, an array of floats, got NoneType$"),
+        ([[0.0, 1.0], [2.0]], np.zeros(3), {}, "draft_logits: .* got list whose rows make no array of numbers"),
+        (np.ma.array(np.zeros(3), mask=[0, 0, 1]), np.zeros(3), {}, "draft_logits: .* masked array; fill it"),
         (np.full(4, 0.25), np.zeros(4), {}, "draft_logits: .* looks like probabilities: take jnp.log"),
         (np.zeros(3), np.zeros(3), {"scheme": "best"}, "scheme: expected one of gls, .* got 'best'"),
         (np.zeros(3), np.zeros(3), {"scheme": "block"}, "'block' verifies whole paths"),

@@ -151,7 +151,8 @@ DEVICES = """
 import json
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from gls_jax import races, trials
+import jax.numpy as jnp
+from gls_jax import losses, races, schemes, trials
 from tests.core_calls import CALLS, DRAFTS, P, Q
 from tests.test_modes import MEASURED
 
@@ -197,7 +198,35 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         found[f"{kind.name} mesh"] = sweeps()
         split_by_them = NamedSharding(theirs, PartitionSpec("theirs"))
         found[f"{kind.name} mesh, sharded pairs"] = sweeps(lambda x: jax.device_put(x, split_by_them))
-print(json.dumps([refused, changed, found]))
+
+def slopes(name, place=lambda f: f):
+    # of the loss, in logits that differ from device to device and in logits that all devices share
+    num_drafts = min(schemes.get(name).max_drafts or 2, 2)
+    loss = lambda *logits: losses.acceptance(*logits, scheme=name, num_drafts=num_drafts)
+    mine = lambda own, shared: loss(own, jnp.broadcast_to(shared, own.shape))
+    drafter = lambda own, shared: loss(jnp.broadcast_to(shared, own.shape), own)
+    total = lambda own, shared: sum(place(part)(own, shared).sum() for part in (mine, drafter))
+    return jax.jit(jax.grad(total, (0, 1)))(np.stack([P, Q]), Q[::-1])
+
+
+each_device = lambda f: jax.shard_map(f, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split)
+wrong = [
+    name
+    for name in schemes.NAMES
+    if name != "optimal" and not jax.tree.all(
+        jax.tree.map(lambda x, y: np.allclose(x, y, atol=1e-5), slopes(name), slopes(name, each_device))
+    )
+]
+
+explicit = jax.make_mesh((2,), ("theirs",), axis_types=(AxisType.Explicit,))
+with jax.set_mesh(explicit):
+    rows = jax.device_put(np.stack([P, Q]), NamedSharding(explicit, PartitionSpec("theirs")))
+    try:
+        losses.acceptance(rows, rows, scheme="gls", num_drafts=2)
+    except ValueError as error:
+        advice = str(error)
+
+print(json.dumps([refused, changed, found, wrong, advice]))
 """
 
 
@@ -206,9 +235,11 @@ def test_two_devices():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, env=os.environ | flags)
     assert done.returncode == 0, done.stderr
-    refused, changed, sweeps = json.loads(done.stdout.splitlines()[-1])
+    refused, changed, sweeps, wrong, advice = json.loads(done.stdout.splitlines()[-1])
     assert not refused
     assert not changed
+    assert not wrong
+    assert advice.startswith("draft_logits: expected logits that are not split over an explicit mesh axis, got float32")
     assert len(sweeps) == 5
     assert all(found == sweeps["no mesh"] for found in sweeps.values()), sweeps
 

@@ -69,12 +69,12 @@ def match(
     (True, True)
     """
     clocks, decoders = checks.floats(clocks, "clocks"), checks.floats(decoders, "decoders")
-    log_weights, bins = checks.law(log_weights, "log_weights"), jnp.asarray(bins)
+    log_weights, bins = checks.law(log_weights, "log_weights"), checks.integers(bins, "bins", "[N]")
     size = log_weights.shape[0]
     if clocks.ndim != 2 or decoders.ndim != 2 or clocks.shape[0] not in (1, decoders.shape[0]):
         got = f"{clocks.shape} and {decoders.shape}"
         raise ValueError(f"clocks and decoders: expected [K, N] each, or one stream of clocks, got {got}")
-    if {clocks.shape[1], decoders.shape[1], *bins.shape} != {size} or bins.ndim != 1:
+    if {clocks.shape[1], decoders.shape[1], *bins.shape} != {size}:
         raise ValueError(
             f"clocks, decoders, bins: expected {size} items as in log_weights, "
             f"got shapes {clocks.shape}, {decoders.shape}, {bins.shape}"

@@ -132,20 +132,11 @@ class Scheme:
         """
         self.check_token_level("verify")
         checks.key(key)
-        drafts = jnp.asarray(drafts)
-        if drafts.ndim != 1 or not jnp.issubdtype(drafts.dtype, jnp.integer):
-            raise ValueError(
-                f"drafts: expected integers of shape [K], got {drafts.dtype} of shape {list(drafts.shape)}"
-            )
+        drafts = checks.integers(drafts, "drafts", "[K]")
         num_drafts = self.check_num_drafts(drafts.shape[0])
         log_p, log_q = self._problem(log_p, log_q, num_drafts)
         checks.tokens(drafts, log_q.shape[0], "drafts")
-        drafts = drafts.astype(jnp.int32)
-        active = jnp.ones(num_drafts, bool) if active is None else jnp.asarray(active)
-        if active.shape != drafts.shape or active.dtype != jnp.bool_:
-            raise ValueError(
-                f"active: expected bool of shape [{num_drafts}], got {active.dtype} of shape {list(active.shape)}"
-            )
+        active = jnp.ones(num_drafts, bool) if active is None else checks.flags(active, "active", num_drafts)
         if self.needs_draft_law:
             checks.possible_tokens(drafts, log_p, active, races.LIGHTEST, "drafts")
         _refuse(self.verify_limit(log_q.shape[0], num_drafts))

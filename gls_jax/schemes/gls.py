@@ -199,7 +199,8 @@ def _acceptance_diverse(log_p: Float[Array, "K N"], log_q, num_drafts):
     """One law a stream: sum over the winning stream of its own factor times the others' `G`; `O(K N)` memory."""
     ranked = jax.vmap(ratio_order, in_axes=(0, None))(log_p, log_q)
     places = jax.vmap(_places)(ranked)
-    back = jnp.argsort(ranked.order, axis=1)  # of each item, in each stream's order
+    numbers = jnp.arange(log_q.shape[0], dtype=jnp.int32)
+    back = jax.vmap(lambda order: jnp.zeros_like(order).at[order].set(numbers))(ranked.order)  # place of each item
     live = ranked.p > 0
     q = jnp.exp(log_q)
     counts = tuple(range(1, log_p.shape[0] + 1))

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from gls_jax import checks, races
 from gls_jax.estimate import Estimate
 from gls_jax.loops import varying_like
+from gls_jax.ratios import ascending
 from gls_jax.rejection import serve
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
@@ -112,7 +113,7 @@ def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
 
 
 class _Laws(NamedTuple):
-    """Both laws in order of `q / p`, which is not capped here: `u` reaches the ratio of the lightest item."""
+    """Both laws in order of `q / p`, `inf` where `p = 0`: `u` reaches the ratio of the lightest item."""
 
     p: Float[Array, " N"]
     q: Float[Array, " N"]
@@ -123,7 +124,7 @@ def _sorted(log_p, log_q) -> _Laws:
     p, q = races.weights(log_p), races.weights(log_q)
     live = p > 0
     ratio = jnp.where(live, q / jnp.where(live, p, 1), jnp.inf)
-    order = jnp.argsort(ratio)
+    order = ascending(jax.lax.stop_gradient(ratio))
     return _Laws(p[order], q[order], ratio[order])
 
 
@@ -144,11 +145,21 @@ def _test(laws: _Laws, unserved, u, pool):
     An empty pool, in a list longer than the law has items, tests nothing: `u` stays and no item is refused.
     """
     mass, left = jnp.sum(pool), unserved(u)
-    step = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
-    served = jnp.maximum(laws.q - u * laws.p, 0) / jnp.where(left > 0, left, 1)
-    refused = jnp.where(pool > 0, jnp.maximum(pool * step - served, 0), 0)
-    total = jnp.sum(refused)
-    return refused / jnp.where(total > 0, total, 1), u + left * step, mass
+    served = _quotient(jnp.maximum(laws.q - u * laws.p, 0), left)
+    refused = jnp.where(pool > 0, jnp.maximum(_quotient(pool, mass) - served, 0), 0)
+    return _quotient(refused, jnp.sum(refused)), u + jnp.where(mass > 0, _quotient(left, mass), 0), mass
+
+
+@jax.custom_jvp
+def _quotient(a: Float[Array, "*#n"], b: Float[Array, "*#n"]) -> Float[Array, "*n"]:
+    """`a / b`, and `a` where `b = 0`. JAX's derivative has `b^-2`, which leaves float32 for a pool of mass 1e-20."""
+    return a / jnp.where(b > 0, b, 1)
+
+
+@_quotient.defjvp
+def _quotient_slope(values, tangents):
+    ratio, (slope_a, slope_b) = _quotient(*values), tangents
+    return ratio, _quotient(slope_a - jnp.where(values[1] > 0, ratio * slope_b, 0), values[1])
 
 
 def _missed(laws: _Laws, num_drafts: int) -> Float[Array, ""]:
@@ -173,7 +184,7 @@ def _missed(laws: _Laws, num_drafts: int) -> Float[Array, ""]:
         zero = jnp.zeros(1, pool.dtype)
         others = jnp.concatenate([zero, jnp.cumsum(pool)[:-1]]) + jnp.append(jnp.cumsum(pool[::-1])[::-1][1:], zero)
         left = unserved(u)
-        last = unserved(u + left / jnp.where(others > 0, others, 1))
+        last = unserved(u + _quotient(left, others))
         last = jnp.sum(refused * jnp.where(others > 0, last, left))
         return weight * jnp.where(mass > 0, last, left)
 

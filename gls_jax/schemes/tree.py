@@ -130,12 +130,10 @@ def chains(tokens: Numbers, *, ranked: bool = False) -> Tree:
     >>> tree.chains(jnp.array([[5, 7], [6, 7]])).parents.tolist()
     [0, 1, 0, 3]
     """
-    tokens = jnp.asarray(tokens)
-    if tokens.ndim != 2 or not tokens.size or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        got = f"{tokens.dtype} of shape {list(tokens.shape)}"
-        raise ValueError(f"tokens: expected integers of shape [K, L] with K, L >= 1, got {got}")
+    tokens = checks.integers(tokens, "tokens", "[K, L]")
     num_chains, length = tokens.shape
-    tokens = tokens.astype(jnp.int32)
+    if not tokens.size:
+        raise ValueError(f"tokens: expected shape [K, L] with K, L >= 1, got {list(tokens.shape)}")
     node = jnp.arange(num_chains * length, dtype=jnp.int32)
     return Tree(
         tokens=tokens.ravel(),

@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from gls_jax import races
+from gls_jax import checks, races
 from gls_jax.loops import varying_like
+from gls_jax.ratios import ascending
 from gls_jax.rejection import remaining, speculate
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.gls import propose  # K independent races
@@ -140,8 +141,8 @@ def truncated_at(free: int) -> Scheme:
     >>> weighted_importance.truncated_at(8).name
     'weighted_importance_8'
     """
-    if not (isinstance(free, int) and not isinstance(free, bool) and 1 <= free <= _MOST_FREE):
-        raise ValueError(f"free: expected an int within 1..{_MOST_FREE}, got {free!r}")
+    if (free := checks.count(free, "free")) > _MOST_FREE:
+        raise ValueError(f"free: expected an int within 1..{_MOST_FREE}, got {free}")
     return dataclasses.replace(
         SCHEME,
         name=f"weighted_importance_{free}",
@@ -163,7 +164,8 @@ def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
 def _match(first, second, q, free: int) -> _Match:
     free = min(free, q.shape[0])
     # Ties go by index, not by the last bits: `verify` and `acceptance` are compiled apart and must rank alike.
-    order = jnp.argsort(jax.lax.reduce_precision(first * second - q, exponent_bits=8, mantissa_bits=14))
+    lack = jax.lax.stop_gradient(first * second - q)
+    order = ascending(jax.lax.reduce_precision(lack, exponent_bits=8, mantissa_bits=14))
     law, pair = _better_ranked(first[order], second[order], free)
     start = jnp.triu(pair, 1)  # [i, j]: mass of the pair that i holds
     held = _flow(start, law[:free] - q[order][:free])

@@ -225,6 +225,19 @@ def test_topk_interval_of_tiny_probabilities():
     assert float(ends.lower[0]) - 1e-6 <= truth <= float(ends.upper[0]) + 1e-6
 
 
+def test_topk_where_all_but_one_item_are_rare():
+    """Ratios of e^69 and more, which matter once the likely item is in the list: never above the optimum."""
+    log_p, log_q = logs([1, 1e-30, 1e-33, 1e-34]), logs([0.1, 0.2, 0.3, 0.4])
+    # A match is a target 0 or 1, or one that overtakes 1 in the race for the second place: chance 1e-3 and 1e-4.
+    assert float(TOPK.acceptance(log_p, log_q, 2)) == pytest.approx(0.1 + 0.2 + 1e-3 + 1e-4, abs=1e-5)
+    assert float(TOPK.acceptance(log_p, log_q, 2)) <= float(bounds.optimum_distinct(log_p, log_q, 2)) + 1e-6
+    for by_clocks in (True, False):
+        found = trials.acceptance(
+            jax.random.key(1), log_p, log_q, scheme="gumbel_topk", num_drafts=2, num_trials=20_000, clocks=by_clocks
+        )
+        assert oracles.binomial(round(float(found.mean) * 20_000), 20_000, 0.3011) > 1e-9
+
+
 @pytest.mark.parametrize(
     ("name", "items"), [("gls", 1500), ("poisson", 1500), *(("gumbel_topk", n) for n in (512, 513, 1500))]
 )
