@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import bounds, schemes
+from gls_jax import bounds, schemes, trials
 from gls_jax.schemes import gls, gumbel_topk
 from tests import oracles
 from tests.problems import PROBLEMS, logs
