@@ -60,7 +60,7 @@ CASES = [pytest.param(s.name, shape, id=f"{s.name}-{i}") for s in SCHEMES for i,
 @pytest.mark.parametrize(("scheme", "shape"), CASES)
 def test_law(scheme, shape):
     """With top-k, top-p, a temperature, a stop token inside blocks, and prompts of two lengths in one batch."""
-    num = FEWER.get(scheme.name, REQUESTS)
+    num = FEWER.get(scheme, REQUESTS)
     assert p_value(generate(scheme, language.drafters[0], num, **shape, **SHARED), **SHARED) > ALPHA
 
 
