@@ -249,10 +249,10 @@ def integers(value: Any, name: str, shape: str) -> jax.Array:
     array = _array(value, name, f"integers of shape {shape}")
     if array.ndim != len(shape.split(",")) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"{name}: expected integers of shape {shape}, got {array.dtype} of shape {list(array.shape)}")
-    if not isinstance(array, jax.core.Tracer) and array.size:
-        found, limits = np.asarray(array), np.iinfo(np.int32)  # a larger one would become another one
+    found, limits = _known(array), np.iinfo(np.int32)
+    if found is not None and found.size:
         for extreme in (int(found.min()), int(found.max())):
-            if not limits.min <= extreme <= limits.max:
+            if not limits.min <= extreme <= limits.max:  # it would wrap around to another number
                 raise ValueError(f"{name}: expected integers of 32 bits, got {extreme}")
     return _on_device(array).astype(jnp.int32)
 

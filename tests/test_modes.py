@@ -199,21 +199,29 @@ for kind in (AxisType.Auto, AxisType.Explicit):
         split_by_them = NamedSharding(theirs, PartitionSpec("theirs"))
         found[f"{kind.name} mesh, sharded pairs"] = sweeps(lambda x: jax.device_put(x, split_by_them))
 
+# Where JAX's own argsort gave the order, gradients of the acceptance itself were wrong.
+SORTED_OTHERWISE = ("specinfer_wor", "weighted_importance")
+
+
 def slopes(name, place=lambda f: f):
-    # of the loss, in logits that differ from device to device and in logits that all devices share
-    num_drafts = min(schemes.get(name).max_drafts or 2, 2)
+    # of the loss and of the acceptance, in what differs from device to device and in what all devices share
+    scheme = schemes.get(name)
+    num_drafts = min(scheme.max_drafts or 2, 2)
     loss = lambda *logits: losses.acceptance(*logits, scheme=name, num_drafts=num_drafts)
-    mine = lambda own, shared: loss(own, jnp.broadcast_to(shared, own.shape))
-    drafter = lambda own, shared: loss(jnp.broadcast_to(shared, own.shape), own)
-    total = lambda own, shared: sum(place(part)(own, shared).sum() for part in (mine, drafter))
+    plain = jax.vmap(lambda *laws: scheme.acceptance(*map(jax.nn.log_softmax, laws), num_drafts))
+    parts = []
+    for value in (loss, plain) if name in SORTED_OTHERWISE else (loss,):
+        parts.append(lambda own, shared, value=value: value(own, jnp.broadcast_to(shared, own.shape)))
+        parts.append(lambda own, shared, value=value: value(jnp.broadcast_to(shared, own.shape), own))
+    total = lambda own, shared: sum(n * place(part)(own, shared).sum() for n, part in enumerate(parts, 1))
     return jax.jit(jax.grad(total, (0, 1)))(np.stack([P, Q]), Q[::-1])
 
 
 each_device = lambda f: jax.shard_map(f, mesh=mesh, in_specs=(split, PartitionSpec()), out_specs=split)
 wrong = [
     name
-    for name in schemes.NAMES
-    if name != "optimal" and not jax.tree.all(
+    for name in ("gls", *SORTED_OTHERWISE)
+    if not jax.tree.all(
         jax.tree.map(lambda x, y: np.allclose(x, y, atol=1e-5), slopes(name), slopes(name, each_device))
     )
 ]
