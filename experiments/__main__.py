@@ -38,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run an experiment; bad input ends with one line and exit code 2, an interrupt with 130."""
     name, *options = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help"):
-        print("python -m experiments NAME [--full] [--out DIR] [...], --help after NAME for its options\n")
+        print(
+            "python -m experiments NAME [--full] [--out DIR] [...], --help after NAME for its options\n"
+        )
         print("\n".join(f"  {name:<17} {kind.__doc__}" for name, kind in EXPERIMENTS.items()))
         return 0
     if name not in EXPERIMENTS:
@@ -47,7 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
     defaults = kind(full=True, **kind.FULL) if "--full" in options else kind()
     about = sys.modules[kind.__module__].__doc__
     try:
-        ask = tyro.cli(kind, prog=f"python -m experiments {name}", description=about, args=options, default=defaults)
+        ask = tyro.cli(
+            kind,
+            prog=f"python -m experiments {name}",
+            description=about,
+            args=options,
+            default=defaults,
+        )
         files.check_folder(ask.out)
         with progress() as report:
             tables = ask.run(report)

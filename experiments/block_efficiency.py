@@ -1,9 +1,11 @@
-"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Tables 1, 2 and 5: tokens a call of the target.
+"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Tables 1, 2 and 5: tokens a call of the
+target.
 
-The paper decodes with Qwen2.5-7B drafted by 0.5B (and Llama pairs), top-k 50, T = 1, L = 4, K up to 8 on 200 prompts of
-five data sets, and with two drafters of different temperatures, L = 5, target T = 2. Here SmolLM2-135M-Instruct is
-drafted by itself without layers 12-17, on 50 questions of five kinds, some rounds of each. The same is done for
-trees of about as many nodes as 8 chains of 4, static ones and margin trees.
+The paper decodes with Qwen2.5-7B drafted by 0.5B (and Llama pairs), top-k 50, T = 1, L = 4, K up to
+8 on 200 prompts of five data sets, and with two drafters of different temperatures, L = 5, target T
+= 2. Here SmolLM2-135M-Instruct is drafted by itself without layers 12-17, on 50 questions of five
+kinds, some rounds of each. The same is done for trees of about as many nodes as 8 chains of 4,
+static ones and margin trees.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ class Setting(NamedTuple):
         """In words."""
         if isinstance(self.tree, decoding.MarginTree):
             return f"margin tree of {self.tree.budget}"
-        return "tree " + "-".join(map(str, self.tree)) if self.tree else f"{self.num_drafts} x {self.length}"
+        return (
+            "tree " + "-".join(map(str, self.tree))
+            if self.tree
+            else f"{self.num_drafts} x {self.length}"
+        )
 
 
 class Row(NamedTuple):
@@ -60,26 +66,39 @@ class Row(NamedTuple):
 def chains() -> list[Setting]:
     """Tables 1 and 5: K chains of length 4."""
     one = [Setting("chains", name, 1) for name in ("gls", "single", "block")]
-    some = [Setting("chains", name, k) for k in (2, 4) for name in ("gls", "gls_strong", "gumbel_topk", "spectr")]
+    some = [
+        Setting("chains", name, k)
+        for k in (2, 4)
+        for name in ("gls", "gls_strong", "gumbel_topk", "spectr")
+    ]
     most = ("gls", "gls_strong", "poisson", "gumbel_topk", "specinfer", "spectr")
     return [*one, *some, *(Setting("chains", name, 8) for name in most)]
 
 
 def shapes() -> list[Setting]:
     """About as many nodes as eight chains of four."""
-    static = [Setting("shapes", name, 4, tree=TREE) for name in ("gumbel_topk", "specinfer_wor", "traversal")]
+    static = [
+        Setting("shapes", name, 4, tree=TREE)
+        for name in ("gumbel_topk", "specinfer_wor", "traversal")
+    ]
     return [*static, Setting("shapes", "gumbel_topk", 8, tree=decoding.MarginTree(32, LENGTH))]
 
 
 def diverse() -> list[Setting]:
     """Table 2: two chains of length 5 at temperatures of their own, target at 2."""
     pairs = ((0.5, 1.0), (1.0, 0.5), (1.0, 1.0))
-    return [Setting("diverse", name, 2, 5, None, 2.0, pair) for pair in pairs for name in ("gls", "specinfer")]
+    return [
+        Setting("diverse", name, 2, 5, None, 2.0, pair)
+        for pair in pairs
+        for name in ("gls", "specinfer")
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockEfficiency:
-    """GLS paper, Tables 1, 2 and 5: emitted tokens a target call, chains, diverse drafters and trees."""
+    """GLS paper, Tables 1, 2 and 5: emitted tokens a target call, chains, diverse drafters and
+    trees.
+    """
 
     FULL: ClassVar[dict] = {"rounds": 24, "seeds": 5}
 
@@ -114,22 +133,49 @@ class BlockEfficiency:
             histograms = []
             for done, (setting, seed) in enumerate(work):
                 report("settings x seeds", done, len(work))
-                asked = (setting._replace(tree=str(setting.tree)), seed, self.rounds, self.num_prompts, self.drop)
-                histograms.append(
-                    keep(lambda s=setting, k=seed: self._histogram(target, drafter, prompts, s, k), *asked)
+                asked = (
+                    setting._replace(tree=str(setting.tree)),
+                    seed,
+                    self.rounds,
+                    self.num_prompts,
+                    self.drop,
                 )
-        each = [np.concatenate(histograms[at : at + self.seeds]) for at in range(0, len(work), self.seeds)]
+                histograms.append(
+                    keep(
+                        lambda s=setting, k=seed: self._histogram(target, drafter, prompts, s, k),
+                        *asked,
+                    )
+                )
+        each = [
+            np.concatenate(histograms[at : at + self.seeds])
+            for at in range(0, len(work), self.seeds)
+        ]
         rows = [row_of(*both) for both in zip(settings, each, strict=True)]
         shared.write_csv(self.out / "block_efficiency.csv", rows)
         title = f"SmolLM2-135M-Instruct, drafter without layers {self.drop[0]}-{self.drop[1]}, {len(prompts)} prompts"
         shared.save(self.out / "block_efficiency.png", _figure(rows, title))
-        header = ("part", "scheme", "drafts", "T", "draft T", "tokens a call", "± s.e.", "first accepted", "rounds")
-        lines = [(r.part, r.scheme, r.shape, f"{r.temperature:g}", r.draft_temperatures, *r[6:]) for r in rows]
+        header = (
+            "part",
+            "scheme",
+            "drafts",
+            "T",
+            "draft T",
+            "tokens a call",
+            "± s.e.",
+            "first accepted",
+            "rounds",
+        )
+        lines = [
+            (r.part, r.scheme, r.shape, f"{r.temperature:g}", r.draft_temperatures, *r[6:])
+            for r in rows
+        ]
         return [shared.table(title, header, lines)]
 
     def _histogram(self, target, drafter, prompts, setting: Setting, seed: int) -> np.ndarray:
         """Rounds by accepted drafts of every prompt, `i64[prompts, depth + 1]`."""
-        keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(seed), r))(np.arange(len(prompts)))
+        keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(seed), r))(
+            np.arange(len(prompts))
+        )
         found = []
         for start in range(0, len(prompts), self.batch):
             some = slice(start, start + self.batch)
@@ -157,7 +203,9 @@ def prompts_of(target: models.Checkpoint, count: int) -> list[list[int]]:
     return [target.tokenizer.encode(f"Question: {text}\nAnswer:").ids for text in texts[:count]]
 
 
-def start_run(target, drafter, prompts, keys, setting: Setting, new: int, stops=()) -> decoding.Stream:
+def start_run(
+    target, drafter, prompts, keys, setting: Setting, new: int, stops=()
+) -> decoding.Stream:
     """A run of one setting."""
     return decoding.stream(
         keys,
@@ -177,11 +225,17 @@ def start_run(target, drafter, prompts, keys, setting: Setting, new: int, stops=
 
 
 def row_of(setting: Setting, histogram: np.ndarray) -> Row:
-    """Mean over all rounds; the standard error is that of the means of prompts and seeds, which are independent."""
+    """Mean over all rounds; the standard error is that of the means of prompts and seeds, which are
+    independent.
+    """
     tokens = np.arange(1, histogram.shape[1] + 1)
     each = histogram @ tokens / histogram.sum(axis=1)
     total = histogram.sum(axis=0)
-    draft = "" if setting.draft_temperatures is None else ", ".join(f"{t:g}" for t in setting.draft_temperatures)
+    draft = (
+        ""
+        if setting.draft_temperatures is None
+        else ", ".join(f"{t:g}" for t in setting.draft_temperatures)
+    )
     return Row(
         setting.part,
         setting.scheme,
@@ -202,7 +256,10 @@ def _figure(rows: list[Row], title: str) -> Figure:
     chain = [row for row in rows if row.part == "chains"]
     for name in dict.fromkeys(row.scheme for row in chain):
         own = [row for row in chain if row.scheme == name]
-        x, y, error = zip(*((row.num_drafts, row.block_efficiency, row.standard_error) for row in own), strict=True)
+        x, y, error = zip(
+            *((row.num_drafts, row.block_efficiency, row.standard_error) for row in own),
+            strict=True,
+        )
         left.errorbar(x, y, error, marker="o", markersize=4, capsize=2, label=name)
     left.set(xlabel="K chains of length 4", ylabel="tokens a target call", xscale="log")
     left.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
@@ -212,7 +269,12 @@ def _figure(rows: list[Row], title: str) -> Figure:
     others = [row for row in rows if row.part != "chains" or row.num_drafts == 8]
     others.sort(key=lambda row: row.block_efficiency)
     names = [f"{row.scheme}, {row.draft_temperatures or row.shape}" for row in others]
-    right.barh(names, [row.block_efficiency for row in others], xerr=[row.standard_error for row in others], color="C0")
+    right.barh(
+        names,
+        [row.block_efficiency for row in others],
+        xerr=[row.standard_error for row in others],
+        color="C0",
+    )
     right.tick_params(labelsize=7)
     right.set(xlabel="tokens a target call")
     figure.suptitle(title, fontsize="medium")

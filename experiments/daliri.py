@@ -1,10 +1,12 @@
-"""Daliri, Musco, Suresh 2024 (arXiv 2408.07978): how often two parties draw one token without a word, against TV.
+"""Daliri, Musco, Suresh 2024 (arXiv 2408.07978): how often two parties draw one token without a
+word, against TV.
 
-Next-token laws of a large and a small model at 32 positions of three prompts, 20,000 repetitions of the Gumbel and the
-weighted MinHash coupling at each, P(a = b) drawn over TV between the curves 1 - TV and (1 - TV) / (1 + TV). The paper
-takes gemma-2 models; here it is SmolLM2 and itself without some layers, several drafters to spread TV. Beside each
-simulated point stands its exact value: the coupling's own, which for MinHash lies above the lower curve, because the
-tokens also agree where two different darts hit one item.
+Next-token laws of a large and a small model at 32 positions of three prompts, 20,000 repetitions of
+the Gumbel and the weighted MinHash coupling at each, P(a = b) drawn over TV between the curves 1 -
+TV and (1 - TV) / (1 + TV). The paper takes gemma-2 models; here it is SmolLM2 and itself without
+some layers, several drafters to spread TV. Beside each simulated point stands its exact value: the
+coupling's own, which for MinHash lies above the lower curve, because the tokens also agree where
+two different darts hit one item.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Daliri:
-    """Daliri et al.: P(a = b) against TV on next-token laws, Gumbel and MinHash couplings, simulated and exact."""
+    """Daliri et al.: P(a = b) against TV on next-token laws, Gumbel and MinHash couplings,
+    simulated and exact.
+    """
 
     FULL: ClassVar[dict] = {"top_k": 0}
 
@@ -75,40 +79,60 @@ class Daliri:
         key = shared.root_key(self.seed)
         trials.check_num_trials(self.num_trials)
         if not self.drop:
-            raise ValueError("drop: expected first and last layer of at least one drafter, got none")
+            raise ValueError(
+                "drop: expected first and last layer of at least one drafter, got none"
+            )
         rows = []
         with shared.unfinished(self.out) as keep:
             for at, dropped in enumerate(self.drop):
-                asked = {"num_prompts": self.num_prompts, "num_positions": self.num_positions, "top_k": self.top_k}
+                asked = {
+                    "num_prompts": self.num_prompts,
+                    "num_positions": self.num_positions,
+                    "top_k": self.top_k,
+                }
                 laws = shared.next_token_laws(dropped, **asked)
                 rows += self._drafter(jax.random.fold_in(key, at), dropped, laws, keep, report)
         shared.write_csv(self.out / "daliri.csv", rows)
         kept = f"top {self.top_k} tokens of each" if self.top_k else "whole vocabulary"
-        shared.save(self.out / "daliri.png", _figure(rows, f"SmolLM2 and itself with fewer layers, {kept}"))
+        shared.save(
+            self.out / "daliri.png", _figure(rows, f"SmolLM2 and itself with fewer layers, {kept}")
+        )
         return [_table(rows, f"P(a = b), {self.num_trials:,} repetitions a position, {kept}")]
 
     def _drafter(self, key, dropped, laws, keep, report) -> list[Row]:
         name = "-{}..{}".format(*dropped)
         count = laws.log_q.shape[0]
-        tv, lower = (shared.over_pairs(f, *laws) for f in (bounds.total_variation, bounds.communication_free))
+        tv, lower = (
+            shared.over_pairs(f, *laws) for f in (bounds.total_variation, bounds.communication_free)
+        )
         blocks = [(c, start) for c in COUPLINGS for start in range(0, count, _BLOCK)]
         agreed = {c: np.zeros(count) for c in COUPLINGS}
         for done, (c, start) in enumerate(blocks):
             report(name, done, len(blocks))
-            at = np.minimum(np.arange(start, start + _BLOCK), count - 1)  # the last block is filled up: one compilation
+            at = np.minimum(
+                np.arange(start, start + _BLOCK), count - 1
+            )  # the last block is filled up: one compilation
             part = [np.ascontiguousarray(law[at]) for law in laws]
             keys = jax.vmap(partial(jax.random.fold_in, key))(at)
             asked = ("agreement", c, self.num_trials, self.seed, name, start, *part)
-            found = keep(partial(agreement, keys, *part, coupling=COUPLINGS[c][0], num_trials=self.num_trials), *asked)
+            found = keep(
+                partial(
+                    agreement, keys, *part, coupling=COUPLINGS[c][0], num_trials=self.num_trials
+                ),
+                *asked,
+            )
             agreed[c][start : start + _BLOCK] = found[: count - start]
         report(name, len(blocks), len(blocks))
         rows = []
         for c, (_, match) in COUPLINGS.items():
             exact, mean = shared.over_pairs(match, *laws), agreed[c] / self.num_trials
-            # Added to both sides, one agreement keeps the error of a rate near 0 or 1 from vanishing.
+            # Added to both sides, one agreement keeps the error of a rate near 0 or 1 from
+            # vanishing.
             hit, miss = (agreed[c] + 1), (self.num_trials - agreed[c] + 1)
             error = np.sqrt(hit * miss / self.num_trials) / (self.num_trials + 2)
-            for m, values in enumerate(zip(exact, mean, error, (mean - exact) / error, strict=True)):
+            for m, values in enumerate(
+                zip(exact, mean, error, (mean - exact) / error, strict=True)
+            ):
                 at = (name, m, float(tv[m]), float(lower[m]), 1 - float(tv[m]), c)
                 rows.append(Row(*at, *map(float, values)))
         return rows
@@ -137,7 +161,9 @@ def _table(rows: list[Row], title: str):
     for drafter in (*dict.fromkeys(row.drafter for row in rows), "all"):
         for c in COUPLINGS:
             part = [row for row in rows if row.coupling == c and drafter in (row.drafter, "all")]
-            means = (float(np.mean([row[at] for row in part])) for at in map(Row._fields.index, _MEANS))
+            means = (
+                float(np.mean([row[at] for row in part])) for at in map(Row._fields.index, _MEANS)
+            )
             above = max(row.exact - row.lower for row in part)
             below = sum(row.simulated < row.lower - 3 * row.standard_error for row in part)
             lines.append((drafter, c, *means, above, below, sum(abs(row.z) > 3 for row in part)))
@@ -154,13 +180,23 @@ def _figure(rows: list[Row], title: str) -> Figure:
         axes.plot(grid, 1 - grid, "k:", label="1 - TV")
         axes.plot(grid, (1 - grid) / (1 + grid), "k--", linewidth=1, label="(1 - TV) / (1 + TV)")
         tv = [row.tv for row in part]
-        axes.plot(tv, [row.simulated for row in part], ".", color=f"C{colour}", label=f"{c}, simulated")
-        axes.plot(tv, [row.exact for row in part], "k+", markersize=4, linewidth=0.5, label=f"{c}, exact")
+        axes.plot(
+            tv, [row.simulated for row in part], ".", color=f"C{colour}", label=f"{c}, simulated"
+        )
+        axes.plot(
+            tv, [row.exact for row in part], "k+", markersize=4, linewidth=0.5, label=f"{c}, exact"
+        )
         axes.set(xlabel="TV", ylabel="P(a = b)", title=f"{c} coupling")
-        panels[2].plot(tv, [row.simulated - row.lower for row in part], ".", color=f"C{colour}", label=c)
+        panels[2].plot(
+            tv, [row.simulated - row.lower for row in part], ".", color=f"C{colour}", label=c
+        )
     panels[2].plot(grid, 1 - grid - (1 - grid) / (1 + grid), "k:", label="1 - TV")
     panels[2].axhline(0, color="k", linestyle="--", linewidth=1)
-    panels[2].set(xlabel="TV", ylabel="P(a = b) - (1 - TV) / (1 + TV)", title="simulated, above the lower curve")
+    panels[2].set(
+        xlabel="TV",
+        ylabel="P(a = b) - (1 - TV) / (1 + TV)",
+        title="simulated, above the lower curve",
+    )
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

@@ -1,9 +1,11 @@
-"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Table 2: two drafts from drafters at different temperatures.
+"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Table 2: two drafts from drafters at
+different temperatures.
 
-The paper's target samples at temperature 2.0, its two drafters at (0.5, 1), (1, 0.5) and (1, 1), and it reports block
-efficiency and token rate of GLS and SpecInfer over whole texts; SpecTr needs one draft law. Here is the acceptance of
-one position at the same temperatures, exact, on next-token laws of SmolLM2 drafted by itself without layers 12-17, top
-50 tokens of each. One step of verification is compared, not texts: what differs between the schemes, not the numbers.
+The paper's target samples at temperature 2.0, its two drafters at (0.5, 1), (1, 0.5) and (1, 1),
+and it reports block efficiency and token rate of GLS and SpecInfer over whole texts; SpecTr needs
+one draft law. Here is the acceptance of one position at the same temperatures, exact, on next-token
+laws of SmolLM2 drafted by itself without layers 12-17, top 50 tokens of each. One step of
+verification is compared, not texts: what differs between the schemes, not the numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from gls_jax.schemes import weighted_importance
 
 BOUND = "list matching bound"
 SCHEMES = {name: schemes.get(name) for name in ("gls", "specinfer", "weighted_importance", "naive")}
-SCHEMES["weighted_importance_15"] = weighted_importance.truncated_at(15)  # the paper's largest program
+SCHEMES["weighted_importance_15"] = weighted_importance.truncated_at(
+    15
+)  # the paper's largest program
 
 
 class Row(NamedTuple):
@@ -67,7 +71,9 @@ class Diverse:
             laws = self._laws(temperatures)
             values = {name: shared.exact(scheme, *laws, [2]) for name, scheme in SCHEMES.items()}
             values[BOUND] = shared.over_pairs(partial(bounds.list_matching, num_drafts=2), *laws)
-            rows += [Row(*temperatures, name, float(x.mean()), x.shape[0]) for name, x in values.items()]
+            rows += [
+                Row(*temperatures, name, float(x.mean()), x.shape[0]) for name, x in values.items()
+            ]
         shared.write_csv(self.out / "diverse.csv", rows)
         title = f"K = 2, target SmolLM2 at temperature {self.temperature:g}, {rows[0].num_positions} positions, "
         title += f"top {self.top_k}\ndrafters without layers {self.drop[0]}-{self.drop[1]}"
@@ -76,11 +82,22 @@ class Diverse:
 
     def _laws(self, draft_temperatures):
         """Draft laws `[M, 2, N]` and target laws `[M, N]`."""
-        asked = {"num_prompts": self.num_prompts, "num_positions": self.num_positions, "top_k": self.top_k}
+        asked = {
+            "num_prompts": self.num_prompts,
+            "num_positions": self.num_positions,
+            "top_k": self.top_k,
+        }
         asked["temperature"] = self.temperature
-        one, two = (shared.next_token_laws(self.drop, **asked, draft_temperature=t) for t in draft_temperatures)
-        if not np.array_equal(one.log_q, two.log_q):  # temperature 0 keeps one token and not the top 50
-            raise ValueError(f"draft_temperatures: expected positive temperatures, got {draft_temperatures}")
+        one, two = (
+            shared.next_token_laws(self.drop, **asked, draft_temperature=t)
+            for t in draft_temperatures
+        )
+        if not np.array_equal(
+            one.log_q, two.log_q
+        ):  # temperature 0 keeps one token and not the top 50
+            raise ValueError(
+                f"draft_temperatures: expected positive temperatures, got {draft_temperatures}"
+            )
         return np.stack([one.log_p, two.log_p], axis=1), one.log_q
 
 
@@ -91,7 +108,10 @@ def _label(pair) -> str:
 def _table(rows: list[Row], title: str):
     values = {(row.scheme, row[:2]): row.acceptance for row in rows}
     pairs = list(dict.fromkeys(row[:2] for row in rows))
-    lines = [(name, *(values[name, pair] for pair in pairs)) for name in dict.fromkeys(row.scheme for row in rows)]
+    lines = [
+        (name, *(values[name, pair] for pair in pairs))
+        for name in dict.fromkeys(row.scheme for row in rows)
+    ]
     return shared.table(title, ("draft temperatures", *map(_label, pairs)), lines)
 
 
@@ -103,7 +123,9 @@ def _figure(rows: list[Row], title: str) -> Figure:
     for at, name in enumerate(names):
         heights = [row.acceptance for row in rows if row.scheme == name]
         places = np.arange(len(pairs)) + (at - (len(names) - 1) / 2) * 0.14
-        bars = axes.bar(places, heights, 0.13, label=name, color="0.7" if name == BOUND else f"C{at}")
+        bars = axes.bar(
+            places, heights, 0.13, label=name, color="0.7" if name == BOUND else f"C{at}"
+        )
         axes.bar_label(bars, fmt="%.3f", fontsize=6)
     axes.set_xticks(range(len(pairs)), map(_label, pairs))
     axes.set(xlabel="temperatures of the first and second draft", ylabel="mean acceptance")

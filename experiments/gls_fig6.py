@@ -1,9 +1,10 @@
-"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Fig. 6: acceptance against K on random pairs of laws.
+"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Fig. 6: acceptance against K on random
+pairs of laws.
 
-100 pairs on N = 10 items, K = 1..20. The paper draws SpecTr, SpecInfer, GLS, the optimum by linear programming and the
-list matching bound; here is every scheme that verifies one token, and the optimum for drafts without replacement too.
-How the pairs were drawn is not said: here `p` and `q` are independent and Dirichlet(1), uniform over the simplex. Lines
-are exact, points are simulated.
+100 pairs on N = 10 items, K = 1..20. The paper draws SpecTr, SpecInfer, GLS, the optimum by linear
+programming and the list matching bound; here is every scheme that verifies one token, and the
+optimum for drafts without replacement too. How the pairs were drawn is not said: here `p` and `q`
+are independent and Dirichlet(1), uniform over the simplex. Lines are exact, points are simulated.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from experiments import shared
 from gls_jax import bounds, checks, pairs, races, schemes, trials
 from gls_jax.schemes import specinfer_wor
 
-BOUNDS = {"list matching bound": bounds.list_matching, "optimum, distinct drafts": bounds.optimum_distinct}
+BOUNDS = {
+    "list matching bound": bounds.list_matching,
+    "optimum, distinct drafts": bounds.optimum_distinct,
+}
 SHARED = ("gls", "gls_strong", "poisson", "gumbel_topk", "minhash", "naive")  # the left panel
 _MOST_CHAINS = 10**5  # of refusals that specinfer_wor enumerates for one exact value
 
@@ -71,11 +75,17 @@ class GlsFig6:
             schemes.get(name).check_token_level("acceptance")
         trials.check_num_trials(self.num_trials)
         key = shared.root_key(self.seed)
-        laws = pairs.random(races.private_key(key), self.num_pairs, self.num_items)  # trials have the other folds
+        laws = pairs.random(
+            races.private_key(key), self.num_pairs, self.num_items
+        )  # trials have the other folds
         rows = []
         for name, bound in BOUNDS.items():
-            curve = shared.over_pairs(lambda *pair, f=bound: jnp.stack([f(*pair, k) for k in counts]), *laws)
-            rows += [Row(name, k, "bound", float(x)) for k, x in zip(counts, curve.mean(0), strict=True)]
+            curve = shared.over_pairs(
+                lambda *pair, f=bound: jnp.stack([f(*pair, k) for k in counts]), *laws
+            )
+            rows += [
+                Row(name, k, "bound", float(x)) for k, x in zip(counts, curve.mean(0), strict=True)
+            ]
         with shared.unfinished(self.out) as keep:
             for at, name in enumerate(names):
                 report("schemes", at, len(names))
@@ -93,33 +103,55 @@ class GlsFig6:
             return [self._without_replacement(k, laws, key, keep) for k in counts]
         if name == "weighted_importance":  # a program for each K: compiles long
             counts = [k for k in counts if k <= 8 or k % 4 == 0]
-        values = keep(lambda: shared.exact(schemes.get(name), *laws, counts), "exact", name, counts, *laws)
-        return [Row(name, k, "exact", float(x)) for k, x in zip(counts, values.mean(0), strict=True)]
+        values = keep(
+            lambda: shared.exact(schemes.get(name), *laws, counts), "exact", name, counts, *laws
+        )
+        return [
+            Row(name, k, "exact", float(x)) for k, x in zip(counts, values.mean(0), strict=True)
+        ]
 
     def _without_replacement(self, k: int, laws: pairs.Pairs, key, keep) -> Row:
-        """Exact where the chains of refusals are few or the list is every item, else an estimate over random chains."""
+        """Exact where the chains of refusals are few or the list is every item, else an estimate
+        over random chains.
+        """
         name = "specinfer_wor"
         if k >= self.num_items:
             return Row(name, k, "exact", 1.0)
         if math.perm(self.num_items, max(k - 2, 0)) <= _MOST_CHAINS:
-            values = keep(lambda: shared.exact(schemes.get(name), *laws, [k]), "exact", name, k, *laws)
+            values = keep(
+                lambda: shared.exact(schemes.get(name), *laws, [k]), "exact", name, k, *laws
+            )
             return Row(name, k, "exact", float(values.mean()))
 
         def estimate():
-            walk = partial(specinfer_wor.acceptance_estimate, num_drafts=k, num_chains=self.num_chains)
+            walk = partial(
+                specinfer_wor.acceptance_estimate, num_drafts=k, num_chains=self.num_chains
+            )
             keys = races.split_key(jax.random.fold_in(races.private_key(key), 1), self.num_pairs)
             return shared.over_pairs(lambda *pair: walk(*pair)[:2], keys, *laws)
 
-        return Row(name, k, "estimate", *_pooled(keep(estimate, "chains", k, self.num_chains, self.seed, *laws)))
+        return Row(
+            name,
+            k,
+            "estimate",
+            *_pooled(keep(estimate, "chains", k, self.num_chains, self.seed, *laws)),
+        )
 
     def _points(self, name: str, counts, laws: pairs.Pairs, key, keep) -> list[Row]:
-        if name == "optimal":  # its verification solves a linear program on the host, for every pair and K
+        if (
+            name == "optimal"
+        ):  # its verification solves a linear program on the host, for every pair and K
             return []
-        most = {"weighted_importance": 8, "specinfer_wor": self.num_items}  # time of K^2 matches; then every item is in
+        most = {
+            "weighted_importance": 8,
+            "specinfer_wor": self.num_items,
+        }  # time of K^2 matches; then every item is in
         counts = _within(counts, schemes.get(name).max_drafts, most.get(name))
 
         def simulate():
-            found = trials.sweep(key, *laws, scheme=name, num_drafts=counts, num_trials=self.num_trials)
+            found = trials.sweep(
+                key, *laws, scheme=name, num_drafts=counts, num_trials=self.num_trials
+            )
             return found.mean, found.standard_error
 
         found = keep(simulate, "simulated", name, counts, self.num_trials, self.seed, *laws)
@@ -131,14 +163,18 @@ def _within(counts, *most: int | None) -> list[int]:
 
 
 def _pooled(found: np.ndarray) -> tuple[float, float]:
-    """Means and standard errors of the pairs `[2, M]`, to the mean over pairs and its standard error."""
+    """Means and standard errors of the pairs `[2, M]`, to the mean over pairs and its standard
+    error.
+    """
     mean, error = found
     return float(mean.mean()), float(np.sqrt((error**2).sum()) / error.size)
 
 
 def _table(rows: list[Row], title: str):
     shown = [k for k in (1, 2, 4, 8, 16, 20) if any(row.num_drafts == k for row in rows)]
-    values = {(row.scheme, row.num_drafts): row.acceptance for row in rows if row.method != "simulated"}
+    values = {
+        (row.scheme, row.num_drafts): row.acceptance for row in rows if row.method != "simulated"
+    }
     points = [row for row in rows if row.method == "simulated"]
     lines = []
     for name in dict.fromkeys(row.scheme for row in rows):
@@ -147,14 +183,20 @@ def _table(rows: list[Row], title: str):
             for row in points
             if row.scheme == name and (name, row.num_drafts) in values
         ]
-        lines.append([name, *(values.get((name, k), "") for k in shown), f"{max(off):.1f}" if off else ""])
+        lines.append(
+            [name, *(values.get((name, k), "") for k in shown), f"{max(off):.1f}" if off else ""]
+        )
     return shared.table(title, ("scheme", *(f"K={k}" for k in shown), "max |z|"), lines)
 
 
 def _figure(rows: list[Row], title: str) -> Figure:
     figure = Figure(figsize=(11, 5), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    names = [name for name in dict.fromkeys(row.scheme for row in rows) if name not in (*BOUNDS, "optimal")]
+    names = [
+        name
+        for name in dict.fromkeys(row.scheme for row in rows)
+        if name not in (*BOUNDS, "optimal")
+    ]
     kinds = {"shared randomness alone": True, "the verifier knows the draft law": False}
     for axes, (kind, blind) in zip(panels, kinds.items(), strict=True):
         for name, style in zip((*BOUNDS, "optimal"), ("k--", "k-.", "k:"), strict=True):
@@ -167,7 +209,13 @@ def _figure(rows: list[Row], title: str) -> Figure:
                 if len(ks) == 1
                 else {"linestyle": "--" if name == "gls_strong" else "-"}
             )
-            axes.plot(ks, values, color=f"C{colour}", label=f"{name} (K = 1)" if len(ks) == 1 else name, **one)
+            axes.plot(
+                ks,
+                values,
+                color=f"C{colour}",
+                label=f"{name} (K = 1)" if len(ks) == 1 else name,
+                **one,
+            )
             points = [row for row in rows if (row.scheme, row.method) == (name, "simulated")]
             axes.errorbar(
                 [row.num_drafts for row in points],
@@ -181,10 +229,16 @@ def _figure(rows: list[Row], title: str) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="lower right")
     panels[0].set_ylabel("P(target token is in the list)")
-    figure.suptitle(f"{title}\nlines and crosses exact, points simulated, ±2 s.e.", fontsize="medium")
+    figure.suptitle(
+        f"{title}\nlines and crosses exact, points simulated, ±2 s.e.", fontsize="medium"
+    )
     return figure
 
 
 def _curve(rows: list[Row], name: str) -> tuple[list[int], list[float]]:
-    line = sorted((row.num_drafts, row.acceptance) for row in rows if row.scheme == name and row.method != "simulated")
+    line = sorted(
+        (row.num_drafts, row.acceptance)
+        for row in rows
+        if row.scheme == name and row.method != "simulated"
+    )
     return [k for k, _ in line], [value for _, value in line]

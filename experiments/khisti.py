@@ -1,9 +1,11 @@
-"""Khisti et al. 2025 (arXiv 2410.18234): mean acceptance of the optimum and of schemes that know the draft law.
+"""Khisti et al. 2025 (arXiv 2410.18234): mean acceptance of the optimum and of schemes that know
+the draft law.
 
-The paper's table is for an OPT pair on XSum, draft temperature 1.2, K = 2, 4, 8. Here the same temperatures on the
-next-token laws of SmolLM2, drafted by itself without layers 12-17, both laws cut to their top 5, 10 and 50 tokens;
-exact values, no simulation. Models and text differ: only the order of the schemes and their distances can be compared.
-Importance weights are computed by a program over the first 5 ranks, and over 15, the most the paper speaks of.
+The paper's table is for an OPT pair on XSum, draft temperature 1.2, K = 2, 4, 8. Here the same
+temperatures on the next-token laws of SmolLM2, drafted by itself without layers 12-17, both laws
+cut to their top 5, 10 and 50 tokens; exact values, no simulation. Models and text differ: only the
+order of the schemes and their distances can be compared. Importance weights are computed by a
+program over the first 5 ranks, and over 15, the most the paper speaks of.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Khisti:
-    """Khisti et al.: exact acceptance of optimum, weighted importance, SpecTr, SpecInfer on next-token laws."""
+    """Khisti et al.: exact acceptance of optimum, weighted importance, SpecTr, SpecInfer on
+    next-token laws.
+    """
 
     FULL: ClassVar[dict] = {"num_positions": 512}
 
@@ -81,9 +85,14 @@ class Khisti:
                 report("top-k and schemes", done, len(SCHEMES) * len(tops))
                 curve = shared.exact(scheme, *laws, counts).mean(0)
                 size = laws.log_q.shape[0]
-                rows += [Row(f"top {top_k}", name, k, float(x), size) for k, x in zip(counts, curve, strict=True)]
+                rows += [
+                    Row(f"top {top_k}", name, k, float(x), size)
+                    for k, x in zip(counts, curve, strict=True)
+                ]
         for name, curve in PAPER.items():
-            rows += [Row(PAPER_LAWS, name, k, x, None) for k, x in zip(PAPER_DRAFTS, curve, strict=True)]
+            rows += [
+                Row(PAPER_LAWS, name, k, x, None) for k, x in zip(PAPER_DRAFTS, curve, strict=True)
+            ]
         shared.write_csv(self.out / "khisti.csv", rows)
         title = f"SmolLM2 at temperature {self.temperature:g}, drafter without layers {self.drop[0]}-{self.drop[1]} at "
         title += f"{self.draft_temperature:g}, {rows[0].num_positions} positions"
@@ -97,7 +106,10 @@ def _table(rows: list[Row], title: str):
     lines = []
     for laws, name in dict.fromkeys((row.laws, row.scheme) for row in rows):
         curve = [values.get((laws, name, k)) for k in counts]
-        gaps = [None if x is None else x - values[laws, "optimal", k] for x, k in zip(curve, counts, strict=True)]
+        gaps = [
+            None if x is None else x - values[laws, "optimal", k]
+            for x, k in zip(curve, counts, strict=True)
+        ]
         lines.append((laws, name, *("" if x is None else x for x in (*curve, *gaps))))
     header = ("laws", "scheme", *(f"K={k}" for k in counts), *(f"gap {k}" for k in counts))
     return shared.table(title, header, lines, "gap: to the optimum; paper: OPT pair on XSum")
@@ -108,14 +120,26 @@ def _figure(rows: list[Row], title: str) -> Figure:
     figure = Figure(figsize=(3 * len(names), 4.4), layout="constrained")
     for axes, laws in zip(figure.subplots(1, len(names)), names, strict=True):
         for colour, scheme in enumerate(SCHEMES):
-            curve = sorted((row.num_drafts, row.acceptance) for row in rows if (row.laws, row.scheme) == (laws, scheme))
+            curve = sorted(
+                (row.num_drafts, row.acceptance)
+                for row in rows
+                if (row.laws, row.scheme) == (laws, scheme)
+            )
             places, style = range(len(curve)), "k:o" if scheme == "optimal" else f"C{colour - 1}-o"
             axes.plot(places, [x for _, x in curve], style, markersize=3, label=scheme)
             if scheme == "optimal":
                 axes.set_xticks(places, [str(k) for k, _ in curve])
-        axes.set(xlabel="number of drafts K", title="paper: OPT pair, XSum" if laws == PAPER_LAWS else laws)
+        axes.set(
+            xlabel="number of drafts K",
+            title="paper: OPT pair, XSum" if laws == PAPER_LAWS else laws,
+        )
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("mean acceptance")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        fontsize="small",
+    )
     figure.suptitle(title, fontsize="medium")
     return figure

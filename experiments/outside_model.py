@@ -1,6 +1,8 @@
-"""An example: a Flax module with a cache that knows nothing of this library, brought to `decoding.generate`.
+"""An example: a Flax module with a cache that knows nothing of this library, brought to
+`decoding.generate`.
 
-``python -m experiments.outside_model``. What is needed is :class:`Cache` and the two functions of :func:`bring`.
+``python -m experiments.outside_model``. What is needed is :class:`Cache` and the two functions of
+:func:`bring`.
 """
 
 from __future__ import annotations
@@ -48,11 +50,15 @@ def bring(model: Outside, vocab: int, width: int) -> decoding.LanguageModel:
     def apply(params, tokens, positions, mask, cache: Cache):
         size, rows = cache.keys.shape[2], jnp.arange(tokens.shape[0])[:, None]
         slots = cache.length[:, None] + jnp.arange(tokens.shape[1])
-        seen = jnp.arange(size) <= slots[..., None]  # the filled slots, and the new ones up to one's own
+        seen = (
+            jnp.arange(size) <= slots[..., None]
+        )  # the filled slots, and the new ones up to one's own
         write = lambda old, new: old.at[rows, slots].set(new, mode="drop")  # noqa: E731
         allowed = seen if mask is None else seen & mask
         module = nnx.merge(graph, params)
-        logits, keys, values = module(tokens, positions, cache.keys[0], cache.values[0], allowed, write)
+        logits, keys, values = module(
+            tokens, positions, cache.keys[0], cache.values[0], allowed, write
+        )
         return logits, Cache(keys[None], values[None], cache.length + tokens.shape[1])
 
     def init_cache(batch: int, length: int) -> Cache:
@@ -65,7 +71,10 @@ def bring(model: Outside, vocab: int, width: int) -> decoding.LanguageModel:
 def main() -> None:
     """Eight chains against plain generation: the same text, in fewer calls."""
     target = bring(Outside(50, 32, nnx.Rngs(0)), 50, 32)
-    prompts, ask = [[3, 1, 4], [1, 5]], dict(scheme="gumbel_topk", max_new_tokens=24, temperature=0.3)
+    prompts, ask = (
+        [[3, 1, 4], [1, 5]],
+        dict(scheme="gumbel_topk", max_new_tokens=24, temperature=0.3),
+    )
     fast = decoding.generate(races.new_key(0), target, target, prompts, num_drafts=8, **ask)
     plain = decoding.generate(races.new_key(0), target, None, prompts, **ask)
     print(f"the same text: {bool((fast.tokens == plain.tokens).all())}")

@@ -1,8 +1,10 @@
-"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Table 7: acceptance of a token, measured and computed.
+"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Table 7: acceptance of a token, measured
+and computed.
 
-The paper sets the measured chance that the target's token is among the K drafts beside the list matching bound. Here
-the exact acceptance stands between them: all three at the places where rounds of decoding begin, so that all K drafts
-are in play, on SmolLM2 drafted by itself without layers 12-17.
+The paper sets the measured chance that the target's token is among the K drafts beside the list
+matching bound. Here the exact acceptance stands between them: all three at the places where rounds
+of decoding begin, so that all K drafts are in play, on SmolLM2 drafted by itself without layers
+12-17.
 """
 
 from __future__ import annotations
@@ -59,7 +61,11 @@ class PerToken:
     def run(self, report: shared.Report) -> list:
         for name in ("num_prompts", "rounds"):
             checks.count(getattr(self, name), name)
-        work = [(schemes.get(name), k) for name in self.scheme for k in checks.counts(self.num_drafts, "num_drafts")]
+        work = [
+            (schemes.get(name), k)
+            for name in self.scheme
+            for k in checks.counts(self.num_drafts, "num_drafts")
+        ]
         target, drafter = pair(DROPPED)
         prompts = prompts_of(target, self.num_prompts)
         kept = models.keep_layers(target.model, shared.others(DROPPED, target.config.num_layers))
@@ -71,18 +77,34 @@ class PerToken:
             hits, laws = places(target, drafter, prompts, logits, setting, self.rounds, self.seed)
             exact = shared.exact(scheme, *laws, [k])[:, 0]
             bound = shared.over_pairs(partial(bounds.list_matching, num_drafts=k), *laws)
-            error = float(np.sqrt(np.mean(exact * (1 - exact)) / len(hits)))  # of the hits, the places being given
+            error = float(
+                np.sqrt(np.mean(exact * (1 - exact)) / len(hits))
+            )  # of the hits, the places being given
             rows.append(
-                Row(scheme.name, k, float(hits.mean()), error, float(exact.mean()), float(bound.mean()), len(hits))
+                Row(
+                    scheme.name,
+                    k,
+                    float(hits.mean()),
+                    error,
+                    float(exact.mean()),
+                    float(bound.mean()),
+                    len(hits),
+                )
             )
         shared.write_csv(self.out / "per_token.csv", rows)
         title = f"SmolLM2, top {TOP_K}, {rows[0].places} to {rows[-1].places} places where a round begins"
         shared.save(self.out / "per_token.png", _figure(rows, title))
-        return [shared.table(title, ("scheme", "K", "measured", "± s.e.", "exact", "bound", "places"), rows)]
+        return [
+            shared.table(
+                title, ("scheme", "K", "measured", "± s.e.", "exact", "bound", "places"), rows
+            )
+        ]
 
 
 def places(target, drafter, prompts, logits, setting: Setting, rounds: int, seed: int):
-    """At each place where a round began: whether a draft was accepted, and the laws `[M, N]` of draft and target."""
+    """At each place where a round began: whether a draft was accepted, and the laws `[M, N]` of
+    draft and target.
+    """
     keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(seed), r))(np.arange(len(prompts)))
     run = start_run(target, drafter, prompts, keys, setting, 2 * rounds)
     texts, hits, begun = [list(prompt) for prompt in prompts], [], []
@@ -94,7 +116,9 @@ def places(target, drafter, prompts, logits, setting: Setting, rounds: int, seed
             text += tokens.tolist()
     found = pairs.next_token(*logits, texts, num_positions=sum(map(len, texts)), top_k=TOP_K)
     first = np.cumsum([0, *map(len, texts)])[:-1]  # of each text among all positions
-    where = np.concatenate([first + np.array(lengths) - 1 for lengths in begun])  # the law after the last token
+    where = np.concatenate(
+        [first + np.array(lengths) - 1 for lengths in begun]
+    )  # the law after the last token
     return np.concatenate(hits), (found.log_p[where], found.log_q[where])
 
 
@@ -105,10 +129,16 @@ def _figure(rows: list[Row], title: str) -> Figure:
         own = [row for row in rows if row.scheme == name]
         counts = [row.num_drafts for row in own]
         axes.plot(counts, [row.exact for row in own], f"C{at}", label=f"{name}, exact")
-        axes.plot(counts, [row.bound for row in own], f"C{at}:", label=f"{name}, list matching bound")
+        axes.plot(
+            counts, [row.bound for row in own], f"C{at}:", label=f"{name}, list matching bound"
+        )
         errors = [2 * row.standard_error for row in own]
         axes.errorbar(
-            counts, [row.measured for row in own], errors, fmt=f"C{at}o", label=f"{name}, measured (± 2 s.e.)"
+            counts,
+            [row.measured for row in own],
+            errors,
+            fmt=f"C{at}o",
+            label=f"{name}, measured (± 2 s.e.)",
         )
     axes.set(xlabel="K", ylabel="acceptance of a token")
     axes.set_title(title, fontsize="medium")

@@ -1,9 +1,9 @@
 """GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Table 9: the same seed, another drafter.
 
-The paper decodes with one drafter at T = 1 and once more at T = 0.5, the same seed, and compares the outputs by ROUGE.
-Here the same is done with SmolLM2 and itself without layers 12-17, with exact matches beside; a third drafter, without
-layers 10-19, is farther away. Under strong invariance all outputs are those of plain generation, but for ties that
-rounding decides: those are counted.
+The paper decodes with one drafter at T = 1 and once more at T = 0.5, the same seed, and compares
+the outputs by ROUGE. Here the same is done with SmolLM2 and itself without layers 12-17, with exact
+matches beside; a third drafter, without layers 10-19, is farther away. Under strong invariance all
+outputs are those of plain generation, but for ties that rounding decides: those are counted.
 """
 
 from __future__ import annotations
@@ -62,28 +62,68 @@ class SameSeed:
         target, near = pair((12, 17))
         _, far = pair((10, 19))
         prompts = prompts_of(target, self.num_prompts)
-        drafters = {"T = 1": (near, None), "T = 0.5": (near, (0.5,)), "fewer layers": (far, None), "none": (None, None)}
+        drafters = {
+            "T = 1": (near, None),
+            "T = 0.5": (near, (0.5,)),
+            "fewer layers": (far, None),
+            "none": (None, None),
+        }
         rows, work = [], [(scheme, name) for scheme in SCHEMES for name in drafters]
         texts = {}
         with shared.unfinished(self.out) as keep:
             for done, (scheme, name) in enumerate(work):
                 report("schemes x drafters", done, len(work))
-                asked = (scheme, name, self.num_prompts, self.new_tokens, self.num_drafts, self.seed)
+                asked = (
+                    scheme,
+                    name,
+                    self.num_prompts,
+                    self.new_tokens,
+                    self.num_drafts,
+                    self.seed,
+                )
                 drafter, temperatures = drafters[name]
-                setting = Setting("same seed", scheme, self.num_drafts, draft_temperatures=temperatures)
-                texts[scheme, name] = keep(lambda d=drafter, s=setting: self._texts(target, d, prompts, s), *asked)
+                setting = Setting(
+                    "same seed", scheme, self.num_drafts, draft_temperatures=temperatures
+                )
+                texts[scheme, name] = keep(
+                    lambda d=drafter, s=setting: self._texts(target, d, prompts, s), *asked
+                )
         for scheme in SCHEMES:
-            for name, against in (("T = 1", "T = 0.5"), ("T = 1", "fewer layers"), ("T = 1", "none")):
+            for name, against in (
+                ("T = 1", "T = 0.5"),
+                ("T = 1", "fewer layers"),
+                ("T = 1", "none"),
+            ):
                 if against != "none" or scheme in ("gls_strong", "gumbel_topk"):
-                    rows.append(compare(target, scheme, name, against, texts[scheme, name], texts[scheme, against]))
+                    rows.append(
+                        compare(
+                            target,
+                            scheme,
+                            name,
+                            against,
+                            texts[scheme, name],
+                            texts[scheme, against],
+                        )
+                    )
         shared.write_csv(self.out / "same_seed.csv", rows)
         title = f"SmolLM2, K = {self.num_drafts}, L = 4, {len(prompts)} texts of {self.new_tokens} tokens, one seed"
         shared.save(self.out / "same_seed.png", _figure(rows, title))
-        header = ("scheme", "drafter", "against", "ROUGE-1", "ROUGE-2", "ROUGE-L", "equal texts", "of")
+        header = (
+            "scheme",
+            "drafter",
+            "against",
+            "ROUGE-1",
+            "ROUGE-2",
+            "ROUGE-L",
+            "equal texts",
+            "of",
+        )
         return [shared.table(title, header, rows)]
 
     def _texts(self, target, drafter, prompts, setting: Setting) -> np.ndarray:
-        keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(self.seed), r))(np.arange(len(prompts)))
+        keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(self.seed), r))(
+            np.arange(len(prompts))
+        )
         run = start_run(target, drafter, prompts, keys, setting, self.new_tokens)
         return np.asarray(run.finish().tokens)
 
@@ -91,13 +131,24 @@ class SameSeed:
 def compare(target: models.Checkpoint, scheme: str, drafter: str, against: str, one, other) -> Row:
     """Mean ROUGE F1 over the texts, by words, and how many are token for token the same."""
     assert target.tokenizer is not None
-    words = [[target.tokenizer.decode(text.tolist()).split() for text in side] for side in (one, other)]
+    words = [
+        [target.tokenizer.decode(text.tolist()).split() for text in side] for side in (one, other)
+    ]
     scores = np.mean([rouge(*both) for both in zip(*words, strict=True)], axis=0)
-    return Row(scheme, drafter, against, *map(float, scores), int((one == other).all(axis=1).sum()), len(one))
+    return Row(
+        scheme,
+        drafter,
+        against,
+        *map(float, scores),
+        int((one == other).all(axis=1).sum()),
+        len(one),
+    )
 
 
 def rouge(one: list[str], other: list[str]) -> tuple[float, float, float]:
-    """F1 of shared words, of shared pairs of words, and of the longest common subsequence (Lin 2004)."""
+    """F1 of shared words, of shared pairs of words, and of the longest common subsequence (Lin
+    2004).
+    """
 
     def f1(hits: int, size: int, size_other: int) -> float:
         return 2 * hits / (size + size_other) if size + size_other else 1.0
@@ -121,7 +172,12 @@ def _figure(rows: list[Row], title: str) -> Figure:
     names = [f"{row.scheme}\n{row.drafter} / {row.against}" for row in rows]
     for at, field in enumerate(("rouge_1", "rouge_2", "rouge_l")):
         values = [getattr(row, field) for row in rows]
-        axes.bar(np.arange(len(rows)) + 0.25 * (at - 1), values, 0.24, label=field.replace("_", "-").upper())
+        axes.bar(
+            np.arange(len(rows)) + 0.25 * (at - 1),
+            values,
+            0.24,
+            label=field.replace("_", "-").upper(),
+        )
     for at, row in enumerate(rows):
         axes.text(at, 1.02, f"{row.exact}/{row.texts} equal", ha="center", fontsize=6)
     axes.set_xticks(range(len(rows)), names, fontsize=6)

@@ -1,4 +1,6 @@
-"""What the experiments share: SmolLM2 read once, values of many pairs, work that can be stopped, files and tables."""
+"""What the experiments share: SmolLM2 read once, values of many pairs, work that can be stopped,
+files and tables.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,15 @@ Report = Callable[[str, int, int], None]
 """Progress: what, how many done, of how many."""
 
 
-_AT_ONCE = 2**13  # numbers of one law that are worked on together: 64 pairs at top 50, one pair of a vocabulary
+_AT_ONCE = (
+    2**13
+)  # numbers of one law that are worked on together: 64 pairs at top 50, one pair of a vocabulary
 
 
 class Model(NamedTuple):
-    """A language model as two functions: tokens `i32[B, T]` to logits `[B, T, V]`, and text to tokens."""
+    """A language model as two functions: tokens `i32[B, T]` to logits `[B, T, V]`, and text to
+    tokens.
+    """
 
     logits: Callable[[np.ndarray], Any]
     encode: Callable[[str], list[int]]
@@ -37,7 +43,9 @@ class Model(NamedTuple):
 
 @cache
 def smollm2(dropped: tuple[int, int] | None = None) -> Model:
-    """SmolLM2, whole or without the layers from the first to the last of `dropped`; reads no text twice."""
+    """SmolLM2, whole or without the layers from the first to the last of `dropped`; reads no text
+    twice.
+    """
     layers = None if dropped is None else others(dropped, smollm2().num_layers)
     found = models.load("smollm2", layers=layers)
     forward, known = models.logits_function(found.model), {}
@@ -56,7 +64,9 @@ def others(dropped: tuple[int, int], num_layers: int) -> list[int]:
     first, last = dropped
     layers = [layer for layer in range(num_layers) if not first <= layer <= last]
     if not 0 <= first <= last < num_layers or not layers:
-        raise ValueError(f"drop: expected the first and last of some of the layers 0-{num_layers - 1}, got {dropped}")
+        raise ValueError(
+            f"drop: expected the first and last of some of the layers 0-{num_layers - 1}, got {dropped}"
+        )
     return layers
 
 
@@ -79,7 +89,10 @@ def next_token_laws(
         temperature: of the target.
         draft_temperature: of the drafter.
     """
-    num_prompts, num_positions = checks.count(num_prompts, "num_prompts"), checks.count(num_positions, "num_positions")
+    num_prompts, num_positions = (
+        checks.count(num_prompts, "num_prompts"),
+        checks.count(num_positions, "num_positions"),
+    )
     for value in (temperature, draft_temperature):  # before the models are loaded
         decoding.check_sampling(value, top_k or None)
     target, drafter = smollm2(), smollm2(dropped)
@@ -113,7 +126,9 @@ def _curve(scheme: schemes.Scheme, num_drafts: tuple[int, ...]) -> Callable:
 
 
 def over_pairs(function: Callable, *arrays) -> np.ndarray:
-    """`function` of one pair, applied to each and compiled once a function and shape; the last array is `[M, N]`."""
+    """`function` of one pair, applied to each and compiled once a function and shape; the last
+    array is `[M, N]`.
+    """
     return np.asarray(_over_pairs(arrays, function))
 
 
@@ -125,10 +140,11 @@ def _over_pairs(arrays, function: Callable):
 
 @contextmanager
 def unfinished(folder: Path) -> Iterator[Callable]:
-    """Yields `keep(compute, *asked)`: what `compute()` gave, kept on disk until all the work of this run is done.
+    """Yields `keep(compute, *asked)`: what `compute()` gave, kept on disk until all the work of
+    this run is done.
 
-    `asked` is all that the array depends on. A run that is stopped leaves its arrays behind, and the next one that asks
-    for the same takes them up; a finished run leaves none.
+    `asked` is all that the array depends on. A run that is stopped leaves its arrays behind, and
+    the next one that asks for the same takes them up; a finished run leaves none.
     """
     kept = folder / "unfinished"
     kept.mkdir(parents=True, exist_ok=True)
@@ -136,7 +152,11 @@ def unfinished(folder: Path) -> Iterator[Callable]:
     def keep(compute: Callable[[], Any], *asked) -> np.ndarray:
         digest = hashlib.sha256()
         for part in asked:
-            digest.update(repr((part.shape, part.tobytes()) if isinstance(part, np.ndarray) else part).encode())
+            digest.update(
+                repr(
+                    (part.shape, part.tobytes()) if isinstance(part, np.ndarray) else part
+                ).encode()
+            )
         path = kept / f"{digest.hexdigest()[:32]}.npz"
         if not path.exists():
             files.write_arrays(path, {"array": np.asarray(compute())})
@@ -160,14 +180,18 @@ def write_csv(path: Path, rows: Sequence[NamedTuple]) -> None:
 
 def save(path: Path, figure: Figure) -> None:
     """The figure as a `.png` file."""
-    files.write_whole(path, lambda file: figure.savefig(file, format="png", dpi=90, metadata={"Software": None}))
+    files.write_whole(
+        path, lambda file: figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
+    )
 
 
 def table(title: str, header: Sequence[str], lines: Iterable[Sequence], note: str = "") -> Table:
     """Numbers to four digits, to the right; words to the left."""
     made, lines = Table(title=title, caption=note or None, box=box.SIMPLE_HEAD), list(lines)
     for name, *cells in zip(header, *lines, strict=True):
-        made.add_column(name, justify="left" if all(isinstance(cell, str) for cell in cells) else "right")
+        made.add_column(
+            name, justify="left" if all(isinstance(cell, str) for cell in cells) else "right"
+        )
     for line in lines:
         made.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in line))
     return made

@@ -42,7 +42,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in __all__:  # a module that is imported when asked for: models needs flax, the others take their time
+    if (
+        name in __all__
+    ):  # a module that is imported when asked for: models needs flax, the others take their time
         return import_module(f"gls_jax.{name}")
     raise AttributeError(f"module 'gls_jax' has no attribute {name!r}")
 

@@ -1,14 +1,17 @@
-"""What a list can be promised before it is simulated: lower bounds on a match, and the optimum over all schemes.
+"""What a list can be promised before it is simulated: lower bounds on a match, and the optimum over
+all schemes.
 
-`p` = draft law, `q` = target law, `K` drafts, ``M_j = sum_i max(q_i, q_j p_i / p_j)``. Acceptances are ordered:
+`p` = draft law, `q` = target law, `K` drafts, ``M_j = sum_i max(q_i, q_j p_i / p_j)``. Acceptances
+are ordered:
 
     list_matching <= gls <= optimum_iid,   list_matching <= poisson <= gumbel_topk <= optimum_distinct,
     poisson <= optimum_iid,   single <= specinfer <= spectr <= optimum_iid,   weighted_importance <= optimum_iid,
     specinfer_wor <= optimum_distinct,   communication_free <= minhash
 
-(tested on random pairs; `specinfer <= spectr` is an observation). All functions take log-probabilities `[N]`, run under
-`jit` and `vmap` and are differentiable away from ties; all but `optimum_distinct` cost `O(N log N)`. Where the drafts
-have laws of their own, `log_p` is `[K, N]` and each stream contributes its own term.
+(tested on random pairs; `specinfer <= spectr` is an observation). All functions take
+log-probabilities `[N]`, run under `jit` and `vmap` and are differentiable away from ties; all but
+`optimum_distinct` cost `O(N log N)`. Where the drafts have laws of their own, `log_p` is `[K, N]`
+and each stream contributes its own term.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ __all__ = [
 def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
     """List matching lemma: ``P(target in list) >= sum_j q_j K / (K - 1 + M_j)``.
 
-    Theorem 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Equality for `K = 1`, `p = q` and `p` a point mass.
+    Theorem 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Equality for `K = 1`, `p = q` and `p`
+    a point mass.
 
     Args:
         log_p: `[N]`, or `[K, N]` for one law a draft.
@@ -53,8 +57,8 @@ def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Ar
         `f[]`, a probability.
 
     Raises:
-        ValueError: shapes that do not match, `num_drafts < 1`, or what :func:`gls_jax.check_log_probs` raises, as all
-            functions here.
+        ValueError: shapes that do not match, `num_drafts < 1`, or what
+            :func:`gls_jax.check_log_probs` raises, as all functions here.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -66,15 +70,21 @@ def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Ar
     return jnp.sum(q * given)
 
 
-def list_matching_given_target(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, " N"]:
-    """List matching lemma given the target: ``P(j in list | target = j) >= K / (K - 1 + M_j)``, `f[N]`."""
+def list_matching_given_target(
+    log_p: LogProbs, log_q: LogProbs, num_drafts: int
+) -> Float[Array, " N"]:
+    """List matching lemma given the target: ``P(j in list | target = j) >= K / (K - 1 + M_j)``,
+    `f[N]`.
+    """
     return _given_target(log_p, log_q, num_drafts, num_drafts)[1]
 
 
 def list_matching_relaxed(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, " N"]:
-    """Relaxed conditional bound ``(1 + q_j / (K p_j))^-1``, `f[N]`: needs the two probabilities of `j` only.
+    """Relaxed conditional bound ``(1 + q_j / (K p_j))^-1``, `f[N]`: needs the two probabilities of
+    `j` only.
 
-    Never above :func:`list_matching_given_target`; the form that the compression bounds use. `log_p` is `[N]`.
+    Never above :func:`list_matching_given_target`; the form that the compression bounds use.
+    `log_p` is `[N]`.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -89,10 +99,13 @@ def list_matching_relaxed(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> 
     return jnp.where(live, jax.nn.sigmoid(odds), 0)
 
 
-def list_matching_strong(log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int) -> Float[Array, ""]:
+def list_matching_strong(
+    log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int
+) -> Float[Array, ""]:
     """Bound of the strongly invariant variant: ``sum_j q_j J / (K - 1 + M_j)``.
 
-    The target's minimum runs over all `K` streams although only `J = num_active` drafts can still match.
+    The target's minimum runs over all `K` streams although only `J = num_active` drafts can still
+    match.
 
     Args:
         log_p: `[N]`, or `[J, N]`: the laws of the active drafts.
@@ -104,14 +117,19 @@ def list_matching_strong(log_p: LogProbs, log_q: LogProbs, num_active: int, num_
     return jnp.sum(q * given)
 
 
-def list_decoding(information_density: Numbers, num_decoders: int, num_bins: int) -> Float[Array, ...]:
-    """Chance that one of `K` decoders finds the encoder's candidate: at least the mean of ``(1 + 2^i / (K L))^-1``.
+def list_decoding(
+    information_density: Numbers, num_decoders: int, num_bins: int
+) -> Float[Array, ...]:
+    """Chance that one of `K` decoders finds the encoder's candidate: at least the mean of ``(1 +
+    2^i / (K L))^-1``.
 
-    Proposition 4 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632), for many candidates. The message makes up for
-    ``log2 L`` bits of what the target tells about the source beyond the side information, the list for ``log2 K``.
+    Proposition 4 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632), for many candidates. The message
+    makes up for ``log2 L`` bits of what the target tells about the source beyond the side
+    information, the list for ``log2 K``.
 
     Args:
-        information_density: ``i = log2 p_{W|A}(w | a) / p_{W|T}(w | t)`` in bits, `f[...]`, of draws of the joint law.
+        information_density: ``i = log2 p_{W|A}(w | a) / p_{W|T}(w | t)`` in bits, `f[...]`, of
+            draws of the joint law.
         num_decoders: `K`.
         num_bins: `L`.
 
@@ -120,16 +138,21 @@ def list_decoding(information_density: Numbers, num_decoders: int, num_bins: int
     >>> [round(float(x), 3) for x in bounds.list_decoding(jnp.array([0.0, 3.0, 9.0]), 4, 2)]
     [0.889, 0.5, 0.015]
     """
-    known = math.log2(checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins"))
-    return jax.nn.sigmoid((known - checks.floats(information_density, "information_density")) * math.log(2))
+    known = math.log2(
+        checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins")
+    )
+    return jax.nn.sigmoid(
+        (known - checks.floats(information_density, "information_density")) * math.log(2)
+    )
 
 
 def communication_free(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
-    """``(1 - TV) / (1 + TV)``: what the best scheme without communication reaches on its worst pair (K = 1).
+    """``(1 - TV) / (1 + TV)``: what the best scheme without communication reaches on its worst pair
+    (K = 1).
 
-    Daliri, Musco, Suresh 2024 (arXiv 2408.07978). Neither Gumbel nor Weighted MinHash is ever below it. It is exactly
-    the chance that both MinHash parties keep the same dart; their items agree more often
-    (:func:`gls_jax.couplings.minhash_match`).
+    Daliri, Musco, Suresh 2024 (arXiv 2408.07978). Neither Gumbel nor Weighted MinHash is ever below
+    it. It is exactly the chance that both MinHash parties keep the same dart; their items agree
+    more often (:func:`gls_jax.couplings.minhash_match`).
     """
     distance = total_variation(log_p, log_q)
     return (1 - distance) / (1 + distance)
@@ -140,7 +163,9 @@ def total_variation(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
-    >>> float(bounds.total_variation(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.0, 1.0]))))
+    >>> float(
+    ...     bounds.total_variation(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.0, 1.0])))
+    ... )
     1.0
     """
     log_p, log_q = checks.problem(log_p, log_q)
@@ -148,10 +173,11 @@ def total_variation(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
 
 
 def optimum_iid(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
-    """Highest acceptance any verification can reach with `K` i.i.d. drafts: ``min(1, 1 + min_H q(H) - p(H)^K)``.
+    """Highest acceptance any verification can reach with `K` i.i.d. drafts: ``min(1, 1 + min_H q(H)
+    - p(H)^K)``.
 
-    The optimal-transport value of SpecTr (Sun et al. 2023) and Khisti et al. 2025 (arXiv 2410.18234); the minimising
-    set `H` is a prefix of the items in order of `q / p`.
+    The optimal-transport value of SpecTr (Sun et al. 2023) and Khisti et al. 2025 (arXiv
+    2410.18234); the minimising set `H` is a prefix of the items in order of `q / p`.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -166,42 +192,53 @@ def optimum_iid(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Arra
 
 
 def prefix_order(log_p: LogProbs, log_q: LogProbs) -> Int[Array, " N"]:
-    """Items in order of `q / p`, those with `p = 0` last: the prefixes that :func:`optimum` looks at."""
+    """Items in order of `q / p`, those with `p = 0` last: the prefixes that :func:`optimum` looks
+    at.
+    """
     return ratio_order(*checks.problem(log_p, log_q)).order
 
 
 def optimum(log_p: LogProbs, log_q: LogProbs, contained: Numbers) -> Float[Array, ""]:
-    """Highest acceptance for lists of any law: ``1 + min_H [q(H) - P(all drafts in H)]`` over the prefixes `H`.
+    """Highest acceptance for lists of any law: ``1 + min_H [q(H) - P(all drafts in H)]`` over the
+    prefixes `H`.
 
-    The minimum over ALL sets is the optimal-transport value (Sun et al. 2023). For i.i.d. drafts a prefix attains it;
-    for other lists this is an upper bound, and for lists without replacement no set was better in 300 random problems.
+    The minimum over ALL sets is the optimal-transport value (Sun et al. 2023). For i.i.d. drafts a
+    prefix attains it; for other lists this is an upper bound, and for lists without replacement no
+    set was better in 300 random problems.
 
     Args:
         log_p: `[N]`, which orders the items.
         log_q: `[N]`.
-        contained: `f[N]`, the probability that all drafts are among the first `t + 1` items of :func:`prefix_order`.
+        contained: `f[N]`, the probability that all drafts are among the first `t + 1` items of
+            :func:`prefix_order`.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
     >>> p, log_q = jnp.array([0.5, 0.5]), jnp.log(jnp.array([0.9, 0.1]))
-    >>> inside = jnp.cumsum(p[bounds.prefix_order(jnp.log(p), log_q)]) ** 2  # two independent drafts
+    >>> inside = (
+    ...     jnp.cumsum(p[bounds.prefix_order(jnp.log(p), log_q)]) ** 2
+    ... )  # two independent drafts
     >>> round(float(bounds.optimum(jnp.log(p), log_q, inside)), 4)
     0.85
     """
     log_p, log_q = checks.problem(log_p, log_q)
     inside, contained = contained, checks.floats(contained, "contained")
     if contained.shape != log_q.shape:
-        raise ValueError(f"contained: expected shape [{log_q.shape[0]}], got {list(contained.shape)}")
+        raise ValueError(
+            f"contained: expected shape [{log_q.shape[0]}], got {list(contained.shape)}"
+        )
     checks.within_unit(inside, "contained")
     return _optimum(ratio_order(log_p, log_q), contained)
 
 
 def optimum_distinct(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
-    """:func:`optimum` for K drafts without replacement, the lists of `gumbel_topk` and `specinfer_wor`.
+    """:func:`optimum` for K drafts without replacement, the lists of `gumbel_topk` and
+    `specinfer_wor`.
 
-    All drafts are in `H` if the race has K arrivals in `H` before the first one outside, which comes at rate
-    ``1 - p(H)``: a Poisson-binomial count, item after item, integrated over that time on a logarithmic grid. A list
-    that is longer than its law has items counts as the whole law. `O(N K)` for each of 488 nodes.
+    All drafts are in `H` if the race has K arrivals in `H` before the first one outside, which
+    comes at rate ``1 - p(H)``: a Poisson-binomial count, item after item, integrated over that time
+    on a logarithmic grid. A list that is longer than its law has items counts as the whole law.
+    `O(N K)` for each of 488 nodes.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -212,7 +249,9 @@ def optimum_distinct(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.problem(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
-    outside = jnp.append(jnp.cumsum(ranked.p[::-1])[::-1][1:], 0)  # summed from the far end: no digits lost
+    outside = jnp.append(
+        jnp.cumsum(ranked.p[::-1])[::-1][1:], 0
+    )  # summed from the far end: no digits lost
     step = 0.25
     # From where nothing has arrived to where the lightest item has.
     times = jnp.exp(jnp.arange(-38, 84, step, dtype=log_q.dtype))

@@ -33,17 +33,22 @@ class Cells:
         done: which blocks are known, `bool[len(blocks)]`.
 
     Raises:
-        ValueError: an unfinished run in the folder without `resume`, or one that was asked something else with it.
+        ValueError: an unfinished run in the folder without `resume`, or one that was asked
+            something else with it.
     """
 
     blocks: list[tuple[int, slice]]
     done: Bool[np.ndarray, " blocks"]
 
-    def __init__(self, folder: Path, asked: str, shape: tuple[int, int, int], size: int, resume: bool) -> None:
+    def __init__(
+        self, folder: Path, asked: str, shape: tuple[int, int, int], size: int, resume: bool
+    ) -> None:
         self._folder, self._asked = folder, asked
         self._values = {field: np.full(shape, np.nan) for field in FIELDS}
         starts = range(0, shape[1], size)
-        self.blocks = [(s, slice(at, min(at + size, shape[1]))) for s in range(shape[0]) for at in starts]
+        self.blocks = [
+            (s, slice(at, min(at + size, shape[1]))) for s in range(shape[0]) for at in starts
+        ]
         self.done = np.zeros(len(self.blocks), bool)
         if not resume and (parts := self._parts()):
             raise ValueError(
@@ -67,17 +72,28 @@ class Cells:
                 continue
             found = files.read_arrays(path, "the cells of an earlier run")
             if str(found.get("asked")) == self._asked:
-                shapes = {"done": self.done.shape} | {field: self._values[field].shape for field in FIELDS}
-                if any(name not in found or found[name].shape != shape for name, shape in shapes.items()):
-                    raise ValueError(f"{path}: expected the cells of an earlier run, got other arrays")
+                shapes = {"done": self.done.shape} | {
+                    field: self._values[field].shape for field in FIELDS
+                }
+                if any(
+                    name not in found or found[name].shape != shape
+                    for name, shape in shapes.items()
+                ):
+                    raise ValueError(
+                        f"{path}: expected the cells of an earlier run, got other arrays"
+                    )
                 for block in np.flatnonzero(found["done"] & ~self.done):
                     scheme, pairs = self.blocks[block]
                     self.put(int(block), {field: found[field][scheme, pairs] for field in FIELDS})
             elif path.name != _FINISHED:
-                raise ValueError(f"{path}: the unfinished run here was asked something else; give another folder")
+                raise ValueError(
+                    f"{path}: the unfinished run here was asked something else; give another folder"
+                )
 
     def put(self, block: int, values: Mapping[str, np.ndarray]) -> None:
-        """Note the numbers of a block by field, `f[pairs, list lengths]` each; fields not named stay unknown."""
+        """Note the numbers of a block by field, `f[pairs, list lengths]` each; fields not named
+        stay unknown.
+        """
         scheme, pairs = self.blocks[block]
         for field, numbers in values.items():
             self._values[field][scheme, pairs] = numbers

@@ -1,8 +1,9 @@
 """Input checks of the public functions: one line that names what was got and what was expected.
 
-Shapes, types and static sizes are always checked, under `jit` while it traces, and raise ``ValueError``. Values of
-arrays are checked where they are known, once per public call, see :func:`check_log_probs`. What the library computes
-itself, residuals or weights of a race, goes to the functions behind the public ones, and no check sees it.
+Shapes, types and static sizes are always checked, under `jit` while it traces, and raise
+``ValueError``. Values of arrays are checked where they are known, once per public call, see
+:func:`check_log_probs`. What the library computes itself, residuals or weights of a race, goes to
+the functions behind the public ones, and no check sees it.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ _NUMBERS_PER_STEP = 2**20  # log-probabilities that the check exponentiates at a
 
 
 def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: float = 1e-3) -> None:
-    """Check that `log_probs` holds log-probabilities: no NaN, nothing above 0, sum 1 on the last axis.
+    """Check that `log_probs` holds log-probabilities: no NaN, nothing above 0, sum 1 on the last
+    axis.
 
-    Every public function that takes log-probabilities makes this check itself wherever their values are known. They are
-    not known under `jit`, `vmap` over them, or `grad`: there nothing is checked, unless you call this function inside.
-    It is then a `checkify.check`: wrap the transformed function with `jax.experimental.checkify.checkify`, and call
-    `error.throw()`.
+    Every public function that takes log-probabilities makes this check itself wherever their values
+    are known. They are not known under `jit`, `vmap` over them, or `grad`: there nothing is
+    checked, unless you call this function inside. It is then a `checkify.check`: wrap the
+    transformed function with `jax.experimental.checkify.checkify`, and call `error.throw()`.
 
     Args:
         log_probs: `f[..., N]`, `-inf` where the probability is zero.
         name: how the error calls the array.
-        atol: allowed error of the sum, a probability. The default lets pass what float32 makes of 200,000 categories.
-            What the array's own float type rounds away is allowed on top: `eps (1 + entropy)`, some percent in
-            bfloat16.
+        atol: allowed error of the sum, a probability. The default lets pass what float32 makes of
+            200,000 categories. What the array's own float type rounds away is allowed on top: `eps
+            (1 + entropy)`, some percent in bfloat16.
 
     Raises:
         ValueError: what is wrong, in which row, what the values look like, and what to do.
@@ -52,7 +54,9 @@ def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: floa
     >>> def match(log_p, log_q):
     ...     gls_jax.check_log_probs(log_p, "log_p")
     ...     return gls_jax.bounds.list_matching(log_p, log_q, 4)
-    >>> error, _ = checkify.checkify(jax.jit(match))(jnp.array([0.25, 0.75]), jnp.log(jnp.array([0.5, 0.5])))
+    >>> error, _ = checkify.checkify(jax.jit(match))(
+    ...     jnp.array([0.25, 0.75]), jnp.log(jnp.array([0.5, 0.5]))
+    ... )
     >>> error.get().splitlines()[0]
     'log_p: expected log-probabilities of at most 0, got a positive one (`check` failed)'
     """
@@ -66,7 +70,10 @@ def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: floa
     probs = jnp.exp(array)
     entropy = -jnp.sum(probs * jnp.where(probs > 0, array, 0), axis=-1)
     checkify.check(~jnp.isnan(array).any(), f"{name}: expected log-probabilities, got NaN")
-    checkify.check((array <= atol + eps).all(), f"{name}: expected log-probabilities of at most 0, got a positive one")
+    checkify.check(
+        (array <= atol + eps).all(),
+        f"{name}: expected log-probabilities of at most 0, got a positive one",
+    )
     checkify.check(
         (jnp.abs(jnp.sum(probs, axis=-1) - 1) <= atol + eps * (1 + entropy)).all(),
         f"{name}: expected probabilities that sum to 1 (within {atol:g})",
@@ -76,12 +83,15 @@ def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: floa
 def values(log_probs: Any, name: str, *, atol: float = 1e-3) -> None:
     """Refuse rows `[..., N]` that are not log-probabilities, where their values are known.
 
-    Takes what the caller was given, before any `jnp` operation: inside `jit` these trace even constants.
+    Takes what the caller was given, before any `jnp` operation: inside `jit` these trace even
+        constants.
     """
     known = _known(log_probs)
     if known is None:
         return
-    eps = float(jnp.finfo(known.dtype).eps)  # before bfloat16 becomes float32, which NumPy is fast at
+    eps = float(
+        jnp.finfo(known.dtype).eps
+    )  # before bfloat16 becomes float32, which NumPy is fast at
     num_categories = known.shape[-1]
     rows = known.reshape(-1, num_categories)
     per_step = max(1, _NUMBERS_PER_STEP // num_categories)
@@ -99,17 +109,23 @@ def values(log_probs: Any, name: str, *, atol: float = 1e-3) -> None:
 
 
 def _known(value) -> np.ndarray | None:
-    """The values of an array, on the host; None where they are traced or on devices of other processes."""
+    """The values of an array, on the host; None where they are traced or on devices of other
+    processes.
+    """
     if isinstance(value, jax.core.Tracer):
         return None
-    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+    if isinstance(value, jax.Array) and not (
+        value.is_fully_addressable or value.is_fully_replicated
+    ):
         return None
     with jax.transfer_guard_device_to_host("allow"):  # as jax.device_get, at a quarter of its time
         return np.asarray(value)
 
 
 def _fault(row: np.ndarray, atol: float, eps: float) -> str | None:
-    """What is wrong with one row, and what to do; None if rounding to a type of that `eps` explains its sum."""
+    """What is wrong with one row, and what to do; None if rounding to a type of that `eps` explains
+    its sum.
+    """
     if np.isnan(row).any():
         return "expected log-probabilities, got NaN"
     if (highest := row.max()) > atol + eps:
@@ -121,12 +137,15 @@ def _fault(row: np.ndarray, atol: float, eps: float) -> str | None:
         return f"{fault}; these look like logits: take jax.nn.log_softmax"
     probs = np.exp(row)
     total = probs.sum()
-    # Rounding moves log-probability x by up to eps |x| / 2: once when it is stored, and once more, with its maximum and
-    # its logsumexp, where log_softmax itself computes in that type, which also rounds the terms of the logsumexp.
+    # Rounding moves log-probability x by up to eps |x| / 2: once when it is stored, and once more,
+    # with its maximum and its logsumexp, where log_softmax itself computes in that type, which also
+    # rounds the terms of the logsumexp.
     entropy = -np.sum(probs * np.maximum(row, -1e4))
     if abs(total - 1) <= (tolerance := atol + eps * (1 + entropy)):
         return None
-    fault = f"expected probabilities that sum to 1 (within {tolerance:.2g}), got a sum of {total:.6g}"
+    fault = (
+        f"expected probabilities that sum to 1 (within {tolerance:.2g}), got a sum of {total:.6g}"
+    )
     if np.isinf(highest):
         return f"{fault}: every value is -inf"
     return (
@@ -136,7 +155,9 @@ def _fault(row: np.ndarray, atol: float, eps: float) -> str | None:
 
 
 def logits(value: ArrayLike, name: str) -> jax.Array:
-    """Logits `[..., N]` in their own float type; where their values are known, none that have no softmax."""
+    """Logits `[..., N]` in their own float type; where their values are known, none that have no
+    softmax.
+    """
     given = _array(value, name, "logits, an array of floats")
     if not jnp.issubdtype(given.dtype, jnp.floating):
         raise ValueError(f"{name}: expected logits, an array of floats, got dtype {given.dtype}")
@@ -147,13 +168,19 @@ def logits(value: ArrayLike, name: str) -> jax.Array:
     if known is None or not known.size:
         return array
     with np.errstate(over="ignore"):  # what leaves the float type becomes inf
-        rows = known.reshape(-1, known.shape[-1]).astype(jnp.promote_types(array.dtype, jnp.float32), copy=False)
+        rows = known.reshape(-1, known.shape[-1]).astype(
+            jnp.promote_types(array.dtype, jnp.float32), copy=False
+        )
     if not (rows < np.inf).all():
         raise ValueError(f"{name}: expected logits, -inf where a token is masked, got NaN or inf")
     if not (rows > -np.inf).any(-1).all():
-        raise ValueError(f"{name}: expected at least one finite logit per position, got nothing but -inf")
+        raise ValueError(
+            f"{name}: expected at least one finite logit per position, got nothing but -inf"
+        )
     if rows.shape[-1] > 1 and (rows >= 0).all() and (abs(rows.sum(-1) - 1) < 1e-3).all():
-        raise ValueError(f"{name}: expected logits, got what looks like probabilities: take jnp.log")
+        raise ValueError(
+            f"{name}: expected logits, got what looks like probabilities: take jnp.log"
+        )
     return array
 
 
@@ -165,22 +192,32 @@ def count(value: Any, name: str) -> int:
         number = operator.index(value)
     except TypeError:
         got = "a traced value" if isinstance(value, jax.core.Tracer) else repr(value)
-        raise ValueError(f"{name}: expected an int of at least 1 known before tracing, got {got}") from None
+        raise ValueError(
+            f"{name}: expected an int of at least 1 known before tracing, got {got}"
+        ) from None
     if number < 1:
         raise ValueError(f"{name}: expected an int of at least 1, got {number}")
     return number
 
 
 def index(value: Any, name: str, last: int = 2**32 - 2) -> Index:
-    """One index of at least 0, an int or a traced integer. No float: cut to an int, it would reuse random numbers."""
+    """One index of at least 0, an int or a traced integer. No float: cut to an int, it would reuse
+    random numbers.
+    """
     if isinstance(value, jax.core.Tracer):
         good = value.shape == () and jnp.issubdtype(value.dtype, jnp.integer)
         got = f"{value.dtype} of shape {list(value.shape)}"
     else:
         try:
-            good, got = not isinstance(value, bool) and 0 <= operator.index(value) <= last, repr(value)
+            good, got = (
+                not isinstance(value, bool) and 0 <= operator.index(value) <= last,
+                repr(value),
+            )
         except TypeError:
-            good, got = False, type(value).__name__ if np.ndim(value) or value is None else repr(value)
+            good, got = (
+                False,
+                type(value).__name__ if np.ndim(value) or value is None else repr(value),
+            )
     if not good:
         raise ValueError(f"{name}: expected one int within 0..{last}, got {got}")
     return value
@@ -190,7 +227,9 @@ def active_of(num_active: Any, num_drafts: Any) -> tuple[int, int]:
     """How many of the drafts are still in play."""
     num_drafts, num_active = count(num_drafts, "num_drafts"), count(num_active, "num_active")
     if num_active > num_drafts:
-        raise ValueError(f"num_active: expected at most num_drafts ({num_drafts}), got {num_active}")
+        raise ValueError(
+            f"num_active: expected at most num_drafts ({num_drafts}), got {num_active}"
+        )
     return num_active, num_drafts
 
 
@@ -207,7 +246,10 @@ def local_devices(values: Any) -> list[jax.Device]:
         devices = list(values)
     except TypeError:
         raise ValueError(f"devices: expected a sequence of devices, got {values!r}") from None
-    known = [isinstance(device, jax.Device) and device.process_index == jax.process_index() for device in devices]
+    known = [
+        isinstance(device, jax.Device) and device.process_index == jax.process_index()
+        for device in devices
+    ]
     if not devices or not all(known) or len(set(devices)) < len(devices):
         raise ValueError(f"devices: expected some of this process, each once, got {devices}")
     return devices
@@ -217,13 +259,17 @@ def key(value: Any) -> None:
     """One typed threefry key: another generator would give other clocks to the other party."""
     keys(value)
     if value.shape != ():
-        raise ValueError(f"key: expected one key of shape [], got shape {list(value.shape)}; lift with jax.vmap")
+        raise ValueError(
+            f"key: expected one key of shape [], got shape {list(value.shape)}; lift with jax.vmap"
+        )
 
 
 def keys(value: Any) -> None:
     """Typed threefry keys of any shape."""
     if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
-        got = f"{type(value).__name__}" + (f" of dtype {value.dtype}" if hasattr(value, "dtype") else "")
+        got = f"{type(value).__name__}" + (
+            f" of dtype {value.dtype}" if hasattr(value, "dtype") else ""
+        )
         if getattr(value, "dtype", None) == np.uint32:  # what jax.random.PRNGKey makes
             got += f'; an old key becomes one by jax.random.wrap_key_data(key, impl="{_KEY_IMPL}")'
         raise ValueError(f"key: expected a typed key from jax.random.key(seed), got {got}")
@@ -240,7 +286,9 @@ def floats(value: Any, name: str, *, integers: bool = True) -> jax.Array:
     if not (is_integer or jnp.issubdtype(array.dtype, jnp.floating)):
         raise ValueError(f"{name}: expected an array of floats, got dtype {array.dtype}")
     if is_integer and not integers:
-        raise ValueError(f"{name}: expected an array of floats, got dtype {array.dtype}; of probabilities take jnp.log")
+        raise ValueError(
+            f"{name}: expected an array of floats, got dtype {array.dtype}; of probabilities take jnp.log"
+        )
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
@@ -248,7 +296,9 @@ def integers(value: Any, name: str, shape: str) -> jax.Array:
     """An array of integers of some shape, such as `[K, L]`, as `i32`."""
     array = _array(value, name, f"integers of shape {shape}")
     if array.ndim != len(shape.split(",")) or not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ValueError(f"{name}: expected integers of shape {shape}, got {array.dtype} of shape {list(array.shape)}")
+        raise ValueError(
+            f"{name}: expected integers of shape {shape}, got {array.dtype} of shape {list(array.shape)}"
+        )
     found, limits = _known(array), np.iinfo(np.int32)
     if found is not None and found.size:
         for extreme in (int(found.min()), int(found.max())):
@@ -261,7 +311,9 @@ def flags(value: Any, name: str, size: int) -> jax.Array:
     """`bool[size]`."""
     array = _array(value, name, f"bool of shape [{size}]")
     if array.shape != (size,) or array.dtype != jnp.bool_:
-        raise ValueError(f"{name}: expected bool of shape [{size}], got {array.dtype} of shape {list(array.shape)}")
+        raise ValueError(
+            f"{name}: expected bool of shape [{size}], got {array.dtype} of shape {list(array.shape)}"
+        )
     return _on_device(array)
 
 
@@ -270,7 +322,9 @@ def _array(value: Any, name: str, expected: str) -> jax.Array | np.ndarray:
     if isinstance(value, jax.Array):
         return value
     if np.ma.is_masked(value):
-        raise ValueError(f"{name}: expected {expected}, got a masked array; fill it by its method `filled`")
+        raise ValueError(
+            f"{name}: expected {expected}, got a masked array; fill it by its method `filled`"
+        )
     try:
         array = np.asarray(value)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -311,14 +365,18 @@ def list_problem(
     log_p: Any, log_q: Any, num_drafts: int, *, diverse: bool = True, owner: str = ""
 ) -> tuple[jax.Array, jax.Array]:
     """:func:`problem` of a list: where `diverse` allows it, `log_p` may be `f[K, N]`."""
-    both = same_items(draft_laws(log_p, num_drafts, diverse=diverse, owner=owner), law(log_q, "log_q"))
+    both = same_items(
+        draft_laws(log_p, num_drafts, diverse=diverse, owner=owner), law(log_q, "log_q")
+    )
     values(log_p, "log_p")
     values(log_q, "log_q")
     return both
 
 
 def draft_laws(value: Any, num_drafts: int, *, diverse: bool = True, owner: str = "") -> jax.Array:
-    """The drafter's law `f[N]`, or where `diverse` allows it one law a draft, `f[K, N]`; values are not looked at."""
+    """The drafter's law `f[N]`, or where `diverse` allows it one law a draft, `f[K, N]`; values are
+    not looked at.
+    """
     array = floats(value, "log_p", integers=False)
     got = f"got shape {list(array.shape)}"
     if array.ndim == 2 and not diverse:
@@ -342,7 +400,9 @@ def laws(value: Any, count: int, name: str) -> jax.Array:
     array = floats(value, name, integers=False)
     if array.ndim != 2 or array.shape[0] != count or array.shape[1] < 1:
         batch = "; lift a batch of problems with jax.vmap" if array.ndim > 2 else ""
-        raise ValueError(f"{name}: expected shape [{count}, N] with N >= 1, got {list(array.shape)}{batch}")
+        raise ValueError(
+            f"{name}: expected shape [{count}, N] with N >= 1, got {list(array.shape)}{batch}"
+        )
     return array
 
 
@@ -358,7 +418,9 @@ def within_unit(value: Any, name: str, *, atol: float = 1e-3) -> None:
 
 
 def distributions(value: Any, name: str) -> np.ndarray:
-    """Probabilities `f64[..., N]` as a NumPy array, for functions that run on the host; each row must sum to 1."""
+    """Probabilities `f64[..., N]` as a NumPy array, for functions that run on the host; each row
+    must sum to 1.
+    """
     kind = floats(value, name).dtype if not hasattr(value, "dtype") else value.dtype
     atol = 1e-3 + float(jnp.finfo(jnp.promote_types(kind, jnp.bfloat16)).eps)
     rows = np.asarray(value, np.float64)
@@ -398,11 +460,17 @@ def tokens(value: jax.Array, num_items: int, name: str) -> None:
         return
     found = np.asarray(value)  # NumPy: inside `jit` even a constant's `jnp` operations are traced
     if found.min() < 0 or found.max() >= num_items:
-        raise ValueError(f"{name}: expected tokens within 0..{num_items - 1}, got {found.min()} to {found.max()}")
+        raise ValueError(
+            f"{name}: expected tokens within 0..{num_items - 1}, got {found.min()} to {found.max()}"
+        )
 
 
-def possible_tokens(value: jax.Array, log_p: jax.Array, active: jax.Array, lightest: float, name: str) -> None:
-    """Tokens in play that their law can have produced; values can be looked at only where they are not traced."""
+def possible_tokens(
+    value: jax.Array, log_p: jax.Array, active: jax.Array, lightest: float, name: str
+) -> None:
+    """Tokens in play that their law can have produced; values can be looked at only where they are
+    not traced.
+    """
     if any(isinstance(x, jax.core.Tracer) for x in (value, log_p, active)):
         return
     found, laws = np.asarray(value), np.asarray(log_p)
@@ -437,7 +505,9 @@ def one_law_each(log_p: jax.Array, parents: jax.Array, alive: jax.Array, owner: 
 
 
 def alive_rows(log_probs: Any, alive: jax.Array, name: str, *, root: bool = False) -> None:
-    """:func:`values` of the nodes that are alive; with `root`, row 0 belongs to the root and is checked as well."""
+    """:func:`values` of the nodes that are alive; with `root`, row 0 belongs to the root and is
+    checked as well.
+    """
     known = _known(log_probs)
     if known is not None and (used := _known(alive)) is not None:
         values(known[np.append(True, used) if root else used], name)

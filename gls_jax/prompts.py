@@ -1,4 +1,6 @@
-"""English texts of several kinds, written for this library: the contexts whose next-token laws are read by default."""
+"""English texts of several kinds, written for this library: the contexts whose next-token laws are
+read by default.
+"""
 
 __all__ = ["PROMPTS"]
 

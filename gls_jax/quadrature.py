@@ -1,7 +1,9 @@
-"""Integrals ``int_0^inf e^{-k m} f(m) dm`` over a race's clock, for several rates k on one set of nodes.
+"""Integrals ``int_0^inf e^{-k m} f(m) dm`` over a race's clock, for several rates k on one set of
+nodes.
 
-With ``m = e^s`` the integrand is analytic in a strip and falls off doubly exponentially on the right and like `m` on
-the left, so the plain trapezoid rule in `s` converges exponentially (Trefethen & Weideman 2014).
+With ``m = e^s`` the integrand is analytic in a strip and falls off doubly exponentially on the
+right and like `m` on the left, so the plain trapezoid rule in `s` converges exponentially
+(Trefethen & Weideman 2014).
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _STEP_SINGLE = 1 / 3  # to 3e-8, half a unit in the last place of a float32 near
 def clock_nodes(
     rates: tuple[int, ...], dtype: DTypeLike, *, step: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes `m` `[n]` and weights `[len(rates), n]`, cut off where what is left is below `dtype`'s resolution.
+    """Nodes `m` `[n]` and weights `[len(rates), n]`, cut off where what is left is below `dtype`'s
+    resolution.
 
     Args:
         rates: the factors k in ``e^{-k m}``, positive.

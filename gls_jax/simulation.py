@@ -1,16 +1,19 @@
-"""Trials without clocks: who wins a race, and who stands in the list, drawn by inversion in `O(log N)`.
+"""Trials without clocks: who wins a race, and who stands in the list, drawn by inversion in `O(log
+N)`.
 
-A Monte Carlo trial needs first arrivals, not `K N` clocks. What the target takes is known beforehand: item `j` with
-probability `q_j`, at a time ``theta ~ Exp(1)`` that does not depend on `j`. Every other clock of that stream is then
-known to be later than ``theta q_i`` and, being memoryless, starts afresh there. Under `p`, item `i` arrives from
-``theta r_i`` on at rate `p_i` (``r = q / p``), and `j` at ``theta r_j`` sharp: until time `t`
+A Monte Carlo trial needs first arrivals, not `K N` clocks. What the target takes is known
+beforehand: item `j` with probability `q_j`, at a time ``theta ~ Exp(1)`` that does not depend on
+`j`. Every other clock of that stream is then known to be later than ``theta q_i`` and, being
+memoryless, starts afresh there. Under `p`, item `i` arrives from ``theta r_i`` on at rate `p_i`
+(``r = q / p``), and `j` at ``theta r_j`` sharp: until time `t`
 
     sum_i p_i (t - theta r_i)+ = theta excess(t / theta),   excess(u) = h(u) - 1,
 
-arrivals are expected (:mod:`gls_jax.ratios`). So with ``E ~ Exp(1)`` the first of them comes where the excess reaches
-``E / theta``, and is an item of the prefix ``r_i < t / theta`` with probability proportional to `p_i`; it is `j` itself
-where ``E / theta`` exceeds the excess of `j`. One sort and one cumulative sum a pair, then a few binary searches a
-stream. The joint law of drafts and target is exactly that of the race; the random numbers are not.
+arrivals are expected (:mod:`gls_jax.ratios`). So with ``E ~ Exp(1)`` the first of them comes where
+the excess reaches ``E / theta``, and is an item of the prefix ``r_i < t / theta`` with probability
+proportional to `p_i`; it is `j` itself where ``E / theta`` exceeds the excess of `j`. One sort and
+one cumulative sum a pair, then a few binary searches a stream. The joint law of drafts and target
+is exactly that of the race; the random numbers are not.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ __all__ = ["Table", "Tables", "draw", "stream", "table", "tables", "target"]
 
 
 class Table(NamedTuple):
-    """Weights to draw from, in rows: float32 sums over a whole vocabulary would lose its light items.
+    """Weights to draw from, in rows: float32 sums over a whole vocabulary would lose its light
+    items.
 
     Attributes:
         within: cumulative sums within each row, `[R, S]`.
@@ -100,7 +104,9 @@ def target(pair: Tables, u: Float[Array, ""], v: Float[Array, ""]) -> Int[Array,
     return draw(pair.q, pair.excess.shape[0], u, v)
 
 
-def stream(pair: Tables, noise: Float[Array, " 6"]) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
+def stream(
+    pair: Tables, noise: Float[Array, " 6"]
+) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """One race: when the target's item arrives, which it is, and the item that is drafted.
 
     Args:
@@ -128,12 +134,18 @@ def stream(pair: Tables, noise: Float[Array, " 6"]) -> tuple[Float[Array, ""], I
 
 
 def _running(rows: Float[Array, "T ..."]) -> Float[Array, "T ..."]:
-    """Cumulative sum along the first axis, one by one: `jnp.cumsum` may give a weight of 0 an interval to hit."""
+    """Cumulative sum along the first axis, one by one: `jnp.cumsum` may give a weight of 0 an
+    interval to hit.
+    """
 
     def add(total, row):
         return total + row, total + row
 
-    return jax.lax.scan(add, varying_like(jnp.zeros_like(rows[0]), rows), rows)[1] if rows.shape[0] else rows
+    return (
+        jax.lax.scan(add, varying_like(jnp.zeros_like(rows[0]), rows), rows)[1]
+        if rows.shape[0]
+        else rows
+    )
 
 
 def _share(u, total):

@@ -1,9 +1,10 @@
 """An acceptance study: pairs x schemes x list lengths, exact and simulated, resumable, to one CSV.
 
-The work is cut into blocks of pairs under one scheme, and the blocks are dealt out to the processes. Each finished
-block goes to the `cells.partial.<process>.npz` of its process in the output folder (temporary name, then renamed), so a
-run that is stopped loses one block a process at most. Trials are keyed by pair and trial index: a resumed run, on any
-number of processes and devices, gives the numbers of an uninterrupted one.
+The work is cut into blocks of pairs under one scheme, and the blocks are dealt out to the
+processes. Each finished block goes to the `cells.partial.<process>.npz` of its process in the
+output folder (temporary name, then renamed), so a run that is stopped loses one block a process at
+most. Trials are keyed by pair and trial index: a resumed run, on any number of processes and
+devices, gives the numbers of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Study:
     def check(self) -> None:
         """Raise `ValueError` for an unknown scheme or a number out of range, before any work."""
         if not self.schemes:
-            raise ValueError(f"schemes: expected at least one of {', '.join(schemes.NAMES)}, got none")
+            raise ValueError(
+                f"schemes: expected at least one of {', '.join(schemes.NAMES)}, got none"
+            )
         if len(set(self.schemes)) < len(self.schemes):
             raise ValueError(f"schemes: expected each at most once, got {', '.join(self.schemes)}")
         for name in self.schemes:
@@ -66,7 +69,9 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Means over all pairs for one scheme and K; `None` where a quantity is not to be had at that size."""
+    """Means over all pairs for one scheme and K; `None` where a quantity is not to be had at that
+    size.
+    """
 
     scheme: str
     num_drafts: int
@@ -92,7 +97,8 @@ def run(
     Args:
         study: what is asked.
         pairs: `M` pairs of laws.
-        folder: made if missing; files in it are replaced only by finished ones. All processes see the same one.
+        folder: made if missing; files in it are replaced only by finished ones. All processes see
+            the same one.
         resume: go on with the unfinished run in the folder, if there is one.
         progress: called with `(scheme, blocks done, blocks)`, of this process.
 
@@ -100,9 +106,10 @@ def run(
         One :class:`Row` a scheme and K; none on processes other than the first.
 
     Raises:
-        ValueError: the study's or the pairs' faults; an unfinished run in the folder without `resume`, or one that was
-            asked something else with it.
-        OSError: the folder cannot be written, another run is at work in it, or another process is gone.
+        ValueError: the study's or the pairs' faults; an unfinished run in the folder without
+            `resume`, or one that was asked something else with it.
+        OSError: the folder cannot be written, another run is at work in it, or another process is
+            gone.
     """
     study.check()
     for name, laws in zip(("log_p", "log_q"), pairs, strict=True):
@@ -143,7 +150,9 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """One line a row, under the field names; an unknown quantity is an empty cell."""
 
     def write(file):
-        text = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        text = csv.DictWriter(
+            file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n"
+        )
         text.writeheader()
         text.writerows(dataclasses.asdict(row) for row in rows)
 
@@ -151,7 +160,9 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _fingerprint(study: Study, pairs: Pairs) -> str:
-    digest = hashlib.sha256(json.dumps([_FORMAT, dataclasses.asdict(study)], sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps([_FORMAT, dataclasses.asdict(study)], sort_keys=True).encode()
+    )
     for laws in pairs:
         digest.update(repr(laws.shape).encode() + np.ascontiguousarray(laws).tobytes())
     return digest.hexdigest()
@@ -160,18 +171,26 @@ def _fingerprint(study: Study, pairs: Pairs) -> str:
 def _block_size(study: Study, pairs: Pairs) -> int:
     count, items = pairs.log_q.shape
     most = max(study.num_drafts)
-    clocks = study.num_trials * max(trials.clocks_a_trial(schemes.get(name), most, items) for name in study.schemes)
+    clocks = study.num_trials * max(
+        trials.clocks_a_trial(schemes.get(name), most, items) for name in study.schemes
+    )
     return max(1, min(count, 32, _BLOCK_CLOCKS // clocks))
 
 
-def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: int) -> dict[str, np.ndarray]:
-    """All cells of the pairs start..stop-1 under one scheme; the last block is filled up to keep one compilation."""
+def _block(
+    study: Study, name: str, pairs: Pairs, start: int, stop: int, size: int
+) -> dict[str, np.ndarray]:
+    """All cells of the pairs start..stop-1 under one scheme; the last block is filled up to keep
+    one compilation.
+    """
     indices = np.minimum(np.arange(start, start + size), stop - 1)
     log_p, log_q = (jnp.asarray(laws[indices]) for laws in pairs)
     root = races.new_key(study.seed)
     keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(indices))
     scheme, size = schemes.get(name), log_q.shape[1]
-    cells: dict = {"bound": np.full((len(log_q), len(study.num_drafts)), np.nan)}  # of a scheme that has none
+    cells: dict = {
+        "bound": np.full((len(log_q), len(study.num_drafts)), np.nan)
+    }  # of a scheme that has none
     if scheme.bound is not None:
         cells["bound"] = _shared_out(_bound, log_p, log_q, name=name, num_drafts=study.num_drafts)
     known = tuple(k for k in study.num_drafts if scheme.acceptance_limit(size, k) is None)
@@ -182,15 +201,23 @@ def _block(study: Study, name: str, pairs: Pairs, start: int, stop: int, size: i
         cells["exact"] = values
     if scheme.verify_limit(size, max(study.num_drafts)) is None:
         estimate = trials.sweep(
-            keys, log_p, log_q, scheme=scheme, num_drafts=study.num_drafts, num_trials=study.num_trials
+            keys,
+            log_p,
+            log_q,
+            scheme=scheme,
+            num_drafts=study.num_drafts,
+            num_trials=study.num_trials,
         )
         cells["simulated"], cells["standard_error"], _ = estimate
     return {field: np.asarray(values)[: stop - start] for field, values in cells.items()}
 
 
 def _shared_out(function: Callable, log_p, log_q, **static) -> np.ndarray:
-    """`function` of pairs `[M, N]`, shared out over the devices; repetitions of the last pair make the shares equal."""
-    # A loop of one round is no loop to XLA, and its sums may round in another way: two pairs a device at least.
+    """`function` of pairs `[M, N]`, shared out over the devices; repetitions of the last pair make
+    the shares equal.
+    """
+    # A loop of one round is no loop to XLA, and its sums may round in another way: two pairs a
+    # device at least.
     devices = jax.local_devices()[: max(1, len(log_q) // 2)]
     filled = np.minimum(np.arange(-(-len(log_q) // len(devices)) * len(devices)), len(log_q) - 1)
     mesh = Mesh(devices, "pairs")
@@ -219,7 +246,9 @@ def _each(mesh: Mesh, function: Callable, log_p, log_q):
         return jax.lax.map(lambda laws: function(*laws), (log_p, log_q))
 
     rows = P("pairs")
-    return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(log_p, log_q)
+    return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(
+        log_p, log_q
+    )
 
 
 def _rows(study: Study, pairs: Pairs, cells: Cells) -> Iterable[Row]:

@@ -1,14 +1,16 @@
 """Monte Carlo: how often the target's token is in the list, counted over many keys.
 
-Trial `t` of a run uses ``fold_in(key, t)``, so a count does not depend on how the trials were cut into chunks, stopped
-or resumed. Memory is bounded by one chunk, whatever the number of trials. Where the first K drafts of a scheme are a
-prefix of its first K + 1, one trial at the largest K serves every K of a sweep.
+Trial `t` of a run uses ``fold_in(key, t)``, so a count does not depend on how the trials were cut
+into chunks, stopped or resumed. Memory is bounded by one chunk, whatever the number of trials.
+Where the first K drafts of a scheme are a prefix of its first K + 1, one trial at the largest K
+serves every K of a sweep.
 
-A trial either draws the scheme's clocks, `K N` of them, and is bit for bit `propose` and `verify` under its key; or it
-draws first arrivals by inversion, `O(K log N)` (:mod:`gls_jax.simulation`), which is the same law by other numbers.
+A trial either draws the scheme's clocks, `K N` of them, and is bit for bit `propose` and `verify`
+under its key; or it draws first arrivals by inversion, `O(K log N)` (:mod:`gls_jax.simulation`),
+which is the same law by other numbers.
 
-Pairs are spread over the devices of the process, and trials where the pairs do not divide. Hits are integers: their sum
-is the same on any number of devices.
+Pairs are spread over the devices of the process, and trials where the pairs do not divide. Hits are
+integers: their sum is the same on any number of devices.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ __all__ = ["Estimate", "acceptance", "sweep"]
 
 _CHUNK = 2**15  # numbers a chunk of trials holds at a time: about what a core's cache takes
 _CALL = 2**28  # clocks a device draws between two progress reports: about a second on two cores
-_FROM_ITEMS = 32  # items from which on inversion is faster than clocks, for every scheme that has both
+_FROM_ITEMS = (
+    32  # items from which on inversion is faster than clocks, for every scheme that has both
+)
 _DRAFT = 128  # clocks of a large vocabulary that are drawn in the time of one draft by inversion
 
 Progress = Callable[[int, int], None]
@@ -61,22 +65,29 @@ def acceptance(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: `K`.
         num_trials: number of independent trials.
-        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no other way.
-        devices: of this process, to spread the work over; all of them by default. Results do not depend on them.
+        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no
+            other way.
+        devices: of this process, to spread the work over; all of them by default. Results do not
+            depend on them.
         progress: called with `(trials done, num_trials)` about once a second.
 
     Returns:
-        :class:`Estimate` of scalars; the standard error is of the rate ``(hits + 1) / (trials + 2)``, and never 0.
+        :class:`Estimate` of scalars; the standard error is of the rate ``(hits + 1) / (trials +
+        2)``, and never 0.
 
     Raises:
-        ValueError: what the scheme's door raises, what :func:`gls_jax.check_log_probs` raises, or `num_trials` outside
-            1..2^31 - 1.
+        ValueError: what the scheme's door raises, what :func:`gls_jax.check_log_probs` raises, or
+            `num_trials` outside 1..2^31 - 1.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import schemes, trials
     >>> log_p, log_q = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]))
-    >>> got = trials.acceptance(jax.random.key(0), log_p, log_q, scheme="gls", num_drafts=4, num_trials=20_000)
-    >>> bool(abs(got.mean - schemes.get("gls").acceptance(log_p, log_q, 4)) < 5 * got.standard_error)
+    >>> got = trials.acceptance(
+    ...     jax.random.key(0), log_p, log_q, scheme="gls", num_drafts=4, num_trials=20_000
+    ... )
+    >>> bool(
+    ...     abs(got.mean - schemes.get("gls").acceptance(log_p, log_q, 4)) < 5 * got.standard_error
+    ... )
     True
     """
     checks.key(key)
@@ -125,26 +136,35 @@ def sweep(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: the list lengths; one pass over the largest serves all.
         num_trials: independent trials a pair (shared by its list lengths).
-        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no other way.
-        devices: of this process, to spread the work over; all of them by default. Results do not depend on them.
+        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no
+            other way.
+        devices: of this process, to spread the work over; all of them by default. Results do not
+            depend on them.
         progress: called with `(trials done, all trials)` about once a second.
 
     Returns:
         :class:`Estimate` of `f[M, len(num_drafts)]`.
 
     Raises:
-        ValueError: what the scheme's door raises, what :func:`gls_jax.check_log_probs` raises, shapes that do not fit,
-            or `num_trials` outside 1..2^31 - 1.
+        ValueError: what the scheme's door raises, what :func:`gls_jax.check_log_probs` raises,
+            shapes that do not fit, or `num_trials` outside 1..2^31 - 1.
 
     >>> import jax
     >>> from gls_jax import trials
     >>> log_p, log_q = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (2, 5, 10)))
-    >>> trials.sweep(jax.random.key(1), log_p, log_q, scheme="gls", num_drafts=(1, 2, 8), num_trials=100).mean.shape
+    >>> trials.sweep(
+    ...     jax.random.key(1), log_p, log_q, scheme="gls", num_drafts=(1, 2, 8), num_trials=100
+    ... ).mean.shape
     (5, 3)
     """
     given = {"log_p": log_p, "log_q": log_q}
     log_p, log_q = (checks.floats(value, name, integers=False) for name, value in given.items())
-    if log_q.ndim != 2 or log_p.ndim not in (2, 3) or log_p.shape[0] != log_q.shape[0] or not log_q.size:
+    if (
+        log_q.ndim != 2
+        or log_p.ndim not in (2, 3)
+        or log_p.shape[0] != log_q.shape[0]
+        or not log_q.size
+    ):
         raise ValueError(
             f"log_p and log_q: expected shapes [M, N] (log_p also [M, K, N]) with M, N >= 1, "
             f"got {list(log_p.shape)} and {list(log_q.shape)}"
@@ -154,8 +174,12 @@ def sweep(
         checks.values(value, name)
     checks.keys(key)
     if key.shape not in ((), log_q.shape[:1]):
-        raise ValueError(f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}")
-    keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
+        raise ValueError(
+            f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}"
+        )
+    keys = (
+        key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
+    )
     asked = {"scheme": scheme, "num_drafts": num_drafts, "num_trials": num_trials, "clocks": clocks}
     return _run(keys, log_p, log_q, **asked, devices=devices, progress=progress)
 
@@ -168,7 +192,9 @@ def check_num_trials(value: Any) -> int:
     return num_trials
 
 
-def clocks_a_trial(scheme: schemes.Scheme, num_drafts: int, num_items: int, clocks: bool | None = None) -> int:
+def clocks_a_trial(
+    scheme: schemes.Scheme, num_drafts: int, num_items: int, clocks: bool | None = None
+) -> int:
     """What a trial costs, counted in clocks."""
     return num_drafts * (num_items if _with_clocks(scheme, num_items, clocks) else _DRAFT)
 
@@ -179,13 +205,21 @@ def _with_clocks(scheme: schemes.Scheme, num_items: int, clocks: bool | None) ->
     return clocks
 
 
-def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices, progress) -> Estimate:
+def _run(
+    keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices, progress
+) -> Estimate:
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
     counts = tuple(scheme.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
     num_trials = check_num_trials(num_trials)
     num_pairs, num_items = log_q.shape
-    knobs = {"scheme": scheme, "num_drafts": counts, "clocks": _with_clocks(scheme, num_items, clocks)}
-    new = jnp.zeros(())  # inside of `jax.jit` traced like all that is made there, also where every input is known
+    knobs = {
+        "scheme": scheme,
+        "num_drafts": counts,
+        "clocks": _with_clocks(scheme, num_items, clocks),
+    }
+    new = jnp.zeros(
+        ()
+    )  # inside of `jax.jit` traced like all that is made there, also where every input is known
     if any(isinstance(x, jax.core.Tracer) for x in (new, keys, log_p, log_q)):
         hits = _count(keys, log_p, log_q, 0, num_trials, **knobs)
         rate = hits.astype(log_q.dtype)
@@ -193,7 +227,8 @@ def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices,
         mesh = _mesh(num_pairs, devices)
         pairs = jax.device_put((keys, log_p, log_q), NamedSharding(mesh, P("pairs")))
         hits = np.zeros((num_pairs, len(counts)), np.int64)
-        # What a pair needs to be prepared without clocks is small beside as many trials as it has items.
+        # What a pair needs to be prepared without clocks is small beside as many trials as it has
+        # items.
         least = max(1024, 0 if knobs["clocks"] else num_items)
         cost = num_pairs * clocks_a_trial(scheme, max(counts), num_items, clocks)
         per_call = mesh.size * max(least, _CALL // cost)
@@ -208,13 +243,16 @@ def _run(keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices,
         rate = hits.astype(np.float64)
     hit, miss = (rate + 1) / (num_trials + 2), (num_trials - rate + 1) / (num_trials + 2)
     error = jnp.sqrt(jnp.asarray(hit * miss / num_trials, log_q.dtype))
-    return Estimate(jnp.asarray(rate / num_trials, log_q.dtype), error, jnp.asarray(num_trials, jnp.int32))
+    return Estimate(
+        jnp.asarray(rate / num_trials, log_q.dtype), error, jnp.asarray(num_trials, jnp.int32)
+    )
 
 
 def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
     """As many groups of devices as the pairs divide into; the devices of a group share its trials."""
     devices = jax.local_devices() if devices is None else checks.local_devices(devices)
-    # A loop of one round is no loop to XLA, and its sums may round in another way: two pairs a group at least.
+    # A loop of one round is no loop to XLA, and its sums may round in another way: two pairs a
+    # group at least.
     groups = math.gcd(num_pairs, len(devices))
     if groups == num_pairs:
         groups = 1
@@ -223,18 +261,32 @@ def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
 
 @partial(jax.jit, static_argnames=("mesh", "scheme", "num_drafts", "clocks"))
 def _spread(keys, log_p, log_q, starts, stops, *, mesh: Mesh, **knobs):
-    """Hits `i32[T, M, len(num_drafts)]` of `T` ranges of trials, every device at its own pairs and range."""
+    """Hits `i32[T, M, len(num_drafts)]` of `T` ranges of trials, every device at its own pairs and
+    range.
+    """
 
     def count(keys, log_p, log_q, start, stop):
         return _count(keys, log_p, log_q, start[0], stop[0], **knobs)[None]
 
     pairs, ranges = P("pairs"), P("trials")
     in_specs, out_specs = (pairs, pairs, pairs, ranges, ranges), P("trials", "pairs")
-    return jax.shard_map(count, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(keys, log_p, log_q, starts, stops)
+    return jax.shard_map(count, mesh=mesh, in_specs=in_specs, out_specs=out_specs)(
+        keys, log_p, log_q, starts, stops
+    )
 
 
 @partial(jax.jit, static_argnames=("scheme", "num_drafts", "clocks"))
-def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_drafts: tuple[int, ...], clocks: bool):
+def _count(
+    keys,
+    log_p,
+    log_q,
+    start,
+    stop,
+    *,
+    scheme: schemes.Scheme,
+    num_drafts: tuple[int, ...],
+    clocks: bool,
+):
     """Hits `i32[M, len(num_drafts)]` over the trials start..stop-1 of every pair."""
     start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
     most = max(num_drafts)
@@ -254,7 +306,9 @@ def _count(keys, log_p, log_q, start, stop, *, scheme: schemes.Scheme, num_draft
             indices = (start + at * lanes).astype(jnp.uint32) + jnp.arange(lanes, dtype=jnp.uint32)
             return hits + jnp.sum(jax.vmap(counted)(indices), axis=0, dtype=jnp.int32)
 
-        chunks = (stop - start - 1) // lanes + 1  # not rounded up by an addition: that overflows near 2^31
+        chunks = (
+            stop - start - 1
+        ) // lanes + 1  # not rounded up by an addition: that overflows near 2^31
         none = varying_like(jnp.zeros(len(num_drafts), jnp.int32), key, log_p, log_q, start, stop)
         return jax.lax.fori_loop(0, chunks, chunk, none)
 

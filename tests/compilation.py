@@ -14,7 +14,9 @@ from functools import cache
 
 import jax
 import pytest
-from jax._src import compiler  # there is no public way to give options to all compilations after the first
+from jax._src import (
+    compiler,
+)  # there is no public way to give options to all compilations after the first
 
 _NEWER_EMITTER = "xla_cpu_use_fusion_emitters"
 
@@ -33,7 +35,9 @@ def has_older_emitter() -> bool:
 def quick() -> Iterator[None]:
     """In this process. Caches are cleared before and after, so that no program is shared with other tests."""
     with pytest.MonkeyPatch.context() as patch:
-        if has_older_emitter() and hasattr(compiler, "get_compile_options"):  # private: it may go away
+        if has_older_emitter() and hasattr(
+            compiler, "get_compile_options"
+        ):  # private: it may go away
             as_ever = compiler.get_compile_options
 
             def options(*arguments, env_options_overrides=None, **more):
@@ -53,4 +57,8 @@ def quick_environment(num_devices: int = 1) -> dict[str, str]:
     flags = [f"--xla_force_host_platform_device_count={num_devices}"]
     if has_older_emitter():  # an unknown flag ends the process
         flags.append(f"--{_NEWER_EMITTER}=false")
-    return os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
+    return os.environ | {
+        "XLA_FLAGS": " ".join(flags),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_PLATFORMS": "cpu",
+    }

@@ -55,9 +55,13 @@ def pytest_configure(config):
     jax.config.update(
         "jax_traceback_in_locations_limit", 0
     )  # Python's lines in compiled programs cost a fifteenth of the time
-    if jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR, kept between runs, halves the next one's time
+    if (
+        jax.config.jax_compilation_cache_dir
+    ):  # JAX_COMPILATION_CACHE_DIR, kept between runs, halves the next one's time
         return
-    if hasattr(config, "workerinput"):  # not through the environment: processes that tests start compile on their own
+    if hasattr(
+        config, "workerinput"
+    ):  # not through the environment: processes that tests start compile on their own
         jax.config.update("jax_compilation_cache_dir", config.workerinput["compiled"])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 

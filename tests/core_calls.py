@@ -21,13 +21,17 @@ CALLS: dict[str, Call] = {
     "races.exponentials": lambda key, p, q, d: races.exponentials(key, NUM_DRAFTS, NUM_TOKENS),
     "races.uniforms": lambda key, p, q, d: races.uniforms(key, 4),
     "races.darts": lambda key, p, q, d: races.darts(key, 3, 4, NUM_TOKENS),
-    "races.leaders": lambda key, p, q, d: races.leaders(key, NUM_DRAFTS, jnp.asarray(p), jnp.asarray(q)),
+    "races.leaders": lambda key, p, q, d: races.leaders(
+        key, NUM_DRAFTS, jnp.asarray(p), jnp.asarray(q)
+    ),
     "races.arrivals": lambda key, p, q, d: races.arrivals(
         jnp.ones(NUM_TOKENS, jnp.float32), jnp.asarray(p, jnp.float32)
     ),
     "races.weights": lambda key, p, q, d: races.weights(jnp.asarray(p, jnp.float32)),
     "races.winner": lambda key, p, q, d: races.winner(jnp.asarray(p, jnp.float32)),
-    "races.clocks_from_bits": lambda key, p, q, d: races.clocks_from_bits(*jax.random.key_data(key)),
+    "races.clocks_from_bits": lambda key, p, q, d: races.clocks_from_bits(
+        *jax.random.key_data(key)
+    ),
     "races.new_key": lambda key, p, q, d: jax.random.key_data(races.new_key(d[0])),
     "races.split_key": lambda key, p, q, d: jax.random.key_data(races.split_key(key)),
     "races.position_key": lambda key, p, q, d: jax.random.key_data(races.position_key(key, 7)),
@@ -47,9 +51,15 @@ CALLS: dict[str, Call] = {
     "couplings.minhash_match": lambda key, p, q, d: couplings.minhash_match(p, q),
     "couplings.maximal_match": lambda key, p, q, d: couplings.maximal_match(p, q),
     "bounds.list_matching": lambda key, p, q, d: bounds.list_matching(p, q, NUM_DRAFTS),
-    "bounds.list_matching_given_target": lambda key, p, q, d: bounds.list_matching_given_target(p, q, NUM_DRAFTS),
-    "bounds.list_matching_relaxed": lambda key, p, q, d: bounds.list_matching_relaxed(p, q, NUM_DRAFTS),
-    "bounds.list_matching_strong": lambda key, p, q, d: bounds.list_matching_strong(p, q, 1, NUM_DRAFTS),
+    "bounds.list_matching_given_target": lambda key, p, q, d: bounds.list_matching_given_target(
+        p, q, NUM_DRAFTS
+    ),
+    "bounds.list_matching_relaxed": lambda key, p, q, d: bounds.list_matching_relaxed(
+        p, q, NUM_DRAFTS
+    ),
+    "bounds.list_matching_strong": lambda key, p, q, d: bounds.list_matching_strong(
+        p, q, 1, NUM_DRAFTS
+    ),
     "bounds.communication_free": lambda key, p, q, d: bounds.communication_free(p, q),
     "bounds.total_variation": lambda key, p, q, d: bounds.total_variation(p, q),
     "bounds.optimum_iid": lambda key, p, q, d: bounds.optimum_iid(p, q, NUM_DRAFTS),
@@ -60,15 +70,21 @@ CALLS: dict[str, Call] = {
     "decomposition.importance_law": lambda key, p, q, d: decomposition.importance_law(
         lambda drafts: jnp.arange(NUM_DRAFTS) == jnp.argmin(drafts), p, NUM_DRAFTS
     ),
-    "decomposition.always_accepts": lambda key, p, q, d: decomposition.always_accepts(p, q, NUM_DRAFTS),
-    "schemes.gls.acceptance_active": lambda key, p, q, d: schemes.gls.acceptance_active(p, q, 1, NUM_DRAFTS),
-    "schemes.gumbel_topk.acceptance_interval": lambda key, p, q, d: schemes.gumbel_topk.acceptance_interval(
-        p, q, (NUM_DRAFTS,)
+    "decomposition.always_accepts": lambda key, p, q, d: decomposition.always_accepts(
+        p, q, NUM_DRAFTS
     ),
-    "schemes.specinfer_wor.acceptance_estimate": lambda key, p, q, d: schemes.specinfer_wor.acceptance_estimate(
-        key, p, q, NUM_DRAFTS, 4
+    "schemes.gls.acceptance_active": lambda key, p, q, d: schemes.gls.acceptance_active(
+        p, q, 1, NUM_DRAFTS
     ),
-    "losses.acceptance": lambda key, p, q, d: losses.acceptance(p, q, scheme="gls", num_drafts=NUM_DRAFTS),
+    "schemes.gumbel_topk.acceptance_interval": lambda key, p, q, d: (
+        schemes.gumbel_topk.acceptance_interval(p, q, (NUM_DRAFTS,))
+    ),
+    "schemes.specinfer_wor.acceptance_estimate": lambda key, p, q, d: (
+        schemes.specinfer_wor.acceptance_estimate(key, p, q, NUM_DRAFTS, 4)
+    ),
+    "losses.acceptance": lambda key, p, q, d: losses.acceptance(
+        p, q, scheme="gls", num_drafts=NUM_DRAFTS
+    ),
 }
 
 
@@ -80,18 +96,27 @@ def _scheme_calls(name: str, called: set) -> dict[str, Call]:
     def verify_tree(key, p, q, d):
         tree = schemes.chains(jnp.asarray(d)[:width, None], ranked=scheme.ranked)
         log_p, log_q = jnp.asarray(p), jnp.asarray(q)
-        return scheme.verify_tree(key, 0, tree, jnp.stack([log_p] * width), jnp.stack([log_q] * (width + 1)))
+        return scheme.verify_tree(
+            key, 0, tree, jnp.stack([log_p] * width), jnp.stack([log_q] * (width + 1))
+        )
 
     calls: dict[str, tuple[object, Call]] = {
         "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, width)),
         "verify": (scheme.verify_fn, lambda key, p, q, d: scheme.verify(key, d[:width], p, q)),
         "acceptance": (scheme.acceptance_fn, lambda key, p, q, d: scheme.acceptance(p, q, width)),
         # Where a scheme has no hits of its own they are made of its `verify`: another function for every name.
-        "hits": (scheme.hits_fn or (scheme.verify_fn and name), lambda key, p, q, d: scheme.hits(key, p, q, width)),
+        "hits": (
+            scheme.hits_fn or (scheme.verify_fn and name),
+            lambda key, p, q, d: scheme.hits(key, p, q, width),
+        ),
         "simulator": (scheme.simulator_fn, lambda key, p, q, d: scheme.simulator(p, q, width)(key)),
         "verify_tree": (name, verify_tree),
     }
-    new = {kind: call for kind, (function, call) in calls.items() if function and (function, width) not in called}
+    new = {
+        kind: call
+        for kind, (function, call) in calls.items()
+        if function and (function, width) not in called
+    }
     called.update((function, width) for function, _ in calls.values())
     return {f"schemes.{name}.{kind}": call for kind, call in new.items()}
 
@@ -107,6 +132,12 @@ for _name in ("gls", "specinfer", "optimal"):
     )
 CALLS |= {
     "trials.sweep": lambda key, p, q, d: trials.sweep(
-        key, jnp.asarray(p)[None], jnp.asarray(q)[None], scheme="gls", num_drafts=(1, 2), num_trials=9, clocks=False
+        key,
+        jnp.asarray(p)[None],
+        jnp.asarray(q)[None],
+        scheme="gls",
+        num_drafts=(1, 2),
+        num_trials=9,
+        clocks=False,
     )
 }

@@ -16,4 +16,6 @@ def ramps(count, seed=0):
     return np.where(right, slope * np.linspace(-1, 1, 8)[:, None, None], level).astype(np.float32)
 
 
-CONFIG = VaeConfig.of_images(ramps(1), crop=3, latent=2, channels=8, hidden=32, features=16, dropout=0.0)
+CONFIG = VaeConfig.of_images(
+    ramps(1), crop=3, latent=2, channels=8, hidden=32, features=16, dropout=0.0
+)

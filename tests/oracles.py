@@ -35,7 +35,9 @@ def gls_acceptance(laws, q):
         # j drafted at draft time t = S_j / p_j; every item i must wait max(t p_i, m q_i).
         integrand = lambda u: np.exp(-m * np.maximum(u * p, q).sum())  # noqa: E731
         edges = np.unique(
-            np.concatenate([[start], [q[i] / p[i] for i in range(len(p)) if p[i] and q[i] / p[i] > start]])
+            np.concatenate(
+                [[start], [q[i] / p[i] for i in range(len(p)) if p[i] and q[i] / p[i] > start]]
+            )
         )
         inner = sum(scipy.integrate.quad(integrand, a, b)[0] for a, b in itertools.pairwise(edges))
         last = edges[-1]
@@ -58,7 +60,8 @@ def gls_acceptance(laws, q):
         return total
 
     value = sum(
-        scipy.integrate.quad(missed, a, b, epsabs=1e-9)[0] for a, b in ((1e-12, 0.1), (0.1, 1), (1, 6), (6, 40))
+        scipy.integrate.quad(missed, a, b, epsabs=1e-9)[0]
+        for a, b in ((1e-12, 0.1), (0.1, 1), (1, 6), (6, 40))
     )
     return 1 - value
 
@@ -76,8 +79,12 @@ def topk_acceptance(p, q, k):
     total = 0.0
     for j in range(len(q)):
         if p[j] > 0 and q[j] > 0:
-            for a, b in itertools.pairwise((0, 1e-4, 1e-2, 0.3, 2, 60)):  # the integrand can fall within q_j / p_j of 0
-                total += q[j] * scipy.integrate.quad(lambda t, j=j: np.exp(-t) * given(j, t), a, b)[0]
+            for a, b in itertools.pairwise(
+                (0, 1e-4, 1e-2, 0.3, 2, 60)
+            ):  # the integrand can fall within q_j / p_j of 0
+                total += (
+                    q[j] * scipy.integrate.quad(lambda t, j=j: np.exp(-t) * given(j, t), a, b)[0]
+                )
     return total
 
 
@@ -89,9 +96,15 @@ def optimum_distinct(p, q, k):
         left = sum(p[i] for i in range(size) if i not in used)
         if draws == 0 or left <= 0:
             return 1.0
-        return sum(p[i] / left * contained(inside, used | {i}, draws - 1) for i in inside - used if p[i] > 0)
+        return sum(
+            p[i] / left * contained(inside, used | {i}, draws - 1)
+            for i in inside - used
+            if p[i] > 0
+        )
 
-    sets = itertools.chain.from_iterable(itertools.combinations(range(size), n) for n in range(size + 1))
+    sets = itertools.chain.from_iterable(
+        itertools.combinations(range(size), n) for n in range(size + 1)
+    )
     return 1 + min(sum(q[i] for i in h) - contained(frozenset(h), frozenset(), k) for h in sets)
 
 
@@ -199,12 +212,16 @@ def pairwise_program(first, second, q, free):
     rank = first * second - q
     with np.errstate(divide="ignore"):
         digits = 2.0 ** (14 - np.floor(np.log2(np.abs(rank) + (rank == 0))))
-    order = np.argsort(np.round(rank * digits) / digits, kind="stable")  # to 15 bits: ties are not a matter of rounding
+    order = np.argsort(
+        np.round(rank * digits) / digits, kind="stable"
+    )  # to 15 bits: ties are not a matter of rounding
     a, b, q = first[order], second[order], q[order]
     size, free = len(q), min(free, len(q))
     pair = np.outer(a, b) + np.outer(b, a)
     law = a * b + np.triu(pair, 1).sum(1)
-    moves = list(itertools.combinations(range(free), 2))  # fraction of the pair that the worse one gets
+    moves = list(
+        itertools.combinations(range(free), 2)
+    )  # fraction of the pair that the worse one gets
     change = np.zeros((size, len(moves)))
     for column, (i, j) in enumerate(moves):
         change[i, column], change[j, column] = -pair[i, j], pair[i, j]
@@ -238,9 +255,14 @@ def list_code(clocks, weights, decoders, bins, message=None):
     """
     log_clocks = np.log(np.asarray(clocks, float))
     winners, margins = [], []
-    for scores in [(log_clocks - weights).min(0), *(np.broadcast_to(log_clocks, decoders.shape) - decoders)]:
+    for scores in [
+        (log_clocks - weights).min(0),
+        *(np.broadcast_to(log_clocks, decoders.shape) - decoders),
+    ]:
         if winners:
-            scores = np.where(bins == (bins[winners[0]] if message is None else message), scores, np.inf)
+            scores = np.where(
+                bins == (bins[winners[0]] if message is None else message), scores, np.inf
+            )
         first, second = np.partition(np.append(scores, [np.inf, np.inf]), 1)[:2]
         winners.append(int(scores.argmin()) if first < np.inf else -1)
         margins.append(second - first if first < np.inf else np.inf)
@@ -265,4 +287,10 @@ def chi_square(counts, law):
 def binomial(hits, trials, probability):
     """Two-sided p-value of a count; the probability may be 0 or 1 up to float32 rounding."""
     low, high = max(probability - 1e-6, 0), min(probability + 1e-6, 1)
-    return min(1, 2 * min(scipy.stats.binom.cdf(hits, trials, low), scipy.stats.binom.sf(hits - 1, trials, high)))
+    return min(
+        1,
+        2
+        * min(
+            scipy.stats.binom.cdf(hits, trials, low), scipy.stats.binom.sf(hits - 1, trials, high)
+        ),
+    )

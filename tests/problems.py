@@ -42,10 +42,14 @@ def many(count):
         lambda: (rng.dirichlet(np.ones(NUM_ITEMS)),) * 2,  # p = q
         lambda: _split(rng),  # disjoint
         lambda: [_some(rng) for _ in range(2)],  # zero entries
-        lambda: [np.where(rng.permutation(NUM_ITEMS) < 3, 0, 1) / 3 for _ in range(2)],  # zeros and ties
+        lambda: [
+            np.where(rng.permutation(NUM_ITEMS) < 3, 0, 1) / 3 for _ in range(2)
+        ],  # zeros and ties
         lambda: [(x := rng.integers(1, 3, NUM_ITEMS)) / x.sum() for _ in range(2)],  # ties
         lambda: [np.eye(NUM_ITEMS)[0]] * 2,  # one item
-        lambda: [_pad(rng.dirichlet(np.ones(2))) for _ in range(2)],  # two items: every list repeats itself
+        lambda: [
+            _pad(rng.dirichlet(np.ones(2))) for _ in range(2)
+        ],  # two items: every list repeats itself
     )
     laws = np.array([kinds[at % len(kinds)]() for at in range(count)])
     laws = laws / laws.sum(-1, keepdims=True)
@@ -53,7 +57,9 @@ def many(count):
 
 
 def _some(rng):
-    return rng.dirichlet(np.ones(NUM_ITEMS)) * (rng.permutation(NUM_ITEMS) < rng.integers(2, NUM_ITEMS))
+    return rng.dirichlet(np.ones(NUM_ITEMS)) * (
+        rng.permutation(NUM_ITEMS) < rng.integers(2, NUM_ITEMS)
+    )
 
 
 def _split(rng):

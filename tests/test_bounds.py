@@ -18,11 +18,17 @@ def test_list_matching_by_the_double_loop(problem):
     rates = oracles.rates(p, q)
     for k in (1, 2, 7):
         given = k / (k - 1 + rates)
-        np.testing.assert_allclose(bounds.list_matching_given_target(logs(p), logs(q), k), given, atol=1e-6)
-        assert float(bounds.list_matching(logs(p), logs(q), k)) == pytest.approx((q * given).sum(), abs=1e-6)
+        np.testing.assert_allclose(
+            bounds.list_matching_given_target(logs(p), logs(q), k), given, atol=1e-6
+        )
+        assert float(bounds.list_matching(logs(p), logs(q), k)) == pytest.approx(
+            (q * given).sum(), abs=1e-6
+        )
         for active in range(1, k + 1):
             expected = (q * active / (k - 1 + rates)).sum()
-            assert float(bounds.list_matching_strong(logs(p), logs(q), active, k)) == pytest.approx(expected, abs=1e-6)
+            assert float(bounds.list_matching_strong(logs(p), logs(q), active, k)) == pytest.approx(
+                expected, abs=1e-6
+            )
 
 
 @each_problem
@@ -33,7 +39,9 @@ def test_relaxed_bound(problem):
         with np.errstate(divide="ignore", invalid="ignore"):
             expected = np.where(p > 0, 1 / (1 + q / (k * p)), 0)
         np.testing.assert_allclose(relaxed, expected, atol=1e-6)
-        assert (relaxed <= np.asarray(bounds.list_matching_given_target(logs(p), logs(q), k)) + 1e-6).all()
+        assert (
+            relaxed <= np.asarray(bounds.list_matching_given_target(logs(p), logs(q), k)) + 1e-6
+        ).all()
 
 
 def test_diverse_drafts_sum_their_streams():
@@ -51,7 +59,9 @@ def test_distances(problem):
     assert float(bounds.total_variation(logs(p), logs(q))) == pytest.approx(distance, abs=1e-6)
     worst = (1 - distance) / (1 + distance)
     assert float(bounds.communication_free(logs(p), logs(q))) == pytest.approx(worst, abs=1e-6)
-    assert float(bounds.list_matching(logs(p), logs(q), 1)) >= worst - 1e-6  # Gumbel is never below it
+    assert (
+        float(bounds.list_matching(logs(p), logs(q), 1)) >= worst - 1e-6
+    )  # Gumbel is never below it
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -73,8 +83,14 @@ def test_optimum_of_distinct_drafts_is_the_minimum_over_all_sets():
 
     @jax.jit
     def values(p, q):
-        best = [[bound(p, q, k) for k in counts] for bound in (bounds.optimum_distinct, bounds.optimum_iid)]
-        return *best, [schemes.get(name).acceptance_curve(p, q, counts) for name in ("gumbel_topk", "specinfer_wor")]
+        best = [
+            [bound(p, q, k) for k in counts]
+            for bound in (bounds.optimum_distinct, bounds.optimum_iid)
+        ]
+        return *best, [
+            schemes.get(name).acceptance_curve(p, q, counts)
+            for name in ("gumbel_topk", "specinfer_wor")
+        ]
 
     for p, q in laws:
         distinct, iid, curves = values(logs(p), logs(q))
@@ -116,9 +132,15 @@ def test_batches_and_gradients():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p, q: bounds.list_matching(p, q, 0), "num_drafts: expected an int of at least 1, got 0"),
+        (
+            lambda p, q: bounds.list_matching(p, q, 0),
+            "num_drafts: expected an int of at least 1, got 0",
+        ),
         (lambda p, q: bounds.list_matching(p, q[:-1], 1), "same number of items"),
-        (lambda p, q: bounds.list_matching_strong(p, q, 3, 2), r"num_active: expected at most num_drafts \(2\), got 3"),
+        (
+            lambda p, q: bounds.list_matching_strong(p, q, 3, 2),
+            r"num_active: expected at most num_drafts \(2\), got 3",
+        ),
         (lambda p, q: bounds.total_variation(p[None], q), r"log_p: expected shape \[N\]"),
         (lambda p, q: bounds.optimum_iid(p, q, 1.5), "num_drafts: expected an int"),
         (lambda p, q: bounds.list_matching(np.stack([p, p]), q, 3), r"expected 3 rows"),

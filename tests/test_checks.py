@@ -13,7 +13,10 @@ import gls_jax
 from gls_jax import bounds, checks, couplings, decomposition, schemes, trials
 
 BAD = [
-    (np.log([0.25, 0.25]), r"expected probabilities that sum to 1 \(within 0.001\), got a sum of 0.5"),
+    (
+        np.log([0.25, 0.25]),
+        r"expected probabilities that sum to 1 \(within 0.001\), got a sum of 0.5",
+    ),
     (np.log([0.9, 0.9]), "got a sum of 1.8"),
     (np.array([np.nan, 0.0]), "expected log-probabilities, got NaN"),
     (np.array([0.5, -np.inf]), "expected log-probabilities of at most 0, got 0.5"),
@@ -89,9 +92,15 @@ CALLS = {
     "check_log_probs": lambda log_probs: gls_jax.check_log_probs(log_probs),
     "bounds.communication_free": bounds.communication_free,
     "bounds.list_matching": lambda log_p, log_q: bounds.list_matching(log_p, log_q, 2),
-    "bounds.list_matching_given_target": lambda log_p, log_q: bounds.list_matching_given_target(log_p, log_q, 2),
-    "bounds.list_matching_relaxed": lambda log_p, log_q: bounds.list_matching_relaxed(log_p, log_q, 2),
-    "bounds.list_matching_strong": lambda log_p, log_q: bounds.list_matching_strong(log_p, log_q, 2, 3),
+    "bounds.list_matching_given_target": lambda log_p, log_q: bounds.list_matching_given_target(
+        log_p, log_q, 2
+    ),
+    "bounds.list_matching_relaxed": lambda log_p, log_q: bounds.list_matching_relaxed(
+        log_p, log_q, 2
+    ),
+    "bounds.list_matching_strong": lambda log_p, log_q: bounds.list_matching_strong(
+        log_p, log_q, 2, 3
+    ),
     "bounds.optimum": lambda log_p, log_q: bounds.optimum(log_p, log_q, np.linspace(0.2, 1, 5)),
     "bounds.optimum_distinct": lambda log_p, log_q: bounds.optimum_distinct(log_p, log_q, 2),
     "bounds.optimum_iid": lambda log_p, log_q: bounds.optimum_iid(log_p, log_q, 2),
@@ -104,29 +113,41 @@ CALLS = {
     "couplings.maximal": lambda log_p, log_q: couplings.maximal(KEY, log_p, log_q),
     "couplings.maximal_match": couplings.maximal_match,
     "couplings.minhash_match": couplings.minhash_match,
-    "couplings.weighted_minhash": lambda log_p, log_q: couplings.weighted_minhash(KEY, log_p, log_q),
-    "decomposition.always_accepts": lambda log_p, log_q: decomposition.always_accepts(log_p, log_q, 2),
-    "decomposition.importance_law": lambda log_p: decomposition.importance_law(lambda drafts: drafts == 0, log_p, 2),
+    "couplings.weighted_minhash": lambda log_p, log_q: couplings.weighted_minhash(
+        KEY, log_p, log_q
+    ),
+    "decomposition.always_accepts": lambda log_p, log_q: decomposition.always_accepts(
+        log_p, log_q, 2
+    ),
+    "decomposition.importance_law": lambda log_p: decomposition.importance_law(
+        lambda drafts: drafts == 0, log_p, 2
+    ),
     "trials.acceptance": lambda log_p, log_q: trials.acceptance(
         KEY, log_p, log_q, scheme="gls", num_drafts=2, num_trials=10
     ),
     "trials.sweep": lambda log_p, log_q: trials.sweep(
         KEY, [log_p], [log_q], scheme="gls", num_drafts=(1, 2), num_trials=10
     ),
-    "schemes.gls.acceptance_active": lambda log_p, log_q: schemes.gls.acceptance_active(log_p, log_q, 1, 2),
-    "schemes.gumbel_topk.acceptance_interval": lambda log_p, log_q: schemes.gumbel_topk.acceptance_interval(
-        log_p, log_q, (2,)
+    "schemes.gls.acceptance_active": lambda log_p, log_q: schemes.gls.acceptance_active(
+        log_p, log_q, 1, 2
     ),
-    "schemes.specinfer_wor.acceptance_estimate": lambda log_p, log_q: schemes.specinfer_wor.acceptance_estimate(
-        KEY, log_p, log_q, 2, 10
+    "schemes.gumbel_topk.acceptance_interval": lambda log_p, log_q: (
+        schemes.gumbel_topk.acceptance_interval(log_p, log_q, (2,))
+    ),
+    "schemes.specinfer_wor.acceptance_estimate": lambda log_p, log_q: (
+        schemes.specinfer_wor.acceptance_estimate(KEY, log_p, log_q, 2, 10)
     ),
     "Scheme.propose": lambda log_p: GLS.propose(KEY, log_p, 2),
     "Scheme.verify": lambda log_p, log_q: GLS.verify(KEY, DRAFTS, log_p, log_q),
     "Scheme.acceptance": lambda log_p, log_q: GLS.acceptance(log_p, log_q, 2),
-    "Scheme.acceptance_curve": lambda log_p, log_q: WITHOUT_REPLACEMENT.acceptance_curve(log_p, log_q, (1, 2)),
+    "Scheme.acceptance_curve": lambda log_p, log_q: WITHOUT_REPLACEMENT.acceptance_curve(
+        log_p, log_q, (1, 2)
+    ),
     "Scheme.hits": lambda log_p, log_q: WITHOUT_REPLACEMENT.hits(KEY, log_p, log_q, 2),
     "Scheme.simulator": lambda log_p, log_q: GLS.simulator(log_p, log_q, 2),
-    "Scheme.verify_tree": lambda log_p, log_q: GLS.verify_tree(KEY, 0, TREE, [log_p] * 2, [log_q] * 3),
+    "Scheme.verify_tree": lambda log_p, log_q: GLS.verify_tree(
+        KEY, 0, TREE, [log_p] * 2, [log_q] * 3
+    ),
 }
 HOST = {  # these take probabilities
     "decomposition.best_selection": lambda laws, q: decomposition.best_selection([laws] * 2, q),
@@ -136,10 +157,16 @@ BATCH = r"jax\.vmap|trials\.sweep|\[M, N\]"
 MISUSES = {
     "probabilities": (np.exp, "probabilit.* take jnp.log"),
     "one-hot": (lambda law: np.eye(5)[0], "probabilities: take jnp.log"),
-    "integers": (lambda law: np.eye(5, dtype=int)[0], "expected an array of floats, got dtype int32.* take jnp.log"),
+    "integers": (
+        lambda law: np.eye(5, dtype=int)[0],
+        "expected an array of floats, got dtype int32.* take jnp.log",
+    ),
     "logits": (lambda law: law + 5, "look like logits: take jax.nn.log_softmax"),
     "shifted": (lambda law: law - law.max(), r"got a sum of .*; logits, .* jax.nn.log_softmax"),
-    "masked": (lambda law: np.where(np.arange(5) == 1, -np.inf, law), r"got a sum of 0\.[89]; .*log_p - logsumexp"),
+    "masked": (
+        lambda law: np.where(np.arange(5) == 1, -np.inf, law),
+        r"got a sum of 0\.[89]; .*log_p - logsumexp",
+    ),
     "nan": (lambda law: np.where(np.arange(5) == 1, np.nan, law), "got NaN"),
     "inf": (lambda law: np.where(np.arange(5) == 1, np.inf, law), "at most 0, got inf"),
     "nothing": (lambda law: np.full(5, -np.inf), "got a sum of 0: every value is -inf"),
@@ -152,7 +179,10 @@ MISUSES = {
     "bool": (lambda law: law < -1, "expected an array of floats, got dtype bool"),
     "words": (lambda law: "gumbel", "expected an array of floats, got (str|list)"),
     "none": (lambda law: None, "expected an array of floats, got (NoneType|list)"),
-    "ragged": (lambda law: [[0.0], [-1.0, -2.0]], "expected an array of floats, got list whose rows make no array"),
+    "ragged": (
+        lambda law: [[0.0], [-1.0, -2.0]],
+        "expected an array of floats, got list whose rows make no array",
+    ),
 }
 
 
@@ -165,17 +195,29 @@ def takes_distributions():
         "decomposition.": decomposition,
         "trials.": trials,
     }
-    functions = {prefix + name: vars(room).get(name) for prefix, room in rooms.items() for name in room.__all__} | {
-        f"Scheme.{name}": getattr(schemes.Scheme, name) for name in vars(schemes.Scheme) if name[0] != "_"
+    functions = {
+        prefix + name: vars(room).get(name)
+        for prefix, room in rooms.items()
+        for name in room.__all__
+    } | {
+        f"Scheme.{name}": getattr(schemes.Scheme, name)
+        for name in vars(schemes.Scheme)
+        if name[0] != "_"
     }
-    behind_the_methods = {field.name.removesuffix("_fn") for field in dataclasses.fields(schemes.Scheme)}
+    behind_the_methods = {
+        field.name.removesuffix("_fn") for field in dataclasses.fields(schemes.Scheme)
+    }
     for module in vars(schemes).values():
         if isinstance(module, types.ModuleType) and hasattr(module, "SCHEME"):
             own = set(module.__all__) - behind_the_methods
-            functions |= {f"schemes.{module.SCHEME.name}.{name}": getattr(module, name) for name in own}
+            functions |= {
+                f"schemes.{module.SCHEME.name}.{name}": getattr(module, name) for name in own
+            }
     names = {"log_p", "log_q", "log_probs", "log_weights", "laws"}
     return {
-        name for name, f in functions.items() if inspect.isfunction(f) and names & set(inspect.signature(f).parameters)
+        name
+        for name, f in functions.items()
+        if inspect.isfunction(f) and names & set(inspect.signature(f).parameters)
     }
 
 
@@ -193,14 +235,18 @@ def distributions_of(call):
 def test_misuse(name, misuse):
     call, (spoil, words) = CALLS[name], MISUSES[misuse]
     good = distributions_of(call)
-    if (name == "check_log_probs" and misuse.startswith("batch")) or (len(good) == 1 and misuse == "other categories"):
+    if (name == "check_log_probs" and misuse.startswith("batch")) or (
+        len(good) == 1 and misuse == "other categories"
+    ):
         return  # it takes batches; there is nothing to differ from
     for argument in good:
         for spoilt in dict.fromkeys([argument] if misuse != "batch" else [argument, tuple(good)]):
             bad = {key: spoil(value) if key in spoilt else value for key, value in good.items()}
             with pytest.raises(ValueError, match=words) as caught:
                 call(**bad)
-            assert str(caught.value).startswith(("log_p and log_q", *good)) and "\n" not in str(caught.value)
+            assert str(caught.value).startswith(("log_p and log_q", *good)) and "\n" not in str(
+                caught.value
+            )
 
 
 @pytest.mark.parametrize(
@@ -229,9 +275,16 @@ def test_misuse_of_host_functions(name, spoil, words):
 def test_good_values_are_looked_at_once_a_call(name, kind, monkeypatch):
     """Nothing is compiled: the arrays are constants, whose values are known, of an abstract evaluation."""
     seen, look = [], checks.values
-    monkeypatch.setattr(checks, "values", lambda value, name, **knobs: (seen.append(name), look(value, name, **knobs)))
+    monkeypatch.setattr(
+        checks,
+        "values",
+        lambda value, name, **knobs: (seen.append(name), look(value, name, **knobs)),
+    )
     good = distributions_of(CALLS[name])
-    cast = {key: law.tolist() if kind is list else law.astype(jnp.dtype(kind)) for key, law in good.items()}
+    cast = {
+        key: law.tolist() if kind is list else law.astype(jnp.dtype(kind))
+        for key, law in good.items()
+    }
 
     def run():
         CALLS[name](**cast)
@@ -261,7 +314,9 @@ SIZES = (32_000, 50_257, 151_936)  # of real vocabularies
 
 
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16, jnp.float16, np.float64])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])  # from the uniform law, where rounding errors are all alike
+@pytest.mark.parametrize(
+    "scale", [0.0, 1.0, 4.0]
+)  # from the uniform law, where rounding errors are all alike
 def test_normalised_in_any_float_type(kind, scale):
     for size in SIZES:
         logits = scale * np.random.default_rng(size).normal(size=size)
@@ -311,9 +366,18 @@ def test_the_row_of_a_sweep_is_named():
     [
         (0, r"expected a typed key from jax.random.key\(seed\), got int$"),
         (None, r"expected a typed key from jax.random.key\(seed\), got NoneType$"),
-        (jax.random.PRNGKey(0), r'dtype uint32; .* jax.random.wrap_key_data\(key, impl="threefry2x32"\)$'),
-        (jax.random.split(KEY, 3), r"expected one key of shape \[\], got shape \[3\]; lift with jax.vmap"),
-        (jax.random.key(0, impl="rbg"), r"got 'rbg'; make it by jax.random.key\(seed, impl=\"threefry2x32\"\)$"),
+        (
+            jax.random.PRNGKey(0),
+            r'dtype uint32; .* jax.random.wrap_key_data\(key, impl="threefry2x32"\)$',
+        ),
+        (
+            jax.random.split(KEY, 3),
+            r"expected one key of shape \[\], got shape \[3\]; lift with jax.vmap",
+        ),
+        (
+            jax.random.key(0, impl="rbg"),
+            r"got 'rbg'; make it by jax.random.key\(seed, impl=\"threefry2x32\"\)$",
+        ),
     ],
     ids=["seed", "none", "old", "many", "rbg"],
 )
@@ -343,7 +407,10 @@ def test_a_wrong_key_is_told_how_to_become_a_right_one(key, words):
         (None, "got NoneType"),
         ([[0], [0, 1]], "got list whose rows make no array of numbers"),
         (np.array([object(), object()]), "got dtype object"),
-        (np.ma.array([0, 1], mask=[False, True]), "got a masked array; fill it by its method `filled`"),
+        (
+            np.ma.array([0, 1], mask=[False, True]),
+            "got a masked array; fill it by its method `filled`",
+        ),
         (np.array([2**32 + 1, 0]), "integers of 32 bits, got 4294967297"),
         (np.array([0, 2**63], np.uint64), "integers of 32 bits, got 9223372036854775808"),
         ([0.0, 1.0], "got float64 of shape"),
@@ -363,4 +430,6 @@ def test_drafts_that_are_none(value, words):
 def test_any_byte_order():
     law = np.asarray(P, np.float64)
     assert float(GLS.acceptance(law.astype(">f8"), Q, 2)) == float(GLS.acceptance(law, Q, 2))
-    assert int(GLS.verify(KEY, np.asarray(DRAFTS, ">i8"), P, Q)) == int(GLS.verify(KEY, DRAFTS, P, Q))
+    assert int(GLS.verify(KEY, np.asarray(DRAFTS, ">i8"), P, Q)) == int(
+        GLS.verify(KEY, DRAFTS, P, Q)
+    )

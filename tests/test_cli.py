@@ -22,7 +22,11 @@ def test_random_pairs(tmp_path, capsys):
     assert acceptance("--out", tmp_path, *SMALL, "--schemes", "gls", "poisson") == 0
     printed = capsys.readouterr()
     assert "poisson" in printed.out and "optimum" in printed.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["acceptance.csv", "acceptance.png", "cells.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "acceptance.csv",
+        "acceptance.png",
+        "cells.npz",
+    ]
 
 
 def test_json_is_all_that_is_printed(tmp_path, capsys):
@@ -40,7 +44,18 @@ def test_a_file_of_pairs(tmp_path, capsys):
 
 def test_a_model_pair(tmp_path, capsys):
     """SmolLM2 against itself without most of its layers, a few positions."""
-    few = ["--num-positions", "6", "--num-trials", "100", "--num-drafts", "1", "4", "--drop-layers", "2-27", "--json"]
+    few = [
+        "--num-positions",
+        "6",
+        "--num-trials",
+        "100",
+        "--num-drafts",
+        "1",
+        "4",
+        "--drop-layers",
+        "2-27",
+        "--json",
+    ]
     few += ["--schemes", "gls"]  # a vocabulary of 49,152 compiles slowly
     text = tmp_path / "text.txt"
     text.write_text("The capital of France is Paris, and the capital of Italy is Rome.")
@@ -86,11 +101,17 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
         (["--seed", "99999999999999999999"], "seed: expected an int within"),
         (["--num-items", "100000000000"], "num_pairs x num_items: expected at most"),
         (["--pairs", "model", "--drop-layers", "17-12"], "drop_layers: expected layers such as"),
-        (["--pairs", "model", "--drop-layers", "0-99999999999"], "drop_layers: expected layers within 0-29"),
+        (
+            ["--pairs", "model", "--drop-layers", "0-99999999999"],
+            "drop_layers: expected layers within 0-29",
+        ),
         (["--pairs", "laws.csv"], "pairs: expected random, model or a file ending in .npz"),
         (["--pairs", "missing.npz"], "missing.npz: no such file"),
         (["--pairs", "model", "--target", "missing.gguf"], "missing.gguf: no such file"),
-        (["--pairs", "model", "--drop-layers", "4-99"], "drop_layers: expected layers within 0-29, got 99"),
+        (
+            ["--pairs", "model", "--drop-layers", "4-99"],
+            "drop_layers: expected layers within 0-29, got 99",
+        ),
         (["--pairs", "model", "--drop-layers", "0-29"], "expected some of the 30 layers to stay"),
         (["--pairs", "model", "--drop-layers", "a-b"], "drop_layers: expected layers such as"),
         (["--pairs", "model", "--text", "missing.txt"], "missing.txt"),
@@ -124,9 +145,18 @@ def test_bad_files_and_folders(tmp_path, capsys):
         (["--out", tmp_path / "file", *SMALL], "file is not a folder"),
         (["--out", tmp_path / "file" / "below", *SMALL], "file is not a folder"),
         (["--out", "/proc/1/x", *SMALL], "/proc/1"),
-        (["--out", tmp_path / "o", "--pairs", tmp_path / "nan.npz"], "log_p[0]: expected log-probabilities, got NaN"),
-        (["--out", tmp_path / "o", "--pairs", "model", "--target", tmp_path / "cut.gguf"], "cut.gguf"),
-        (["--out", tmp_path / "o", "--pairs", "model", "--text", tmp_path / "empty.txt"], "got an empty file"),
+        (
+            ["--out", tmp_path / "o", "--pairs", tmp_path / "nan.npz"],
+            "log_p[0]: expected log-probabilities, got NaN",
+        ),
+        (
+            ["--out", tmp_path / "o", "--pairs", "model", "--target", tmp_path / "cut.gguf"],
+            "cut.gguf",
+        ),
+        (
+            ["--out", tmp_path / "o", "--pairs", "model", "--text", tmp_path / "empty.txt"],
+            "got an empty file",
+        ),
         (["--out", tmp_path / "o", "--pairs", "model", "--text", tmp_path / "bytes.txt"], "UTF-8"),
     ):
         assert acceptance(*arguments) == 2
@@ -136,7 +166,16 @@ def test_bad_files_and_folders(tmp_path, capsys):
 
 def test_a_program_without_a_traceback(tmp_path):
     """The installed command itself: exit code 2, one line on stderr, nothing on stdout."""
-    command = [sys.executable, "-m", "gls_jax", "acceptance", "--schemes", "x", "--out", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-m",
+        "gls_jax",
+        "acceptance",
+        "--schemes",
+        "x",
+        "--out",
+        str(tmp_path / "o"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "o").exists()

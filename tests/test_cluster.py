@@ -33,7 +33,18 @@ def counted(*arguments):
 study._block = counted
 sys.exit(cli.main(sys.argv[1:]))
 """
-ASK = ["--num-pairs", 150, "--num-items", 4, "--num-trials", 50, "--num-drafts", 1, "--schemes", "naive"]
+ASK = [
+    "--num-pairs",
+    150,
+    "--num-items",
+    4,
+    "--num-trials",
+    50,
+    "--num-drafts",
+    1,
+    "--schemes",
+    "naive",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +64,16 @@ def together(*arguments, dies=(0, 0), apart=((), ())):
     env = compilation.quick_environment()
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(dies[i]), *map(str, arguments), *cluster_of_two, str(i), *apart[i]],
+            [
+                sys.executable,
+                "-c",
+                PROGRAM,
+                str(dies[i]),
+                *map(str, arguments),
+                *cluster_of_two,
+                str(i),
+                *apart[i],
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -104,7 +124,9 @@ def test_a_process_that_dies_costs_its_unfinished_blocks(whole, tmp_path, monkey
 
 
 def test_processes_with_other_options_do_not_work_together(tmp_path):
-    first, second = together("acceptance", "--out", tmp_path, *ASK, apart=(("--seed", "1"), ("--seed", "2")))
+    first, second = together(
+        "acceptance", "--out", tmp_path, *ASK, apart=(("--seed", "1"), ("--seed", "2"))
+    )
     for code, _, said in (first, second):
         assert code == 2
         assert said.endswith(
@@ -125,7 +147,10 @@ def test_a_first_process_that_gives_up_is_heard_of(tmp_path, monkeypatch):
         assert cli.main(["acceptance", "--out", str(tmp_path), *map(str, ASK)]) == 130
     first, second = together("acceptance", "--out", tmp_path, *ASK, apart=((), ("--resume",)))
     assert (first[0], second[0]) == (2, 2), (first, second)
-    assert "an unfinished run is here; --resume goes on with it, else give another folder; waiting until" in first[2]
+    assert (
+        "an unfinished run is here; --resume goes on with it, else give another folder; waiting until"
+        in first[2]
+    )
     assert second[2].endswith("process 0 is gone; what is written stays, --resume goes on\n")
     assert names(tmp_path) == ["cells.partial.0.npz"]
 
@@ -133,9 +158,14 @@ def test_a_first_process_that_gives_up_is_heard_of(tmp_path, monkeypatch):
 def test_hosts_without_a_shared_folder_are_told(whole, tmp_path):
     """And their parts, brought together, are a run to go on with."""
     here, there = tmp_path / "here", tmp_path / "there"
-    first, second = together("acceptance", *ASK, apart=(("--out", str(here)), ("--out", str(there))))
+    first, second = together(
+        "acceptance", *ASK, apart=(("--out", str(here)), ("--out", str(there)))
+    )
     assert (first[0], second[0]) == (2, 0)
-    assert re.search(r"error: .*here: expected the blocks of 2 processes, but 2 of 5 are not here; hosts", first[2])
+    assert re.search(
+        r"error: .*here: expected the blocks of 2 processes, but 2 of 5 are not here; hosts",
+        first[2],
+    )
     (there / "cells.partial.1.npz").rename(here / "cells.partial.1.npz")
     assert cli.main(["acceptance", "--out", str(here), *map(str, ASK), "--resume"]) == 0
     assert (here / "acceptance.csv").read_bytes() == (whole / "acceptance.csv").read_bytes()
@@ -143,9 +173,25 @@ def test_hosts_without_a_shared_folder_are_told(whole, tmp_path):
 
 def test_generate_on_two_processes(tmp_path, capsys):
     checkpoint = write(tmp_path / "tiny", max_position_embeddings=64, num_hidden_layers=1)
-    prompts, alone, shared = tmp_path / "prompts.jsonl", tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
-    prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in ("Hello", "你好", "a b", "c", "naïve")))
-    ask = ["generate", "--target", checkpoint, "--draft", "none", "--prompts", prompts, "--max-new-tokens", 6]
+    prompts, alone, shared = (
+        tmp_path / "prompts.jsonl",
+        tmp_path / "alone.jsonl",
+        tmp_path / "shared.jsonl",
+    )
+    prompts.write_text(
+        "\n".join(json.dumps({"prompt": text}) for text in ("Hello", "你好", "a b", "c", "naïve"))
+    )
+    ask = [
+        "generate",
+        "--target",
+        checkpoint,
+        "--draft",
+        "none",
+        "--prompts",
+        prompts,
+        "--max-new-tokens",
+        6,
+    ]
     ask += ["--no-chat", "--json"]
     assert cli.main([*map(str, ask), "--out", str(alone), "--batch", "2"]) == 0
     expected = capsys.readouterr().out.splitlines()[:5]
@@ -165,7 +211,10 @@ def test_generate_on_two_processes(tmp_path, capsys):
     [
         (["--distributed"], r"distributed: expected a cluster that JAX knows \(SLURM, .* got none"),
         (["--num-processes", "2"], "coordinator, process_id: expected with the other two"),
-        (["--coordinator", "host", "--num-processes", "2", "--process-id", "0"], "expected HOST:PORT of process 0"),
+        (
+            ["--coordinator", "host", "--num-processes", "2", "--process-id", "0"],
+            "expected HOST:PORT of process 0",
+        ),
         (["--coordinator", "host:1", "--num-processes", "2", "--process-id", "2"], "got 2 of 2"),
         (
             ["--coordinator", "127.0.0.1:1", "--num-processes", "2", "--process-id", "1"],
@@ -175,8 +224,12 @@ def test_generate_on_two_processes(tmp_path, capsys):
 )
 def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(cluster, "_ARRIVAL", 0)
-    monkeypatch.setattr(jax._src.xla_bridge, "backends_are_initialized", lambda: False)  # as in a new process
-    assert cli.main(["acceptance", "--out", str(tmp_path / "made"), *map(str, ASK), *arguments]) == 2
+    monkeypatch.setattr(
+        jax._src.xla_bridge, "backends_are_initialized", lambda: False
+    )  # as in a new process
+    assert (
+        cli.main(["acceptance", "--out", str(tmp_path / "made"), *map(str, ASK), *arguments]) == 2
+    )
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("gls-jax: error: ") and re.search(message, error)
     assert not list(tmp_path.iterdir())
@@ -184,7 +237,9 @@ def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, arguments, mess
 
 def test_generate_needs_a_file_for_several_processes(capsys):
     assert cli.main(["generate", "--prompt", "Hello", "--distributed"]) == 2
-    assert "out: expected a file for the results of all processes, got none" in capsys.readouterr().err
+    assert (
+        "out: expected a file for the results of all processes, got none" in capsys.readouterr().err
+    )
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path):
@@ -192,7 +247,9 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path):
     laws = pairs.random(jax.random.key(0), 3, 4)
     with (
         files.alone(tmp_path),
-        pytest.raises(BlockingIOError, match="expected a folder to itself, but another run is at work"),
+        pytest.raises(
+            BlockingIOError, match="expected a folder to itself, but another run is at work"
+        ),
     ):
         study.run(ask, laws, tmp_path)
     with files.alone(tmp_path):  # free again

@@ -26,14 +26,18 @@ COARSE, FINE = 0.3, 0.001  # epsilons: one whose caps bite, one whose caps are n
 def random_pairs(count, num_items, seed=4):
     """Pairs from flat to peaked, some with zeros."""
     rng = np.random.default_rng(seed)
-    laws = np.stack([rng.dirichlet(np.full(num_items, c), 2) for c in 10 ** rng.uniform(-1, 1, count)])
+    laws = np.stack(
+        [rng.dirichlet(np.full(num_items, c), 2) for c in 10 ** rng.uniform(-1, 1, count)]
+    )
     laws[:, :, 0] += 1e-3
     laws *= rng.random(laws.shape) < np.where(np.arange(count) % 3, 1, 0.7)[:, None, None]
     laws[laws.sum(-1) == 0] = 1
     return laws / laws.sum(-1, keepdims=True)
 
 
-PAIRS = np.concatenate([np.stack([np.stack(pair) for pair in PROBLEMS.values()]), random_pairs(100, NUM_ITEMS)])
+PAIRS = np.concatenate(
+    [np.stack([np.stack(pair) for pair in PROBLEMS.values()]), random_pairs(100, NUM_ITEMS)]
+)
 LOGS = logs(PAIRS)
 KEYS = jax.random.split(KEY, len(PAIRS))
 
@@ -79,7 +83,11 @@ def worst_p_value(coupling, match):
     x, y = samples(coupling)
     hits, exact = (x == y).sum(1), np.asarray(jax.vmap(match)(LOGS[:, 0], LOGS[:, 1]))
     return min(
-        min(law_p_value(x[m], p), law_p_value(y[m], q), oracles.binomial(hits[m], TRIALS, float(exact[m])))
+        min(
+            law_p_value(x[m], p),
+            law_p_value(y[m], q),
+            oracles.binomial(hits[m], TRIALS, float(exact[m])),
+        )
         for m, (p, q) in enumerate(PAIRS)
     )
 
@@ -104,7 +112,9 @@ def test_planted_defect_is_caught():
     assert worst_p_value(on_the_proposal_noise, couplings.maximal_match) < ALPHA
 
 
-@pytest.mark.parametrize("coupling", [couplings.gumbel, couplings.weighted_minhash], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "coupling", [couplings.gumbel, couplings.weighted_minhash], ids=lambda f: f.__name__
+)
 def test_each_side_is_a_function_of_its_own_law(coupling):
     """Another law of the other party, the same key, the same sample; and it is what the party finds alone."""
     laws = np.stack([LOGS[:, 0], np.roll(LOGS[:, 1], 1, axis=0)], axis=1)
@@ -115,7 +125,9 @@ def test_each_side_is_a_function_of_its_own_law(coupling):
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def throw(keys, stream, count, num_items):
-    return jax.vmap(lambda key: races.darts(races.stream_key(key, stream), 0, count, num_items))(keys)
+    return jax.vmap(lambda key: races.darts(races.stream_key(key, stream), 0, count, num_items))(
+        keys
+    )
 
 
 def thrown(*args):
@@ -151,7 +163,9 @@ def test_residual_lost_to_rounding_falls_back_on_the_target():
     """`p` above `q` by one unit in the last place, everywhere: nothing is left to draw, and item 0 has no mass."""
     log_q = np.log(np.array([0, 0.25, 0.25, 0.5]) + 1e-300).astype(np.float32)
     log_p = log_q + np.float32(0.05)  # unnormalised on purpose: (q - p)+ is zero on every item
-    both = jax.jit(jax.vmap(couplings.maximal, (0, None, None)))  # traced: known values would be refused
+    both = jax.jit(
+        jax.vmap(couplings.maximal, (0, None, None))
+    )  # traced: known values would be refused
     _, y = both(keys_of(KEY), log_p, log_q)
     assert law_p_value(np.asarray(y), np.array([0, 0.25, 0.25, 0.5])) > ALPHA
 
@@ -172,7 +186,10 @@ def match_of_minhash(p, q, darts=200):
 
 def test_exact_values():
     """Against the definitions in float64, also where probabilities span twenty-five orders of magnitude."""
-    values = {name: np.asarray(jax.vmap(match)(LOGS[:, 0], LOGS[:, 1])) for name, (_, match) in COUPLINGS.items()}
+    values = {
+        name: np.asarray(jax.vmap(match)(LOGS[:, 0], LOGS[:, 1]))
+        for name, (_, match) in COUPLINGS.items()
+    }
     exact = {
         "gumbel": [(q / oracles.rates(p, q)).sum() for p, q in PAIRS],
         "weighted_minhash": [match_of_minhash(p, q) for p, q in PAIRS],
@@ -192,7 +209,10 @@ def test_exact_values():
 def test_order_of_the_couplings():
     """`(1 - TV) / (1 + TV) <= MinHash <= Gumbel <= 1 - TV` on 1,000 random pairs; Gumbel is GLS with one draft."""
     laws = logs(random_pairs(1000, 10))
-    values = {name: np.asarray(jax.vmap(match)(laws[:, 0], laws[:, 1])) for name, (_, match) in COUPLINGS.items()}
+    values = {
+        name: np.asarray(jax.vmap(match)(laws[:, 0], laws[:, 1]))
+        for name, (_, match) in COUPLINGS.items()
+    }
     promised = np.asarray(jax.vmap(bounds.communication_free)(laws[:, 0], laws[:, 1]))
     assert (values["weighted_minhash"] >= promised - 1e-6).all()
     assert (values["gumbel"] >= values["weighted_minhash"] - 1e-6).all()
@@ -211,7 +231,9 @@ def test_match_has_gradients(name):
         at, to = np.random.default_rng(8).normal(size=(2, 2, NUM_ITEMS))
         value = jax.jit(lambda step: match(*jax.nn.log_softmax(jnp.asarray(at) + step * to)))
         slope = float(jax.grad(value)(0.0))
-        assert slope == pytest.approx((float(value(1e-5)) - float(value(-1e-5))) / 2e-5, rel=1e-5, abs=1e-8)
+        assert slope == pytest.approx(
+            (float(value(1e-5)) - float(value(-1e-5))) / 2e-5, rel=1e-5, abs=1e-8
+        )
 
 
 # Few bits
@@ -278,7 +300,10 @@ def low_bits_of(num_items):
 
 def limits(num_items, epsilon):
     """C, D and the longest a whole run can be: every dart of stream 1 refused, each right after the other."""
-    cap, budget = np.ceil(num_items * np.log(2 / epsilon)), np.ceil(2 * num_items / (np.e * epsilon))
+    cap, budget = (
+        np.ceil(num_items * np.log(2 / epsilon)),
+        np.ceil(2 * num_items / (np.e * epsilon)),
+    )
     longest = couplings.dart_protocol_bits(num_items, epsilon)
     return int(cap), int(budget), longest, longest + 1 + budget * (longest + 1)
 
@@ -287,7 +312,9 @@ def check_the_story(log_p, log_q, epsilon, keys, got):
     """The same darts and explicit strings of bits: the same samples and the same number of bits, run by run."""
     num_items = len(log_p)
     cap, budget, longest, most = limits(num_items, epsilon)
-    items, heights = zip(*(thrown(keys, stream, max(cap, budget), num_items) for stream in range(2)), strict=True)
+    items, heights = zip(
+        *(thrown(keys, stream, max(cap, budget), num_items) for stream in range(2)), strict=True
+    )
     spare = np.stack(FALLBACK(keys, log_p, log_q), axis=1)
     (xs, ys), bits = got
     for n in range(len(keys)):
@@ -297,7 +324,9 @@ def check_the_story(log_p, log_q, epsilon, keys, got):
         assert max(map(len, wires)) <= longest and bits[n] <= most
 
 
-FALLBACK = jax.jit(jax.vmap(lambda k, p, q: couplings.gumbel(races.private_key(k), p, q), in_axes=(0, None, None)))
+FALLBACK = jax.jit(
+    jax.vmap(lambda k, p, q: couplings.gumbel(races.private_key(k), p, q), in_axes=(0, None, None))
+)
 
 
 @pytest.mark.parametrize("epsilon", [COARSE, FINE])
@@ -312,7 +341,9 @@ def test_protocol_over_many_blocks():
     run = jax.jit(jax.vmap(protocol(COARSE), in_axes=(0, None, None)))
     keys = jax.random.split(KEY, 8)
     for log_p, log_q in logs(random_pairs(3, 5000)):
-        check_the_story(log_p, log_q, COARSE, keys, jax.tree.map(np.asarray, run(keys, log_p, log_q)))
+        check_the_story(
+            log_p, log_q, COARSE, keys, jax.tree.map(np.asarray, run(keys, log_p, log_q))
+        )
 
 
 def test_protocol_marginals_and_match_with_caps_that_bite():
@@ -323,8 +354,12 @@ def test_protocol_marginals_and_match_with_caps_that_bite():
     for m, (p, q) in enumerate(PAIRS):
         distance, excess = np.abs(p - q).sum() / 2, np.maximum(p - q, 0)
         d, f = (1 - 1 / NUM_ITEMS) ** cap, (1 - distance / NUM_ITEMS) ** budget
-        law = (1 - d) * (np.minimum(p, q) + (1 - f) * np.maximum(q - p, 0) + distance * f * q) + d * q
-        match = (1 - d) * (1 - distance + f * (excess * q).sum()) + d * float(couplings.gumbel_match(*LOGS[m]))
+        law = (1 - d) * (
+            np.minimum(p, q) + (1 - f) * np.maximum(q - p, 0) + distance * f * q
+        ) + d * q
+        match = (1 - d) * (1 - distance + f * (excess * q).sum()) + d * float(
+            couplings.gumbel_match(*LOGS[m])
+        )
         assert np.abs(law - q).sum() / 2 <= COARSE / 2 and abs(match - 1 + distance) <= COARSE / 2
         assert law_p_value(x[m], p) > ALPHA and law_p_value(y[m], law) > ALPHA
         assert oracles.binomial((x[m] == y[m]).sum(), TRIALS, match) > ALPHA
@@ -357,7 +392,9 @@ def test_mean_number_of_bits(name):
 
         return dart
 
-    spoken = [sum(map(len, converse(*PAIRS[m], FINE, stream(), stream(), (0, 0))[2])) for _ in range(3000)]
+    spoken = [
+        sum(map(len, converse(*PAIRS[m], FINE, stream(), stream(), (0, 0))[2])) for _ in range(3000)
+    ]
     assert scipy.stats.ttest_ind(bits, spoken, equal_var=False).pvalue > ALPHA
 
 
@@ -365,7 +402,9 @@ def test_rice_code_is_a_prefix_code():
     for low_bits in range(4):
         words = [rice(value, low_bits) for value in range(40)]
         assert not any(a != b and b.startswith(a) for a in words for b in words)
-        assert [read_rice(word + "1011", low_bits) for word in words] == [(value, "1011") for value in range(40)]
+        assert [read_rice(word + "1011", low_bits) for word in words] == [
+            (value, "1011") for value in range(40)
+        ]
 
 
 def test_longest_message_is_short():
@@ -426,7 +465,9 @@ def test_bad_input(function, key, p, q, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1, float("nan"), 1, "0.1", jnp.full((2, 2), 0.1), None, 1e-12])
+@pytest.mark.parametrize(
+    "epsilon", [0.0, 1.0, -0.1, float("nan"), 1, "0.1", jnp.full((2, 2), 0.1), None, 1e-12]
+)
 def test_bad_epsilon(epsilon):
     with pytest.raises(ValueError, match=r"^epsilon: expected") as caught:
         couplings.dart_protocol(KEY, np.zeros(1), np.zeros(1), epsilon)

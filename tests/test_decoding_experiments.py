@@ -32,7 +32,12 @@ class Words:
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     config = models.Config(
-        vocab_size=31, hidden_size=16, intermediate_size=24, num_layers=24, num_heads=2, num_kv_heads=1
+        vocab_size=31,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=24,
+        num_heads=2,
+        num_kv_heads=1,
     )
     model = models.Transformer(config, rngs=nnx.Rngs(0))
     monkeypatch.setattr(models, "load", lambda name: models.Checkpoint(model, Words(), config))
@@ -50,16 +55,31 @@ def run(name, folder, *options):
 def test_block_efficiency(tmp_path, monkeypatch, capsys):
     few = [block_efficiency.Setting("chains", "gls", 2, 2)]
     monkeypatch.setattr(block_efficiency, "chains", lambda: few)
-    rows = run("block_efficiency", tmp_path, "--parts", "chains", "--num-prompts", 6, "--rounds", 3, "--seeds", 2)
+    rows = run(
+        "block_efficiency",
+        tmp_path,
+        "--parts",
+        "chains",
+        "--num-prompts",
+        6,
+        "--rounds",
+        3,
+        "--seeds",
+        2,
+    )
     assert [row["scheme"] for row in rows] == ["gls"]
-    assert all(int(row["rounds"]) == 6 * 3 * 2 and 1 < float(row["block_efficiency"]) <= 3 for row in rows)
+    assert all(
+        int(row["rounds"]) == 6 * 3 * 2 and 1 < float(row["block_efficiency"]) <= 3 for row in rows
+    )
     assert "tokens a call" in capsys.readouterr().out
 
 
 def test_per_token(tmp_path):
     (row,) = run("per_token", tmp_path, "--num-prompts", 10, "--rounds", 20, "--num-drafts", 2)
     exact, measured, error = (float(row[name]) for name in ("exact", "measured", "standard_error"))
-    assert int(row["places"]) == 200 and abs(measured - exact) < 5 * error  # fails by chance once in 10^6
+    assert (
+        int(row["places"]) == 200 and abs(measured - exact) < 5 * error
+    )  # fails by chance once in 10^6
     assert float(row["bound"]) <= exact + 1e-6
 
 
@@ -71,7 +91,10 @@ def test_same_seed(tmp_path, monkeypatch):
 
 
 def test_rouge():
-    one, other = ["the", "cat", "sat", "on", "the", "mat"], ["the", "cat", "lay", "on", "the", "red", "mat"]
+    one, other = (
+        ["the", "cat", "sat", "on", "the", "mat"],
+        ["the", "cat", "lay", "on", "the", "red", "mat"],
+    )
     assert same_seed.rouge(one, one) == (1, 1, 1)
     assert same_seed.rouge(one, ["dog"]) == (0, 0, 0)
     np.testing.assert_allclose(same_seed.rouge(one, other), (2 * 5 / 13, 2 * 2 / 11, 2 * 5 / 13))
@@ -80,7 +103,10 @@ def test_rouge():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["block_efficiency", "--parts", "lists"], "parts: expected some of chains, diverse, shapes, got 'lists'"),
+        (
+            ["block_efficiency", "--parts", "lists"],
+            "parts: expected some of chains, diverse, shapes, got 'lists'",
+        ),
         (["block_efficiency", "--num-prompts", "51"], "num_prompts: expected at most 50, got 51"),
         (["per_token", "--num-drafts", "0"], "num_drafts: expected an int of at least 1, got 0"),
     ],
@@ -106,7 +132,8 @@ def test_an_outside_module_with_a_cache(capsys):
     whole = decoding.from_function(anew, params, vocab)
     prompts = [[1, 2, 3], [4], [5, 6]]
     cached, uncached = (
-        decoding.generate(jax.random.key(1), one, None, prompts, max_new_tokens=12) for one in (target, whole)
+        decoding.generate(jax.random.key(1), one, None, prompts, max_new_tokens=12)
+        for one in (target, whole)
     )
     assert (cached.tokens == uncached.tokens).all()
     outside_model.main()

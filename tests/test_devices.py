@@ -41,8 +41,13 @@ study.run(*EIGHT, Path(sys.argv[1]) / "eight")
 def eight(tmp_path_factory):
     """What the program prints, and the folder of a study that it carries out."""
     folder = tmp_path_factory.mktemp("eight")
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, folder], capture_output=True, text=True, env=env)
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, folder], capture_output=True, text=True, env=env
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], folder
 
@@ -71,4 +76,6 @@ def test_a_study_is_the_same_on_eight_devices(eight, tmp_path, name, asked):
 @pytest.mark.parametrize("devices", [[], [0], jax.devices() * 2, 3])
 def test_devices_that_are_none(devices):
     with pytest.raises(ValueError, match="devices: expected"):
-        trials.sweep(jax.random.key(0), *LAWS, scheme="gls", num_drafts=(1,), num_trials=1, devices=devices)
+        trials.sweep(
+            jax.random.key(0), *LAWS, scheme="gls", num_drafts=(1,), num_trials=1, devices=devices
+        )

@@ -14,20 +14,36 @@ from gls_jax import bounds, couplings, pairs, races, schemes
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 VOCABULARY = 12
-DALIRI = ["--num-prompts", 2, "--num-positions", 9, "--num-trials", 400, "--top-k", 5, "--drop", 3, 4]
+DALIRI = [
+    "--num-prompts",
+    2,
+    "--num-positions",
+    9,
+    "--num-trials",
+    400,
+    "--top-k",
+    5,
+    "--drop",
+    3,
+    4,
+]
 LOWER, DISTINCT = gls_fig6.BOUNDS
 
 
 @pytest.fixture
 def fake_model(monkeypatch):
     """A model whose next-token law depends on the last token; the drafter's is the target's with noise."""
-    tables = np.random.default_rng(0).normal(scale=(2, 1), size=(VOCABULARY, VOCABULARY, 2)).cumsum(-1)
+    tables = (
+        np.random.default_rng(0).normal(scale=(2, 1), size=(VOCABULARY, VOCABULARY, 2)).cumsum(-1)
+    )
 
     def model(dropped=None):
         if dropped is not None:
             shared.others(dropped, 30)
         table = tables[:, :, 0 if dropped is None else 1].astype(np.float32)
-        return shared.Model(lambda tokens: table[tokens], lambda text: [ord(c) % VOCABULARY for c in text], 30)
+        return shared.Model(
+            lambda tokens: table[tokens], lambda text: [ord(c) % VOCABULARY for c in text], 30
+        )
 
     monkeypatch.setattr(shared, "smollm2", model)
 
@@ -45,23 +61,42 @@ def number(row, field):
 
 def test_fig6(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gls_fig6, "_MOST_CHAINS", 0)  # specinfer_wor is estimated while K < N
-    small = ["--num-pairs", 3, "--num-items", 3, "--max-drafts", 3, "--num-trials", 2000, "--num-chains", 500]
+    small = [
+        "--num-pairs",
+        3,
+        "--num-items",
+        3,
+        "--max-drafts",
+        3,
+        "--num-trials",
+        2000,
+        "--num-chains",
+        500,
+    ]
     rows = run("gls_fig6", tmp_path / "out", *small, "--schemes", "minhash", "specinfer_wor")
     assert "3 random pairs" in capsys.readouterr().out
     assert tuple(rows[0]) == gls_fig6.Row._fields
     value, error = (
-        {(row["scheme"], int(row["num_drafts"]), row["method"]): float(row[field] or 0) for row in rows}
+        {
+            (row["scheme"], int(row["num_drafts"]), row["method"]): float(row[field] or 0)
+            for row in rows
+        }
         for field in ("acceptance", "standard_error")
     )
     kinds = {"minhash": 2, "specinfer_wor": 2 * 3, "optimal": 3, LOWER: 3, DISTINCT: 3}
     assert len(value) == len(rows) and Counter(row["scheme"] for row in rows) == kinds
     laws = pairs.random(races.private_key(jax.random.key(0)), 3, 3)
     truth = {
-        name: np.mean([schemes.get(name).acceptance_curve(p, q, counts) for p, q in zip(*laws, strict=True)], axis=0)
+        name: np.mean(
+            [schemes.get(name).acceptance_curve(p, q, counts) for p, q in zip(*laws, strict=True)],
+            axis=0,
+        )
         for name, counts in (("minhash", (1,)), ("optimal", (1, 2, 3)), ("specinfer_wor", (1, 2)))
     }
     assert value["minhash", 1, "exact"] == pytest.approx(truth["minhash"][0], abs=1e-5)
-    assert [value["optimal", k, "exact"] for k in (1, 2, 3)] == pytest.approx(truth["optimal"], abs=1e-5)
+    assert [value["optimal", k, "exact"] for k in (1, 2, 3)] == pytest.approx(
+        truth["optimal"], abs=1e-5
+    )
     assert value["specinfer_wor", 3, "exact"] == 1
     for k in (1, 2):
         cell = ("specinfer_wor", k, "estimate")
@@ -71,7 +106,11 @@ def test_fig6(tmp_path, capsys, monkeypatch):
             line = value.get((name, k, "exact"), value.get((name, k, "estimate")))
             assert abs(value[name, k, method] - line) < 5 * error[name, k, method], (name, k)
     for k in (1, 2, 3):
-        assert value[LOWER, k, "bound"] <= value["optimal", k, "exact"] <= value[DISTINCT, k, "bound"] + 1e-5
+        assert (
+            value[LOWER, k, "bound"]
+            <= value["optimal", k, "exact"]
+            <= value[DISTINCT, k, "bound"] + 1e-5
+        )
     assert value["specinfer_wor", 2, "estimate"] <= value[DISTINCT, 2, "bound"]
 
 
@@ -79,17 +118,28 @@ def test_daliri(tmp_path, capsys, fake_model):
     rows = run("daliri", tmp_path / "out", *DALIRI)
     assert "400 repetitions" in capsys.readouterr().out
     laws = shared.next_token_laws((3, 4), num_prompts=2, num_positions=9, top_k=5)
-    assert len(rows) == 2 * 18 == 2 * laws.log_q.shape[0]  # more than one block: the last is filled up
-    for match, coupling in ((couplings.gumbel_match, "gumbel"), (couplings.minhash_match, "minhash")):
+    assert (
+        len(rows) == 2 * 18 == 2 * laws.log_q.shape[0]
+    )  # more than one block: the last is filled up
+    for match, coupling in (
+        (couplings.gumbel_match, "gumbel"),
+        (couplings.minhash_match, "minhash"),
+    ):
         part = [row for row in rows if row["coupling"] == coupling]
         for row, p, q in zip(part, *laws, strict=True):
             tv = float(bounds.total_variation(p, q))
             assert number(row, "tv") == pytest.approx(tv, abs=1e-6)
             assert number(row, "lower") == pytest.approx((1 - tv) / (1 + tv), abs=1e-5)
             assert number(row, "exact") == pytest.approx(float(match(p, q)), abs=1e-5)
-            assert number(row, "lower") - 1e-5 <= number(row, "exact") <= number(row, "upper") + 1e-5
-            assert abs(number(row, "simulated") - number(row, "exact")) < 5 * number(row, "standard_error"), row
-    assert len({row["simulated"] for row in rows}) > 18  # every position has a simulation of its own
+            assert (
+                number(row, "lower") - 1e-5 <= number(row, "exact") <= number(row, "upper") + 1e-5
+            )
+            assert abs(number(row, "simulated") - number(row, "exact")) < 5 * number(
+                row, "standard_error"
+            ), row
+    assert (
+        len({row["simulated"] for row in rows}) > 18
+    )  # every position has a simulation of its own
 
 
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys, fake_model):
@@ -116,14 +166,19 @@ def test_khisti(tmp_path, capsys, monkeypatch, fake_model):
     few = ["--num-prompts", 1, "--num-positions", 6, "--top-k", 4, "--num-drafts", 2, 4]
     rows = run("khisti", tmp_path / "out", *few)
     assert tuple(rows[0]) == khisti.Row._fields
-    table = {(row["laws"], row["scheme"], int(row["num_drafts"])): number(row, "acceptance") for row in rows}
+    table = {
+        (row["laws"], row["scheme"], int(row["num_drafts"])): number(row, "acceptance")
+        for row in rows
+    }
     assert len(table) == len(rows) == 2 * len(khisti.SCHEMES) + 3 * 4
     for laws in ("top 4", "paper"):
         for k in (2, 4):
             by_scheme = [table[laws, name, k] for name in ("specinfer", "spectr", "optimal")]
             assert by_scheme == sorted(by_scheme)
             assert table[laws, "weighted_importance", k] <= table[laws, "optimal", k] + 1e-5
-    laws = shared.next_token_laws((12, 17), num_prompts=1, num_positions=6, top_k=4, draft_temperature=1.2)
+    laws = shared.next_token_laws(
+        (12, 17), num_prompts=1, num_positions=6, top_k=4, draft_temperature=1.2
+    )
     exact = np.mean([schemes.get("gls").acceptance(p, q, 4) for p, q in zip(*laws, strict=True)])
     assert table["top 4", "gls", 4] == pytest.approx(exact, abs=1e-5)
     assert "gap 8" in capsys.readouterr().out
@@ -133,7 +188,10 @@ def test_diverse(tmp_path, capsys, monkeypatch, fake_model):
     monkeypatch.delitem(diverse.SCHEMES, "weighted_importance_15")
     rows = run("diverse", tmp_path / "out", "--num-prompts", 1, "--num-positions", 5, "--top-k", 4)
     assert tuple(rows[0]) == diverse.Row._fields
-    table = {(float(row["first_temperature"]), float(row["second_temperature"]), row["scheme"]): row for row in rows}
+    table = {
+        (float(row["first_temperature"]), float(row["second_temperature"]), row["scheme"]): row
+        for row in rows
+    }
     table = {key: number(row, "acceptance") for key, row in table.items()}
     assert len(table) == len(rows) == 3 * (len(diverse.SCHEMES) + 1)
     for pair in ((0.5, 1.0), (1.0, 0.5), (1.0, 1.0)):
@@ -141,7 +199,9 @@ def test_diverse(tmp_path, capsys, monkeypatch, fake_model):
         assert max(table[*pair, name] for name in diverse.SCHEMES) <= 1
     assert table[0.5, 1.0, "gls"] == pytest.approx(table[1.0, 0.5, "gls"], abs=1e-5)
     ask = {"num_prompts": 1, "num_positions": 5, "top_k": 4, "temperature": 2.0}
-    first, second = (shared.next_token_laws((12, 17), **ask, draft_temperature=t) for t in (0.5, 1.0))
+    first, second = (
+        shared.next_token_laws((12, 17), **ask, draft_temperature=t) for t in (0.5, 1.0)
+    )
     exact = [
         schemes.get("specinfer").acceptance(np.stack([p1, p2]), q, 2)
         for p1, p2, q in zip(first.log_p, second.log_p, first.log_q, strict=True)
@@ -175,7 +235,10 @@ def test_help(capsys):
         (["gls_fig6", "--max-drafts", "0"], "max_drafts: expected an int of at least 1, got 0"),
         (["gls_fig6", "--schemes", "block"], "scheme 'block' verifies whole paths"),
         (["gls_fig6", "--seed", "-1"], "seed: expected an int within"),
-        (["daliri", "--drop", "17", "12"], "drop: expected the first and last of some of the layers 0-29"),
+        (
+            ["daliri", "--drop", "17", "12"],
+            "drop: expected the first and last of some of the layers 0-29",
+        ),
         (["daliri", "--num-trials", "0"], "num_trials: expected an int of at least 1, got 0"),
         (["daliri", "--num-positions", "0"], "num_positions: expected an int of at least 1, got 0"),
         (["khisti", "--draft-temperature", "-1"], "temperature: expected 0 or a finite number"),
@@ -186,7 +249,9 @@ def test_help(capsys):
         ),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message, fake_model):
+def test_bad_input_is_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, arguments, message, fake_model
+):
     monkeypatch.chdir(tmp_path)
     assert entry.main(arguments) == 2
     printed = capsys.readouterr()

@@ -8,7 +8,17 @@ import pytest
 from experiments import __main__ as entry
 from experiments import gaussian_tables
 
-SMALL = ["--num-decoders", "1", "2", "--num-bins", "2", "--num-candidates", "64", "--num-trials", "300"]
+SMALL = [
+    "--num-decoders",
+    "1",
+    "2",
+    "--num-bins",
+    "2",
+    "--num-candidates",
+    "64",
+    "--num-trials",
+    "300",
+]
 SMALL += ["--num-choosing", "100", "--num-posterior", "40"]
 
 
@@ -23,9 +33,15 @@ def test_tables(tmp_path, capsys, monkeypatch):
     assert "standard errors" in capsys.readouterr().out
     found = rows(tmp_path / "whole")
     assert tuple(found[0]) == gaussian_tables.Row._fields
-    assert len(found) == 2 * 2 * 3 + 2  # fixed and two metrics a code, the posterior mean under lists
+    assert (
+        len(found) == 2 * 2 * 3 + 2
+    )  # fixed and two metrics a code, the posterior mean under lists
     lists, shared = (
-        [{**row, "scheme": ""} for row in found if row["scheme"] == scheme and row["num_decoders"] == "1"]
+        [
+            {**row, "scheme": ""}
+            for row in found
+            if row["scheme"] == scheme and row["num_decoders"] == "1"
+        ]
         for scheme in gaussian_tables.SCHEMES
     )
     assert [row for row in lists if row["estimator"] == "trusting"] == shared
@@ -45,13 +61,17 @@ def test_tables(tmp_path, capsys, monkeypatch):
     before = len(calls)
     assert entry.main(["gaussian_tables", "--out", str(tmp_path / "stopped"), *SMALL]) == 0
     assert json.dumps(rows(tmp_path / "stopped")) == json.dumps(found)
-    assert len(calls) - before < 4 * 17  # of all that a whole run measures, the first 19 are not done again
+    assert (
+        len(calls) - before < 4 * 17
+    )  # of all that a whole run measures, the first 19 are not done again
 
 
 def test_published_points():
     """36 points, each with one of the paper's target variances, falling in L."""
     known = gaussian_tables.published()
-    assert len(known) == 36 and {variance for variance, _ in known.values()} <= set(gaussian_tables.PAPERS)
+    assert len(known) == 36 and {variance for variance, _ in known.values()} <= set(
+        gaussian_tables.PAPERS
+    )
     for (scheme, count, size), (_, distortion) in known.items():
         assert known.get((scheme, count, 2 * size), (0, -100))[1] < distortion
 
@@ -60,7 +80,10 @@ def test_published_points():
     ("options", "message"),
     [
         (["--num-bins", "0"], "num_bins: expected an int of at least 1, got 0"),
-        (["--num-candidates", "2", "--num-bins", "4"], "num_bins: expected at most num_candidates (2), got 4"),
+        (
+            ["--num-candidates", "2", "--num-bins", "4"],
+            "num_bins: expected at most num_candidates (2), got 4",
+        ),
         (["--num-trials", "0"], "num_trials: expected an int of at least 1, got 0"),
     ],
 )

@@ -10,14 +10,18 @@ from gls_jax import losses, schemes, trials
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZE, STEP = 6, 1e-5
-AT, TO = np.random.default_rng(8).normal(size=(2, 2, SIZE))  # logits of draft and target, and a direction
+AT, TO = np.random.default_rng(8).normal(
+    size=(2, 2, SIZE)
+)  # logits of draft and target, and a direction
 SIZES = {"weighted_importance": 3}  # else 6; its program of five ranks takes long to compile
 DRAFTS = {"single": 1, "minhash": 1, "specinfer_wor": 2, "weighted_importance": 2}  # else 3
 
 
 def loss_of(name, num_drafts=None):
     num_drafts = num_drafts or DRAFTS.get(name, 3)
-    return lambda draft, target: losses.acceptance(draft, target, scheme=name, num_drafts=num_drafts)
+    return lambda draft, target: losses.acceptance(
+        draft, target, scheme=name, num_drafts=num_drafts
+    )
 
 
 @pytest.mark.parametrize("name", schemes.NAMES)
@@ -40,14 +44,22 @@ def test_value_and_derivatives(name):
                 values, pullback = jax.vjp(lambda rows: loss(*rows), rows)
                 return values, pullback(jnp.ones(3))[0]
 
-            return jax.jvp(values_and_slopes, (rows,), (along,)), jax.vmap(jax.value_and_grad(plain, (0, 1)))(*rows)
+            return jax.jvp(values_and_slopes, (rows,), (along,)), jax.vmap(
+                jax.value_and_grad(plain, (0, 1))
+            )(*rows)
 
         ((values, slopes), (ahead, bends)), (expected, expected_slopes) = everything(rows)
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12)
         np.testing.assert_allclose(slopes, expected_slopes, rtol=1e-9, atol=1e-12)
-        assert float(ahead[1]) == pytest.approx(float(values[2] - values[0]) / (2 * STEP), rel=1e-5, abs=1e-8)
-        assert float(jnp.sum(slopes[:, 1] * to[:, 0])) == pytest.approx(float(ahead[1]), rel=1e-9, abs=1e-12)
-        np.testing.assert_allclose(bends[:, 1], (slopes[:, 2] - slopes[:, 0]) / (2 * STEP), rtol=1e-5, atol=1e-8)
+        assert float(ahead[1]) == pytest.approx(
+            float(values[2] - values[0]) / (2 * STEP), rel=1e-5, abs=1e-8
+        )
+        assert float(jnp.sum(slopes[:, 1] * to[:, 0])) == pytest.approx(
+            float(ahead[1]), rel=1e-9, abs=1e-12
+        )
+        np.testing.assert_allclose(
+            bends[:, 1], (slopes[:, 2] - slopes[:, 0]) / (2 * STEP), rtol=1e-5, atol=1e-8
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in schemes.NAMES if name != "optimal"])
@@ -65,7 +77,9 @@ def test_peaked_drafts_in_float32(name):
     single = jax.jit(both)(jnp.asarray(draft, jnp.float32), jnp.asarray(target, jnp.float32))
     with jax.enable_x64(True):
         double = jax.jit(both)(jnp.asarray(draft), jnp.asarray(target))
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), single, double)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), single, double
+    )
 
 
 @pytest.mark.parametrize("name", ["gls", "poisson", "gumbel_topk", "spectr", "single", "optimal"])
@@ -105,12 +119,24 @@ def test_shapes_and_types():
     """Any leading shape; float32 at least, and gradients of the logits' own type."""
     loss = loss_of("poisson")
     for shape in ((SIZE,), (2, 3, SIZE), (0, SIZE)):
-        assert jax.eval_shape(loss, *[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2).shape == shape[:-1]
+        assert (
+            jax.eval_shape(loss, *[jax.ShapeDtypeStruct(shape, jnp.float32)] * 2).shape
+            == shape[:-1]
+        )
     assert loss(np.zeros((0, SIZE), np.float32), np.zeros((0, SIZE), np.float32)).shape == (0,)
-    for kind, expected in ((jnp.bfloat16, jnp.float32), (jnp.float16, jnp.float32), (jnp.float64, jnp.float64)):
+    for kind, expected in (
+        (jnp.bfloat16, jnp.float32),
+        (jnp.float16, jnp.float32),
+        (jnp.float64, jnp.float64),
+    ):
         with jax.enable_x64(kind == jnp.float64):
-            logits = jax.ShapeDtypeStruct((2, SIZE), kind), jax.ShapeDtypeStruct((2, SIZE), jnp.float32)
-            value, slopes = jax.eval_shape(jax.value_and_grad(lambda *x: jnp.sum(loss(*x)), (0, 1)), *logits)
+            logits = (
+                jax.ShapeDtypeStruct((2, SIZE), kind),
+                jax.ShapeDtypeStruct((2, SIZE), jnp.float32),
+            )
+            value, slopes = jax.eval_shape(
+                jax.value_and_grad(lambda *x: jnp.sum(loss(*x)), (0, 1)), *logits
+            )
             assert (value.dtype, slopes[0].dtype, slopes[1].dtype) == (expected, kind, jnp.float32)
 
 
@@ -137,7 +163,9 @@ def test_training_raises_the_acceptance():
 
     def simulated(logits):
         laws = jax.nn.log_softmax(logits), jax.nn.log_softmax(target)
-        return trials.sweep(jax.random.key(2), *laws, scheme="gls", num_drafts=(4,), num_trials=20_000).mean[:, 0]
+        return trials.sweep(
+            jax.random.key(2), *laws, scheme="gls", num_drafts=(4,), num_trials=20_000
+        ).mean[:, 0]
 
     @jax.jit
     def train(logits):
@@ -162,21 +190,76 @@ def test_training_raises_the_acceptance():
     [
         (np.zeros((2, 3)), np.zeros(3), {}, r"equal shapes \[..., N\], got \[2, 3\] and \[3\]"),
         (np.zeros((4, 2, 3)), np.zeros((2, 3)), {}, "distributions of their own are not supported"),
-        (np.zeros(3, int), np.zeros(3), {}, "draft_logits: expected logits, an array of floats, got dtype int"),
-        (np.zeros(3), np.zeros(()), {}, r"target_logits: expected shape \[..., N\] with N >= 1, got \[\]"),
-        (np.zeros(3), np.full(3, np.nan), {}, "target_logits: expected logits, -inf where .* got NaN or inf"),
+        (
+            np.zeros(3, int),
+            np.zeros(3),
+            {},
+            "draft_logits: expected logits, an array of floats, got dtype int",
+        ),
+        (
+            np.zeros(3),
+            np.zeros(()),
+            {},
+            r"target_logits: expected shape \[..., N\] with N >= 1, got \[\]",
+        ),
+        (
+            np.zeros(3),
+            np.full(3, np.nan),
+            {},
+            "target_logits: expected logits, -inf where .* got NaN or inf",
+        ),
         (np.full(3, -np.inf), np.zeros(3), {}, "draft_logits: .* nothing but -inf"),
-        (np.array([1e300, 0, 0]), np.zeros(3), {}, "draft_logits: expected logits, -inf where .* got NaN or inf"),
+        (
+            np.array([1e300, 0, 0]),
+            np.zeros(3),
+            {},
+            "draft_logits: expected logits, -inf where .* got NaN or inf",
+        ),
         ("logits", np.zeros(3), {}, "draft_logits: expected logits, an array of floats, got str$"),
-        (np.zeros(3), None, {}, "target_logits: expected logits, an array of floats, got NoneType$"),
-        ([[0.0, 1.0], [2.0]], np.zeros(3), {}, "draft_logits: .* got list whose rows make no array of numbers"),
-        (np.ma.array(np.zeros(3), mask=[0, 0, 1]), np.zeros(3), {}, "draft_logits: .* masked array; fill it"),
-        (np.full(4, 0.25), np.zeros(4), {}, "draft_logits: .* looks like probabilities: take jnp.log"),
-        (np.zeros(3), np.zeros(3), {"scheme": "best"}, "scheme: expected one of gls, .* got 'best'"),
+        (
+            np.zeros(3),
+            None,
+            {},
+            "target_logits: expected logits, an array of floats, got NoneType$",
+        ),
+        (
+            [[0.0, 1.0], [2.0]],
+            np.zeros(3),
+            {},
+            "draft_logits: .* got list whose rows make no array of numbers",
+        ),
+        (
+            np.ma.array(np.zeros(3), mask=[0, 0, 1]),
+            np.zeros(3),
+            {},
+            "draft_logits: .* masked array; fill it",
+        ),
+        (
+            np.full(4, 0.25),
+            np.zeros(4),
+            {},
+            "draft_logits: .* looks like probabilities: take jnp.log",
+        ),
+        (
+            np.zeros(3),
+            np.zeros(3),
+            {"scheme": "best"},
+            "scheme: expected one of gls, .* got 'best'",
+        ),
         (np.zeros(3), np.zeros(3), {"scheme": "block"}, "'block' verifies whole paths"),
-        (np.zeros(3), np.zeros(3), {"num_drafts": 0}, "num_drafts: expected an int of at least 1, got 0"),
+        (
+            np.zeros(3),
+            np.zeros(3),
+            {"num_drafts": 0},
+            "num_drafts: expected an int of at least 1, got 0",
+        ),
         (np.zeros(3), np.zeros(3), {"scheme": "single"}, "'single' takes at most 1, got 4"),
-        (np.zeros(5000), np.zeros(5000), {"scheme": "weighted_importance"}, "expected at most 4096 items, got 5000"),
+        (
+            np.zeros(5000),
+            np.zeros(5000),
+            {"scheme": "weighted_importance"},
+            "expected at most 4096 items, got 5000",
+        ),
         (np.zeros(5000), np.zeros(5000), {"scheme": "specinfer_wor"}, "would enumerate .* chains"),
     ],
 )

@@ -12,8 +12,14 @@ def test_memory_of_a_training_step(name, most):
     """Compiled temporaries of value and gradient, 256 positions of a vocabulary; nothing is run."""
     logits = jax.ShapeDtypeStruct((256, 49_152), jnp.float32)
     step = jax.jit(
-        jax.value_and_grad(lambda draft, target: jnp.mean(losses.acceptance(draft, target, scheme=name, num_drafts=4)))
+        jax.value_and_grad(
+            lambda draft, target: jnp.mean(
+                losses.acceptance(draft, target, scheme=name, num_drafts=4)
+            )
+        )
     )
     used = step.lower(logits, logits).compile().memory_analysis().temp_size_in_bytes
     assert used < most
-    assert used < 4 * 256 * 49_152 + 1.5e8  # the gradient, and four positions: not more, whatever the batch
+    assert (
+        used < 4 * 256 * 49_152 + 1.5e8
+    )  # the gradient, and four positions: not more, whatever the batch

@@ -34,14 +34,18 @@ from gls_jax.schemes import specinfer_wor
 ITEMS, DRAFTS = 5, 2
 PLATFORMS = ("cuda", "tpu")
 KEY = races.new_key(0)
-LOG_P, LOG_Q = jax.nn.log_softmax(jnp.asarray(np.random.default_rng(0).normal(size=(2, ITEMS)), jnp.float32))
+LOG_P, LOG_Q = jax.nn.log_softmax(
+    jnp.asarray(np.random.default_rng(0).normal(size=(2, ITEMS)), jnp.float32)
+)
 # The host solves the linear program of `optimal`, and JAX knows a way to ask it only for the devices that are there.
 ASKS_THE_HOST = {"optimal"}
 
 
 def lower(function, *arrays):
     """Export `function` of the arrays, all of them traced, for every platform."""
-    leaves, structure = jax.tree.flatten(arrays)  # what export puts in their place is no array to annotated fields
+    leaves, structure = jax.tree.flatten(
+        arrays
+    )  # what export puts in their place is no array to annotated fields
     flat = jax.jit(lambda *leaves: function(*jax.tree.unflatten(structure, leaves)))
     exported = jax.export.export(flat, platforms=PLATFORMS)(*leaves)
     assert exported.platforms == PLATFORMS
@@ -83,9 +87,22 @@ def test_methods_of_a_scheme(name):
 
 def decode_loop(**options):
     """The arguments of the compiled loop, the state as shapes alone."""
-    shapes = dict(vocab_size=ITEMS, hidden_size=4, intermediate_size=4, num_layers=2, num_heads=2, num_kv_heads=1)
+    shapes = dict(
+        vocab_size=ITEMS,
+        hidden_size=4,
+        intermediate_size=4,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+    )
     model = models.language_model(models.Transformer(models.Config(**shapes), rngs=nnx.Rngs(0)))
-    sampling = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1}
+    sampling = {
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+    }
     asked = {"max_new_tokens": 2, "num_drafts": 2, "draft_length": 2} | sampling | options
     plan, requests, text, _, _ = inputs.prepare(KEY, model, model, [[1], [2, 3]], **asked)
     return plan, requests, text
@@ -116,7 +133,9 @@ def test_searches_of_the_codec(search):
     def both(keys, rows, message, count):
         sent = list_code._choose((), (keys, rows), count, code=code, density=density)
         bins = list_code._bins((), (keys, sent), count, num_bins=4)
-        return bins, list_code._pick(((), 1), (keys, rows, message), count, code=code, density=density)
+        return bins, list_code._pick(
+            ((), 1), (keys, rows, message), count, code=code, density=density
+        )
 
     lower(both, keys, rows, jnp.zeros(8, jnp.int32), 8)
 
@@ -148,7 +167,9 @@ FUNCTIONS = {
     },
     "decomposition": {
         "always_accepts": lambda p, q: decomposition.always_accepts(p, q, DRAFTS),
-        "importance_law": lambda p, q: decomposition.importance_law(lambda drafts: drafts == drafts[0], p, DRAFTS),
+        "importance_law": lambda p, q: decomposition.importance_law(
+            lambda drafts: drafts == drafts[0], p, DRAFTS
+        ),
     },
     "sampling": {
         "draft_list": lambda p, q: sampling.draft_list(jnp.exp(p)[None], p),
@@ -156,7 +177,9 @@ FUNCTIONS = {
         "target_of_list": lambda p, q: sampling.target_of_list(jnp.exp(p)[None], q),
     },
     "trials": {
-        "acceptance": lambda p, q: trials.acceptance(KEY, p, q, scheme="gls", num_drafts=DRAFTS, num_trials=4),
+        "acceptance": lambda p, q: trials.acceptance(
+            KEY, p, q, scheme="gls", num_drafts=DRAFTS, num_trials=4
+        ),
         "sweep": lambda p, q: trials.sweep(
             KEY, p[None], q[None], scheme="gls", num_drafts=(1, DRAFTS), num_trials=4, clocks=False
         ),
@@ -176,7 +199,9 @@ def test_functions_of(module):
 
 def test_programs_behind_files_and_figures():
     """The compiled functions of dumps, sweeps, the planner and studies."""
-    target = decoding.from_function(lambda params, tokens: params[tokens], jnp.zeros((ITEMS, ITEMS)), ITEMS)
+    target = decoding.from_function(
+        lambda params, tokens: params[tokens], jnp.zeros((ITEMS, ITEMS)), ITEMS
+    )
     text = jnp.zeros((1, 3), jnp.int32)
     lower(partial(make._cut, sampling=laws.Sampling(), num_kept=2), target, target, text, text)
     lower(partial(costs._calls, batch=1, size=2, slots=4), target, 3)

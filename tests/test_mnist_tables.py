@@ -15,7 +15,15 @@ from tests.images import ramps
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZES = {"--crop": 3, "--channels": 8, "--hidden": 32, "--features": 16, "--num-candidates": 32}
-SMALL = [*(str(part) for size in SIZES.items() for part in size), "--num-decoders", "1", "2", "--num-bins", "2", "4"]
+SMALL = [
+    *(str(part) for size in SIZES.items() for part in size),
+    "--num-decoders",
+    "1",
+    "2",
+    "--num-bins",
+    "2",
+    "4",
+]
 
 
 def run(folder, *options):
@@ -44,16 +52,29 @@ def test_tables(tmp_path, images, capsys, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["unfinished"]
     monkeypatch.setattr(vae_training, "_step", None)
     assert run(tmp_path / "out", *ask) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mnist_tables.csv", "mnist_tables.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "mnist_tables.csv",
+        "mnist_tables.png",
+    ]
     assert len(set(calls)) == len(calls) - 1 and calls.count(calls[9]) == 2  # the one that was cut
     with (tmp_path / "out" / "mnist_tables.csv").open() as file:
         rows = list(csv.DictReader(file))
-    error = {(row["scheme"], row["num_decoders"], row["num_bins"]): float(row["squared_error"]) for row in rows}
+    error = {
+        (row["scheme"], row["num_decoders"], row["num_bins"]): float(row["squared_error"])
+        for row in rows
+    }
     assert len(error) == len(rows) == 6
     assert error["gls", "2", "4"] < error["gls", "1", "4"] < 0.1
-    assert {row["published"] for row in rows if row["num_bins"] == "4"} == {"0.1027", "0.086", "0.0941"}
+    assert {row["published"] for row in rows if row["num_bins"] == "4"} == {
+        "0.1027",
+        "0.086",
+        "0.0941",
+    }
     gains = {row["num_bins"]: float(row["gain"]) for row in rows if row["gain"]}
-    assert gains == {bins: pytest.approx(error["baseline", "2", bins] - error["gls", "2", bins]) for bins in ("2", "4")}
+    assert gains == {
+        bins: pytest.approx(error["baseline", "2", bins] - error["gls", "2", bins])
+        for bins in ("2", "4")
+    }
     printed = capsys.readouterr().out
     assert "the published order" in printed and "silence: " in printed and "-32.8 %" in printed
 

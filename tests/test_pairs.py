@@ -38,7 +38,9 @@ TEXTS = [[3, 1, 4, 1, 5], [9, 2], [], [6, 5, 3, 5, 8, 9, 7]]
 
 def test_next_token_laws_are_the_models_own():
     target, drafter = causal(0), causal(1)
-    got = pairs.next_token(target, drafter, TEXTS, num_positions=9, temperature=0.7, draft_temperature=1.5)
+    got = pairs.next_token(
+        target, drafter, TEXTS, num_positions=9, temperature=0.7, draft_temperature=1.5
+    )
     assert got.log_p.shape == got.log_q.shape == (9, 30)
     row = 0
     for text in TEXTS:
@@ -60,7 +62,9 @@ def test_long_texts_are_cut():
         seen.append(tokens.shape)
         return causal(0)(tokens)
 
-    got = pairs.next_token(target, causal(1), [list(range(20)), [7]], num_positions=10, max_context=4)
+    got = pairs.next_token(
+        target, causal(1), [list(range(20)), [7]], num_positions=10, max_context=4
+    )
     pieces = [list(range(at, at + 4)) for at in range(0, 20, 4)]
     expected = pairs.next_token(causal(0), causal(1), pieces, num_positions=10)
     np.testing.assert_array_equal(got.log_q, expected.log_q)
@@ -71,11 +75,18 @@ def test_cutting_to_the_joint_support_changes_no_acceptance():
     target, drafter = causal(0), causal(1)
     seen = []
     cut = pairs.next_token(
-        target, drafter, TEXTS, num_positions=100, top_k=4, progress=lambda done, total: seen.append((done, total))
+        target,
+        drafter,
+        TEXTS,
+        num_positions=100,
+        top_k=4,
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert cut.log_p.shape[0] == 14 and cut.log_p.shape[1] <= 8 and seen[-1] == (14, 14)
     full = [
-        decoding.log_probs(jnp.concatenate([model(np.array([text]))[0] for text in TEXTS if text]), top_k=4)
+        decoding.log_probs(
+            jnp.concatenate([model(np.array([text]))[0] for text in TEXTS if text]), top_k=4
+        )
         for model in (drafter, target)
     ]
     for name in schemes.NAMES:
@@ -86,11 +97,17 @@ def test_cutting_to_the_joint_support_changes_no_acceptance():
 def test_log_probs():
     logits = jnp.array([1.0, 3.0, 3.0, 0.0])
     np.testing.assert_allclose(jnp.exp(decoding.log_probs(logits, temperature=0)), [0, 1, 0, 0])
-    np.testing.assert_allclose(jnp.exp(decoding.log_probs(logits, top_k=1)), [0, 0.5, 0.5, 0])  # a tie keeps both
-    np.testing.assert_allclose(decoding.log_probs(logits, top_k=99), jax.nn.log_softmax(logits), rtol=1e-6)
+    np.testing.assert_allclose(
+        jnp.exp(decoding.log_probs(logits, top_k=1)), [0, 0.5, 0.5, 0]
+    )  # a tie keeps both
+    np.testing.assert_allclose(
+        decoding.log_probs(logits, top_k=99), jax.nn.log_softmax(logits), rtol=1e-6
+    )
     assert decoding.log_probs(logits.astype(jnp.bfloat16), temperature=2.0).dtype == jnp.float32
     for knobs in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": 0}):
-        with pytest.raises(ValueError, match=r"expected (0 or a finite number|an int of at least 1)"):
+        with pytest.raises(
+            ValueError, match=r"expected (0 or a finite number|an int of at least 1)"
+        ):
             decoding.log_probs(logits, **knobs)
 
 
@@ -107,10 +124,22 @@ def test_files(tmp_path):
     [
         ({"log_p": np.zeros((1, 1))}, "expected arrays log_p and log_q of shape .* got log_p"),
         ({}, "expected arrays log_p and log_q .* got none"),
-        ({"log_p": np.zeros((2, 1)), "log_q": np.zeros((1, 1))}, r"one shape \[M, N\], got \[2, 1\] and \[1, 1\]"),
-        ({"log_p": np.zeros((0, 1)), "log_q": np.zeros((0, 1))}, r"one shape \[M, N\], got \[0, 1\]"),
-        ({"log_p": np.ones((1, 1)), "log_q": np.zeros((1, 1))}, r"log_p\[0\]: expected log-probabilities of at most 0"),
-        ({"log_p": np.array(["a"]), "log_q": np.zeros((1, 1))}, "log_p: expected an array of floats"),
+        (
+            {"log_p": np.zeros((2, 1)), "log_q": np.zeros((1, 1))},
+            r"one shape \[M, N\], got \[2, 1\] and \[1, 1\]",
+        ),
+        (
+            {"log_p": np.zeros((0, 1)), "log_q": np.zeros((0, 1))},
+            r"one shape \[M, N\], got \[0, 1\]",
+        ),
+        (
+            {"log_p": np.ones((1, 1)), "log_q": np.zeros((1, 1))},
+            r"log_p\[0\]: expected log-probabilities of at most 0",
+        ),
+        (
+            {"log_p": np.array(["a"]), "log_q": np.zeros((1, 1))},
+            "log_p: expected an array of floats",
+        ),
         ({"log_p": np.array([None]), "log_q": np.zeros((1, 1))}, "expected an .npz file"),
     ],
 )
@@ -130,7 +159,13 @@ def test_files_that_are_no_npz(tmp_path):
     whole = (tmp_path / "whole.npz").read_bytes()
     broken = bytearray(whole)
     broken[200:220] = b"x" * 20
-    contents = (b"", b"text", whole[: len(whole) // 2], (tmp_path / "array.npy").read_bytes(), bytes(broken))
+    contents = (
+        b"",
+        b"text",
+        whole[: len(whole) // 2],
+        (tmp_path / "array.npy").read_bytes(),
+        bytes(broken),
+    )
     for content in contents:
         (tmp_path / "bad.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"bad.npz: expected an .npz file") as caught:
@@ -142,10 +177,22 @@ def test_files_that_are_no_npz(tmp_path):
     ("call", "message"),
     [
         (lambda: pairs.random(KEY, 0, 3), "num_pairs: expected an int of at least 1, got 0"),
-        (lambda: pairs.random(KEY, 1, 3, family="cauchy"), "expected 'dirichlet' or 'gaussian', got 'cauchy'"),
-        (lambda: pairs.random(KEY, 1, 3, scale=0), "scale: expected a number within 1e-3..1e6, got 0"),
-        (lambda: pairs.next_token(causal(0), causal(1), [[]], num_positions=1), "at least one text"),
-        (lambda: pairs.next_token(causal(0), causal(1, 31), [[1]], num_positions=1), "one vocabulary, got 31 and 30"),
+        (
+            lambda: pairs.random(KEY, 1, 3, family="cauchy"),
+            "expected 'dirichlet' or 'gaussian', got 'cauchy'",
+        ),
+        (
+            lambda: pairs.random(KEY, 1, 3, scale=0),
+            "scale: expected a number within 1e-3..1e6, got 0",
+        ),
+        (
+            lambda: pairs.next_token(causal(0), causal(1), [[]], num_positions=1),
+            "at least one text",
+        ),
+        (
+            lambda: pairs.next_token(causal(0), causal(1, 31), [[1]], num_positions=1),
+            "one vocabulary, got 31 and 30",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -25,7 +25,9 @@ def test_step_is_fine_enough():
     finer_nodes, finer_weights = clock_nodes((20,), np.float64, step=0.125)
     coarse, fine = weights[0] @ integrand(nodes), finer_weights[0] @ integrand(finer_nodes)
     assert coarse == pytest.approx(fine, abs=1e-10)
-    slow = scipy.integrate.quad(lambda m: np.exp(-20 * m) * integrand(m), 0, 2, points=(0.01, 0.1), epsabs=1e-12)[0]
+    slow = scipy.integrate.quad(
+        lambda m: np.exp(-20 * m) * integrand(m), 0, 2, points=(0.01, 0.1), epsabs=1e-12
+    )[0]
     assert coarse == pytest.approx(slow, abs=1e-9)
 
 

@@ -38,9 +38,13 @@ def test_cipher_is_that_of_jax():
 
 def test_small_clocks_keep_their_digits():
     """Relative error against float64 down to the smallest clock, 2^-65: no rounding to 0, no coarse grid."""
-    bits = jnp.asarray([0, 0, 0, 1, 2, 255, 2**16, 2**24 + 1, 2**31, 2**32 - 2, 2**32 - 1], jnp.uint32)
+    bits = jnp.asarray(
+        [0, 0, 0, 1, 2, 255, 2**16, 2**24 + 1, 2**31, 2**32 - 2, 2**32 - 1], jnp.uint32
+    )
     more = jnp.asarray([0, 7, 2**32 - 1, 5, 2**31, 3, 9, 2**30, 1, 0, 2**32 - 1], jnp.uint32)
-    uniform = (np.asarray(bits, np.float64) + (np.asarray(more, np.float64) + 0.5) * 2.0**-32) * 2.0**-32
+    uniform = (
+        np.asarray(bits, np.float64) + (np.asarray(more, np.float64) + 0.5) * 2.0**-32
+    ) * 2.0**-32
     clocks = np.asarray(jax.jit(races.clocks_from_bits)(bits, more), np.float64)
     np.testing.assert_allclose(clocks[:-2], -np.log1p(-uniform[:-2]), rtol=1e-6)
     assert 15 < clocks[-1] < 25 and clocks[0] == pytest.approx(2.0**-65)
@@ -63,7 +67,9 @@ def test_keys_of_positions_streams_and_private_noise_differ():
     keys = [KEY, races.private_key(KEY), *(races.position_key(KEY, t) for t in range(50))]
     words = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
     assert len(words) == len(keys)
-    leading = jax.random.bits(races.stream_key(KEY, 2), (5,))  # a stream's clocks follow from its key alone
+    leading = jax.random.bits(
+        races.stream_key(KEY, 2), (5,)
+    )  # a stream's clocks follow from its key alone
     u = -np.expm1(-np.asarray(races.exponentials(KEY, 3, 5)[2], np.float64)) * 2.0**32
     np.testing.assert_allclose(u, np.asarray(leading, np.float64) + 0.5, rtol=1e-5)
 
@@ -110,7 +116,9 @@ def test_winner_is_argmin_and_stays_in_range():
 def test_uniforms_are_those_of_the_clocks():
     """`1 - exp(-S)` of stream 0, prefix-stable, within (0, 1) also where all bits are equal."""
     u = np.asarray(races.uniforms(KEY, 4096))
-    np.testing.assert_allclose(u, -np.expm1(-np.asarray(races.exponentials(KEY, 1, 4096)[0], np.float64)), rtol=1e-6)
+    np.testing.assert_allclose(
+        u, -np.expm1(-np.asarray(races.exponentials(KEY, 1, 4096)[0], np.float64)), rtol=1e-6
+    )
     np.testing.assert_array_equal(races.uniforms(KEY, 1), u[:1])
     ends = np.asarray(cipher.uniform(*(jnp.asarray([0, 2**32 - 1], jnp.uint32),) * 2))
     np.testing.assert_allclose(ends, [2.0**-65, 1 - 2.0**-24], rtol=1e-7)
@@ -124,11 +132,21 @@ def test_item_and_height_of_a_word_are_the_integer_product():
     high[:4], low[:4] = [0, 2**32 - 1, 0, 2**32 - 1], [0, 2**32 - 1, 2**32 - 1, 0]
     scale = jax.jit(cipher.scale, static_argnums=2)
     for size in (1, 3, 10, 65_535, 65_536, 151_936, 2**31 - 1):
-        edges = [-(-item * 2**64 // size) - late for item in range(1, min(size, 100)) for late in (0, 1)]
-        edges += [0] * (198 - len(edges))  # first and last word of an item: one carry off and they swap
+        edges = [
+            -(-item * 2**64 // size) - late for item in range(1, min(size, 100)) for late in (0, 1)
+        ]
+        edges += [0] * (
+            198 - len(edges)
+        )  # first and last word of an item: one carry off and they swap
         words = [*((int(h) << 32) + int(w) for h, w in zip(high, low, strict=True)), *edges]
-        pair = (np.array(words, object) >> 32).astype(np.uint32), (np.array(words, object) % 2**32).astype(np.uint32)
-        product = sum(np.asarray(part).astype(object) << (64 - 32 * at) for at, part in enumerate(scale(*pair, size)))
+        pair = (
+            (np.array(words, object) >> 32).astype(np.uint32),
+            (np.array(words, object) % 2**32).astype(np.uint32),
+        )
+        product = sum(
+            np.asarray(part).astype(object) << (64 - 32 * at)
+            for at, part in enumerate(scale(*pair, size))
+        )
         assert product.tolist() == [word * size for word in words]
 
 
@@ -139,7 +157,9 @@ def test_dart_is_a_function_of_its_number():
     starts = np.array([0, 1, 50, 293])
     for got, whole in zip(cut(KEY, starts), (items, heights), strict=True):
         np.testing.assert_array_equal(got, np.asarray(whole)[starts[:, None] + np.arange(7)])
-    assert (cut(KEY, np.array([2**31 - 7]))[1] != cut(KEY, np.array([0]))[1]).all()  # the last darts there are
+    assert (
+        cut(KEY, np.array([2**31 - 7]))[1] != cut(KEY, np.array([0]))[1]
+    ).all()  # the last darts there are
 
 
 @pytest.mark.parametrize("num_items", [3, 10, 1000])
@@ -150,7 +170,9 @@ def test_darts_are_uniform(num_items):
     assert scipy.stats.kstest(heights, "uniform").pvalue > 1e-9
     cells = np.bincount(items * 4 + (heights * 4).astype(int), minlength=4 * num_items)
     assert oracles.chi_square(cells, np.ones(4 * num_items)) > 1e-9
-    pairs = np.bincount((items[:-1] * 5 // num_items) * 5 + items[1:] * 5 // num_items, minlength=25)
+    pairs = np.bincount(
+        (items[:-1] * 5 // num_items) * 5 + items[1:] * 5 // num_items, minlength=25
+    )
     step = np.bincount(np.arange(num_items) * 5 // num_items, minlength=5)
     assert oracles.chi_square(pairs, np.outer(step, step).ravel()) > 1e-9
 
@@ -175,15 +197,27 @@ def test_low_darts_keep_their_digits():
     [
         (lambda: races.exponentials(jax.random.PRNGKey(0), 1, 1), "typed key"),
         (lambda: races.exponentials(0, 1, 1), "typed key"),
-        (lambda: races.exponentials(jax.random.split(KEY, 3), 1, 1), r"one key of shape \[\], got shape \[3\]"),
-        (lambda: races.exponentials(jax.random.key(0, impl="rbg"), 1, 1), "'threefry2x32', got 'rbg'"),
-        (lambda: races.exponentials(KEY, 0, 1), "num_streams: expected an int of at least 1, got 0"),
+        (
+            lambda: races.exponentials(jax.random.split(KEY, 3), 1, 1),
+            r"one key of shape \[\], got shape \[3\]",
+        ),
+        (
+            lambda: races.exponentials(jax.random.key(0, impl="rbg"), 1, 1),
+            "'threefry2x32', got 'rbg'",
+        ),
+        (
+            lambda: races.exponentials(KEY, 0, 1),
+            "num_streams: expected an int of at least 1, got 0",
+        ),
         (lambda: races.exponentials(KEY, 1, 2.5), "num_items: expected an int of at least 1"),
         (lambda: races.position_key(3, 4), "typed key"),
         (lambda: races.uniforms(0, 1), "typed key"),
         (lambda: races.uniforms(KEY, 0), "count: expected an int of at least 1, got 0"),
         (lambda: races.darts(0, 0, 1, 1), "typed key"),
-        (lambda: races.darts(KEY, -1, 1, 1), r"start: expected one int within 0..2147483647, got -1"),
+        (
+            lambda: races.darts(KEY, -1, 1, 1),
+            r"start: expected one int within 0..2147483647, got -1",
+        ),
         (lambda: races.darts(KEY, 0, 0, 1), "count: expected an int of at least 1, got 0"),
         (lambda: races.darts(KEY, 0, 1, 0), "num_items: expected an int of at least 1, got 0"),
     ],

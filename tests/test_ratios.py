@@ -12,11 +12,19 @@ from gls_jax import ratios
 def test_ascending_is_a_stable_sort(size):
     """With ties, both zeros, infinities, subnormal numbers and NaN; what 1,500 items need of digits others have too."""
     rng = np.random.default_rng(size)
-    values = np.concatenate([rng.normal(size=size), [0, -0.0, np.inf, -np.inf, 1e-40, -1e-40, np.nan, 1e38, 0.5, 0.5]])
+    values = np.concatenate(
+        [rng.normal(size=size), [0, -0.0, np.inf, -np.inf, 1e-40, -1e-40, np.nan, 1e38, 0.5, 0.5]]
+    )
     values = rng.permuted(np.repeat(values, 2)[:size]).astype(np.float32)
-    np.testing.assert_array_equal(jax.jit(ratios.ascending)(values), np.argsort(values, kind="stable"))
-    special = np.float32([0.5, -0.0, 0, np.nan, np.inf, -1, 0.5, -np.inf, 1e-30, -0.0, -1e-30, 1e38])
-    np.testing.assert_array_equal(ratios.ascending(jnp.asarray(special)), np.argsort(special, kind="stable"))
+    np.testing.assert_array_equal(
+        jax.jit(ratios.ascending)(values), np.argsort(values, kind="stable")
+    )
+    special = np.float32(
+        [0.5, -0.0, 0, np.nan, np.inf, -1, 0.5, -np.inf, 1e-30, -0.0, -1e-30, 1e38]
+    )
+    np.testing.assert_array_equal(
+        ratios.ascending(jnp.asarray(special)), np.argsort(special, kind="stable")
+    )
 
 
 @pytest.mark.parametrize("size", [0, 1, 32, 33, 1100])
@@ -26,6 +34,8 @@ def test_sums(size):
     exact = values.astype(np.float64)
     for reverse in (False, True):
         expected = exact[::-1].cumsum()[::-1] if reverse else exact.cumsum()
-        np.testing.assert_allclose(ratios.cumulative(jnp.asarray(values), reverse=reverse), expected, rtol=1e-6)
+        np.testing.assert_allclose(
+            ratios.cumulative(jnp.asarray(values), reverse=reverse), expected, rtol=1e-6
+        )
     if size:
         assert float(ratios.total(jnp.asarray(values))) == pytest.approx(exact.sum(), rel=1e-6)

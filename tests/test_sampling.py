@@ -47,7 +47,9 @@ def test_same_laws_always_meet_and_padding_changes_nothing():
 
 
 def test_low_precision_and_lists_are_taken_as_float32():
-    sample = gls_jax.list_sample(KEYS[0], [-0.6931472, -0.6931472], jnp.log(jnp.asarray([0.5, 0.5], jnp.bfloat16)), 2)
+    sample = gls_jax.list_sample(
+        KEYS[0], [-0.6931472, -0.6931472], jnp.log(jnp.asarray([0.5, 0.5], jnp.bfloat16)), 2
+    )
     assert sample.accepted.dtype == bool and sample.drafts.dtype == jnp.int32
 
 
@@ -55,7 +57,10 @@ def test_low_precision_and_lists_are_taken_as_float32():
     ("arguments", "message"),
     [
         ((jnp.zeros(3), jnp.zeros(2), 2), "same number of items, got 3 and 2"),
-        ((jnp.zeros((3, 2)), jnp.zeros(2), 2), r"expected 2 rows \(num_drafts\), got shape \[3, 2\]"),
+        (
+            (jnp.zeros((3, 2)), jnp.zeros(2), 2),
+            r"expected 2 rows \(num_drafts\), got shape \[3, 2\]",
+        ),
         ((jnp.zeros(2), jnp.zeros(()), 2), r"log_q: expected shape \[N\] with N >= 1, got \[\]"),
         ((jnp.zeros(2), jnp.zeros(2), 0), "num_drafts: expected an int of at least 1, got 0"),
         ((jnp.zeros(0), jnp.zeros(0), 1), "log_p: expected shape"),

@@ -34,7 +34,9 @@ LEVEL = logs(np.full(100, 0.01)), logs(np.random.default_rng(1).dirichlet(np.ful
 # One shape for all: each scheme compiles once.
 ALL_P, ALL_Q = (
     np.stack([np.pad(law, (0, 300 - len(law)), constant_values=-np.inf) for law in (*laws, *more)])
-    for laws, more in zip((LAWS_P, LAWS_Q), zip(*map(wide, range(4)), LEVEL, strict=True), strict=True)
+    for laws, more in zip(
+        (LAWS_P, LAWS_Q), zip(*map(wide, range(4)), LEVEL, strict=True), strict=True
+    )
 )
 
 
@@ -42,7 +44,9 @@ def binomial_tails(estimate, exact):
     """Two-sided p-values of hit counts, in float64."""
     count = int(estimate.num_trials)
     hits = np.rint(np.asarray(estimate.mean, np.float64) * count).astype(int)
-    return np.vectorize(lambda h, a: oracles.binomial(h, count, min(max(a, 0), 1)))(hits, np.asarray(exact, np.float64))
+    return np.vectorize(lambda h, a: oracles.binomial(h, count, min(max(a, 0), 1)))(
+        hits, np.asarray(exact, np.float64)
+    )
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -53,7 +57,9 @@ def test_acceptance_is_the_exact_one(name):
     """
     scheme = schemes.get(name)
     counts = (1, 2, 4, 30) if name == "gumbel_topk" else COUNTS
-    got = trials.sweep(KEY, ALL_P, ALL_Q, scheme=name, num_drafts=counts, num_trials=TRIALS, clocks=False)
+    got = trials.sweep(
+        KEY, ALL_P, ALL_Q, scheme=name, num_drafts=counts, num_trials=TRIALS, clocks=False
+    )
     exact = jax.jit(jax.vmap(lambda p, q: scheme.acceptance_curve(p, q, counts)))(ALL_P, ALL_Q)
     exact = np.asarray(exact, np.float64)
     nearest = np.clip(np.asarray(got.mean, np.float64), exact - 3e-6, exact + 3e-6)
@@ -65,7 +71,15 @@ def test_a_law_a_draft(name):
     """Diverse drafts; 3 cells at 1e-9."""
     laws = np.stack([LAWS_P[at] for at in (0, 1, 6)])
     scheme = schemes.get(name)
-    got = trials.sweep(KEY, laws[None], LAWS_Q[:1], scheme=name, num_drafts=(1, 2, 3), num_trials=TRIALS, clocks=False)
+    got = trials.sweep(
+        KEY,
+        laws[None],
+        LAWS_Q[:1],
+        scheme=name,
+        num_drafts=(1, 2, 3),
+        num_trials=TRIALS,
+        clocks=False,
+    )
     exact = scheme.acceptance_curve(laws, LAWS_Q[0], (1, 2, 3))
     assert binomial_tails(got, exact[None]).min() > 1e-9
 
@@ -131,7 +145,9 @@ def test_the_target_does_not_know_when():
 
 @jax.jit
 def drawn(prepared, count, grid):
-    return jax.vmap(jax.vmap(partial(simulation.draw, prepared, count), (None, 0)), (0, None))(grid, grid)
+    return jax.vmap(jax.vmap(partial(simulation.draw, prepared, count), (None, 0)), (0, None))(
+        grid, grid
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 90, 91, 1000])
@@ -147,7 +163,9 @@ def test_draw_on_a_grid(size, count):
     assert counts.shape == (size,) and not counts[count:].any() and not counts[weights == 0].any()
     shares = weights[:count] / weights[:count].sum()
     rows = max(1, len(prepared.before))
-    assert abs(np.cumsum(counts[:count]) / counts.sum() - np.cumsum(shares)).max() < (1 + rows) / 512
+    assert (
+        abs(np.cumsum(counts[:count]) / counts.sum() - np.cumsum(shares)).max() < (1 + rows) / 512
+    )
 
 
 def test_light_items_of_a_vocabulary_keep_their_weight():
@@ -191,4 +209,6 @@ def test_memory_knows_neither_items_nor_trials():
 
 def test_schemes_without_one_say_so():
     with pytest.raises(ValueError, match="scheme 'spectr' has no trials without clocks"):
-        trials.acceptance(KEY, LAWS_P[0], LAWS_Q[0], scheme="spectr", num_drafts=2, num_trials=10, clocks=False)
+        trials.acceptance(
+            KEY, LAWS_P[0], LAWS_Q[0], scheme="spectr", num_drafts=2, num_trials=10, clocks=False
+        )

@@ -25,12 +25,20 @@ def stop_after(blocks):
 
 def test_rows_are_means_of_exact_values_and_trials(tmp_path):
     rows = study.run(ASK, LAWS, tmp_path / "made" / "here")
-    assert [(row.scheme, row.num_drafts) for row in rows] == [(s, k) for s in ASK.schemes for k in ASK.num_drafts]
+    assert [(row.scheme, row.num_drafts) for row in rows] == [
+        (s, k) for s in ASK.schemes for k in ASK.num_drafts
+    ]
     for row in rows:
         scheme = schemes.get(row.scheme)
         exact = jax.vmap(lambda p, q, s=scheme, k=row.num_drafts: s.acceptance(p, q, k))(*LAWS)
         assert row.exact == pytest.approx(float(exact.mean()), abs=1e-6)
-        got = trials.sweep(jax.random.key(1), *LAWS, scheme=row.scheme, num_drafts=(row.num_drafts,), num_trials=200)
+        got = trials.sweep(
+            jax.random.key(1),
+            *LAWS,
+            scheme=row.scheme,
+            num_drafts=(row.num_drafts,),
+            num_trials=200,
+        )
         assert row.simulated == pytest.approx(float(got.mean.mean()), abs=1e-6)
         assert abs(row.simulated - row.exact) < 6 * row.standard_error  # 2e-9
         assert (row.bound is None) == (row.scheme == "naive")
@@ -47,14 +55,22 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, blocks):
         study.run(ASK, LAWS, tmp_path / "cut", progress=stop_after(blocks))
     assert not (tmp_path / "cut" / "acceptance.csv").exists()
     done = []
-    study.run(ASK, LAWS, tmp_path / "cut", resume=True, progress=lambda name, at, total: done.append(at))
+    study.run(
+        ASK, LAWS, tmp_path / "cut", resume=True, progress=lambda name, at, total: done.append(at)
+    )
     for name in ("acceptance.csv",):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    with np.load(tmp_path / "cut" / "cells.npz") as cut, np.load(tmp_path / "whole" / "cells.npz") as whole:
+    with (
+        np.load(tmp_path / "cut" / "cells.npz") as cut,
+        np.load(tmp_path / "whole" / "cells.npz") as whole,
+    ):
         assert sorted(cut.files) == sorted(whole.files)
         for field in whole.files:
             np.testing.assert_array_equal(cut[field], whole[field])
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["acceptance.csv", "cells.npz"]
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
+        "acceptance.csv",
+        "cells.npz",
+    ]
 
 
 def test_resume_does_not_repeat_finished_blocks(tmp_path, monkeypatch):
@@ -86,7 +102,9 @@ def test_an_unfinished_run_is_not_overwritten(tmp_path):
     arrays = files.read_arrays(tmp_path / "cells.partial.0.npz", "cells")
     for broken in ({"done": arrays["done"][:1]}, {"exact": arrays["exact"][0]}):
         files.write_arrays(tmp_path / "cells.partial.0.npz", arrays | broken)
-        with pytest.raises(ValueError, match="expected the cells of an earlier run, got other arrays"):
+        with pytest.raises(
+            ValueError, match="expected the cells of an earlier run, got other arrays"
+        ):
             study.run(ASK, LAWS, tmp_path, resume=True)
 
 

@@ -15,7 +15,9 @@ LAWS_Q = np.stack([logs(q) for _, q in PROBLEMS.values()])
 
 
 def estimate(num_trials=5000, scheme="gls", num_drafts=3, **knobs):
-    return trials.acceptance(KEY, P, Q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, **knobs)
+    return trials.acceptance(
+        KEY, P, Q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, **knobs
+    )
 
 
 def test_trials_are_those_of_the_scheme():
@@ -59,7 +61,12 @@ def test_sweep_is_its_cells(scheme):
     for m in (0, 5, 11):
         for c, k in enumerate((1, 4, 2)):
             cell = trials.acceptance(
-                jax.random.fold_in(KEY, m), LAWS_P[m], LAWS_Q[m], scheme=scheme, num_drafts=k, num_trials=300
+                jax.random.fold_in(KEY, m),
+                LAWS_P[m],
+                LAWS_Q[m],
+                scheme=scheme,
+                num_drafts=k,
+                num_trials=300,
             )
             assert float(cell.mean) == float(got.mean[m, c])
 
@@ -67,7 +74,8 @@ def test_sweep_is_its_cells(scheme):
 def test_sweep_takes_a_key_a_pair_and_diverse_laws():
     keys = jax.vmap(lambda m: jax.random.fold_in(KEY, m))(jnp.arange(len(PROBLEMS)))
     one, many = (
-        trials.sweep(key, LAWS_P, LAWS_Q, scheme="gls", num_drafts=(2,), num_trials=100) for key in (KEY, keys)
+        trials.sweep(key, LAWS_P, LAWS_Q, scheme="gls", num_drafts=(2,), num_trials=100)
+        for key in (KEY, keys)
     )
     np.testing.assert_array_equal(one.mean, many.mean)
     rows = np.repeat(LAWS_P[:, None], 2, axis=1)
@@ -102,7 +110,9 @@ def test_progress_and_memory():
 
 
 def test_under_jit():
-    traced = jax.jit(lambda p, q: trials.acceptance(KEY, p, q, scheme="gls", num_drafts=3, num_trials=5000).mean)
+    traced = jax.jit(
+        lambda p, q: trials.acceptance(KEY, p, q, scheme="gls", num_drafts=3, num_trials=5000).mean
+    )
     assert float(traced(P, Q)) == pytest.approx(float(estimate().mean), abs=1e-6)
 
 
@@ -110,7 +120,14 @@ def test_the_last_trial_number_is_not_too_large():
     """Near 2^31 trials the number of chunks must not overflow: the last few of them are counted."""
     keys, laws = jax.random.split(KEY, 1), jnp.asarray(Q)[None]
     hits = trials._count(
-        keys, laws, laws, 2**31 - 11, 2**31 - 1, scheme=schemes.get("gls"), num_drafts=(2,), clocks=True
+        keys,
+        laws,
+        laws,
+        2**31 - 11,
+        2**31 - 1,
+        scheme=schemes.get("gls"),
+        num_drafts=(2,),
+        clocks=True,
     )
     assert hits.tolist() == [[10]]
 
@@ -131,15 +148,25 @@ def test_certain_outcomes_have_an_error_bar():
             lambda: trials.sweep(KEY, P, Q, scheme="gls", num_drafts=(1,), num_trials=1),
             r"\[M, N\].* got \[6\] and \[6\]",
         ),
-        (lambda: trials.sweep(KEY, P[None], Q[None], scheme="gls", num_drafts=(), num_trials=1), "at least one K"),
+        (
+            lambda: trials.sweep(KEY, P[None], Q[None], scheme="gls", num_drafts=(), num_trials=1),
+            "at least one K",
+        ),
         (
             lambda: trials.sweep(
-                jax.random.split(KEY, 2), P[None], Q[None], scheme="gls", num_drafts=(1,), num_trials=1
+                jax.random.split(KEY, 2),
+                P[None],
+                Q[None],
+                scheme="gls",
+                num_drafts=(1,),
+                num_trials=1,
             ),
             r"key: expected one typed key or 1 of them, got \[2\]",
         ),
         (
-            lambda: trials.sweep(jax.random.PRNGKey(0), P[None], Q[None], scheme="gls", num_drafts=(1,), num_trials=1),
+            lambda: trials.sweep(
+                jax.random.PRNGKey(0), P[None], Q[None], scheme="gls", num_drafts=(1,), num_trials=1
+            ),
             "typed",
         ),
         (
@@ -148,7 +175,10 @@ def test_certain_outcomes_have_an_error_bar():
         ),
         (lambda: estimate(scheme=None), "scheme: expected one of gls, .* got None"),
         (lambda: trials.acceptance(0, P, Q, scheme="gls", num_drafts=1, num_trials=1), "typed key"),
-        (lambda: trials.acceptance(KEY, P[:3], Q, scheme="gls", num_drafts=1, num_trials=1), "same number of items"),
+        (
+            lambda: trials.acceptance(KEY, P[:3], Q, scheme="gls", num_drafts=1, num_trials=1),
+            "same number of items",
+        ),
     ],
 )
 def test_bad_input(call, message):

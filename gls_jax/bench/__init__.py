@@ -1,6 +1,8 @@
-"""Benchmarks: each figure beside a peer measured in the same run, warm, with compile time reported apart.
+"""Benchmarks: each figure beside a peer measured in the same run, warm, with compile time reported
+apart.
 
-A peer and ours take turns, and the ratio is the median over the turns: a machine that is busy for a while slows both.
+A peer and ours take turns, and the ratio is the median over the turns: a machine that is busy for a
+    while slows both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The Gaussian codec: both searches against NumPy on whole arrays, and what they cost as candidates multiply."""
+"""The Gaussian codec: both searches against NumPy on whole arrays, and what they cost as candidates
+multiply.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,10 @@ def sizes(repeats: int) -> Line:
     typical = np.median(times, axis=0) / count * 1e6
     return {
         "benchmark": "gaussian codec, ordered search as N grows, K=4, L=64",
-        **{f"microseconds_per_block_2^{n}": round(float(time), 1) for n, time in zip(powers, typical, strict=True)},
+        **{
+            f"microseconds_per_block_2^{n}": round(float(time), 1)
+            for n, time in zip(powers, typical, strict=True)
+        },
         "ratio_2^24_to_2^15": round(float(np.median([row[-1] / row[0] for row in times])), 2),
     }
 
@@ -75,7 +80,10 @@ def trials(repeats: int) -> Line:
     """Seconds of 10,000 dense trials of one point of the tables."""
     one = GaussianCodec(4, 2**15, 64, 0.001, 0.5, search="dense")
     first = seconds(lambda: compression.simulate(one, races.new_key(0), 8))
-    times = [seconds(lambda: compression.simulate(one, races.new_key(0), 10_000)) for _ in range(min(repeats, 3))]
+    times = [
+        seconds(lambda: compression.simulate(one, races.new_key(0), 10_000))
+        for _ in range(min(repeats, 3))
+    ]
     return {
         "benchmark": "gaussian codec, 10,000 dense trials, N=2^15, K=4, L=64",
         "seconds": round(statistics.median(times), 2),
@@ -88,7 +96,9 @@ def throughput(repeats: int) -> Line:
     one, count = codec("ordered"), 100_000
     source, sides, _ = simulation.draw(one.source_law, races.new_key(0), count, 1)
     blob = one.encode(0, source)
-    turns = measure.turns(lambda: one.encode(0, source), lambda: one.decode(blob, sides[0], 0), repeats)
+    turns = measure.turns(
+        lambda: one.encode(0, source), lambda: one.decode(blob, sides[0], 0), repeats
+    )
     encoding, decoding = (statistics.median(times) for times in turns)
     return {
         "benchmark": "gaussian codec, bytes and back, N=2^15, L=64",

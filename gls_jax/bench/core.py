@@ -28,10 +28,14 @@ def monte_carlo(num_items: int, num_drafts: int = 8) -> Callable[[int], Line]:
         numpys = max(8, 2**18 // num_items)
 
         def simulate() -> None:
-            trials.acceptance(key, log_p, log_q, scheme="gls", num_drafts=num_drafts, num_trials=ours)
+            trials.acceptance(
+                key, log_p, log_q, scheme="gls", num_drafts=num_drafts, num_trials=ours
+            )
 
         first = seconds(simulate)
-        turns = measure.turns(simulate, lambda: numpy_trials(rng, p, q, num_drafts, numpys), repeats)
+        turns = measure.turns(
+            simulate, lambda: numpy_trials(rng, p, q, num_drafts, numpys), repeats
+        )
         mine, peer = ours / np.array(turns[0]), numpys / np.array(turns[1])
         return {
             "benchmark": f"monte carlo, N={num_items}, K={num_drafts}",
@@ -45,14 +49,18 @@ def monte_carlo(num_items: int, num_drafts: int = 8) -> Callable[[int], Line]:
 
 
 def exact_vocabulary(repeats: int, num_drafts: int = 8) -> Line:
-    """Exact GLS acceptance at a vocabulary, and how many dense Monte Carlo trials fit into its time."""
+    """Exact GLS acceptance at a vocabulary, and how many dense Monte Carlo trials fit into its
+    time.
+    """
     log_p, log_q = vocabulary_laws()
     accept = jax.jit(lambda p, q: schemes.get("gls").acceptance(p, q, num_drafts))
     first = seconds(lambda: accept(log_p, log_q).block_until_ready())
     rng = np.random.default_rng(0)
     p, q = np.exp(np.asarray(log_p)), np.exp(np.asarray(log_q))
     turns = measure.turns(
-        lambda: accept(log_p, log_q).block_until_ready(), lambda: numpy_trials(rng, p, q, num_drafts, 1), repeats
+        lambda: accept(log_p, log_q).block_until_ready(),
+        lambda: numpy_trials(rng, p, q, num_drafts, 1),
+        repeats,
     )
     own = statistics.median(turns[0])
     return {
@@ -66,8 +74,12 @@ def exact_vocabulary(repeats: int, num_drafts: int = 8) -> Line:
     }
 
 
-def training(name: str, positions: int = 256, num_items: int = 49_152, num_drafts: int = 4) -> Callable[[int], Line]:
-    """Value and gradient of the exact acceptance as a loss, beside those of a KL loss on 256 positions."""
+def training(
+    name: str, positions: int = 256, num_items: int = 49_152, num_drafts: int = 4
+) -> Callable[[int], Line]:
+    """Value and gradient of the exact acceptance as a loss, beside those of a KL loss on 256
+    positions.
+    """
 
     def benchmark(repeats: int) -> Line:
         kl_positions = 256
@@ -86,7 +98,9 @@ def training(name: str, positions: int = 256, num_items: int = 49_152, num_draft
         analysis = own.lower(shape, shape).compile().memory_analysis()
         some = draft[:positions], target[:positions]
         turns = measure.turns(
-            lambda: jax.block_until_ready(own(*some)), lambda: jax.block_until_ready(peer(draft, target)), repeats
+            lambda: jax.block_until_ready(own(*some)),
+            lambda: jax.block_until_ready(peer(draft, target)),
+            repeats,
         )
         mine, other = np.array(turns[0]) / positions, np.array(turns[1]) / kl_positions
         return {
@@ -94,7 +108,8 @@ def training(name: str, positions: int = 256, num_items: int = 49_152, num_draft
             "milliseconds_a_position": round(1e3 * float(np.median(mine)), 2),
             "kl_milliseconds_a_position": round(1e3 * float(np.median(other)), 3),
             "ratio": round(float(np.median(mine / other)), 1),
-            "temporary_megabytes_256_positions": analysis and round(analysis.temp_size_in_bytes / 1e6, 1),
+            "temporary_megabytes_256_positions": analysis
+            and round(analysis.temp_size_in_bytes / 1e6, 1),
         }
 
     return benchmark
@@ -103,10 +118,15 @@ def training(name: str, positions: int = 256, num_items: int = 49_152, num_draft
 def importing(repeats: int) -> Line:
     """Seconds that `import gls_jax` adds to importing jax and flax."""
     own = [measure.in_a_fresh_process(_IMPORT) for _ in range(repeats)]
-    return {"benchmark": "import gls_jax beyond jax and flax", "seconds": round(statistics.median(own), 3)}
+    return {
+        "benchmark": "import gls_jax beyond jax and flax",
+        "seconds": round(statistics.median(own), 3),
+    }
 
 
-def numpy_trials(rng: np.random.Generator, p: np.ndarray, q: np.ndarray, num_drafts: int, count: int) -> int:
+def numpy_trials(
+    rng: np.random.Generator, p: np.ndarray, q: np.ndarray, num_drafts: int, count: int
+) -> int:
     """The peer: Algorithm 1 on whole arrays."""
     clocks = rng.standard_exponential((count, num_drafts, p.size), dtype=np.float32)
     drafts = (clocks / p).argmin(-1)

@@ -1,8 +1,9 @@
-"""Decoding with SmolLM2: against transformers, against itself in a batch, and every scheme against its cost.
+"""Decoding with SmolLM2: against transformers, against itself in a batch, and every scheme against
+its cost.
 
-The cost model: a round costs ``L d + v + s`` and emits the block efficiency; a plain step costs `t`. So a scheme pays
-where ``block efficiency > (L d + v + s) / t``, with `d` a call of the drafter, `v` the call of the target that reads
-the tree, `s` the selection.
+The cost model: a round costs ``L d + v + s`` and emits the block efficiency; a plain step costs
+`t`. So a scheme pays where ``block efficiency > (L d + v + s) / t``, with `d` a call of the
+drafter, `v` the call of the target that reads the tree, `s` the selection.
 """
 
 from __future__ import annotations
@@ -47,8 +48,12 @@ def _ids(count: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(tokenizer.encode(text).ids[:48]) for text in prompts.PROMPTS[:count])
 
 
-def _generate(requests: int = 1, drafter: Any = None, new: int = _NEW, **options) -> decoding.Generation:
-    found = decoding.generate(races.new_key(0), _models()[1], drafter, _ids(requests), max_new_tokens=new, **options)
+def _generate(
+    requests: int = 1, drafter: Any = None, new: int = _NEW, **options
+) -> decoding.Generation:
+    found = decoding.generate(
+        races.new_key(0), _models()[1], drafter, _ids(requests), max_new_tokens=new, **options
+    )
     jax.block_until_ready(found.tokens)
     return found
 
@@ -89,16 +94,25 @@ def _peers() -> tuple[Any, Any, Any] | None:
 
 
 def against_transformers(speculative: bool) -> Callable[[int], Line]:
-    """Tokens a second of one request, sampled at temperature 1: plain, or K=1, L=4 with the same drafter."""
+    """Tokens a second of one request, sampled at temperature 1: plain, or K=1, L=4 with the same
+    drafter.
+    """
 
     def benchmark(repeats: int) -> Line:
-        name = f"{f'K=1, L={_LENGTH}, without layers 12-17' if speculative else 'plain'}, one request"
+        name = (
+            f"{f'K=1, L={_LENGTH}, without layers 12-17' if speculative else 'plain'}, one request"
+        )
         if (peers := _peers()) is None:
-            return {"benchmark": f"{name} against transformers", "skipped": "needs the peers extra (make peers)"}
+            return {
+                "benchmark": f"{name} against transformers",
+                "skipped": "needs the peers extra (make peers)",
+            }
         torch, model, assistant = peers
         ids = torch.tensor([_ids(1)[0]])
         more = {"assistant_model": assistant} if speculative else {}
-        asked: dict[str, Any] = dict(max_new_tokens=_NEW, min_new_tokens=_NEW, do_sample=True, top_k=0, pad_token_id=0)
+        asked: dict[str, Any] = dict(
+            max_new_tokens=_NEW, min_new_tokens=_NEW, do_sample=True, top_k=0, pad_token_id=0
+        )
 
         def peer():
             with torch.no_grad():
@@ -125,7 +139,9 @@ def batch(requests: int, speculative: bool) -> Callable[[int], Line]:
 
     def benchmark(repeats: int) -> Line:
         options: dict[str, Any] = (
-            dict(scheme="single", drafter=_models()[2]) if speculative else dict(scheme="gumbel_topk")
+            dict(scheme="single", drafter=_models()[2])
+            if speculative
+            else dict(scheme="gumbel_topk")
         )
         one, many = (lambda: _generate(**options)), (lambda: _generate(requests, **options))
         own, other = (np.array(turn) for turn in measure.turns(many, one, max(1, repeats // 2)))
@@ -140,11 +156,18 @@ def batch(requests: int, speculative: bool) -> Callable[[int], Line]:
 
 
 def selection(repeats: int, num_drafts: int = 8) -> Line:
-    """All noise and verification arithmetic of a round, as a share of it: the round with models that cost nothing."""
+    """All noise and verification arithmetic of a round, as a share of it: the round with models
+    that cost nothing.
+    """
     _, target, drafter = _models()
     logits = 2.5 * jax.random.normal(races.new_key(0), (2, target.vocab_size))
-    free = [dataclasses.replace(target, params=row, apply=_constant) for row in (logits[0], logits[0] + logits[1] / 2)]
-    options: dict[str, Any] = dict(scheme="gls", num_drafts=num_drafts, draft_length=_LENGTH, max_new_tokens=_NEW)
+    free = [
+        dataclasses.replace(target, params=row, apply=_constant)
+        for row in (logits[0], logits[0] + logits[1] / 2)
+    ]
+    options: dict[str, Any] = dict(
+        scheme="gls", num_drafts=num_drafts, draft_length=_LENGTH, max_new_tokens=_NEW
+    )
 
     def seconds_a_round(target, drafter) -> float:
         run = lambda: decoding.generate(races.new_key(0), target, drafter, _ids(1), **options)  # noqa: E731
@@ -153,7 +176,10 @@ def selection(repeats: int, num_drafts: int = 8) -> Line:
         rounds = run().metrics.rounds
         return (time.perf_counter() - start) / rounds
 
-    pairs = [(seconds_a_round(*free), seconds_a_round(target, drafter)) for _ in range(max(1, repeats // 2))]
+    pairs = [
+        (seconds_a_round(*free), seconds_a_round(target, drafter))
+        for _ in range(max(1, repeats // 2))
+    ]
     own, whole = (statistics.median(pair[i] for pair in pairs) for i in range(2))
     return {
         "benchmark": f"selection in a round, K={num_drafts}, L={_LENGTH}, V={target.vocab_size}",
@@ -179,10 +205,13 @@ def every_scheme(name: str, label: str, **shape: Any) -> Callable[[int], Line]:
         first = measure.seconds(lambda: _generate(**options))
         plain = lambda: _generate(scheme="gls" if scheme.verify_tree_fn else name)  # noqa: E731
         own, other = (
-            np.array(turn) for turn in measure.turns(lambda: _generate(**options), plain, max(1, repeats // 3))
+            np.array(turn)
+            for turn in measure.turns(lambda: _generate(**options), plain, max(1, repeats // 3))
         )
         found = _generate(**options).metrics
-        _, timed = (_generate(timed=True, **options).metrics for _ in range(2))  # the first one compiles
+        _, timed = (
+            _generate(timed=True, **options).metrics for _ in range(2)
+        )  # the first one compiles
         parts = timed.seconds or {}
         each = {part: parts[part] / timed.rounds * 1e3 for part in ("draft", "verify", "select")}
         step = 1e3 * float(np.median(other)) / _NEW
@@ -202,7 +231,16 @@ def every_scheme(name: str, label: str, **shape: Any) -> Callable[[int], Line]:
     return benchmark
 
 
-_CHAINS = ("gls", "gls_strong", "poisson", "gumbel_topk", "specinfer", "specinfer_wor", "spectr", "traversal")
+_CHAINS = (
+    "gls",
+    "gls_strong",
+    "poisson",
+    "gumbel_topk",
+    "specinfer",
+    "specinfer_wor",
+    "spectr",
+    "traversal",
+)
 SUITE = (
     against_transformers(False),
     against_transformers(True),

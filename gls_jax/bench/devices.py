@@ -1,4 +1,6 @@
-"""What it costs to share a sweep among many devices of one host: eight host devices against one, same total work."""
+"""What it costs to share a sweep among many devices of one host: eight host devices against one,
+same total work.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,12 @@ __all__ = ["SUITE", "host_devices"]
 _DEVICES = 8
 
 
-def host_devices(num_pairs: int, num_trials: int, num_items: int = 100, num_drafts: int = 8) -> Callable[[int], Line]:
-    """Seconds of a GLS sweep on eight host devices over those on one, and whether the numbers are the same."""
+def host_devices(
+    num_pairs: int, num_trials: int, num_items: int = 100, num_drafts: int = 8
+) -> Callable[[int], Line]:
+    """Seconds of a GLS sweep on eight host devices over those on one, and whether the numbers are
+    the same.
+    """
 
     def benchmark(repeats: int) -> Line:
         sizes = num_pairs, num_trials, num_items, num_drafts
@@ -26,7 +32,9 @@ def host_devices(num_pairs: int, num_trials: int, num_items: int = 100, num_draf
             devices: _Side(devices, sizes) for devices in (1, _DEVICES)
         }  # the number is fixed at a process's start
         try:
-            turns = [{devices: side.sweep() for devices, side in sides.items()} for _ in range(repeats)]
+            turns = [
+                {devices: side.sweep() for devices, side in sides.items()} for _ in range(repeats)
+            ]
         finally:
             for side in sides.values():
                 side.stop()
@@ -46,7 +54,9 @@ class _Side:
     """A process with some host devices, which sweeps when it is told to."""
 
     def __init__(self, devices: int, sizes: tuple[int, ...]):
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        flags = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        )
         code = f"from gls_jax.bench import devices; devices._serve{sizes}"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -81,7 +91,9 @@ def _serve(num_pairs: int, num_trials: int, num_items: int, num_drafts: int) -> 
     found: list = []
 
     def sweep() -> None:
-        found[:] = trials.sweep(races.new_key(1), *laws, scheme="gls", num_drafts=(num_drafts,), num_trials=num_trials)
+        found[:] = trials.sweep(
+            races.new_key(1), *laws, scheme="gls", num_drafts=(num_drafts,), num_trials=num_trials
+        )
 
     for _ in sys.stdin:
         spent = seconds(sweep)

@@ -54,7 +54,9 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def turns(ours: Callable[[], object], peer: Callable[[], object], repeats: int) -> tuple[list[float], list[float]]:
+def turns(
+    ours: Callable[[], object], peer: Callable[[], object], repeats: int
+) -> tuple[list[float], list[float]]:
     """Seconds of both, taking turns after one warm-up each."""
     ours(), peer()
     pairs = [(seconds(ours), seconds(peer)) for _ in range(repeats)]
@@ -69,7 +71,9 @@ def in_a_fresh_process(code: str) -> float:
 
 def _processor() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as text:
-        return next((line.split(":")[1].strip() for line in text if line.startswith("model name")), "")
+        return next(
+            (line.split(":")[1].strip() for line in text if line.startswith("model name")), ""
+        )
     return platform.processor()
 
 

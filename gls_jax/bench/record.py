@@ -45,26 +45,35 @@ def read(path: Path) -> list[Line]:
         ValueError: another kind of file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected the results of an earlier gls-jax bench --out")
+        raise FileNotFoundError(
+            f"{path}: no such file; expected the results of an earlier gls-jax bench --out"
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         lines = found["lines"] if found["format"] == _FORMAT else None
     except (ValueError, KeyError, TypeError):
         lines = None
-    if not isinstance(lines, list) or not all(isinstance(line, dict) and "benchmark" in line for line in lines):
-        raise ValueError(f"{path}: expected the results of an earlier gls-jax bench --out, got another file")
+    if not isinstance(lines, list) or not all(
+        isinstance(line, dict) and "benchmark" in line for line in lines
+    ):
+        raise ValueError(
+            f"{path}: expected the results of an earlier gls-jax bench --out, got another file"
+        )
     return lines
 
 
 def moves(before: Sequence[Line], now: Sequence[Line], least: float = 0.1) -> Iterator[Move]:
     """Figures of the same benchmark that differ by more than the share `least` of the earlier one.
 
-    A ratio to a peer of the same run compares two machines or two days; a bare time compares them only where nothing
-    else has changed.
+    A ratio to a peer of the same run compares two machines or two days; a bare time compares them
+    only where nothing else has changed.
 
     >>> from gls_jax.bench import record
     >>> before = {"benchmark": "race", "ratio": 4.0, "seconds": 1.0}
-    >>> [(move.figure, move.before, move.now) for move in record.moves([before], [before | {"ratio": 2.0}])]
+    >>> [
+    ...     (move.figure, move.before, move.now)
+    ...     for move in record.moves([before], [before | {"ratio": 2.0}])
+    ... ]
     [('ratio', 4.0, 2.0)]
     """
     lines = [{str(line["benchmark"]): _figures(line) for line in run} for run in (before, now)]
@@ -81,4 +90,8 @@ def _figures(line: Line) -> dict[str, float]:
     if line["benchmark"] == "environment":
         return {}
     numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
-    return {name: float(value) for name, value in numbers.items() if not isinstance(value, bool) and value == value}
+    return {
+        name: float(value)
+        for name, value in numbers.items()
+        if not isinstance(value, bool) and value == value
+    }

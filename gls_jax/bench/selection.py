@@ -45,26 +45,43 @@ def verifying(name: str, batch: int = 1) -> Callable[[int], Line]:
     return benchmark
 
 
-def against_transformers(name: str, num_items: int = 32_000, length: int = 4, batch: int = 64) -> Callable[[int], Line]:
-    """One draft of four tokens: `verify_tree` against `transformers`' speculative sampling, the same laws."""
+def against_transformers(
+    name: str, num_items: int = 32_000, length: int = 4, batch: int = 64
+) -> Callable[[int], Line]:
+    """One draft of four tokens: `verify_tree` against `transformers`' speculative sampling, the
+    same laws.
+    """
 
     def benchmark(repeats: int) -> Line:
         try:
             import torch
             from transformers.generation.utils import _speculative_sampling
         except ModuleNotFoundError:
-            return {"benchmark": f"{name} against transformers", "skipped": "needs the peers extra (make peers)"}
+            return {
+                "benchmark": f"{name} against transformers",
+                "skipped": "needs the peers extra (make peers)",
+            }
         scheme = schemes.get(name)
-        z = np.random.default_rng(0).normal(size=(2, length + 1, num_items)).astype(np.float32) * 2.5
+        z = (
+            np.random.default_rng(0).normal(size=(2, length + 1, num_items)).astype(np.float32)
+            * 2.5
+        )
         drafter, target = z[0], 0.8 * z[0] + 0.2 * z[1]
         log_p = jax.nn.log_softmax(jnp.asarray(drafter[:length]))
         key = races.new_key(0)
-        tokens = [scheme.propose(scheme.draft_key(key, 0, t, t), law, 1) for t, law in enumerate(log_p)]
+        tokens = [
+            scheme.propose(scheme.draft_key(key, 0, t, t), law, 1) for t, law in enumerate(log_p)
+        ]
         tree = schemes.chains(jnp.stack(tokens, axis=1), ranked=scheme.ranked)
         keys = races.split_key(key, batch)
         # Logits in, as there: the normalisation is part of the step.
-        step = lambda key, p, q: scheme.verify_tree(key, 0, tree, jax.nn.log_softmax(p), jax.nn.log_softmax(q))  # noqa: E731
-        one, many = jax.jit(step), jax.jit(lambda keys, p, q: jax.lax.map(lambda key: step(key, p, q), keys))
+        step = lambda key, p, q: scheme.verify_tree(
+            key, 0, tree, jax.nn.log_softmax(p), jax.nn.log_softmax(q)
+        )  # noqa: E731
+        one, many = (
+            jax.jit(step),
+            jax.jit(lambda keys, p, q: jax.lax.map(lambda key: step(key, p, q), keys)),
+        )
         given = jnp.asarray(drafter[:length]), jnp.asarray(target)
         ids = torch.tensor(np.stack([np.array(t)[0] for t in tokens])[None].astype(np.int64))
         logits = torch.tensor(drafter[None, :length]), torch.tensor(target[None])
@@ -89,6 +106,10 @@ def against_transformers(name: str, num_items: int = 32_000, length: int = 4, ba
 
 SUITE = (
     *(verifying(name) for name in schemes.NAMES if name != "optimal"),
-    *(verifying(name, 64) for name in schemes.NAMES if name not in ("optimal", "weighted_importance")),
+    *(
+        verifying(name, 64)
+        for name in schemes.NAMES
+        if name not in ("optimal", "weighted_importance")
+    ),
     *(against_transformers(name) for name in ("specinfer", "spectr")),
 )

@@ -1,6 +1,8 @@
-"""The command line: reads options, calls the library, prints tables for people and JSON for programs.
+"""The command line: reads options, calls the library, prints tables for people and JSON for
+programs.
 
-This file imports nothing of the extra `cli`, so that a missing package is one line and not a traceback.
+This file imports nothing of the extra `cli`, so that a missing package is one line and not a
+traceback.
 """
 
 from __future__ import annotations
@@ -41,4 +43,6 @@ def _version() -> str:
     """What a report of a fault should say."""
     from gls_jax import __version__
 
-    return f"gls-jax {__version__} (Python {platform.python_version()}, jax {metadata.version('jax')})"
+    return (
+        f"gls-jax {__version__} (Python {platform.python_version()}, jax {metadata.version('jax')})"
+    )

@@ -21,11 +21,15 @@ __all__ = ["Acceptance", "read_text"]
 
 @dataclasses.dataclass(frozen=True)
 class Acceptance:
-    """Acceptance against the number of drafts K: exact, simulated, bound and optimum; a CSV and a figure."""
+    """Acceptance against the number of drafts K: exact, simulated, bound and optimum; a CSV and a
+    figure.
+    """
 
     pairs: str = "random"
-    """`random`, `model` (next-token laws of two language models over a text), FILE.npz with log_p and log_q, or the
-    folder of a dump (gls-jax dump): then exact acceptances alone, by position, in acceptance.npy."""
+    """`random`, `model` (next-token laws of two language models over a text), FILE.npz with log_p
+    and log_q, or the folder of a dump (gls-jax dump): then exact acceptances alone, by position, in
+    acceptance.npy.
+    """
     schemes: tuple[str, ...] = ("gls", "poisson", "gumbel_topk", "naive")
     """Schemes to compare."""
     num_drafts: tuple[int, ...] | None = None
@@ -73,19 +77,28 @@ class Acceptance:
         """Compute, write the files, print."""
         from gls_jax import files, study
 
-        default = range(1, 9) if self.pairs == "model" or Path(self.pairs).is_dir() else range(1, 21)
+        default = (
+            range(1, 9) if self.pairs == "model" or Path(self.pairs).is_dir() else range(1, 21)
+        )
         ask = study.Study(
-            self.schemes, tuple(default) if self.num_drafts is None else self.num_drafts, self.num_trials, self.seed
+            self.schemes,
+            tuple(default) if self.num_drafts is None else self.num_drafts,
+            self.num_trials,
+            self.seed,
         )
         if Path(self.pairs).is_dir():
             if self.processes.asked:
-                raise ValueError("distributed: expected one process for a dump, got the options of several")
+                raise ValueError(
+                    "distributed: expected one process for a dump, got the options of several"
+                )
             files.check_folder(self.out)
             sweep(self)
             return
         ask.check()  # before models are loaded
         with self.processes.joined() as speaks:
-            files.check_folder(self.out)  # hosts may differ in it: the others hear of it at their next meeting
+            files.check_folder(
+                self.out
+            )  # hosts may differ in it: the others hear of it at their next meeting
             with progress(speaks) as report:
                 pairs, title = self._pairs(report)
                 rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)
@@ -97,7 +110,15 @@ class Acceptance:
 
         figures.acceptance(self.out / "acceptance.png", rows, title)
         if self.json:
-            print(json.dumps({"title": title, "out": str(self.out), "rows": [dataclasses.asdict(row) for row in rows]}))
+            print(
+                json.dumps(
+                    {
+                        "title": title,
+                        "out": str(self.out),
+                        "rows": [dataclasses.asdict(row) for row in rows],
+                    }
+                )
+            )
         else:
             _print_rows(rows, title, self.out)
 
@@ -106,13 +127,22 @@ class Acceptance:
         from gls_jax import pairs, races
 
         if self.pairs == "random":
-            key = races.private_key(races.new_key(self.seed))  # the simulation has the other folds of this seed
-            laws = pairs.random(key, self.num_pairs, self.num_items, family=self.family, scale=self.scale)
-            return laws, f"{self.num_pairs} random pairs ({self.family} {self.scale:g}) on {self.num_items} items"
+            key = races.private_key(
+                races.new_key(self.seed)
+            )  # the simulation has the other folds of this seed
+            laws = pairs.random(
+                key, self.num_pairs, self.num_items, family=self.family, scale=self.scale
+            )
+            return (
+                laws,
+                f"{self.num_pairs} random pairs ({self.family} {self.scale:g}) on {self.num_items} items",
+            )
         if self.pairs == "model":
             return self._model_pairs(report)
         if not self.pairs.endswith(".npz"):
-            raise ValueError(f"pairs: expected random, model or a file ending in .npz, got {self.pairs!r}")
+            raise ValueError(
+                f"pairs: expected random, model or a file ending in .npz, got {self.pairs!r}"
+            )
         laws = pairs.load(self.pairs)
         return laws, f"{laws.log_q.shape[0]} pairs of {Path(self.pairs).name}"
 
@@ -131,9 +161,18 @@ class Acceptance:
         if self.draft is not None:
             drafter, name = models.load(self.draft), self.draft
         else:
-            drafter = models.load(self.target, layers=layers.others(dropped, target.config.num_layers))
-            name = f"{self.target} without layers {self.drop_layers}" if self.drop_layers else self.target
-        if drafter.tokenizer is not None and drafter.tokenizer.get_vocab() != target.tokenizer.get_vocab():
+            drafter = models.load(
+                self.target, layers=layers.others(dropped, target.config.num_layers)
+            )
+            name = (
+                f"{self.target} without layers {self.drop_layers}"
+                if self.drop_layers
+                else self.target
+            )
+        if (
+            drafter.tokenizer is not None
+            and drafter.tokenizer.get_vocab() != target.tokenizer.get_vocab()
+        ):
             raise ValueError(f"{name}: expected the tokenizer of {self.target}, got another one")
         laws = pairs.next_token(
             models.logits_function(target.model),
@@ -161,7 +200,9 @@ def _print_rows(rows, title: str, out: Path) -> None:
             table.add_section()
         previous = row.scheme
         values = (row.exact, row.simulated, row.standard_error, row.bound, row.optimum_iid)
-        table.add_row(row.scheme, str(row.num_drafts), *("" if x is None else f"{x:.4f}" for x in values))
+        table.add_row(
+            row.scheme, str(row.num_drafts), *("" if x is None else f"{x:.4f}" for x in values)
+        )
     console = Console()
     console.print(table)
     console.print(f"{out}/acceptance.csv, acceptance.png, cells.npz", highlight=False)

@@ -50,7 +50,11 @@ class Bench:
                 record.write(self.out, lines)
         if earlier is not None:
             if "all" not in self.suites:  # what was not run is not gone
-                earlier = [line for line in earlier if line["benchmark"] in {run["benchmark"] for run in lines}]
+                earlier = [
+                    line
+                    for line in earlier
+                    if line["benchmark"] in {run["benchmark"] for run in lines}
+                ]
             ERR.print(_table(list(record.moves(earlier, lines, self.moved)), self.against))
 
 

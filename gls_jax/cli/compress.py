@@ -20,11 +20,14 @@ __all__ = ["Compress"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compress:
-    """A standard normal signal or images to bytes, for decoders that each have side information of their own."""
+    """A standard normal signal or images to bytes, for decoders that each have side information of
+    their own.
+    """
 
     source: tyro.conf.Positional[Path]
-    """An .npy file of n floats, scaled to variance 1. With --model images: an .npy array, a .png file or a folder of
-    them; of whole images the right half is sent."""
+    """An .npy file of n floats, scaled to variance 1. With --model images: an .npy array, a .png
+    file or a folder of them; of whole images the right half is sent.
+    """
     blob: tyro.conf.Positional[Path]
     """The file to write."""
     num_decoders: int
@@ -72,10 +75,18 @@ class Compress:
         if self.model is not None:
             return self._image_codec_and_source(self.model)
         if self.target_variance is None or self.side_variance is None:
-            raise ValueError("expected --target-variance and --side-variance for a signal, or --model for images")
-        sizes = (self.num_decoders, 32_768 if self.num_candidates is None else self.num_candidates, self.num_bins)
+            raise ValueError(
+                "expected --target-variance and --side-variance for a signal, or --model for images"
+            )
+        sizes = (
+            self.num_decoders,
+            32_768 if self.num_candidates is None else self.num_candidates,
+            self.num_bins,
+        )
         variances = (self.target_variance, self.side_variance)
-        return GaussianCodec(*sizes, *variances, scheme=self.scheme, search=self.search), signals.read(self.source)
+        return GaussianCodec(
+            *sizes, *variances, scheme=self.scheme, search=self.search
+        ), signals.read(self.source)
 
     def _image_codec_and_source(self, folder: Path):
         from gls_jax.compression import ImageCodec
@@ -83,7 +94,10 @@ class Compress:
 
         if self.target_variance is not None or self.side_variance is not None:
             raise ValueError("expected --model for images or variances for a signal, got both")
-        model, candidates = load_vae(folder), 256 if self.num_candidates is None else self.num_candidates
+        model, candidates = (
+            load_vae(folder),
+            256 if self.num_candidates is None else self.num_candidates,
+        )
         codec = ImageCodec(model, self.num_decoders, candidates, self.num_bins, scheme=self.scheme)
         return codec, pictures.sources(self.source, model)
 

@@ -15,9 +15,18 @@ ERR = Console(stderr=True)
 
 @contextmanager
 def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields `report(what, done, total)`; a bar a kind of work, on stderr where it is a terminal, gone when done."""
-    columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=ERR, transient=True, disable=not (shown and ERR.is_terminal)) as bars:
+    """Yields `report(what, done, total)`; a bar a kind of work, on stderr where it is a terminal,
+    gone when done.
+    """
+    columns = (
+        TextColumn("{task.description:>24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=ERR, transient=True, disable=not (shown and ERR.is_terminal)
+    ) as bars:
         tasks: dict = {}
 
         def report(what: str, done: int, total: int) -> None:

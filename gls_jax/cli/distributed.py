@@ -12,7 +12,9 @@ __all__ = ["ALONE", "Distributed"]
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-    """Share the work with processes that were started alike; all write into one folder. Numbers stay the same."""
+    """Share the work with processes that were started alike; all write into one folder. Numbers
+    stay the same.
+    """
 
     distributed: bool = False
     """Read the cluster from the environment, as JAX does: SLURM, Open MPI, TPU pods, Kubernetes."""
@@ -46,7 +48,11 @@ class Distributed:
         except Exception as error:
             if cluster.index() == 0:  # its end would be that of the others
                 reason = " ".join(str(error).split())
-                print(f"gls-jax: {reason}; waiting until the others are through", file=sys.stderr, flush=True)
+                print(
+                    f"gls-jax: {reason}; waiting until the others are through",
+                    file=sys.stderr,
+                    flush=True,
+                )
             cluster.leave()
             raise
         cluster.leave()

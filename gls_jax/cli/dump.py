@@ -24,13 +24,16 @@ __all__ = ["DumpLaws", "sweep"]
 
 @dataclasses.dataclass(frozen=True)
 class DumpLaws(Pair):
-    """Next-token laws of two models along texts, in a memory-mapped file: the likeliest tokens and the tails' mass."""
+    """Next-token laws of two models along texts, in a memory-mapped file: the likeliest tokens and
+    the tails' mass.
+    """
 
     out: Path = Path("results/dump")
     """Folder of the dump."""
     text: Path | None = None
-    """A text file. Default: continuations of built-in prompts that the target samples, whose acceptances are those of
-    decoding."""
+    """A text file. Default: continuations of built-in prompts that the target samples, whose
+    acceptances are those of decoding.
+    """
     num_positions: int = 10_000
     """Positions of text."""
     dtype: str = "float32"
@@ -49,7 +52,9 @@ class DumpLaws(Pair):
         """Load, dump, say what there is."""
         self.check()
         with progress() as report:
-            dump = self.make(*loading.load(self.target, self.draft, self.drop_layers, report), report)
+            dump = self.make(
+                *loading.load(self.target, self.draft, self.drop_layers, report), report
+            )
         asked, rows = dump.facts["asked"], dump.rows
         figures = {
             "positions": len(dump),
@@ -96,17 +101,26 @@ class DumpLaws(Pair):
         if self.text is None:
             begun = [tokenizer.encode(text).ids for text in prompts.PROMPTS]
             ends = list(source.config.eos_token_ids)
-            own = {"length": self.length, "batch": self.batch, "seed": self.seed, "stop_tokens": ends}
+            own = {
+                "length": self.length,
+                "batch": self.batch,
+                "seed": self.seed,
+                "stop_tokens": ends,
+            }
             facts |= {"own_text": True, "prompts": laws.fingerprint(begun), **own}
             context = max(map(len, begun)) + self.length
 
             def documents(first: int):
                 key, more = races.new_key(self.seed), {"length": self.length, "batch": self.batch}
-                return laws.own_texts(key, target, begun, sampling, stop_tokens=ends, first=first, **more)
+                return laws.own_texts(
+                    key, target, begun, sampling, stop_tokens=ends, first=first, **more
+                )
         else:
             texts = [tokenizer.encode(read_text(self.text)).ids]
             if len(texts[0]) < 2:
-                raise ValueError(f"{self.text}: expected a text of at least 2 tokens, got {len(texts[0])}")
+                raise ValueError(
+                    f"{self.text}: expected a text of at least 2 tokens, got {len(texts[0])}"
+                )
             facts |= {
                 "own_text": False,
                 "text": self.text.name,
@@ -142,7 +156,12 @@ def sweep(asked: Acceptance) -> None:
     counts = tuple(range(1, 9)) if asked.num_drafts is None else asked.num_drafts
     with progress() as report:
         means = laws.acceptance(
-            dump, asked.out, names=asked.schemes, num_drafts=counts, resume=asked.resume, progress=report
+            dump,
+            asked.out,
+            names=asked.schemes,
+            num_drafts=counts,
+            resume=asked.resume,
+            progress=report,
         )
     title = f"{len(dump)} positions of {asked.pairs}"
     if asked.json:
@@ -154,7 +173,9 @@ def sweep(asked: Acceptance) -> None:
         table.add_column(name, justify="left" if name in ("scheme", "truth") else "right")
     for mean in means:
         values = ("" if x is None else f"{x:.4f}" for x in (mean.apart, mean.shared))
-        table.add_row(mean.scheme, str(mean.num_drafts), *values, "between" if mean.bracketed else "near")
+        table.add_row(
+            mean.scheme, str(mean.num_drafts), *values, "between" if mean.bracketed else "near"
+        )
     console = Console()
     console.print(table)
     console.print(f"{asked.out}/acceptance.npy, acceptance.json", highlight=False)

@@ -42,25 +42,32 @@ _VOCABULARY = 2**31 - 1  # of the model that is not there
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Text of a language model by speculative decoding, and how well the drafts did; the law is the target's alone."""
+    """Text of a language model by speculative decoding, and how well the drafts did; the law is the
+    target's alone.
+    """
 
     target: str = "smollm2"
     """`smollm2`, a Hugging Face folder or a .gguf file."""
     draft: str | None = None
-    """The drafter, likewise; `ngram` looks drafts up in the text, `none` generates without. Default: the target
-    without --drop-layers."""
+    """The drafter, likewise; `ngram` looks drafts up in the text, `none` generates without.
+    Default: the target without --drop-layers.
+    """
     drop_layers: str | None = None
-    """Layers the drafter leaves out, such as `12-17` or `3,7-9`; empty for none. Default: the middle fifth of the
-    target's (`12-17` of smollm2), none of another drafter's."""
+    """Layers the drafter leaves out, such as `12-17` or `3,7-9`; empty for none. Default: the
+    middle fifth of the target's (`12-17` of smollm2), none of another drafter's.
+    """
     scheme: str = "gumbel_topk"
     """Who accepts drafts, one of gls_jax.schemes.NAMES and PATH_NAMES."""
     drafts: int | None = None
-    """Chains K. Default: one a draft temperature, else 4, or as many as the scheme takes; 1 for ngram, which has one
-    guess."""
+    """Chains K. Default: one a draft temperature, else 4, or as many as the scheme takes; 1 for
+    ngram, which has one guess.
+    """
     length: int | None = None
     """Drafts in a chain. Default: 4."""
     tree: str | None = None
-    """In place of chains: children at each depth, such as `4,2,1`; or `margin`, `margin:BUDGET,DEPTH`."""
+    """In place of chains: children at each depth, such as `4,2,1`; or `margin`,
+    `margin:BUDGET,DEPTH`.
+    """
     temperature: float = 1.0
     """Of the target; 0 is greedy."""
     draft_temperature: tuple[float, ...] | None = None
@@ -80,7 +87,9 @@ class Generate:
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
     prompts: Path | None = None
-    """Or a file, one JSON object a line: `prompt` or `messages`; optional `max_new_tokens`, `temperature`, `seed`."""
+    """Or a file, one JSON object a line: `prompt` or `messages`; optional `max_new_tokens`,
+    `temperature`, `seed`.
+    """
     batch: int = 8
     """Requests in one batch; results do not depend on it."""
     chat: bool = True
@@ -115,7 +124,9 @@ class Generate:
         from gls_jax import files
 
         asked = self._requests()
-        options = self._options()  # all that can be said to be wrong is said before models are loaded
+        options = (
+            self._options()
+        )  # all that can be said to be wrong is said before models are loaded
         loading.check(self.draft, self.drop_layers)
         if self.out is None:
             self._answer(asked, options, speaks)
@@ -129,10 +140,15 @@ class Generate:
         from gls_jax import cluster
 
         asks = {request.number: self._fingerprint(request) for request in asked}
-        journal = Journal(self.out, self.resume, asks, cluster.index() if self.processes.asked else None)
+        journal = Journal(
+            self.out, self.resume, asks, cluster.index() if self.processes.asked else None
+        )
         # All have read what there is before one of them writes.
         cluster.meet(hashlib.sha256(json.dumps([asks, sorted(journal.done)]).encode()).hexdigest())
-        left, known = [request for request in asked if request.number not in journal.done], len(journal.done)
+        left, known = (
+            [request for request in asked if request.number not in journal.done],
+            len(journal.done),
+        )
         todo = [left[i] for i in cluster.deal(len(left))]
         streams, clock = len(asked) == 1 and bool(todo) and not self.json, Clock()
         if todo:
@@ -148,14 +164,29 @@ class Generate:
 
                 report("requests", known, known + len(todo))
                 show = _write if streams else lambda piece: None
-                serve(target.language_model, drafter, replies, self.batch, clock, show, finished, options)
+                serve(
+                    target.language_model,
+                    drafter,
+                    replies,
+                    self.batch,
+                    clock,
+                    show,
+                    finished,
+                    options,
+                )
         cluster.meet()
         if speaks:
             journal.merge()
-            self._show([journal.done[r.number] for r in asked if r.number in journal.done], clock, streams)
+            self._show(
+                [journal.done[r.number] for r in asked if r.number in journal.done], clock, streams
+            )
         if broken := [request.where for request in todo if request.number not in journal.done]:
-            raise ValueError(f"{', '.join(broken)}: expected logits with a largest one, got NaN or infinite ones")
-        if speaks and (missing := [request.where for request in asked if request.number not in journal.done]):
+            raise ValueError(
+                f"{', '.join(broken)}: expected logits with a largest one, got NaN or infinite ones"
+            )
+        if speaks and (
+            missing := [request.where for request in asked if request.number not in journal.done]
+        ):
             raise ValueError(
                 f"{', '.join(missing)}: expected in the parts of the other processes, got none; see what they say, and "
                 f"where hosts share no folder bring all {self.out}.part* into one and --resume there"
@@ -164,7 +195,9 @@ class Generate:
     def _requests(self) -> list[Request]:
         common = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature}
         if bool(self.prompt) == (self.prompts is not None):
-            raise ValueError("prompt: expected --prompt or --prompts, got " + ("both" if self.prompt else "none"))
+            raise ValueError(
+                "prompt: expected --prompt or --prompts, got " + ("both" if self.prompt else "none")
+            )
         if self.prompts is None:
             return requests.from_prompts(self.prompt, **common)
         return requests.read(self.prompts, **common)
@@ -189,17 +222,23 @@ class Generate:
             raise ValueError("tree: expected no --drafts and no --length beside a tree, got one")
         scheme = schemes.get(self.scheme)
         if scheme.verify_limit(_VOCABULARY, 1):
-            raise ValueError(f"scheme: expected one for the vocabulary of a language model, got '{scheme.name}'")
+            raise ValueError(
+                f"scheme: expected one for the vocabulary of a language model, got '{scheme.name}'"
+            )
         drafts = self.drafts
         if drafts is None:
-            drafts = len(self.draft_temperature or ()) if len(self.draft_temperature or ()) > 1 else 4
+            drafts = (
+                len(self.draft_temperature or ()) if len(self.draft_temperature or ()) > 1 else 4
+            )
             drafts = 1 if self.draft == "ngram" else min(drafts, scheme.max_drafts or drafts)
         options = {
             "scheme": scheme,
             "num_drafts": drafts,
             "draft_length": 4 if self.length is None else self.length,
             "tree": _tree(self.tree),
-            "draft_temperatures": None if self.draft_temperature is None else _one_or_all(self.draft_temperature),
+            "draft_temperatures": None
+            if self.draft_temperature is None
+            else _one_or_all(self.draft_temperature),
             "top_k": self.top_k or None,
             "top_p": self.top_p,
             "min_p": self.min_p,
@@ -208,7 +247,9 @@ class Generate:
         }
         absent = decoding.from_function(len, (), _VOCABULARY)  # type: ignore[arg-type]  # never called
         drafter = None if self.draft == "none" else absent
-        inputs.prepare(races.new_key(0), absent, drafter, [[0]], temperature=self.temperature, **options)
+        inputs.prepare(
+            races.new_key(0), absent, drafter, [[0]], temperature=self.temperature, **options
+        )
         return options
 
     def _replies(self, asked: list[Request], target) -> list[Reply]:
@@ -216,12 +257,17 @@ class Generate:
 
         template = models.chat_template(self.target) if self.chat else None
         if template is None and self.system is not None:
-            raise ValueError(f"{self.target}: expected a chat template for a system message, got none")
+            raise ValueError(
+                f"{self.target}: expected a chat template for a system message, got none"
+            )
         own = list(target.config.eos_token_ids)
         if template is not None and (end := template.end_of_turn(target.tokenizer)) is not None:
             own.append(end)
         ends = stops(self.stop, own, target.tokenizer)
-        return [self._reply(request, target, template, ends, races.new_key(self.seed)) for request in asked]
+        return [
+            self._reply(request, target, template, ends, races.new_key(self.seed))
+            for request in asked
+        ]
 
     def _reply(self, request: Request, target, template, ends: Stops, key) -> Reply:
         import jax
@@ -234,13 +280,23 @@ class Generate:
                 f"{request.where}: expected fewer tokens than the model's context of {target.config.max_positions}, "
                 f"got {len(prompt)}"
             )
-        key = jax.random.fold_in(key, request.number) if request.seed is None else races.new_key(request.seed)
-        detokenizer = models.Detokenizer(target.tokenizer, () if template else prompt)  # a chat's reply stands alone
+        key = (
+            jax.random.fold_in(key, request.number)
+            if request.seed is None
+            else races.new_key(request.seed)
+        )
+        detokenizer = models.Detokenizer(
+            target.tokenizer, () if template else prompt
+        )  # a chat's reply stands alone
         return Reply(request, prompt, key, min(request.max_new_tokens, room), ends, detokenizer)
 
     def _fingerprint(self, request: Request) -> str:
         """Of all that a result depends on."""
-        options = {name: value for name, value in dataclasses.asdict(self).items() if name not in _ELSEWHERE}
+        options = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in _ELSEWHERE
+        }
         one = dataclasses.asdict(request)
         del one["where"]
         one["seed"] = [self.seed, request.number] if request.seed is None else request.seed
@@ -278,8 +334,14 @@ def _tree(text: str | None):
     if text == "margin":
         return decoding.MarginTree()
     sizes = numbers.split(",")
-    if kind not in ("", "margin") or not all(size.isdecimal() for size in sizes) or (kind and len(sizes) != 2):
-        raise ValueError(f"tree: expected numbers such as 4,2,1, or margin, or margin:BUDGET,DEPTH, got {text!r}")
+    if (
+        kind not in ("", "margin")
+        or not all(size.isdecimal() for size in sizes)
+        or (kind and len(sizes) != 2)
+    ):
+        raise ValueError(
+            f"tree: expected numbers such as 4,2,1, or margin, or margin:BUDGET,DEPTH, got {text!r}"
+        )
     widths = [int(size) for size in sizes]
     return decoding.MarginTree(*widths) if kind else widths
 

@@ -1,7 +1,7 @@
 """Finished results in a file, one JSON object a line, written as they come and never lost.
 
-Where several processes share the work each has a file of its own beside it, `FILE.part0`, `FILE.part1`, ...; whoever
-goes on reads all of them.
+Where several processes share the work each has a file of its own beside it, `FILE.part0`,
+`FILE.part1`, ...; whoever goes on reads all of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _BEGINNING = b'{"request": '
 class Journal:
     """A file of results that grows by whole lines.
 
-    A line is on the disk before the next one is begun; what an interrupted write has left of one is cut off when the
-    run goes on.
+    A line is on the disk before the next one is begun; what an interrupted write has left of one is
+    cut off when the run goes on.
 
     Args:
         path: the file; None keeps the results in memory alone.
@@ -37,11 +37,13 @@ class Journal:
         done: the results so far by the number of their request.
 
     Raises:
-        ValueError: a file that exists without `resume`, or holds something else, or results of other options.
-        OSError: a file that cannot be written.
+        ValueError: a file that exists without `resume`, or holds something else, or results of
+        other options. OSError: a file that cannot be written.
     """
 
-    def __init__(self, path: Path | None, resume: bool, asks: Mapping[int, str], process: int | None = None) -> None:
+    def __init__(
+        self, path: Path | None, resume: bool, asks: Mapping[int, str], process: int | None = None
+    ) -> None:
         self._path, self._asks = path, asks
         self.done: dict[int, dict[str, Any]] = {}
         self._size = 0  # of the whole lines that were found
@@ -84,7 +86,9 @@ class Journal:
     def _parts(self) -> list[Path]:
         assert self._path is not None
         paths = self._path.parent.glob(f"{glob.escape(self._path.name)}.part*")
-        return sorted(path for path in paths if re.fullmatch(r"\.part\d+", path.name[len(self._path.name) :]))
+        return sorted(
+            path for path in paths if re.fullmatch(r"\.part\d+", path.name[len(self._path.name) :])
+        )
 
     def _read(self, path: Path, resume: bool) -> int:
         """Take over the results of a file; the size of its whole lines."""
@@ -92,7 +96,9 @@ class Journal:
         if not path.is_file():
             raise ValueError(f"{path}: expected a file of results, got something else")
         if not resume:
-            raise ValueError(f"{path}: expected a new file, or --resume to go on with it, got one that exists")
+            raise ValueError(
+                f"{path}: expected a new file, or --resume to go on with it, got one that exists"
+            )
         *lines, cut_off = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
             size += len(line) + 1
@@ -109,7 +115,9 @@ class Journal:
                     f"{path}, line {number}: expected a result of this request and these options, got another"
                 )
         if not cut_off.startswith(_BEGINNING[: len(cut_off)]):
-            raise ValueError(f"{path}: expected results, got something else behind the last of them")
+            raise ValueError(
+                f"{path}: expected results, got something else behind the last of them"
+            )
         return size
 
 

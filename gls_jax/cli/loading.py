@@ -39,8 +39,8 @@ def load(
         report: takes the progress.
 
     Raises:
-        ValueError: a target without a tokenizer, a drafter with another one, or layers that it does not have.
-        OSError: a model that cannot be read.
+        ValueError: a target without a tokenizer, a drafter with another one, or layers that it does
+        not have. OSError: a model that cannot be read.
     """
     from gls_jax import decoding, models
 

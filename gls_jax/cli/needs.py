@@ -1,6 +1,7 @@
 """Which packages a command line needs, read before anything that needs them is imported.
 
-A function of the library that needs a missing package raises the same error, but names one extra only.
+A function of the library that needs a missing package raises the same error, but names one extra
+only.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def check(arguments: Sequence[str]) -> None:
         arguments: of the command line, without the program's name.
 
     Raises:
-        ValueError: a command that does not exist.
-        ModuleNotFoundError: some packages are missing; one line names all of them and how to install them.
+        ValueError: a command that does not exist. ModuleNotFoundError: some packages are missing;
+        one line names all of them and how to install them.
     """
     command = arguments[0] if arguments else "--help"
     if not command.startswith("-") and command not in COMMANDS:
@@ -45,16 +46,23 @@ def _of_command(command: str, arguments: Sequence[str]) -> list[str]:
     found = []
     if command == "acceptance":
         pairs = _value(arguments, "--pairs", "random")
-        if pairs in ("random", "model") or pairs.endswith(".npz"):  # no figure is drawn for the folder of a dump
+        if pairs in ("random", "model") or pairs.endswith(
+            ".npz"
+        ):  # no figure is drawn for the folder of a dump
             found.append("figures")
         if pairs == "model":
             found.append("lm")
     costs_are_known = _given(arguments, "--acceptances") and _given(arguments, "--costs")
     if command in ("generate", "dump") or (command == "plan" and not costs_are_known):
         found.append("lm")
-    if command == "train" or (command in ("compress", "decompress") and _given(arguments, "--model")):
+    if command == "train" or (
+        command in ("compress", "decompress") and _given(arguments, "--model")
+    ):
         found.append("images")
-    if any(_given(arguments, option) for option in ("--distributed", "--coordinator", "--num-processes")):
+    if any(
+        _given(arguments, option)
+        for option in ("--distributed", "--coordinator", "--num-processes")
+    ):
         found.append("cluster")
     return found
 
@@ -64,7 +72,9 @@ def _given(arguments: Sequence[str], option: str) -> bool:
 
 
 def _value(arguments: Sequence[str], option: str, default: str) -> str:
-    """What follows an option, both spellings: `--pairs model` and `--pairs=model`; its last value counts."""
+    """What follows an option, both spellings: `--pairs model` and `--pairs=model`; its last value
+    counts.
+    """
     found = default
     for at, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

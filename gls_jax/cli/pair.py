@@ -20,7 +20,9 @@ class Pair:
     draft: str | None = None
     """The drafter, likewise. Default: the target without --drop-layers."""
     drop_layers: str | None = None
-    """Layers the drafter leaves out, such as `12-17` or `3,7-9`. Default: the middle fifth of the target's."""
+    """Layers the drafter leaves out, such as `12-17` or `3,7-9`. Default: the middle fifth of the
+    target's.
+    """
     temperature: float = 1.0
     """Of the target."""
     draft_temperature: float | None = None
@@ -47,4 +49,6 @@ class Pair:
         """The sampling parameters."""
         from gls_jax import laws
 
-        return laws.Sampling(self.temperature, self.draft_temperature, self.top_k or None, self.top_p, self.min_p)
+        return laws.Sampling(
+            self.temperature, self.draft_temperature, self.top_k or None, self.top_p, self.min_p
+        )

@@ -14,7 +14,8 @@ __all__ = ["sides", "sources"]
 
 
 def sources(path: Path, model: ImageModel) -> np.ndarray:
-    """Sources `f32[n, h, w, c]` of an image model: whole images, of which the right half is taken, or those halves.
+    """Sources `f32[n, h, w, c]` of an image model: whole images, of which the right half is taken,
+    or those halves.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -29,11 +30,14 @@ def sources(path: Path, model: ImageModel) -> np.ndarray:
     if right.shape[1:] == model.source_shape:
         return right
     wanted = _size(model.source_shape)
-    raise ValueError(f"{path}: expected images of {wanted}, or with such a right half, got {_size(images.shape[1:])}")
+    raise ValueError(
+        f"{path}: expected images of {wanted}, or with such a right half, got {_size(images.shape[1:])}"
+    )
 
 
 def sides(path: Path, model: ImageModel, decoder: int, crop_seed: int) -> np.ndarray:
-    """Side information `f32[n, sh, sw, c]` of one decoder: crops, or whole images of whose left half one is drawn.
+    """Side information `f32[n, sh, sw, c]` of one decoder: crops, or whole images of whose left
+    half one is drawn.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -50,9 +54,13 @@ def sides(path: Path, model: ImageModel, decoder: int, crop_seed: int) -> np.nda
     left, right = halves(images) if images.shape[2] > 1 else (images, images)
     if right.shape[1:] == model.source_shape:
         key = races.new_key(checks.index(crop_seed, "crop_seed", last=2**32 - 1))
-        return np.asarray(crops(key, jax.numpy.asarray(left), decoder + 1, model.side_shape[0])[:, decoder])
+        return np.asarray(
+            crops(key, jax.numpy.asarray(left), decoder + 1, model.side_shape[0])[:, decoder]
+        )
     wanted = _size(model.side_shape)
-    raise ValueError(f"{path}: expected crops of {wanted}, or whole images, got {_size(images.shape[1:])}")
+    raise ValueError(
+        f"{path}: expected crops of {wanted}, or whole images, got {_size(images.shape[1:])}"
+    )
 
 
 def _size(shape: tuple[int, ...]) -> str:

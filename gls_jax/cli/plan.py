@@ -22,18 +22,32 @@ __all__ = ["Plan"]
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Pair):
-    """Which scheme, how many drafts, how long: block efficiency and token rate of every choice for a pair of models."""
+    """Which scheme, how many drafts, how long: block efficiency and token rate of every choice for
+    a pair of models.
+    """
 
     out: Path = Path("results/plan")
     """Folder for costs.json and plan.json."""
     dump: Path | None = None
     """Laws along texts (gls-jax dump), made if missing. Default: the folder `dump` in --out."""
     costs: Path | None = None
-    """Measured costs, such as another machine's costs.json. Default: those in --out, measured if missing."""
+    """Measured costs, such as another machine's costs.json. Default: those in --out, measured if
+    missing.
+    """
     acceptances: tuple[float, ...] = ()
-    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given those before it; chains of every
-    length up to their number are planned."""
-    schemes: tuple[str, ...] = ("single", "block", "gls", "gls_strong", "poisson", "gumbel_topk", "specinfer", "spectr")
+    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given those before
+    it; chains of every length up to their number are planned.
+    """
+    schemes: tuple[str, ...] = (
+        "single",
+        "block",
+        "gls",
+        "gls_strong",
+        "poisson",
+        "gumbel_topk",
+        "specinfer",
+        "spectr",
+    )
     """Schemes to compare."""
     num_drafts: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of chains, K."""
@@ -75,11 +89,17 @@ class Plan(Pair):
         dumping.check()
         checks.count(self.show, "show")
         if self.check < 0 or self.check % checks.count(self.batch, "batch"):
-            raise ValueError(f"check: expected a multiple of batch ({self.batch}), got {self.check}")
+            raise ValueError(
+                f"check: expected a multiple of batch ({self.batch}), got {self.check}"
+            )
         files.check_folder(self.out)
         path = self.out / "costs.json" if self.costs is None else self.costs
         costs = self._known_costs(path, asked)
-        dump = laws.open_dump(dumping.out) if not self.acceptances and (dumping.out / "dump.json").exists() else None
+        dump = (
+            laws.open_dump(dumping.out)
+            if not self.acceptances and (dumping.out / "dump.json").exists()
+            else None
+        )
         if dump is not None:
             own = {} if self.dump is not None else self._own(dump)
             _same(
@@ -111,14 +131,23 @@ class Plan(Pair):
             if dump is None:
                 choices = planner.from_acceptances(self.acceptances, asked, costs)
             else:
-                choices = planner.plan(dump, asked, costs, progress=lambda *done: report("settings", *done))
-            length = DumpLaws.length if dump is None else dump.facts["asked"].get("length", DumpLaws.length)
+                choices = planner.plan(
+                    dump, asked, costs, progress=lambda *done: report("settings", *done)
+                )
+            length = (
+                DumpLaws.length
+                if dump is None
+                else dump.facts["asked"].get("length", DumpLaws.length)
+            )
             measured = self._check(choices, source, drafter, length, report) if self.check else {}
         self._show(choices, measured, costs)
 
     def _own(self, dump) -> dict:
         """What a dump in --out was asked; one that cut nothing off serves whoever would keep more."""
-        kept, cut = dump.facts["asked"]["num_kept"], dump.rows.tail_p.any() or dump.rows.tail_q.any()
+        kept, cut = (
+            dump.facts["asked"]["num_kept"],
+            dump.rows.tail_p.any() or dump.rows.tail_q.any(),
+        )
         num_kept = self.num_kept if cut else min(self.num_kept, kept)
         return {"seed": self.seed, "positions": self.num_positions, "num_kept": num_kept}
 
@@ -138,7 +167,9 @@ class Plan(Pair):
                 return None  # measured before, for fewer schemes or smaller shapes
         costs.check(sizes)
         if costs.batch != self.batch:
-            raise ValueError(f"{path}: expected costs of batch {self.batch}, got batch {costs.batch}")
+            raise ValueError(
+                f"{path}: expected costs of batch {self.batch}, got batch {costs.batch}"
+            )
         return costs
 
     def _facts(self) -> dict:
@@ -158,13 +189,22 @@ class Plan(Pair):
             for each in choices
         ]
         plain = costs.batch / costs.plain()
-        result = {"target": self.target, "draft": self.draft, "plain_tokens_per_second": plain, "choices": records}
+        result = {
+            "target": self.target,
+            "draft": self.draft,
+            "plain_tokens_per_second": plain,
+            "choices": records,
+        }
         text = json.dumps(result, allow_nan=False)
         files.write_whole(self.out / "plan.json", lambda file: file.write(text + "\n"), mode="w")
         if self.json:
             print(text)
         else:
-            shown = [each for each in choices if each.setting in measured] if self.check else choices[: self.show]
+            shown = (
+                [each for each in choices if each.setting in measured]
+                if self.check
+                else choices[: self.show]
+            )
             _print(shown, measured, costs, self.out)
 
     def _check(self, choices, source, drafter, length: int, report) -> dict:
@@ -174,7 +214,9 @@ class Plan(Pair):
         from gls_jax import planner, prompts, races
 
         best = {choice.setting.scheme: choice.setting for choice in reversed(choices)}
-        root = races.private_key(races.new_key(self.seed))  # the dump's texts have the other folds of this seed
+        root = races.private_key(
+            races.new_key(self.seed)
+        )  # the dump's texts have the other folds of this seed
         keys = jax.vmap(lambda r: jax.random.fold_in(root, r))(jax.numpy.arange(self.check))
         found = {}
         for done, setting in enumerate(best.values()):

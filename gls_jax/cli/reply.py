@@ -29,11 +29,15 @@ class Stops(NamedTuple):
 
 
 def stops(asked: Sequence[str], own: Iterable[int], tokenizer: Tokenizer) -> Stops:
-    """Stops of the command line beside the model's own: digits are a token's id, names of special tokens are tokens."""
+    """Stops of the command line beside the model's own: digits are a token's id, names of special
+    tokens are tokens.
+    """
     tokens, texts = set(own), []
     for text in asked:
         token = int(text) if text.isdecimal() else tokenizer.token_to_id(text)
-        if token is not None and (text.isdecimal() or token in tokenizer.get_added_tokens_decoder()):
+        if token is not None and (
+            text.isdecimal() or token in tokenizer.get_added_tokens_decoder()
+        ):
             tokens.add(token)
         else:
             texts.append(text)
@@ -80,15 +84,21 @@ class Reply:
         self.stops, self._detokenizer, self._shown = stops, detokenizer, 0
 
     def take(self, tokens: Iterable[int]) -> str:
-        """Add tokens up to the end of the reply; the text that can be shown, once all of them are looked at.
+        """Add tokens up to the end of the reply; the text that can be shown, once all of them are
+        looked at.
 
-        A stopping text is looked for after each token, so that the end does not depend on how many came at once.
+        A stopping text is looked for after each token, so that the end does not depend on how many
+        came at once.
         """
         for token in tokens:
             if self.finish_reason is not None:
                 break
             self._add(int(token))
-        held = 0 if self.finish_reason else max((_common(self.text, stop) for stop in self.stops.texts), default=0)
+        held = (
+            0
+            if self.finish_reason
+            else max((_common(self.text, stop) for stop in self.stops.texts), default=0)
+        )
         piece, self._shown = self.text[self._shown : len(self.text) - held], len(self.text) - held
         return piece
 
@@ -130,4 +140,11 @@ class Reply:
 
 def _common(text: str, stop: str) -> int:
     """Characters at the end of the text that may be the beginning of a stop."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+    return next(
+        (
+            size
+            for size in range(min(len(text), len(stop) - 1), 0, -1)
+            if text.endswith(stop[:size])
+        ),
+        0,
+    )

@@ -1,4 +1,6 @@
-"""What is asked of `gls-jax generate`: prompts of the command line or of a file, one JSON object a line."""
+"""What is asked of `gls-jax generate`: prompts of the command line or of a file, one JSON object a
+line.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +57,15 @@ class Request:
 
 def from_prompts(prompts: Iterable[str], **common: Any) -> list[Request]:
     """Requests of the command line."""
-    return [Request(i, prompt, seed=None, where=f"prompt {i + 1}", **common) for i, prompt in enumerate(prompts)]
+    return [
+        Request(i, prompt, seed=None, where=f"prompt {i + 1}", **common)
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 def read(path: Path, **common: Any) -> list[Request]:
-    """Requests of a file; a line's own `max_new_tokens`, `temperature` and `seed` go before the common ones.
+    """Requests of a file; a line's own `max_new_tokens`, `temperature` and `seed` go before the
+    common ones.
 
     Raises:
         OSError: the file cannot be read.
@@ -69,13 +75,19 @@ def read(path: Path, **common: Any) -> list[Request]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: expected a UTF-8 text file, got other bytes") from None
-    requests = [_line(line, i, f"{path}, line {i + 1}", common) for i, line in enumerate(lines) if line.strip()]
+    requests = [
+        _line(line, i, f"{path}, line {i + 1}", common)
+        for i, line in enumerate(lines)
+        if line.strip()
+    ]
     if not requests:
         raise ValueError(f"{path}: expected a JSON object a line, got an empty file")
     return requests
 
 
-def encode(request: Request, tokenizer: Tokenizer, template: ChatTemplate | None, system: str | None) -> list[int]:
+def encode(
+    request: Request, tokenizer: Tokenizer, template: ChatTemplate | None, system: str | None
+) -> list[int]:
     """The tokens of a prompt.
 
     Args:
@@ -86,7 +98,9 @@ def encode(request: Request, tokenizer: Tokenizer, template: ChatTemplate | None
     """
     if template is None:
         if not isinstance(request.prompt, str):
-            raise ValueError(f"{request.where}: expected a prompt for a model without a chat template, got messages")
+            raise ValueError(
+                f"{request.where}: expected a prompt for a model without a chat template, got messages"
+            )
         tokens = tokenizer.encode(request.prompt).ids
     else:
         text = request.prompt
@@ -122,7 +136,9 @@ def _line(line: str, number: int, where: str, common: dict[str, Any]) -> Request
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected a JSON object, got something else ({error})") from None
     if not isinstance(fields, dict) or ("prompt" in fields) == ("messages" in fields):
-        raise ValueError(f"{where}: expected a JSON object with either prompt or messages, got {line.strip()[:60]}")
+        raise ValueError(
+            f"{where}: expected a JSON object with either prompt or messages, got {line.strip()[:60]}"
+        )
     prompt = fields.get("prompt", "")
     if not isinstance(prompt, str):
         raise ValueError(f"{where}: prompt: expected text, got {type(prompt).__name__}")
@@ -133,6 +149,10 @@ def _line(line: str, number: int, where: str, common: dict[str, Any]) -> Request
 
 
 def _messages(value: Any, where: str) -> Messages:
-    if not isinstance(value, list) or not all(isinstance(each, dict) and "role" in each for each in value):
-        raise ValueError(f"{where}: messages: expected a list of objects with role and content, got something else")
+    if not isinstance(value, list) or not all(
+        isinstance(each, dict) and "role" in each for each in value
+    ):
+        raise ValueError(
+            f"{where}: messages: expected a list of objects with role and content, got something else"
+        )
     return tuple(value)

@@ -17,7 +17,8 @@ __all__ = ["Clock", "serve"]
 
 @dataclasses.dataclass
 class Clock:
-    """Wall time, the first round of each batch apart: it reads the prompts and, where needed, compiles.
+    """Wall time, the first round of each batch apart: it reads the prompts and, where needed,
+    compiles.
 
     Attributes:
         warm_up: seconds until the end of the first rounds.
@@ -58,7 +59,8 @@ def serve(
     size = min(batch, len(replies))
     for start in range(0, len(replies), size):
         part = replies[start : start + size]
-        # A last batch of another size would compile again; rows that only fill it up end after one token.
+        # A last batch of another size would compile again; rows that only fill it up end after one
+        # token.
         filler = [part[0]] * (size - len(part))
         _batch(target, drafter, part, filler, clock, show, finished, options)
 
@@ -117,7 +119,11 @@ def _rounds(run: Stream) -> Iterator:
         return
 
 
-def _add_parts(clock: Clock, before: dict[str, float], after: dict[str, float], steady: float) -> None:
+def _add_parts(
+    clock: Clock, before: dict[str, float], after: dict[str, float], steady: float
+) -> None:
     spent = {name: after[name] - before[name] for name in ("draft", "verify", "select")}
     spent["other"] = steady - sum(spent.values())  # transfers, text, files
-    clock.parts = {name: (clock.parts or {}).get(name, 0.0) + seconds for name, seconds in spent.items()}
+    clock.parts = {
+        name: (clock.parts or {}).get(name, 0.0) + seconds for name, seconds in spent.items()
+    }

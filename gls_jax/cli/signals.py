@@ -22,7 +22,9 @@ def read(path: Path) -> np.ndarray:
     """
     array = files.read_array(path, _EXPECTED)
     if array.ndim != 1 or array.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: expected {_EXPECTED}, got {array.dtype} of shape {list(array.shape)}")
+        raise ValueError(
+            f"{path}: expected {_EXPECTED}, got {array.dtype} of shape {list(array.shape)}"
+        )
     with np.errstate(over="ignore"):  # of long doubles: said below
         array = array.astype(np.float64)
     if not (finite := np.abs(array) <= np.finfo(np.float32).max).all():

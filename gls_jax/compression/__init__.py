@@ -1,4 +1,6 @@
-"""Lossy compression with side information at K decoders: list codes, a Gaussian codec and an image codec."""
+"""Lossy compression with side information at K decoders: list codes, a Gaussian codec and an image
+codec.
+"""
 
 from gls_jax.compression.code import Density, ListCode, Normal, gaussian_density
 from gls_jax.compression.container import Sizes, sizes

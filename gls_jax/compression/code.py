@@ -1,11 +1,13 @@
 """List codes: an encoder tells K decoders, in log2 L bits, which of N shared candidates it chose.
 
-Rowan, Phan, Khisti 2025 (arXiv 2506.05632), on lossy compression with side information. Candidates ``U_i ~ p_W``, bins
-``l_i`` uniform on ``0..L-1`` and clocks ``S[k, i]`` are shared. The encoder, who sees the source `a`, picks
-``Y = argmin_i min_k S[k, i] / w_i`` with ``w_i = p_{W|A}(U_i | a) / p_W(U_i)`` and sends ``l_Y``; decoder `k`, who sees
-side information, picks ``argmin S[k, i] / v_i`` among the candidates of that bin. The baseline has one stream for all.
+Rowan, Phan, Khisti 2025 (arXiv 2506.05632), on lossy compression with side information. Candidates
+``U_i ~ p_W``, bins ``l_i`` uniform on ``0..L-1`` and clocks ``S[k, i]`` are shared. The encoder,
+who sees the source `a`, picks ``Y = argmin_i min_k S[k, i] / w_i`` with ``w_i = p_{W|A}(U_i | a) /
+p_W(U_i)`` and sends ``l_Y``; decoder `k`, who sees side information, picks ``argmin S[k, i] / v_i``
+among the candidates of that bin. The baseline has one stream for all.
 
-Only ratios of weights matter, so candidates stream by in blocks and are never held. Two searches give the same law:
+Only ratios of weights matter, so candidates stream by in blocks and are never held. Two searches
+give the same law:
 
 * `dense` looks at every candidate (:mod:`gls_jax.compression.dense`);
 * `ordered` follows the clocks in the order in which they go off and stops when no later one can win
@@ -24,7 +26,16 @@ from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
 
-__all__ = ["MOST", "SCHEMES", "SEARCHES", "Density", "ListCode", "Normal", "gaussian_density", "leader"]
+__all__ = [
+    "MOST",
+    "SCHEMES",
+    "SEARCHES",
+    "Density",
+    "ListCode",
+    "Normal",
+    "gaussian_density",
+    "leader",
+]
 
 SCHEMES = ("gls", "baseline")
 SEARCHES = ("ordered", "dense")
@@ -64,7 +75,9 @@ class ListCode:
             if getattr(self, name) > MOST:
                 raise ValueError(f"{name}: expected at most 2^30, got {getattr(self, name)}")
         if self.num_bins > self.num_candidates:
-            raise ValueError(f"num_bins: expected at most num_candidates ({self.num_candidates}), got {self.num_bins}")
+            raise ValueError(
+                f"num_bins: expected at most num_candidates ({self.num_candidates}), got {self.num_bins}"
+            )
         checks.one_of(self.scheme, SCHEMES, "scheme")
         checks.one_of(self.search, SEARCHES, "search")
 
@@ -80,12 +93,14 @@ class ListCode:
 
 
 class Density(NamedTuple):
-    """Weights of candidates, as two functions of what all symbols share and of what one symbol brings (its row).
+    """Weights of candidates, as two functions of what all symbols share and of what one symbol
+    brings (its row).
 
     Attributes:
-        log_weight: ``(shared, row, candidates f32[B, D]) -> f32[B]``, the logarithm of a density over the standard
-            normal one, up to a constant.
-        log_bound: ``(shared, row) -> f32[]``, no `log_weight` is larger; None where that is not known.
+        log_weight: ``(shared, row, candidates f32[B, D]) -> f32[B]``, the logarithm of a density
+            over the standard normal one, up to a constant.
+        log_bound: ``(shared, row) -> f32[]``, no `log_weight` is larger; None where that is not
+            known.
     """
 
     log_weight: Callable[[Any, Any, Float[Array, "B D"]], Float[Array, " B"]]
@@ -93,7 +108,9 @@ class Density(NamedTuple):
 
 
 class Normal(NamedTuple):
-    """A row of :data:`gaussian_density`: independent normals, quick to search where all variances are below 1."""
+    """A row of :data:`gaussian_density`: independent normals, quick to search where all variances
+    are below 1.
+    """
 
     mean: Float[Array | np.ndarray, "*n D"]
     variance: Float[Array | np.ndarray, "*n D"]
@@ -102,7 +119,9 @@ class Normal(NamedTuple):
 def _gaussian_weight(_, row: Normal, candidates: Float[Array, "B D"]) -> Float[Array, " B"]:
     if row.mean.shape != candidates.shape[1:] or row.variance.shape != candidates.shape[1:]:
         wanted = f"[n, {candidates.shape[1]}]"
-        raise ValueError(f"rows: expected mean and variance of shape {wanted}, got {row.mean.shape[-1:]} columns")
+        raise ValueError(
+            f"rows: expected mean and variance of shape {wanted}, got {row.mean.shape[-1:]} columns"
+        )
     return jnp.sum((candidates**2 - (candidates - row.mean) ** 2 / row.variance) / 2, axis=-1)
 
 
@@ -116,8 +135,12 @@ gaussian_density: Density = Density(_gaussian_weight, _gaussian_bound)
 """Diagonal normals over the standard normal: the largest weight is at ``mean / (1 - variance)``."""
 
 
-def leader(scores: Float[Array, " B"], items: Int[Array, " B"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The smallest score and its item; the smallest item where two are equal, -1 where none is below infinity."""
+def leader(
+    scores: Float[Array, " B"], items: Int[Array, " B"]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """The smallest score and its item; the smallest item where two are equal, -1 where none is
+    below infinity.
+    """
     scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
     first = jnp.min(scores)
     item = jnp.min(jnp.where(scores == first, items, jnp.iinfo(jnp.int32).max))

@@ -4,9 +4,10 @@ One layout, integers little-endian::
 
     b"GLSC" | version u8 | header length u16 | payload length u32 | header | payload | checksum, 8 bytes
 
-The header is JSON: the fields of :class:`Container` except the messages, and their count. The payload is that of
-:mod:`gls_jax.compression.payload`. The checksum is BLAKE2b of all bytes before it. A container has exactly one blob:
-what :func:`pack` would not have written, :func:`unpack` refuses.
+The header is JSON: the fields of :class:`Container` except the messages, and their count. The
+payload is that of :mod:`gls_jax.compression.payload`. The checksum is BLAKE2b of all bytes before
+it. A container has exactly one blob: what :func:`pack` would not have written, :func:`unpack`
+refuses.
 """
 
 from __future__ import annotations
@@ -25,7 +26,18 @@ import numpy as np
 from gls_jax.compression import payload as payloads
 from gls_jax.compression.code import SCHEMES, SEARCHES, ListCode
 
-__all__ = ["KINDS", "PRNGS", "VERSION", "Container", "Sizes", "check_header", "header", "pack", "sizes", "unpack"]
+__all__ = [
+    "KINDS",
+    "PRNGS",
+    "VERSION",
+    "Container",
+    "Sizes",
+    "check_header",
+    "header",
+    "pack",
+    "sizes",
+    "unpack",
+]
 
 KINDS = ("gaussian", "images")
 PRNGS = ("threefry2x32",)
@@ -54,7 +66,8 @@ class Container:
         scheme: one of `SCHEMES`.
         search: one of `SEARCHES`.
         block: how many candidates or symbols are worked on together, within 1..2^30.
-        parameters: of the codec, by name: strings, 64-bit integers and finite floats, which return as they were.
+        parameters: of the codec, by name: strings, 64-bit integers and finite floats, which return
+            as they were.
         messages: `i32[n]` within 0..L-1, at most 2^30; read-only after `unpack`.
     """
 
@@ -71,7 +84,9 @@ class Container:
     messages: np.ndarray
 
 
-def header(kind: str, code: ListCode, block: int, parameters: Mapping[str, str | int | float]) -> dict[str, Any]:
+def header(
+    kind: str, code: ListCode, block: int, parameters: Mapping[str, str | int | float]
+) -> dict[str, Any]:
     """All fields of a codec's containers but seed and messages."""
     return {
         "kind": kind,
@@ -90,7 +105,9 @@ def check_header(found: Container, expected: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a container of another codec than the one with this :func:`header`."""
     for name, value in expected.items():
         if (got := getattr(found, name)) != value:
-            raise ValueError(f"blob: expected one of an equal codec, with {name} {value}, got {got}")
+            raise ValueError(
+                f"blob: expected one of an equal codec, with {name} {value}, got {got}"
+            )
 
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(Container)) - {"messages"}
@@ -129,9 +146,21 @@ def pack(container: Container) -> bytes:
 
     >>> import numpy as np
     >>> from gls_jax.compression import container
-    >>> blob = container.pack(container.Container(
-    ...     "gaussian", "threefry2x32", seed=0, num_candidates=1024, num_bins=8, num_decoders=2, scheme="gls",
-    ...     search="dense", block=256, parameters={"side_variance": 0.5}, messages=np.arange(8, dtype=np.int32)))
+    >>> blob = container.pack(
+    ...     container.Container(
+    ...         "gaussian",
+    ...         "threefry2x32",
+    ...         seed=0,
+    ...         num_candidates=1024,
+    ...         num_bins=8,
+    ...         num_decoders=2,
+    ...         scheme="gls",
+    ...         search="dense",
+    ...         block=256,
+    ...         parameters={"side_variance": 0.5},
+    ...         messages=np.arange(8, dtype=np.int32),
+    ...     )
+    ... )
     >>> container.unpack(blob).messages
     array([0, 1, 2, 3, 4, 5, 6, 7], dtype=int32)
     >>> container.sizes(blob).rate
@@ -145,7 +174,9 @@ def pack(container: Container) -> bytes:
     fields |= {"parameters": dict(container.parameters), "count": container.messages.size}
     header = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
     if len(header) > _LARGEST_HEADER:
-        raise ValueError(f"header: expected at most {_LARGEST_HEADER} bytes, got {len(header)}: shorten the parameters")
+        raise ValueError(
+            f"header: expected at most {_LARGEST_HEADER} bytes, got {len(header)}: shorten the parameters"
+        )
     payload = payloads.encode(container.messages, container.num_bins)
     body = b"".join((_PREFIX.pack(_MAGIC, VERSION, len(header), len(payload)), header, payload))
     return body + _checksum(body)
@@ -161,15 +192,18 @@ def unpack(blob: bytes | bytearray | memoryview) -> Container:
         The container that was packed, parameters and messages exactly.
 
     Raises:
-        ValueError: anything that `pack` does not write: other data, another version, bytes cut, added or changed, or a
-            header that was made by hand and is out of range or does not fit the payload.
+        ValueError: anything that `pack` does not write: other data, another version, bytes cut,
+            added or changed, or a header that was made by hand and is out of range or does not fit
+            the payload.
     """
     blob = _bytes(blob)
     header, payload = _split(blob)
     fields, count = _read_header(header)
     container = Container(**fields, messages=np.zeros(0, np.int32))
     _check_fields(container)
-    container = dataclasses.replace(container, messages=payloads.decode(payload, container.num_bins, count))
+    container = dataclasses.replace(
+        container, messages=payloads.decode(payload, container.num_bins, count)
+    )
     if pack(container) != blob:
         raise ValueError("blob: its contents can be read, but pack writes them as other bytes")
     return container
@@ -188,7 +222,9 @@ def sizes(blob: bytes | bytearray | memoryview) -> Sizes:
 
 def _bytes(blob) -> bytes:
     if not isinstance(blob, bytes | bytearray | memoryview):
-        raise ValueError(f"blob: expected bytes, bytearray or memoryview, got {type(blob).__name__}")
+        raise ValueError(
+            f"blob: expected bytes, bytearray or memoryview, got {type(blob).__name__}"
+        )
     return bytes(blob)
 
 
@@ -199,11 +235,15 @@ def _checksum(body: bytes) -> bytes:
 def _split(blob: bytes) -> tuple[bytes, bytes]:
     """Header and payload of a blob that is whole."""
     if not blob.startswith(_MAGIC):
-        raise ValueError(f"not a gls_jax blob: expected {_MAGIC!r} at its start, got {blob[: len(_MAGIC)]!r}")
+        raise ValueError(
+            f"not a gls_jax blob: expected {_MAGIC!r} at its start, got {blob[: len(_MAGIC)]!r}"
+        )
     if len(blob) > len(_MAGIC) and blob[len(_MAGIC)] != VERSION:
         raise ValueError(f"unknown version {blob[len(_MAGIC)]}, expected {VERSION}")
     if len(blob) < _PREFIX.size:
-        raise ValueError(f"truncated: expected at least {_PREFIX.size + _CHECKSUM_BYTES} bytes, got {len(blob)}")
+        raise ValueError(
+            f"truncated: expected at least {_PREFIX.size + _CHECKSUM_BYTES} bytes, got {len(blob)}"
+        )
     _, _, header_bytes, payload_bytes = _PREFIX.unpack_from(blob)
     middle = _PREFIX.size + header_bytes
     end = middle + payload_bytes
@@ -227,17 +267,26 @@ def _read_header(header: bytes) -> tuple[dict[str, Any], int]:
     expected = _FIELDS | {"count"}
     if fields.keys() != expected:
         missing, unknown = sorted(expected - fields.keys()), sorted(fields.keys() - expected)
-        raise ValueError(f"header: expected other fields: missing {missing}, unknown {_shown(unknown)}")
+        raise ValueError(
+            f"header: expected other fields: missing {missing}, unknown {_shown(unknown)}"
+        )
     count = fields.pop("count")
     _check_int(count, "count", 0, _LARGEST)
     return fields, count
 
 
 def _check_fields(container: Container) -> None:
-    for name, names in (("kind", KINDS), ("prng", PRNGS), ("scheme", SCHEMES), ("search", SEARCHES)):
+    for name, names in (
+        ("kind", KINDS),
+        ("prng", PRNGS),
+        ("scheme", SCHEMES),
+        ("search", SEARCHES),
+    ):
         value = getattr(container, name)
         if not isinstance(value, str) or value not in names:
-            raise ValueError(f"{name}: expected {' or '.join(map(repr, names))}, got {_shown(value)}")
+            raise ValueError(
+                f"{name}: expected {' or '.join(map(repr, names))}, got {_shown(value)}"
+            )
     _check_int(container.seed, "seed", 0, 2**32 - 1)
     for name in ("num_candidates", "num_decoders", "block"):
         _check_int(getattr(container, name), name, 1, _LARGEST)
@@ -254,7 +303,9 @@ def _check_fields(container: Container) -> None:
             good = isinstance(value, str) or (_is_int(value) and -(2**63) <= value < 2**63)
         if not good:
             where = f"parameters[{_shown(name)}]"
-            raise ValueError(f"{where}: expected a string, a 64-bit int or a finite float, got {_shown(value)}")
+            raise ValueError(
+                f"{where}: expected a string, a 64-bit int or a finite float, got {_shown(value)}"
+            )
 
 
 def _check_messages(messages, num_bins: int) -> None:
@@ -265,7 +316,9 @@ def _check_messages(messages, num_bins: int) -> None:
         raise ValueError(f"messages: expected int32 of shape [n], got {got}")
     _check_int(messages.size, "messages: their count", 0, _LARGEST)
     if messages.size and not 0 <= messages.min() <= messages.max() < num_bins:
-        raise ValueError(f"messages: expected all within 0..{num_bins - 1}, got {messages.min()} to {messages.max()}")
+        raise ValueError(
+            f"messages: expected all within 0..{num_bins - 1}, got {messages.min()} to {messages.max()}"
+        )
 
 
 def _check_int(value, name: str, first: int, last: int) -> None:

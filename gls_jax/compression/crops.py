@@ -1,4 +1,6 @@
-"""What a decoder sees: the right half of an image is the source, a crop of the left half the side information."""
+"""What a decoder sees: the right half of an image is the source, a crop of the left half the side
+information.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ Images = TypeVar("Images", np.ndarray, jax.Array)
 
 
 def halves(images: Images) -> tuple[Images, Images]:
-    """Left and right half of every image, `[n, height, width, channels]`; of an odd width the middle goes to the right.
+    """Left and right half of every image, `[n, height, width, channels]`; of an odd width the
+    middle goes to the right.
 
     Raises:
         ValueError: not a batch of images at least two pixels wide.
@@ -30,15 +33,21 @@ def halves(images: Images) -> tuple[Images, Images]:
     """
     shape = np.shape(images)
     if len(shape) != 4 or shape[2] < 2:
-        raise ValueError(f"images: expected shape [n, height, width >= 2, channels], got {list(shape)}")
+        raise ValueError(
+            f"images: expected shape [n, height, width >= 2, channels], got {list(shape)}"
+        )
     middle = shape[2] // 2
     return images[:, :, :middle], images[:, :, middle:]
 
 
-def crops(key: PRNGKeyArray, images: Float[Array, "n h w c"], count: int, size: int) -> Float[Array, "n k s s c"]:
-    """Square crops of every image, each placed uniformly and independently among all places where it fits.
+def crops(
+    key: PRNGKeyArray, images: Float[Array, "n h w c"], count: int, size: int
+) -> Float[Array, "n k s s c"]:
+    """Square crops of every image, each placed uniformly and independently among all places where
+    it fits.
 
-    Where a crop was taken is not said: a decoder has its pixels alone. The GLS paper does not state the placement.
+    Where a crop was taken is not said: a decoder has its pixels alone. The GLS paper does not state
+        the placement.
 
     Args:
         key: of the places; image `i` and crop `k` have a place that no other count changes.
@@ -71,6 +80,8 @@ def crops(key: PRNGKeyArray, images: Float[Array, "n h w c"], count: int, size: 
         places = jax.vmap(place, out_axes=1)(keys)
 
     def cut(image, place):
-        return jax.lax.dynamic_slice(image, (*place, jnp.zeros((), place.dtype)), (size, size, image.shape[-1]))
+        return jax.lax.dynamic_slice(
+            image, (*place, jnp.zeros((), place.dtype)), (size, size, image.shape[-1])
+        )
 
     return jax.vmap(jax.vmap(cut, (None, 0)))(images, places)

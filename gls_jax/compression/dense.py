@@ -1,8 +1,10 @@
-"""Dense search: every candidate is looked at, block by block, with the leader of each lane carried along.
+"""Dense search: every candidate is looked at, block by block, with the leader of each lane carried
+along.
 
-The encoder needs one clock a candidate, for it looks at the first of `K` only (:func:`gls_jax.races.first_clocks`). A
-decoder notes the members of its bin as bits, then draws clocks and weights for those alone, a page at a time: memory is
-one block, one page and ``N / 32`` words, whatever `N`.
+The encoder needs one clock a candidate, for it looks at the first of `K` only
+(:func:`gls_jax.races.first_clocks`). A decoder notes the members of its bin as bits, then draws
+clocks and weights for those alone, a page at a time: memory is one block, one page and ``N / 32``
+words, whatever `N`.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Members(NamedTuple):
     total: Int[Array, ""]
 
 
-def choose(code: ListCode, key: PRNGKeyArray, density: Density, shared: Any, row: Any) -> Int[Array, ""]:
+def choose(
+    code: ListCode, key: PRNGKeyArray, density: Density, shared: Any, row: Any
+) -> Int[Array, ""]:
     """The encoder's index, ``argmin_i min_k S[k, i] / w_i``."""
     size = _block(code)
 
@@ -57,7 +61,13 @@ def choose(code: ListCode, key: PRNGKeyArray, density: Density, shared: Any, row
 
 
 def pick(
-    code: ListCode, key: PRNGKeyArray, message: Index, stream: Index, density: Density, shared: Any, row: Any
+    code: ListCode,
+    key: PRNGKeyArray,
+    message: Index,
+    stream: Index,
+    density: Density,
+    shared: Any,
+    row: Any,
 ) -> Int[Array, ""]:
     """A decoder's index, ``argmin S[k, i] / v_i`` over its bin; -1 where no candidate has that bin."""
 
@@ -66,7 +76,8 @@ def pick(
     def page(number, best):
         slots = number * size + jnp.arange(size, dtype=jnp.int32)
         items = _items(code, bin_, slots)
-        # In pages of one shape, so that a network gives a candidate the same weight for every caller.
+        # In pages of one shape, so that a network gives a candidate the same weight for every
+        # caller.
         log_weights = density.log_weight(shared, row, races.candidates(key, items, code.dimension))
         scores = jnp.log(races.list_clocks(key, items, code.num_streams, stream)) - log_weights
         score, item = leader(jnp.where(slots < bin_.total, scores, jnp.inf), items)

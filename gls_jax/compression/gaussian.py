@@ -1,8 +1,10 @@
-"""Gaussian source with side information: the laws behind the codec, its estimates, and what no code can beat.
+"""Gaussian source with side information: the laws behind the codec, its estimates, and what no code
+can beat.
 
-Source ``A ~ N(0, 1)``, side information ``T = A + N(0, s_T)``, target ``W = A + N(0, s_W)`` (Rowan, Phan, Khisti 2025,
-arXiv 2506.05632). Candidates are ``sqrt(1 + s_W)`` times the shared standard normals, so all densities below are over
-standard normals. Everything here is NumPy in float64: rows are rounded to float32 once.
+Source ``A ~ N(0, 1)``, side information ``T = A + N(0, s_T)``, target ``W = A + N(0, s_W)`` (Rowan,
+Phan, Khisti 2025, arXiv 2506.05632). Candidates are ``sqrt(1 + s_W)`` times the shared standard
+normals, so all densities below are over standard normals. Everything here is NumPy in float64: rows
+are rounded to float32 once.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class GaussianSource:
             if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
                 raise ValueError(f"{name}: expected a number, got {value!r}")
             if not _SMALLEST <= value <= _LARGEST:
-                raise ValueError(f"{name}: expected a number within {_SMALLEST:g}..{_LARGEST:g}, got {value!r}")
+                raise ValueError(
+                    f"{name}: expected a number within {_SMALLEST:g}..{_LARGEST:g}, got {value!r}"
+                )
             object.__setattr__(self, name, float(value))
 
     @property
@@ -55,17 +59,24 @@ class GaussianSource:
 
     def target_given_source(self, source: np.ndarray) -> Normal:
         """``p_{W|A}`` over standard normal candidates, `f32[n, 1]`."""
-        return _rows(np.asarray(source, np.float64) / self.scale, self.target_variance / self.scale**2)
+        return _rows(
+            np.asarray(source, np.float64) / self.scale, self.target_variance / self.scale**2
+        )
 
     def target_given_side(self, side_information: np.ndarray) -> Normal:
         """``p_{W|T}`` over standard normal candidates, `f32[n, 1]`."""
         known = 1 / (1 + self.side_variance)
-        return _rows(np.asarray(side_information, np.float64) * known / self.scale, 1 - known / self.scale**2)
+        return _rows(
+            np.asarray(side_information, np.float64) * known / self.scale, 1 - known / self.scale**2
+        )
 
     def estimate(self, target: Numbers, side_information: Numbers) -> Float[np.ndarray, ...]:
         """``E[A | W, T]``, which trusts that `target` is the encoder's."""
         precise, side = 1 / self.target_variance, 1 / self.side_variance
-        target, side_information = np.asarray(target, np.float64), np.asarray(side_information, np.float64)
+        target, side_information = (
+            np.asarray(target, np.float64),
+            np.asarray(side_information, np.float64),
+        )
         return (target * precise + side_information * side) / (1 + precise + side)
 
     def zero_rate(self, side_information: Numbers) -> Float[np.ndarray, ...]:
@@ -73,7 +84,10 @@ class GaussianSource:
         return np.asarray(side_information, np.float64) / (1 + self.side_variance)
 
     def information_density(
-        self, source: Float[np.ndarray, ...], side_information: Float[np.ndarray, ...], target: Float[np.ndarray, ...]
+        self,
+        source: Float[np.ndarray, ...],
+        side_information: Float[np.ndarray, ...],
+        target: Float[np.ndarray, ...],
     ) -> Float[np.ndarray, ...]:
         """``log2 p_{W|A}(w | a) / p_{W|T}(w | t)``, in bits: what the message has to make up for."""
         of_source = _log_normal(target, source, self.target_variance)
@@ -83,7 +97,8 @@ class GaussianSource:
 
 
 def wyner_ziv(rate: Numbers, side_variance: float) -> Float[np.ndarray, ...]:
-    """Smallest mean squared error at `rate` bits a symbol with one decoder: ``var(A | T) 2^{-2R}`` (Wyner, Ziv 1976).
+    """Smallest mean squared error at `rate` bits a symbol with one decoder: ``var(A | T) 2^{-2R}``
+    (Wyner, Ziv 1976).
 
     >>> from gls_jax.compression import wyner_ziv
     >>> round(float(wyner_ziv(3, 0.5)) * 192, 6)
@@ -92,16 +107,22 @@ def wyner_ziv(rate: Numbers, side_variance: float) -> Float[np.ndarray, ...]:
     return best_of_converse(rate, 1, side_variance)
 
 
-def best_of_converse(rate: Numbers, num_decoders: int, side_variance: float) -> Float[np.ndarray, ...]:
-    """A bound on the mean squared error of the best of `K` decoders: ``var(A | T_1..T_K) 2^{-2 (R + log2 K)}``.
+def best_of_converse(
+    rate: Numbers, num_decoders: int, side_variance: float
+) -> Float[np.ndarray, ...]:
+    """A bound on the mean squared error of the best of `K` decoders: ``var(A | T_1..T_K) 2^{-2 (R +
+    log2 K)}``.
 
-    A genie tells all side information and which decoder is best, in ``log2 K`` bits more. For `K = 1` this is Wyner and
-    Ziv's function, which is no bound for the best of several. With ``s_T = 1/2``: ``2^{-2R} / (K^2 (1 + 2K))``.
+    A genie tells all side information and which decoder is best, in ``log2 K`` bits more. For `K =
+    1` this is Wyner and Ziv's function, which is no bound for the best of several. With ``s_T =
+    1/2``: ``2^{-2R} / (K^2 (1 + 2K))``.
     """
     num_decoders = checks.count(num_decoders, "num_decoders")
     if not side_variance > 0:
         raise ValueError(f"side_variance: expected a positive number, got {side_variance!r}")
-    return 2.0 ** (-2 * np.asarray(rate, np.float64)) / (num_decoders**2 * (1 + num_decoders / side_variance))
+    return 2.0 ** (-2 * np.asarray(rate, np.float64)) / (
+        num_decoders**2 * (1 + num_decoders / side_variance)
+    )
 
 
 def _rows(mean: np.ndarray, variance: float) -> Normal:

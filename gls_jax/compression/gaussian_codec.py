@@ -1,4 +1,6 @@
-"""Gaussian Wyner-Ziv codec: an array of floats to bytes, and back with the side information of any one decoder."""
+"""Gaussian Wyner-Ziv codec: an array of floats to bytes, and back with the side information of any
+one decoder.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,18 @@ class Reconstruction:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianCodec:
-    """Lossy compression of a standard normal source for `K` decoders, each with noisy side information of its own.
+    """Lossy compression of a standard normal source for `K` decoders, each with noisy side
+    information of its own.
 
-    ``log2 L`` bits a symbol, whatever the decoders know. Decoding needs one decoder's side information only.
+    ``log2 L`` bits a symbol, whatever the decoders know. Decoding needs one decoder's side
+    information only.
 
     Attributes:
         num_decoders: `K`.
-        num_candidates: `N`, at most 2^30. Ordered search visits about ``exp(a^2 / 2) / sqrt(s_W)`` of them for a source
-            value `a` and no more than `N`; at `N` = 2^15 on average 34 for ``s_W = .01`` and 98 for .001, 16 and 24 %
-            more at 2^24. A decoder visits about `L` times what its side information needs, 310 for 64 bins.
+        num_candidates: `N`, at most 2^30. Ordered search visits about ``exp(a^2 / 2) / sqrt(s_W)``
+            of them for a source value `a` and no more than `N`; at `N` = 2^15 on average 34 for
+            ``s_W = .01`` and 98 for .001, 16 and 24 % more at 2^24. A decoder visits about `L`
+            times what its side information needs, 310 for 64 bins.
         num_bins: `L`, at most `N`.
         target_variance: `s_W`: small for high rates.
         side_variance: `s_T`.
@@ -65,7 +70,9 @@ class GaussianCodec:
     >>> blob = codec.encode(0, source)
     >>> codec.sizes(blob).rate
     6.0
-    >>> errors = [(codec.decode(blob, side, k).estimate - source) ** 2 for k, side in enumerate(sides)]
+    >>> errors = [
+    ...     (codec.decode(blob, side, k).estimate - source) ** 2 for k, side in enumerate(sides)
+    ... ]
     >>> silence = (codec.source_law.zero_rate(sides) - source) ** 2
     >>> bool(np.min(errors, axis=0).mean() < np.min(silence, axis=0).mean() / 2)
     True
@@ -80,7 +87,10 @@ class GaussianCodec:
     search: str = "ordered"
 
     def __post_init__(self) -> None:
-        for part in (self.code, self.source_law):  # they check, and turn NumPy's numbers into Python's
+        for part in (
+            self.code,
+            self.source_law,
+        ):  # they check, and turn NumPy's numbers into Python's
             for field in dataclasses.fields(part):
                 if hasattr(self, field.name):
                     object.__setattr__(self, field.name, getattr(part, field.name))
@@ -106,10 +116,13 @@ class GaussianCodec:
             progress: called with `(symbols done, n)`.
 
         Raises:
-            ValueError: values that are not finite or a hundred standard deviations away, or another shape.
+            ValueError: values that are not finite or a hundred standard deviations away, or another
+                shape.
         """
         seed, source = _seed(seed), _values(source, "source", 1.0)
-        return self.pack(seed, self.send(_keys(seed, len(source)), source, progress=progress).message)
+        return self.pack(
+            seed, self.send(_keys(seed, len(source)), source, progress=progress).message
+        )
 
     def decode(
         self,
@@ -126,21 +139,23 @@ class GaussianCodec:
             blob: of :meth:`encode` of an equal codec.
             side_information: `f32[n]`.
             decoder: which, `0..K - 1`: its own stream of clocks.
-            estimator: `trusting`: ``E[A | W, T]`` as in the paper, as if the candidate were the encoder's;
-                `posterior_mean` (ours): ``E[A | message, T, shared noise]``, for many encodings a symbol
-                (:mod:`gls_jax.compression.gaussian_posterior`).
+            estimator: `trusting`: ``E[A | W, T]`` as in the paper, as if the candidate were the
+                encoder's; `posterior_mean` (ours): ``E[A | message, T, shared noise]``, for many
+                encodings a symbol (:mod:`gls_jax.compression.gaussian_posterior`).
             progress: called with `(symbols done, n)`.
 
         Raises:
-            ValueError: a blob that is broken or of another codec, side information of another length, a decoder that
-                does not exist.
+            ValueError: a blob that is broken or of another codec, side information of another
+                length, a decoder that does not exist.
         """
         found = container.unpack(blob)
         container.check_header(found, self._header())
         self._check_request(decoder, estimator)
         side_information = self._side(side_information, len(found.messages))
         keys = _keys(found.seed, len(found.messages))
-        return self.receive(keys, found.messages, side_information, decoder, estimator=estimator, progress=progress)
+        return self.receive(
+            keys, found.messages, side_information, decoder, estimator=estimator, progress=progress
+        )
 
     @classmethod
     def of(cls, blob: bytes) -> GaussianCodec:
@@ -163,7 +178,9 @@ class GaussianCodec:
         """Bits of header and payload, and the rate."""
         return container.sizes(blob)
 
-    def send(self, keys: Key[Array, " n"], source: Numbers, *, progress: Progress | None = None) -> list_code.Sent:
+    def send(
+        self, keys: Key[Array, " n"], source: Numbers, *, progress: Progress | None = None
+    ) -> list_code.Sent:
         """The encoder's indices and messages, one key a symbol: what :meth:`encode` packs."""
         source = _values(source, "source", 1.0)
         rows = self.source_law.target_given_source(source)
@@ -185,12 +202,16 @@ class GaussianCodec:
         side = self._side(side_information, len(message))
         law, rows = self.source_law, self.source_law.target_given_side(side)
         quick = progress if estimator == "trusting" else None
-        found = list_code.decode(self.code, keys, message, decoder, gaussian_density, (), rows, progress=quick)
+        found = list_code.decode(
+            self.code, keys, message, decoder, gaussian_density, (), rows, progress=quick
+        )
         target = found.candidate[:, 0] * law.scale
         if estimator == "trusting":
             estimate = np.where(found.index < 0, law.zero_rate(side), law.estimate(target, side))
         else:
-            estimate = gaussian_posterior.mean(self.code, law, keys, message, side, progress=progress)
+            estimate = gaussian_posterior.mean(
+                self.code, law, keys, message, side, progress=progress
+            )
         return Reconstruction(estimate.astype(np.float32), found.index, target.astype(np.float32))
 
     def pack(self, seed: int, message: Int[np.ndarray, " n"]) -> bytes:
@@ -205,7 +226,9 @@ class GaussianCodec:
     def _side(self, side_information, count: int) -> np.ndarray:
         side = _values(side_information, "side_information", (1 + self.side_variance) ** 0.5)
         if len(side) != count:
-            raise ValueError(f"side_information: expected one value a symbol ({count}), got {len(side)}")
+            raise ValueError(
+                f"side_information: expected one value a symbol ({count}), got {len(side)}"
+            )
         return side
 
     def _header(self) -> dict:
@@ -226,13 +249,21 @@ def _values(value, name: str, deviation: float) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name}: expected an array of floats, got {type(value).__name__}") from None
-    number = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)  # also bfloat16
+        raise ValueError(
+            f"{name}: expected an array of floats, got {type(value).__name__}"
+        ) from None
+    number = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(
+        array.dtype, jnp.integer
+    )  # also bfloat16
     if array.ndim != 1 or not number:
-        raise ValueError(f"{name}: expected floats of shape [n], got {array.dtype} of shape {list(array.shape)}")
+        raise ValueError(
+            f"{name}: expected floats of shape [n], got {array.dtype} of shape {list(array.shape)}"
+        )
     if not np.isfinite(array).all():
         where = int(np.argmin(np.isfinite(array)))
         raise ValueError(f"{name}: expected finite values, got {array[where]} at {where}")
     if (size := np.max(np.abs(array.astype(np.float64)), initial=0)) > _LARGEST * deviation:
-        raise ValueError(f"{name}: expected values of standard deviation {deviation:.3g}, got {size:.3g}; scale them")
+        raise ValueError(
+            f"{name}: expected values of standard deviation {deviation:.3g}, got {size:.3g}; scale them"
+        )
     return array.astype(np.float32)

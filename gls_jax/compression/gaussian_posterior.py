@@ -1,8 +1,10 @@
-"""The source given message, side information and shared noise: an estimate that trusts no winner (ours).
+"""The source given message, side information and shared noise: an estimate that trusts no winner
+(ours).
 
-Whoever holds the shared noise can ask what the encoder would have sent for any source `a`. The posterior is therefore
-``p(a | t)`` where that is the message, and 0 elsewhere; its mean has the least mean squared error there is. The encoder
-is asked on a grid, an eighth of the target's standard deviation apart, finer than its answers change.
+Whoever holds the shared noise can ask what the encoder would have sent for any source `a`. The
+posterior is therefore ``p(a | t)`` where that is the message, and 0 elsewhere; its mean has the
+least mean squared error there is. The encoder is asked on a grid, an eighth of the target's
+standard deviation apart, finer than its answers change.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ def mean(
 ) -> Float[np.ndarray, " n"]:
     """``E[A | message, side information, shared noise]`` of each symbol.
 
-    Costs ``64 sqrt(var(A | T) / s_W)`` encodings a symbol, 64 to 2^15. Where no point of the grid has the message,
-    which says that the side information is not what the law takes it for, it is the estimate of silence.
+    Costs ``64 sqrt(var(A | T) / s_W)`` encodings a symbol, 64 to 2^15. Where no point of the grid
+    has the message, which says that the side information is not what the law takes it for, it is
+    the estimate of silence.
 
     Args:
         code: of the encoder.
@@ -51,7 +54,9 @@ def mean(
     spread = math.sqrt(law.side_variance / (1 + law.side_variance))
     reach = _REACH * spread
     finest = min(math.sqrt(law.target_variance), spread)
-    offsets = np.linspace(-reach, reach, min(math.ceil(2 * reach * _PER_TARGET / finest), _MOST_POINTS))
+    offsets = np.linspace(
+        -reach, reach, min(math.ceil(2 * reach * _PER_TARGET / finest), _MOST_POINTS)
+    )
     prior = np.exp(-(offsets**2) / (2 * spread**2))
     estimate, size = centre.copy(), max(1, _AT_ONCE // len(offsets))
     for first in range(0, len(centre), size):
@@ -59,7 +64,9 @@ def mean(
         sources = centre[part, None] + offsets
         asked = np.repeat(np.arange(len(centre))[part], len(offsets))
         rows = law.target_given_source(sources.reshape(-1))
-        sent = list_code.encode(code, keys[asked], gaussian_density, (), rows).message.reshape(sources.shape)
+        sent = list_code.encode(code, keys[asked], gaussian_density, (), rows).message.reshape(
+            sources.shape
+        )
         posterior = prior * (sent == message[part, None])
         total = posterior.sum(axis=1)
         found = (posterior * sources).sum(axis=1) / np.where(total > 0, total, 1)

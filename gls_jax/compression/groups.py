@@ -1,7 +1,8 @@
 """Many symbols in groups of one padded shape, dealt out to the devices of this process.
 
-What a symbol gives does not depend on how many there are, on how the caller cuts them, or on the number of devices:
-every group runs the same program on the same shape, and rows never meet in a sum.
+What a symbol gives does not depend on how many there are, on how the caller cuts them, or on the
+number of devices: every group runs the same program on the same shape, and rows never meet in a
+sum.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ LANES = 8  # symbols that a dense search holds in the cache at a time; divides G
 Progress = Callable[[int, int], None]
 
 
-def in_groups(run: Callable[..., Any], shared: Any, rows: Any, progress: Progress | None = None) -> Any:
+def in_groups(
+    run: Callable[..., Any], shared: Any, rows: Any, progress: Progress | None = None
+) -> Any:
     """``run(shared, group of rows, count)`` for all rows, results put together as NumPy arrays.
 
     Args:
-        run: jitted; takes :data:`GROUP` rows of which the first `count` are meant, gives arrays of as many rows.
+        run: jitted; takes :data:`GROUP` rows of which the first `count` are meant, gives arrays of
+            as many rows.
         shared: what every call gets.
         rows: pytree of arrays with one leading axis `n`.
         progress: called with `(rows done, n)`.
@@ -36,7 +40,9 @@ def in_groups(run: Callable[..., Any], shared: Any, rows: Any, progress: Progres
     total = jax.tree.leaves(rows)[0].shape[0]
     if not total:
         group = jax.tree.map(_padded, rows)
-        return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), jax.eval_shape(run, shared, group, 0))
+        return jax.tree.map(
+            lambda x: np.zeros((0, *x.shape[1:]), x.dtype), jax.eval_shape(run, shared, group, 0)
+        )
     devices, results = jax.local_devices(), []
     working: deque[tuple[int, Any]] = deque()
     common = [jax.device_put(shared, device) for device in devices]

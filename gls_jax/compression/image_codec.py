@@ -1,8 +1,10 @@
-"""Images to bytes and back, with side information at K decoders: a list code over the latent of an image model.
+"""Images to bytes and back, with side information at K decoders: a list code over the latent of an
+image model.
 
-Rowan, Phan, Khisti 2025 (arXiv 2506.05632), their experiment on MNIST. The encoder's weights are the Gaussian law that
-the model gives a source against the latent's prior; a decoder's are the model's estimate of what its side information
-says about the latent. Each decoder rebuilds the image from the candidate it finds and its side information.
+Rowan, Phan, Khisti 2025 (arXiv 2506.05632), their experiment on MNIST. The encoder's weights are
+the Gaussian law that the model gives a source against the latent's prior; a decoder's are the
+model's estimate of what its side information says about the latent. Each decoder rebuilds the image
+from the candidate it finds and its side information.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class ImageReconstruction:
 
 @dataclasses.dataclass(frozen=True)
 class ImageCodec:
-    """Lossy compression of images for `K` decoders, each with side information of its own; `log2 L` bits an image.
+    """Lossy compression of images for `K` decoders, each with side information of its own; `log2 L`
+    bits an image.
 
     The search is dense: nobody knows how large a network's weights can be.
 
@@ -60,7 +63,9 @@ class ImageCodec:
     >>> import jax, numpy as np
     >>> from gls_jax import models
     >>> from gls_jax.compression import ImageCodec
-    >>> config = models.VaeConfig(source_shape=(6, 4, 1), side_shape=(3, 3, 1), channels=4, hidden=8, features=6)
+    >>> config = models.VaeConfig(
+    ...     source_shape=(6, 4, 1), side_shape=(3, 3, 1), channels=4, hidden=8, features=6
+    ... )
     >>> model = models.image_model(models.new_vae(config, jax.random.key(0)), config)  # untrained
     >>> codec = ImageCodec(model, num_decoders=2, num_candidates=64, num_bins=8)
     >>> blob = codec.encode(0, np.zeros((5, 6, 4, 1)))
@@ -75,7 +80,11 @@ class ImageCodec:
     scheme: str = "gls"
 
     def __post_init__(self) -> None:
-        for name in ("num_decoders", "num_candidates", "num_bins"):  # the code checks, and turns NumPy's into Python's
+        for name in (
+            "num_decoders",
+            "num_candidates",
+            "num_bins",
+        ):  # the code checks, and turns NumPy's into Python's
             object.__setattr__(self, name, getattr(self.code, name))
         payload.check_num_bins(self.num_bins)
 
@@ -130,20 +139,24 @@ class ImageCodec:
             progress: called with `(images done, n)`.
 
         Raises:
-            ValueError: a blob that is broken or of another codec or model, side information of another size or
-                number, a decoder that does not exist.
+            ValueError: a blob that is broken or of another codec or model, side information of
+                another size or number, a decoder that does not exist.
         """
         found = container.unpack(blob)
         container.check_header(found, self._header())
         self.code.stream(decoder)
         features = self.features(side)
         if len(features) != len(found.messages):
-            raise ValueError(f"side: expected one for each image ({len(found.messages)}), got {len(features)}")
+            raise ValueError(
+                f"side: expected one for each image ({len(found.messages)}), got {len(features)}"
+            )
         keys = _keys(found.seed, len(features))
         return self.receive(keys, found.messages, features, decoder, progress=progress)
 
     def laws(self, source: ArrayLike) -> Normal:
-        """Law of the latent for every source, `f[n, h, w, c]`: the encoder's network, what :meth:`send` takes."""
+        """Law of the latent for every source, `f[n, h, w, c]`: the encoder's network, what
+        :meth:`send` takes.
+        """
         source = _images(source, self.model.source_shape, "source")
         return Normal(*_in_batches(self.model.encode, self.model.params, source))
 
@@ -152,7 +165,9 @@ class ImageCodec:
         side = _images(side, self.model.side_shape, "side")
         return _in_batches(self.model.project, self.model.params, side)
 
-    def send(self, keys: Key[Array, " n"], laws: Normal, *, progress: Progress | None = None) -> list_code.Sent:
+    def send(
+        self, keys: Key[Array, " n"], laws: Normal, *, progress: Progress | None = None
+    ) -> list_code.Sent:
         """The encoder's indices and messages, one key an image: what :meth:`encode` packs."""
         return list_code.encode(self.code, keys, gaussian_density, (), laws, progress=progress)
 
@@ -167,8 +182,12 @@ class ImageCodec:
     ) -> ImageReconstruction:
         """What :meth:`decode` makes of the messages `i32[n]`."""
         density, params = Density(self.model.score), self.model.params
-        found = list_code.decode(self.code, keys, message, decoder, density, params, features, progress=progress)
-        latent = np.where(found.index[:, None] < 0, np.float32(0), found.candidate)  # an empty bin says nothing
+        found = list_code.decode(
+            self.code, keys, message, decoder, density, params, features, progress=progress
+        )
+        latent = np.where(
+            found.index[:, None] < 0, np.float32(0), found.candidate
+        )  # an empty bin says nothing
         return ImageReconstruction(self.rebuild(latent, features), found.index, latent)
 
     def rebuild(
@@ -189,11 +208,15 @@ def _images(value, shape: tuple[int, ...], name: str) -> np.ndarray:
     images = np.asarray(value)
     if images.ndim != 4 or images.shape[1:] != shape:
         wanted = ", ".join(map(str, shape))
-        raise ValueError(f"{name}: expected shape [n, {wanted}], as the model was trained on, got {list(images.shape)}")
+        raise ValueError(
+            f"{name}: expected shape [n, {wanted}], as the model was trained on, got {list(images.shape)}"
+        )
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"{name}: expected floats in [-1, 1], got dtype {images.dtype}")
     if not (np.abs(images) <= 1).all():  # NaN is not either
-        raise ValueError(f"{name}: expected values within [-1, 1], got {np.min(images)} to {np.max(images)}")
+        raise ValueError(
+            f"{name}: expected values within [-1, 1], got {np.min(images)} to {np.max(images)}"
+        )
     return images.astype(np.float32)
 
 
@@ -203,8 +226,15 @@ def _in_batches(function: Callable, params, *rows: np.ndarray):
     for first in range(0, max(len(rows[0]), 1), BATCH):
         parts = [np.asarray(row[first : first + BATCH], np.float32) for row in rows]
         count = len(parts[0])
-        padded = [np.concatenate([part, np.zeros((BATCH - count, *part.shape[1:]), np.float32)]) for part in parts]
-        results.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], _run(params, *padded, function=function)))
+        padded = [
+            np.concatenate([part, np.zeros((BATCH - count, *part.shape[1:]), np.float32)])
+            for part in parts
+        ]
+        results.append(
+            jax.tree.map(
+                lambda x, n=count: np.asarray(x)[:n], _run(params, *padded, function=function)
+            )
+        )
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

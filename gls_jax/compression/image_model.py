@@ -17,22 +17,24 @@ __all__ = ["ImageModel"]
 class ImageModel:
     """A conditional autoencoder with side information, as a bundle of pure functions.
 
-    The latent `w` has prior N(0, I) in `latent` dimensions. All functions take `params` first, are deterministic, and
-    are static arguments of `jax.jit`: keep them hashable, and equal for models of one architecture, so that nothing
-    compiles twice.
+    The latent `w` has prior N(0, I) in `latent` dimensions. All functions take `params` first, are
+    deterministic, and are static arguments of `jax.jit`: keep them hashable, and equal for models
+    of one architecture, so that nothing compiles twice.
 
     Attributes:
         params: pytree of weights.
-        encode: ``(params, source f32[B, h, w, c]) -> (mean f32[B, D], variance f32[B, D])`` of the law of `w` given the
-            source, a diagonal Gaussian.
+        encode: ``(params, source f32[B, h, w, c]) -> (mean f32[B, D], variance f32[B, D])`` of the
+            law of `w` given the source, a diagonal Gaussian.
         project: ``(params, side f32[B, sh, sw, c]) -> features f32[B, F]``.
         score: ``(params, features f32[F], latents f32[B, D]) -> f32[B]``, stands in for
             ``log p(w | side) / p(w)`` up to a constant.
-        reconstruct: ``(params, latents f32[B, D], features f32[B, F]) -> estimate f32[B, h, w, c]`` in [-1, 1].
+        reconstruct: ``(params, latents f32[B, D], features f32[B, F]) -> estimate f32[B, h, w, c]``
+            in [-1, 1].
         latent: `D`.
         source_shape: `(h, w, c)`.
         side_shape: `(sh, sw, c)`.
-        fingerprint: of weights and architecture; codecs with different ones do not read each other's bytes.
+        fingerprint: of weights and architecture; codecs with different ones do not read each
+            other's bytes.
     """
 
     params: Any
@@ -48,5 +50,7 @@ class ImageModel:
     def __post_init__(self) -> None:
         for name in ("encode", "project", "score", "reconstruct"):
             if not callable(getattr(self, name)):
-                raise ValueError(f"ImageModel.{name}: expected a function, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"ImageModel.{name}: expected a function, got {getattr(self, name)!r}"
+                )
         checks.count(self.latent, "ImageModel.latent")

@@ -40,7 +40,8 @@ class ImageErrors(NamedTuple):
 class ImageTrials:
     """Images and crops that went through the networks once, for all codecs over one model.
 
-    Codecs see the same crops, candidates and clocks: their errors differ by what the codecs do, not by luck.
+    Codecs see the same crops, candidates and clocks: their errors differ by what the codecs do, not
+        by luck.
 
     Attributes:
         source: `f32[n, h, w, c]`.
@@ -73,8 +74,11 @@ class ImageTrials:
         return ImageErrors(np.stack(errors), np.stack(matched))
 
 
-def image_trials(codec: ImageCodec, seed: int, images: np.ndarray, *, repeats: int = 1) -> ImageTrials:
-    """Right halves to send and crops of left halves for every decoder, other crops and candidates in every repeat.
+def image_trials(
+    codec: ImageCodec, seed: int, images: np.ndarray, *, repeats: int = 1
+) -> ImageTrials:
+    """Right halves to send and crops of left halves for every decoder, other crops and candidates
+    in every repeat.
 
     Args:
         codec: for its model and number of decoders.
@@ -90,7 +94,9 @@ def image_trials(codec: ImageCodec, seed: int, images: np.ndarray, *, repeats: i
     >>> from gls_jax.compression import ImageCodec, image_trials
     >>> images = np.zeros((5, 6, 8, 1), np.float32)
     >>> config = models.VaeConfig.of_images(images, crop=3, channels=4, hidden=8, features=6)
-    >>> codec = ImageCodec(models.image_model(models.new_vae(config, jax.random.key(0)), config), 2, 64, 8)
+    >>> codec = ImageCodec(
+    ...     models.image_model(models.new_vae(config, jax.random.key(0)), config), 2, 64, 8
+    ... )
     >>> image_trials(codec, 0, images, repeats=3).run(codec).best(2).shape
     (3, 5)
     """
@@ -100,7 +106,9 @@ def image_trials(codec: ImageCodec, seed: int, images: np.ndarray, *, repeats: i
     key, size = races.new_key(seed), codec.model.side_shape[0]
     laws = codec.laws(source)
     places = [jax.random.fold_in(races.private_key(key), repeat) for repeat in range(repeats)]
-    side = np.concatenate([crops(place, jnp.asarray(left), codec.num_decoders, size) for place in places])
+    side = np.concatenate(
+        [crops(place, jnp.asarray(left), codec.num_decoders, size) for place in places]
+    )
     return ImageTrials(
         source,
         list_code.symbol_keys(key, repeats * len(source)),

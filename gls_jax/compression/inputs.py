@@ -1,4 +1,6 @@
-"""The door of list codes: keys, messages, weights and their rows, checked before anything is compiled or searched."""
+"""The door of list codes: keys, messages, weights and their rows, checked before anything is
+compiled or searched.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def check_keys(keys: Any) -> int:
         got = f"{type(keys).__name__}" + (
             f" {keys.dtype} of shape {list(keys.shape)}" if hasattr(keys, "dtype") else ""
         )
-        raise ValueError(f"keys: expected typed threefry keys of shape [n], one a symbol, got {got}")
+        raise ValueError(
+            f"keys: expected typed threefry keys of shape [n], one a symbol, got {got}"
+        )
     return keys.shape[0]
 
 
@@ -30,9 +34,13 @@ def check_messages(message: Any, num_bins: int) -> np.ndarray:
     if not array.size and array.ndim == 1:
         return array.astype(np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(f"message: expected ints of shape [n], got {array.dtype} of shape {list(array.shape)}")
+        raise ValueError(
+            f"message: expected ints of shape [n], got {array.dtype} of shape {list(array.shape)}"
+        )
     if array.min() < 0 or array.max() >= num_bins:
-        raise ValueError(f"message: expected bins within 0..{num_bins - 1}, got {array.min()} to {array.max()}")
+        raise ValueError(
+            f"message: expected bins within 0..{num_bins - 1}, got {array.min()} to {array.max()}"
+        )
     return array.astype(np.int32)
 
 
@@ -43,7 +51,9 @@ def check_rows(rows: Any, count: int, name: str = "rows") -> None:
             got = list(leaf.shape) if hasattr(leaf, "shape") else type(leaf).__name__
             raise ValueError(f"{name}: expected arrays of one row a symbol ({count}), got {got}")
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
-            raise ValueError(f"{name}: expected finite values, got {np.sum(~np.isfinite(np.asarray(leaf)))} others")
+            raise ValueError(
+                f"{name}: expected finite values, got {np.sum(~np.isfinite(np.asarray(leaf)))} others"
+            )
 
 
 def check_density(code: ListCode, density: Density, shared: Any, rows: Any) -> None:
@@ -54,7 +64,9 @@ def check_density(code: ListCode, density: Density, shared: Any, rows: Any) -> N
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
     candidates = jax.ShapeDtypeStruct((7, code.dimension), jnp.float32)
     if (found := jax.eval_shape(density.log_weight, shared, row, candidates).shape) != (7,):
-        raise ValueError(f"log_weight: expected weights [B] of candidates [B, D], got {list(found)} of [7, D]")
+        raise ValueError(
+            f"log_weight: expected weights [B] of candidates [B, D], got {list(found)} of [7, D]"
+        )
     if code.search == "ordered":
         if density.log_bound is None:
             raise ValueError(

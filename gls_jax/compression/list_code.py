@@ -72,25 +72,35 @@ def encode(
         progress: called with `(symbols done, n)`.
 
     Raises:
-        ValueError: rows of another length than `keys` or not finite, weights of another shape, no candidate with a
-            weight, or ordered search for weights without a bound.
+        ValueError: rows of another length than `keys` or not finite, weights of another shape, no
+            candidate with a weight, or ordered search for weights without a bound.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import compression
     >>> code = compression.ListCode(num_decoders=2, num_candidates=1000, num_bins=8)
     >>> keys = compression.symbol_keys(jax.random.key(0), 3)
-    >>> rows = compression.Normal(mean=jnp.array([[-1.0], [0.0], [2.0]]), variance=jnp.full((3, 1), 0.01))
+    >>> rows = compression.Normal(
+    ...     mean=jnp.array([[-1.0], [0.0], [2.0]]), variance=jnp.full((3, 1), 0.01)
+    ... )
     >>> sent = compression.encode(code, keys, compression.gaussian_density, (), rows)
-    >>> got = compression.decode(code, keys, sent.message, 1, compression.gaussian_density, (), rows)
+    >>> got = compression.decode(
+    ...     code, keys, sent.message, 1, compression.gaussian_density, (), rows
+    ... )
     >>> got.candidate.shape
     (3, 1)
     """
     check_rows(rows, check_keys(keys))
     check_density(code, density, shared, rows)
-    choosing = dataclasses.replace(code, num_decoders=code.num_streams, num_bins=1, scheme="gls")  # compiled once
-    index = in_groups(partial(_choose, code=choosing, density=density), shared, (keys, rows), progress)
+    choosing = dataclasses.replace(
+        code, num_decoders=code.num_streams, num_bins=1, scheme="gls"
+    )  # compiled once
+    index = in_groups(
+        partial(_choose, code=choosing, density=density), shared, (keys, rows), progress
+    )
     if (index < 0).any():
-        raise ValueError(f"log_weight: expected a positive weight for some candidate, got none at {np.argmin(index)}")
+        raise ValueError(
+            f"log_weight: expected a positive weight for some candidate, got none at {np.argmin(index)}"
+        )
     return Sent(index, in_groups(partial(_bins, num_bins=code.num_bins), (), (keys, index)))
 
 
@@ -112,20 +122,27 @@ def decode(
         keys: one a symbol, the encoder's.
         message: `i32[n]`.
         decoder: which, `0..K - 1`.
-        density: of ``p_{W|T}``; weights are computed for the members of the bin only (dense search).
+        density: of ``p_{W|T}``; weights are computed for the members of the bin only (dense
+            search).
         shared: what all symbols give `density`.
         rows: what each brings, a pytree of arrays with leading axis `n`.
         progress: called with `(symbols done, n)`.
 
     Raises:
-        ValueError: as :func:`encode`; messages outside of `0..L - 1`, a decoder that does not exist.
+        ValueError: as :func:`encode`; messages outside of `0..L - 1`, a decoder that does not
+            exist.
     """
     count, message = check_keys(keys), check_messages(message, code.num_bins)
     check_rows(message, count, "message")
     check_rows(rows, count)
     check_density(code, density, shared, rows)
-    stream, num_streams = np.int32(code.stream(decoder)), 1 if code.search == "ordered" else code.num_streams
-    picking = dataclasses.replace(code, num_decoders=num_streams, scheme="gls")  # compiled once for all that agree
+    stream, num_streams = (
+        np.int32(code.stream(decoder)),
+        1 if code.search == "ordered" else code.num_streams,
+    )
+    picking = dataclasses.replace(
+        code, num_decoders=num_streams, scheme="gls"
+    )  # compiled once for all that agree
     run = partial(_pick, code=picking, density=density)
     index, candidates = in_groups(run, (shared, stream), (keys, rows, message), progress)
     return Received(
@@ -147,12 +164,16 @@ def _bins(_, arrays, count, *, num_bins: int) -> Int[Array, " n"]:
 
 
 @partial(jax.jit, static_argnames=("code", "density"))
-def _pick(shared, arrays, count, *, code: ListCode, density: Density) -> tuple[Int[Array, " n"], Float[Array, "n D"]]:
+def _pick(
+    shared, arrays, count, *, code: ListCode, density: Density
+) -> tuple[Int[Array, " n"], Float[Array, "n D"]]:
     (shared, stream), (keys, rows, message) = shared, arrays
     if code.search == "ordered":
         index = ordered.pick(code, keys, message, stream, density, shared, rows, count)
     else:
         one = lambda key, row, message: dense.pick(code, key, message, stream, density, shared, row)  # noqa: E731
         index = over_lanes(one, arrays, count)
-    candidates = jax.vmap(lambda key, item: races.candidates(key, item, code.dimension))(keys, index)
+    candidates = jax.vmap(lambda key, item: races.candidates(key, item, code.dimension))(
+        keys, index
+    )
     return index, candidates

@@ -1,4 +1,5 @@
-"""A list code on arrays: the definition, for one symbol and any weights, with what its lemma promises.
+"""A list code on arrays: the definition, for one symbol and any weights, with what its lemma
+promises.
 
 The searches of this room compute the same thing without holding the arrays.
 """
@@ -25,8 +26,8 @@ class ListMatch(NamedTuple):
         message: `i32[]`, its bin.
         received: `i32[K]`, every decoder's index.
         matched: `bool[]`, whether one of them is the encoder's.
-        bound: `f32[]`, conditional list matching lemma: a match has at least this chance given `sent` and the weights,
-            where every decoder has a stream of its own.
+        bound: `f32[]`, conditional list matching lemma: a match has at least this chance given
+            `sent` and the weights, where every decoder has a stream of its own.
     """
 
     sent: Int[Array, ""]
@@ -37,12 +38,16 @@ class ListMatch(NamedTuple):
 
 
 def match(
-    clocks: Float[Array, "R N"], log_weights: Float[Array, " N"], decoders: Float[Array, "K N"], bins: Int[Array, " N"]
+    clocks: Float[Array, "R N"],
+    log_weights: Float[Array, " N"],
+    decoders: Float[Array, "K N"],
+    bins: Int[Array, " N"],
 ) -> ListMatch:
     """Encoder and all decoders of one symbol.
 
-    The encoder takes ``Y = argmin_i min_k S[k, i] / w_i``, decoder `k` takes ``argmin S[k, i] / v[k, i]`` among the
-    items of bin ``l_Y``. Given ``Y = j``, with ``q`` and ``p_k`` the weights made probabilities (`p_k` within the bin),
+    The encoder takes ``Y = argmin_i min_k S[k, i] / w_i``, decoder `k` takes ``argmin S[k, i] /
+    v[k, i]`` among the items of bin ``l_Y``. Given ``Y = j``, with ``q`` and ``p_k`` the weights
+    made probabilities (`p_k` within the bin),
 
         P(match) >= sum_k 1 / ( sum_i max(q_i / q_j, p_ki / p_kj) + (K - 1) / q_j ).
 
@@ -64,7 +69,9 @@ def match(
     >>> from gls_jax import compression, races
     >>> clocks = races.exponentials(jax.random.key(0), 2, 4)
     >>> bins = jnp.array([0, 1, 0, 1])
-    >>> found = compression.match(clocks, jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4])), jnp.zeros((2, 4)), bins)
+    >>> found = compression.match(
+    ...     clocks, jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4])), jnp.zeros((2, 4)), bins
+    ... )
     >>> bool((bins[found.received] == found.message).all()), bool(0 < found.bound <= 1)
     (True, True)
     """
@@ -73,7 +80,9 @@ def match(
     size = log_weights.shape[0]
     if clocks.ndim != 2 or decoders.ndim != 2 or clocks.shape[0] not in (1, decoders.shape[0]):
         got = f"{clocks.shape} and {decoders.shape}"
-        raise ValueError(f"clocks and decoders: expected [K, N] each, or one stream of clocks, got {got}")
+        raise ValueError(
+            f"clocks and decoders: expected [K, N] each, or one stream of clocks, got {got}"
+        )
     if {clocks.shape[1], decoders.shape[1], *bins.shape} != {size}:
         raise ValueError(
             f"clocks, decoders, bins: expected {size} items as in log_weights, "
@@ -84,7 +93,9 @@ def match(
     inside = bins == bins[sent]
     within = jnp.where(inside, decoders, -jnp.inf)
     streams = jnp.broadcast_to(clocks, decoders.shape)
-    received = jax.vmap(lambda clocks, logs: leader(jnp.log(clocks) - logs, items)[1])(streams, within)
+    received = jax.vmap(lambda clocks, logs: leader(jnp.log(clocks) - logs, items)[1])(
+        streams, within
+    )
     encoder = jnp.exp(log_weights - log_weights[sent])
     own = within[:, sent, None]
     possible = own > -jnp.inf

@@ -1,11 +1,13 @@
-"""Ordered search (ours): follow the clocks in the order in which they go off, and stop when no later one can win.
+"""Ordered search (ours): follow the clocks in the order in which they go off, and stop when no
+later one can win.
 
-An arrival at time `T` with weight `w` has the score ``T / w``. Where ``w <= w_max`` no arrival after
-``T = best * w_max`` can beat the best score so far, so a search ends after about `w_max` arrivals (a decoder's after
-``L w_max``, for it skips the other bins), at any `N`: the law of the dense search at a cost that does not grow.
+An arrival at time `T` with weight `w` has the score ``T / w``. Where ``w <= w_max`` no arrival
+after ``T = best * w_max`` can beat the best score so far, so a search ends after about `w_max`
+arrivals (a decoder's after ``L w_max``, for it skips the other bins), at any `N`: the law of the
+dense search at a cost that does not grow.
 
-Costs differ from symbol to symbol by orders of magnitude, so one batched loop gives each lane its next symbol as soon
-as it has finished one.
+Costs differ from symbol to symbol by orders of magnitude, so one batched loop gives each lane its
+next symbol as soon as it has finished one.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def choose(
     code: ListCode, keys: Key[Array, " n"], density: Density, shared: Any, rows: Any, count: Index
 ) -> Int[Array, " n"]:
     """The encoder's indices of the first `count` symbols: a search through all streams."""
-    streams = jnp.broadcast_to(jnp.arange(code.num_streams, dtype=jnp.int32), (keys.shape[0], code.num_streams))
+    streams = jnp.broadcast_to(
+        jnp.arange(code.num_streams, dtype=jnp.int32), (keys.shape[0], code.num_streams)
+    )
     return _search(code, Searches(keys, rows, streams, None), density, shared, count)
 
 
@@ -80,13 +84,19 @@ def pick(
     rows: Any,
     count: Index,
 ) -> Int[Array, " n"]:
-    """A decoder's indices of the first `count` symbols; -1 where no candidate has the bin `message`."""
+    """A decoder's indices of the first `count` symbols; -1 where no candidate has the bin
+    `message`.
+    """
     streams = jnp.full((keys.shape[0], 1), stream, jnp.int32)
     return _search(code, Searches(keys, rows, streams, message), density, shared, count)
 
 
-def _search(code: ListCode, searches: Searches, density: Density, shared: Any, count) -> Int[Array, " n"]:
-    """Two sweeps: many symbols in short steps, then the few that need thousands of visits in long ones."""
+def _search(
+    code: ListCode, searches: Searches, density: Density, shared: Any, count
+) -> Int[Array, " n"]:
+    """Two sweeps: many symbols in short steps, then the few that need thousands of visits in long
+    ones.
+    """
     num_symbols, num_streams = searches.streams.shape
     everything = ordered.num_visits(code.num_candidates)
     places = 64 if searches.message is None else max(32, min(256, 1 << code.num_bins.bit_length()))
@@ -95,7 +105,18 @@ def _search(code: ListCode, searches: Searches, density: Density, shared: Any, c
     queue = jnp.arange(num_symbols, dtype=jnp.int32)
     found = jnp.full(num_symbols, _UNSURE, jnp.int32)
     for lanes, step, limit in sweeps[: 1 if _PATIENCE * short >= everything else 2]:
-        found = _sweep(code, searches, density, shared, queue, count, found, lanes=lanes, step=step, limit=limit)
+        found = _sweep(
+            code,
+            searches,
+            density,
+            shared,
+            queue,
+            count,
+            found,
+            lanes=lanes,
+            step=step,
+            limit=limit,
+        )
         unsure = (found == _UNSURE) & (jnp.arange(num_symbols) < count)
         queue = jnp.nonzero(unsure, size=num_symbols, fill_value=0)[0].astype(jnp.int32)
         count = jnp.sum(unsure, dtype=jnp.int32)
@@ -103,9 +124,21 @@ def _search(code: ListCode, searches: Searches, density: Density, shared: Any, c
 
 
 def _sweep(
-    code: ListCode, searches: Searches, density: Density, shared: Any, queue, count, found, *, lanes, step, limit
+    code: ListCode,
+    searches: Searches,
+    density: Density,
+    shared: Any,
+    queue,
+    count,
+    found,
+    *,
+    lanes,
+    step,
+    limit,
 ) -> Int[Array, " n"]:
-    """Search the first `count` symbols of the queue, each until it is sure or has visited `limit` places a stream."""
+    """Search the first `count` symbols of the queue, each until it is sure or has visited `limit`
+    places a stream.
+    """
     num_streams, everything = searches.streams.shape[1], ordered.num_visits(code.num_candidates)
     walks = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, num_streams)), ordered.start())
     nowhere = jnp.zeros(lanes, jnp.int32)
@@ -119,15 +152,23 @@ def _sweep(
         def follow(stream, walk):
             walk, items, clocks = ordered.visit(stream, walk, lane.place, step, code.num_candidates)
             if message is not None:
-                clocks = jnp.where(races.bins(key, items, code.num_bins) == message, clocks, jnp.inf)
+                clocks = jnp.where(
+                    races.bins(key, items, code.num_bins) == message, clocks, jnp.inf
+                )
             candidates = races.candidates(key, items, code.dimension)
-            return walk, *leader(jnp.log(clocks) - density.log_weight(shared, row, candidates), items)
+            return walk, *leader(
+                jnp.log(clocks) - density.log_weight(shared, row, candidates), items
+            )
 
         # Streams stay apart: XLA:CPU does not vectorise across a reshape.
         walks, scores, items = jax.vmap(follow)(races.keys.stream_words(key, streams), lane.walks)
         first, winner = leader(scores, items)
         ahead = first < lane.score
-        score, item, place = jnp.where(ahead, first, lane.score), jnp.where(ahead, winner, lane.item), lane.place + step
+        score, item, place = (
+            jnp.where(ahead, first, lane.score),
+            jnp.where(ahead, winner, lane.item),
+            lane.place + step,
+        )
         largest = bound(shared, row) + _SLACK
         sure = (jnp.log(jnp.min(walks.time)) - largest >= score) | (place >= everything)
         return Lane(place, walks, score, item), sure
@@ -140,7 +181,11 @@ def _sweep(
         slot = jnp.where(over & (turn < count), symbols, found.shape[0])
         found = found.at[slot].set(jnp.where(sure, lane.item, _UNSURE), mode="drop")
         turn = jnp.where(over, taken + jnp.cumsum(over, dtype=jnp.int32) - 1, turn)
-        lane = jax.tree.map(lambda new, old: jnp.where(over.reshape(-1, *[1] * (old.ndim - 1)), new, old), fresh, lane)
+        lane = jax.tree.map(
+            lambda new, old: jnp.where(over.reshape(-1, *[1] * (old.ndim - 1)), new, old),
+            fresh,
+            lane,
+        )
         return turn, lane, taken + jnp.sum(over, dtype=jnp.int32), found
 
     state = (jnp.arange(lanes, dtype=jnp.int32), fresh, jnp.asarray(lanes, jnp.int32), found)

@@ -1,9 +1,10 @@
 """Payload: messages, each one of L bins, as bits.
 
-A power of two of bins costs its `log2 L` bits a message, packed without gaps, and one bin none at all. Any other number
-goes through a range coder that knows probabilities in steps of 2^-24: a message costs at most
-``-log2(floor(2^24 / L) / 2^24)`` bits, never above `log2 L` rounded up; up to 4,096 bins that is within 0.0004 bits of
-`log2 L`. The coder's own rounding adds 0.0002 (measured), whole words at its end at most 64 bits a payload.
+A power of two of bins costs its `log2 L` bits a message, packed without gaps, and one bin none at
+all. Any other number goes through a range coder that knows probabilities in steps of 2^-24: a
+message costs at most ``-log2(floor(2^24 / L) / 2^24)`` bits, never above `log2 L` rounded up; up to
+4,096 bins that is within 0.0004 bits of `log2 L`. The coder's own rounding adds 0.0002 (measured),
+whole words at its end at most 64 bits a payload.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import constriction
 import numpy as np
 
 _LARGEST_RANGE_CODED = 2**24  # constriction's fixed point
-_CHUNK = 2**16  # messages spread into bits at a time; a multiple of 8, so that every chunk ends with a byte
+_CHUNK = (
+    2**16
+)  # messages spread into bits at a time; a multiple of 8, so that every chunk ends with a byte
 
 
 def check_num_bins(num_bins: int) -> None:
     """Raise `ValueError` where messages of so many bins cannot be coded."""
     if not _is_power_of_two(num_bins) and num_bins > _LARGEST_RANGE_CODED:
-        raise ValueError(f"num_bins: expected a power of two or at most {_LARGEST_RANGE_CODED}, got {num_bins}")
+        raise ValueError(
+            f"num_bins: expected a power of two or at most {_LARGEST_RANGE_CODED}, got {num_bins}"
+        )
 
 
 def encode(messages: np.ndarray, num_bins: int) -> bytes:
@@ -39,7 +44,9 @@ def encode(messages: np.ndarray, num_bins: int) -> bytes:
 
 
 def decode(payload: bytes, num_bins: int, count: int) -> np.ndarray:
-    """`count` messages, read-only; memory is within a constant factor of the payload's whatever `count` says."""
+    """`count` messages, read-only; memory is within a constant factor of the payload's whatever
+    `count` says.
+    """
     if _is_power_of_two(num_bins):
         messages = _decode_bits(payload, num_bins.bit_length() - 1, count)
     else:
@@ -50,27 +57,36 @@ def decode(payload: bytes, num_bins: int, count: int) -> np.ndarray:
 
 def _decode_bits(payload: bytes, width: int, count: int) -> np.ndarray:
     if len(payload) != (expected := -(-count * width // 8)):
-        raise ValueError(f"payload: expected {expected} bytes for {count} messages, got {len(payload)}")
+        raise ValueError(
+            f"payload: expected {expected} bytes for {count} messages, got {len(payload)}"
+        )
     if width == 0:
         return np.broadcast_to(np.int32(0), count)  # one number, however many there are
     packed, messages = np.frombuffer(payload, np.uint8), np.empty(count, np.int32)
     for start in range(0, count, _CHUNK):
         size = min(_CHUNK, count - start)
         bits = np.zeros((size, 32), np.uint8)
-        bits[:, 32 - width :] = np.unpackbits(packed[start * width // 8 :], count=size * width).reshape(size, width)
+        bits[:, 32 - width :] = np.unpackbits(
+            packed[start * width // 8 :], count=size * width
+        ).reshape(size, width)
         messages[start : start + size] = np.packbits(bits, axis=1).view(">u4")[:, 0]
     return messages
 
 
 def _decode_ranges(payload: bytes, num_bins: int, count: int) -> np.ndarray:
-    # No bin has a probability above 1/2 (the last one takes what rounding leaves), so a message costs a bit or more.
+    # No bin has a probability above 1/2 (the last one takes what rounding leaves), so a message
+    # costs a bit or more.
     if len(payload) % 4 or count > 8 * len(payload):
-        raise ValueError(f"payload: {len(payload)} bytes cannot hold {count} range-coded messages of {num_bins} bins")
+        raise ValueError(
+            f"payload: {len(payload)} bytes cannot hold {count} range-coded messages of {num_bins} bins"
+        )
     coder = constriction.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
     try:
         return coder.decode(constriction.stream.model.Uniform(num_bins), count)
     except AssertionError:
-        raise ValueError(f"payload: expected range-coded messages of {num_bins} bins, got none that fit") from None
+        raise ValueError(
+            f"payload: expected range-coded messages of {num_bins} bins, got none that fit"
+        ) from None
 
 
 def _is_power_of_two(size: int) -> bool:

@@ -1,4 +1,6 @@
-"""How good a Gaussian code is: match probability and distortion over many symbols, with standard errors."""
+"""How good a Gaussian code is: match probability and distortion over many symbols, with standard
+errors.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class Distortion(NamedTuple):
     """Squared errors of the best decoder in the two readings of decibel.
 
     Attributes:
-        mean_of_db: mean of ``10 log10(squared error)``, what the paper's tables report. A few hits of high precision
-            outweigh any number of misses.
+        mean_of_db: mean of ``10 log10(squared error)``, what the paper's tables report. A few hits
+            of high precision outweigh any number of misses.
         db_of_mean: ``10 log10(mean squared error)``, what the field means.
     """
 
@@ -40,7 +42,8 @@ class Simulation(NamedTuple):
         one_match: how often the first decoder has it.
         distortion: of the best of `K` decoders.
         one_distortion: of the first decoder alone.
-        bound: lower bound on `match` under `gls` (Proposition 4), averaged over as many draws of the joint law.
+        bound: lower bound on `match` under `gls` (Proposition 4), averaged over as many draws of
+            the joint law.
     """
 
     match: Estimate
@@ -60,8 +63,8 @@ def simulate(
 ) -> Simulation:
     """Send `num_trials` symbols to all decoders.
 
-    Source and side information come from the key's private branch, shared noise from its positions: codecs that differ
-    in `L`, variance or scheme are compared on the same draws.
+    Source and side information come from the key's private branch, shared noise from its positions:
+    codecs that differ in `L`, variance or scheme are compared on the same draws.
 
     Args:
         codec: the code.
@@ -109,7 +112,11 @@ def draw(
         normals = jax.random.normal(races.private_key(key), (num_decoders + 2, count), jnp.float32)
     noise = np.asarray(normals, np.float64)
     source = noise[0]
-    return source, source + noise[2:] * law.side_variance**0.5, source + noise[1] * law.target_variance**0.5
+    return (
+        source,
+        source + noise[2:] * law.side_variance**0.5,
+        source + noise[1] * law.target_variance**0.5,
+    )
 
 
 def distortion(squared_error: Float[np.ndarray, " n"]) -> Distortion:
@@ -118,10 +125,16 @@ def distortion(squared_error: Float[np.ndarray, " n"]) -> Distortion:
     mean = _mean(error)
     in_db = 10 * np.log10(mean.mean)
     spread = 10 / np.log(10) * mean.standard_error / mean.mean  # delta method
-    return Distortion(_mean(10 * np.log10(np.maximum(error, 1e-30))), Estimate(in_db, spread, mean.num_trials))
+    return Distortion(
+        _mean(10 * np.log10(np.maximum(error, 1e-30))), Estimate(in_db, spread, mean.num_trials)
+    )
 
 
 def _mean(values) -> Estimate:
     values = np.asarray(values, np.float64)
     spread = np.std(values, ddof=1) if len(values) > 1 else np.inf
-    return Estimate(np.asarray(np.mean(values)), np.asarray(spread / len(values) ** 0.5), np.asarray(len(values)))
+    return Estimate(
+        np.asarray(np.mean(values)),
+        np.asarray(spread / len(values) ** 0.5),
+        np.asarray(len(values)),
+    )

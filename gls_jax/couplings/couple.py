@@ -46,8 +46,8 @@ class Coupled(NamedTuple):
 def gumbel(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
     """Gumbel coupling: both parties run the same race, each under its own law.
 
-    Each sample is a function of the key and of its own law. Daliri et al. 2024 (arXiv 2408.07978); list sampling with
-    `K = 1`.
+    Each sample is a function of the key and of its own law. Daliri et al. 2024 (arXiv 2408.07978);
+    list sampling with `K = 1`.
 
     Args:
         key: one typed key, the same for both parties.
@@ -74,8 +74,8 @@ def gumbel(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
 def weighted_minhash(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
     """Weighted MinHash coupling: each party takes the first shared dart under its own curve.
 
-    Each sample is a function of the key and of its own law, :func:`first_dart`. Daliri et al. 2024 (arXiv 2408.07978);
-    the correlated sampling of Holenstein 2007.
+    Each sample is a function of the key and of its own law, :func:`first_dart`. Daliri et al. 2024
+    (arXiv 2408.07978); the correlated sampling of Holenstein 2007.
 
     Args:
         key: one typed key, the same for both parties.
@@ -101,7 +101,8 @@ def weighted_minhash(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Cou
 
 
 def first_dart(key: PRNGKeyArray, log_weights: LogProbs) -> Int[Array, ""]:
-    """Item of the first shared dart under one curve: a party's own side of :func:`weighted_minhash`.
+    """Item of the first shared dart under one curve: a party's own side of
+    :func:`weighted_minhash`.
 
     Throws `N` darts on average, a block at a time: memory does not grow with their number.
 
@@ -128,13 +129,15 @@ def first_dart(key: PRNGKeyArray, log_weights: LogProbs) -> Int[Array, ""]:
 
 
 def maximal(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
-    """Maximal coupling: Bob keeps Alice's sample with probability ``min(1, q_x / p_x)``, else samples ``(q - p)+``.
+    """Maximal coupling: Bob keeps Alice's sample with probability ``min(1, q_x / p_x)``, else
+    samples ``(q - p)+``.
 
-    Agrees as often as any coupling can, at the price that Bob knows `x` and all of `p`. Speculative sampling with one
-    draft (Leviathan et al. 2023, arXiv 2211.17192) is this coupling.
+    Agrees as often as any coupling can, at the price that Bob knows `x` and all of `p`. Speculative
+    sampling with one draft (Leviathan et al. 2023, arXiv 2211.17192) is this coupling.
 
     Args:
-        key: one typed key; `x` wins the race of stream 0, Bob's test and residual use private noise.
+        key: one typed key; `x` wins the race of stream 0, Bob's test and residual use private
+            noise.
         log_p, log_q: Alice's and Bob's log-probabilities, `[N]` each.
 
     Returns:
@@ -160,8 +163,8 @@ def maximal(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
 def gumbel_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     """Exact match probability of :func:`gumbel`: ``sum_j q_j / M_j`` over the items with `p_j > 0`.
 
-    Equality case `K = 1` of the list matching lemma (Rowan, Phan, Khisti 2025, arXiv 2506.05632). `O(N log N)`,
-    differentiable away from ties.
+    Equality case `K = 1` of the list matching lemma (Rowan, Phan, Khisti 2025, arXiv 2506.05632).
+    `O(N log N)`, differentiable away from ties.
 
     Args:
         log_p, log_q: Alice's and Bob's log-probabilities, `[N]` each.
@@ -172,7 +175,10 @@ def gumbel_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     >>> import jax.numpy as jnp
     >>> from gls_jax import couplings
     >>> log_p, log_q = jnp.log(jnp.array([[0.2, 0.3, 0.4, 0.1], [0.4, 0.1, 0.2, 0.3]]))
-    >>> [round(float(f(log_p, log_q)), 4) for f in (couplings.gumbel_match, couplings.minhash_match)]
+    >>> [
+    ...     round(float(f(log_p, log_q)), 4)
+    ...     for f in (couplings.gumbel_match, couplings.minhash_match)
+    ... ]
     [0.581, 0.5143]
     """
     log_p, log_q = both_laws(log_p, log_q)
@@ -180,11 +186,13 @@ def gumbel_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
 
 
 def minhash_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
-    """Exact match probability of :func:`weighted_minhash`: ``sum_j m_j (1 + |p_j - q_j|) / sum_j max(p_j, q_j)``.
+    """Exact match probability of :func:`weighted_minhash`: ``sum_j m_j (1 + |p_j - q_j|) / sum_j
+    max(p_j, q_j)``.
 
-    The first dart under either curve lies under both with probability ``(1 - TV) / (1 + TV)``, the bound of the
-    literature (:func:`gls_jax.bounds.communication_free`). But where it lies under one curve only, on item `j`, the
-    other party's later dart hits `j` too with probability ``m_j = min(p_j, q_j)``: ITEMS agree more often than darts.
+    The first dart under either curve lies under both with probability ``(1 - TV) / (1 + TV)``, the
+    bound of the literature (:func:`gls_jax.bounds.communication_free`). But where it lies under one
+    curve only, on item `j`, the other party's later dart hits `j` too with probability ``m_j =
+    min(p_j, q_j)``: ITEMS agree more often than darts.
 
     Args:
         log_p, log_q: Alice's and Bob's log-probabilities, `[N]` each.
@@ -241,7 +249,9 @@ def _first_dart(key: PRNGKeyArray, log_weights) -> Int[Array, ""]:
 def first_under(
     key: PRNGKeyArray, curve: Float[Array, " N"], most: int
 ) -> tuple[Int[Array, ""], Int[Array, ""], Float[Array, ""]]:
-    """Number, item and height of the first dart under the curve, or of dart number `most` where none before it is."""
+    """Number, item and height of the first dart under the curve, or of dart number `most` where
+    none before it is.
+    """
     num_items = curve.shape[0]
     numbers = block(num_items)
 
@@ -252,7 +262,9 @@ def first_under(
         return start + numbers.size, jnp.minimum(found, most)
 
     state = varying_like((jnp.int32(0), jnp.int32(most)), key, curve)
-    _, number = jax.lax.while_loop(lambda state: (state[0] < most) & (state[1] == most), throw, state)
+    _, number = jax.lax.while_loop(
+        lambda state: (state[0] < most) & (state[1] == most), throw, state
+    )
     items, heights = races.darts(key, number, 1, num_items)
     return number, items[0], heights[0]
 

@@ -11,7 +11,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
-from gls_jax.couplings.couple import MOST_DARTS, SHARED, Coupled, block, both_laws, first_under, of, same_race
+from gls_jax.couplings.couple import (
+    MOST_DARTS,
+    SHARED,
+    Coupled,
+    block,
+    both_laws,
+    first_under,
+    of,
+    same_race,
+)
 from gls_jax.loops import varying_like
 from gls_jax.typing import LogProbs
 
@@ -23,42 +32,49 @@ _HELP = 1  # the stream of the darts that Bob offers when the first was not his
 def dart_protocol(
     key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, epsilon: float
 ) -> tuple[Coupled, Int[Array, ""]]:
-    """Nearly maximal coupling for few bits: each party knows its own law only, and they talk about shared darts.
+    """Nearly maximal coupling for few bits: each party knows its own law only, and they talk about
+    shared darts.
 
-    1. Alice sends the index of her first dart under `p` in stream 0; its item is `x`. Bob answers one bit: does it lie
-       under `q` too? If so ``y = x``, which happens with probability ``1 - TV``.
-    2. If not, Bob sends the index of each dart under `q` in stream 1, one by one, and Alice answers each with one bit;
-       the first that does not lie under `p` is `y`, a sample of ``(q - p)+ / TV``. That takes ``1 / TV`` darts, but
-       only with probability `TV`: one dart on average.
+    1. Alice sends the index of her first dart under `p` in stream 0; its item is `x`. Bob answers
+       one bit: does it lie under `q` too? If so ``y = x``, which happens with probability ``1 -
+       TV``.
+    2. If not, Bob sends the index of each dart under `q` in stream 1, one by one, and Alice answers
+       each with one bit; the first that does not lie under `p` is `y`, a sample of ``(q - p)+ /
+       TV``. That takes ``1 / TV`` darts, but only with probability `TV`: one dart on average.
 
-    Indices are sent as the darts passed over since the last message, a geometric number, in a Rice code with
-    ``b = ceil(log2(N ln 2))`` low bits: at most ``b + 2`` on average, so about ``2 b + 6`` bits a run. Two caps:
+    Indices are sent as the darts passed over since the last message, a geometric number, in a Rice
+    code with ``b = ceil(log2(N ln 2))`` low bits: at most ``b + 2`` on average, so about ``2 b +
+    6`` bits a run. Two caps:
 
-    * ``C = ceil(N ln(2 / epsilon))`` darts a message. Alice has none among them with probability at most `epsilon / 2`;
-      then she says so with the longest codeword and both fall back on :func:`gumbel`, `x` and `y` of exact laws. For
-      Bob the same word says that `C` darts passed, and he goes on. So no message is longer than
-      :func:`dart_protocol_bits` ``= log2 N + log2(1 / epsilon) + O(1)``.
-    * ``D = ceil(2 N / (e epsilon))`` darts of stream 1. Bob runs out of them with probability ``TV (1 - TV / N)^D <=
-      N / (e D) <= epsilon / 2``; then he takes a sample of all of `q`.
+    * ``C = ceil(N ln(2 / epsilon))`` darts a message. Alice has none among them with probability at
+      most `epsilon / 2`; then she says so with the longest codeword and both fall back on
+      :func:`gumbel`, `x` and `y` of exact laws. For Bob the same word says that `C` darts passed,
+      and he goes on. So no message is longer than :func:`dart_protocol_bits` ``= log2 N + log2(1 /
+      epsilon) + O(1)``.
+    * ``D = ceil(2 N / (e epsilon))`` darts of stream 1. Bob runs out of them with probability ``TV
+      (1 - TV / N)^D <= N / (e D) <= epsilon / 2``; then he takes a sample of all of `q`.
 
-    Hence `x` has law `p` exactly, `y` has law `q` up to `epsilon / 2` in total variation, and ``P(x = y)`` lies within
-    `epsilon / 2` of ``1 - TV``. Every message and the mean are ``O(log(N / epsilon))`` bits. The worst case of the
-    TOTAL is not, and no cap makes it so: once step 1 fails the rounds are geometric with mean ``1 / TV``, so stopping
-    after `R` of them loses up to ``max TV (1 - TV)^R``, about ``1 / (e R)``: `R` must be of order ``1 / epsilon``.
+    Hence `x` has law `p` exactly, `y` has law `q` up to `epsilon / 2` in total variation, and ``P(x
+    = y)`` lies within `epsilon / 2` of ``1 - TV``. Every message and the mean are ``O(log(N /
+    epsilon))`` bits. The worst case of the TOTAL is not, and no cap makes it so: once step 1 fails
+    the rounds are geometric with mean ``1 / TV``, so stopping after `R` of them loses up to ``max
+    TV (1 - TV)^R``, about ``1 / (e R)``: `R` must be of order ``1 / epsilon``.
 
-    The construction is ours, after Daliri et al. 2024 (arXiv 2408.07978), who state ``O(log(N / epsilon))`` bits.
+    The construction is ours, after Daliri et al. 2024 (arXiv 2408.07978), who state ``O(log(N /
+    epsilon))`` bits.
 
     Args:
         key: one typed key, the same for both parties.
         log_p, log_q: Alice's and Bob's log-probabilities, `[N]` each.
-        epsilon: what the caps may cost, a Python float within (0, 1); ``N / epsilon`` at most about 2.9e9.
+        epsilon: what the caps may cost, a Python float within (0, 1); ``N / epsilon`` at most about
+            2.9e9.
 
     Returns:
         :class:`Coupled`, and `bits i32[]`: all that crossed in this run, in both directions.
 
     Raises:
-        ValueError: `epsilon` out of range, a key that is not one typed threefry key, shapes that do not fit, or what
-            :func:`gls_jax.check_log_probs` raises.
+        ValueError: `epsilon` out of range, a key that is not one typed threefry key, shapes that do
+            not fit, or what :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import couplings
@@ -74,7 +90,8 @@ def dart_protocol(
 
 
 def dart_protocol_bits(num_items: int, epsilon: float) -> int:
-    """Length of the longest message of :func:`dart_protocol`, its escape: ``floor(C / 2^b) + 1 + b`` bits.
+    """Length of the longest message of :func:`dart_protocol`, its escape: ``floor(C / 2^b) + 1 +
+    b`` bits.
 
     >>> from gls_jax import couplings
     >>> [couplings.dart_protocol_bits(n, 1e-3) for n in (1, 10, 50_000)]
@@ -85,7 +102,9 @@ def dart_protocol_bits(num_items: int, epsilon: float) -> int:
 
 
 class _Code(NamedTuple):
-    """Rice code of the darts passed over, `0..reach`, of which `reach` is the escape; `budget`: darts of stream 1."""
+    """Rice code of the darts passed over, `0..reach`, of which `reach` is the escape; `budget`:
+    darts of stream 1.
+    """
 
     low_bits: int
     reach: int
@@ -100,14 +119,18 @@ def _code(num_items: int, epsilon: float) -> _Code:
         got = repr(epsilon) if isinstance(epsilon, (int, float, str)) else type(epsilon).__name__
         raise ValueError(f"epsilon: expected a Python float strictly between 0 and 1, got {got}")
     if 2 * num_items / (math.e * epsilon) > MOST_DARTS - 1:
-        raise ValueError(f"epsilon: expected num_items / epsilon of at most 2.9e9, got {num_items / epsilon:.2g}")
+        raise ValueError(
+            f"epsilon: expected num_items / epsilon of at most 2.9e9, got {num_items / epsilon:.2g}"
+        )
     budget = math.ceil(2 * num_items / (math.e * epsilon))
     low_bits = max(0, math.ceil(math.log2(num_items * math.log(2))))
     return _Code(low_bits, math.ceil(num_items * math.log(2 / epsilon)), budget)
 
 
 def _first_refused(key, p: Float[Array, " N"], q: Float[Array, " N"], code: _Code, wanted):
-    """Number and item of the first dart under `q` and not under `p`, and the bits of step 2; where wanted at all."""
+    """Number and item of the first dart under `q` and not under `p`, and the bits of step 2; where
+    wanted at all.
+    """
     num_items, escape = p.shape[0], code.length(code.reach)
     numbers = block(num_items)
 
@@ -120,14 +143,23 @@ def _first_refused(key, p: Float[Array, " N"], q: Float[Array, " N"], code: _Cod
         sent = under_q & (at <= found)
         after = jax.lax.cummax(jnp.where(sent, at + 1, begun))
         passed = at - jnp.concatenate([begun[None], after[:-1]])
-        message = passed // code.reach * escape + code.length(passed % code.reach) + 1  # one bit is Alice's answer
-        return start + numbers.size, found, after[-1], bits + jnp.sum(jnp.where(sent, message, 0), dtype=jnp.int32)
+        message = (
+            passed // code.reach * escape + code.length(passed % code.reach) + 1
+        )  # one bit is Alice's answer
+        return (
+            start + numbers.size,
+            found,
+            after[-1],
+            bits + jnp.sum(jnp.where(sent, message, 0), dtype=jnp.int32),
+        )
 
     start = jnp.where(wanted, 0, code.budget).astype(jnp.int32)
     state = varying_like((start, jnp.int32(code.budget), start, jnp.int32(0)), key, p, q)
     searching = lambda state: (state[0] < code.budget) & (state[1] == code.budget)  # noqa: E731
     _, number, begun, bits = jax.lax.while_loop(searching, throw, state)
-    silence = jnp.where(number == code.budget, -(-(code.budget - begun) // code.reach), 0)  # escapes up to the end
+    silence = jnp.where(
+        number == code.budget, -(-(code.budget - begun) // code.reach), 0
+    )  # escapes up to the end
     return number, races.darts(key, number, 1, num_items)[0][0], bits + silence * escape
 
 

@@ -22,12 +22,15 @@ def with_length(cache: AnyCache, length: Int[Array, " B"] | None) -> AnyCache:
     return dataclasses.replace(whole, length=length)
 
 
-def keep(cache: AnyCache, slots: Int[Array, "B D"], start: Int[Array, " B"], count: Int[Array, " B"]) -> AnyCache:
+def keep(
+    cache: AnyCache, slots: Int[Array, "B D"], start: Int[Array, " B"], count: Int[Array, " B"]
+) -> AnyCache:
     """Move what lies in `slots` to ``start, start + 1, ...`` and forget the rest.
 
     Args:
         cache: NamedTuple or dataclass with `length`; all other leaves `[layers, B, S, ...]`.
-        slots: where the accepted drafts lie, in the order of the text, each at or behind its place; -1 behind `count`.
+        slots: where the accepted drafts lie, in the order of the text, each at or behind its place;
+            -1 behind `count`.
         start: slot of the first one's place.
         count: how many are accepted.
 
@@ -49,13 +52,16 @@ def keep(cache: AnyCache, slots: Int[Array, "B D"], start: Int[Array, " B"], cou
 
     def move(leaf):
         moved = leaf[:, rows, jnp.maximum(slots, 0)]
-        there = jnp.where(place < count[:, None], start[:, None] + place, leaf.shape[2])  # the rest falls off the end
+        there = jnp.where(
+            place < count[:, None], start[:, None] + place, leaf.shape[2]
+        )  # the rest falls off the end
         return leaf.at[:, rows, there].set(moved, mode="drop")
 
     whole: Any = cache
     length = start + count
-    # XLA would fuse the write of a single newest draft into the reads below, and copy the cache whole to have it before
-    # and after the write (a request, a chain, two drafts; jaxlib 0.10 does so all the same).
+    # XLA would fuse the write of a single newest draft into the reads below, and copy the cache
+    # whole to have it before and after the write (a request, a chain, two drafts; jaxlib 0.10 does
+    # so all the same).
     written = jax.lax.optimization_barrier(with_length(whole, None))
     moved = jax.tree.map(move, written)
     return with_length(moved, length)

@@ -42,7 +42,8 @@ class Drafts(NamedTuple):
         tree: :class:`gls_jax.schemes.Tree`, its leaves `[B, n]`.
         log_p: `f32[B, n, N]`, the law of each node; None where the scheme does not ask.
         caches: of the drafters.
-        slots: `i32[B, n]`, where each node lies in the cache of a single drafter; -1 where it was not read.
+        slots: `i32[B, n]`, where each node lies in the cache of a single drafter; -1 where it was
+            not read.
         broken: `bool[B, depth]`, whether logits of a drafter were no law, by level.
         lists: what a margin tree learns from; None for others.
     """
@@ -55,17 +56,22 @@ class Drafts(NamedTuple):
     lists: Any = None
 
 
-def read_root(drafter: LanguageModel, cache: Any, text: Text, count: int) -> tuple[Float[Array, "B 1 V"], Any]:
+def read_root(
+    drafter: LanguageModel, cache: Any, text: Text, count: int
+) -> tuple[Float[Array, "B 1 V"], Any]:
     """Logits after the text, and the cache with all of it.
 
-    The last `count` tokens are read, whether they are in the cache or not: some of them were emitted in the last round.
+    The last `count` tokens are read, whether they are in the cache or not: some of them were
+        emitted in the last round.
     """
     start = jnp.maximum(text.length - count, 0)
     where = start[:, None] + jnp.arange(count, dtype=jnp.int32)
     tokens = _known(drafter, jnp.take_along_axis(text.tokens, where, axis=1))
     logits, cache = drafter.apply(drafter.params, tokens, where, None, with_length(cache, start))
     last = (text.length - 1 - start)[:, None, None]
-    return jnp.take_along_axis(logits, last, axis=1), with_length(cache, text.length)  # a short text has fewer
+    return jnp.take_along_axis(logits, last, axis=1), with_length(
+        cache, text.length
+    )  # a short text has fewer
 
 
 def read_level(
@@ -89,7 +95,9 @@ def read_level(
     slots = cache.length[:, None] + jnp.arange(tokens.shape[1])
     visible |= jnp.arange(visible.shape[-1]) == slots[..., None]
     positions = jnp.broadcast_to(text.length[:, None] + depth, tokens.shape)
-    logits, cache = drafter.apply(drafter.params, _known(drafter, tokens), positions, visible, cache)
+    logits, cache = drafter.apply(
+        drafter.params, _known(drafter, tokens), positions, visible, cache
+    )
     return logits, cache, visible
 
 
@@ -139,16 +147,26 @@ def draft(
     """
     single, batch, width = len(drafters) == 1, text.length.shape[0], shape.widths[0]
     columns = [slice(None)] if single else [np.asarray(own) for own in chains]
-    order = np.argsort(np.concatenate(chains))  # the drafters' columns, one after the other, in the order of the chains
+    order = np.argsort(
+        np.concatenate(chains)
+    )  # the drafters' columns, one after the other, in the order of the chains
 
     def joined(logits: Sequence[jax.Array]) -> jax.Array:
         """Logits of all drafters, in the order of the chains."""
-        return logits[0] if single else jnp.concatenate([over_items(x, num_items) for x in logits], axis=1)[:, order]
+        return (
+            logits[0]
+            if single
+            else jnp.concatenate([over_items(x, num_items) for x in logits], axis=1)[:, order]
+        )
 
     def children(level: _Level, logits, depth, first, contexts: int, count: int):
-        """`count` drafts below as many contexts, numbered from `first`; and what each drafter's nodes see."""
+        """`count` drafts below as many contexts, numbered from `first`; and what each drafter's
+        nodes see.
+        """
         law = sampling.laws(logits, sampling.draft_temperature, level.seen, num_items)
-        if shape.chains and scheme.ranked:  # the r-th of those that stand at one context takes rank r
+        if (
+            shape.chains and scheme.ranked
+        ):  # the r-th of those that stand at one context takes rank r
             slots = jnp.sum(jnp.tril(level.alike, -1), axis=-1, dtype=jnp.int32)
         else:
             own = np.arange(count) % (count if shape.chains else count // contexts)
@@ -157,28 +175,45 @@ def draft(
         tokens = jax.vmap(propose)(keys, text.length, law, slots)
         seen = None if level.seen is None else also(_spread(level.seen, count), tokens)
         visible = tuple(
-            _spread(each, tokens[:, own].shape[1]) for each, own in zip(level.visible, columns, strict=True)
+            _spread(each, tokens[:, own].shape[1])
+            for each, own in zip(level.visible, columns, strict=True)
         )
-        alike = level.alike & (tokens[:, :, None] == tokens[:, None, :]) if shape.chains else level.alike
-        made = (tokens, slots, _spread(law, count) if scheme.needs_draft_law else None, jnp.isnan(law[..., 0]).any(-1))
+        alike = (
+            level.alike & (tokens[:, :, None] == tokens[:, None, :])
+            if shape.chains
+            else level.alike
+        )
+        made = (
+            tokens,
+            slots,
+            _spread(law, count) if scheme.needs_draft_law else None,
+            jnp.isnan(law[..., 0]).any(-1),
+        )
         return _Level(tokens, visible, seen, alike, level.caches), made
 
     def grow(level: _Level, depth, first, count: int):
         """Read the newest nodes, and draft the next."""
         read = [
             read_level(drafter, cache, text, depth - 1, level.tokens[:, own], visible)
-            for drafter, cache, visible, own in zip(drafters, level.caches, level.visible, columns, strict=True)
+            for drafter, cache, visible, own in zip(
+                drafters, level.caches, level.visible, columns, strict=True
+            )
         ]
         logits, caches, visible = zip(*read, strict=True)
         level = level._replace(caches=caches, visible=visible)
         return children(level, joined(logits), depth, first, level.tokens.shape[1], count)
 
-    # Only one's own drafts can be moved into place: several drafters read again what the last round emitted.
+    # Only one's own drafts can be moved into place: several drafters read again what the last round
+    # emitted.
     again = 2 if single else shape.depth + 1
-    logits, caches = zip(*(read_root(*both, text, again) for both in zip(drafters, caches, strict=True)), strict=True)
+    logits, caches = zip(
+        *(read_root(*both, text, again) for both in zip(drafters, caches, strict=True)), strict=True
+    )
     before = jnp.arange(num_slots) < text.length[:, None, None]
     seen = None if text.seen is None else text.seen[:, None]
-    root = _Level(text.tokens, (before,) * len(drafters), seen, jnp.ones((batch, width, width), bool), caches)
+    root = _Level(
+        text.tokens, (before,) * len(drafters), seen, jnp.ones((batch, width, width), bool), caches
+    )
     if not single:
         logits = tuple(_spread(each, len(own)) for each, own in zip(logits, chains, strict=True))
     level, made = children(root, joined(logits), 0, 0, 1, width)
@@ -198,9 +233,16 @@ def draft(
     tokens, slots, laws, broken = zip(*levels, strict=True)
     tree, node = shape.tree(), np.arange(shape.num_nodes, dtype=np.int32)
     parents, depths, alive = (
-        jnp.broadcast_to(jnp.asarray(x), (batch, len(node))) for x in (tree.parents, tree.depths, tree.alive)
+        jnp.broadcast_to(jnp.asarray(x), (batch, len(node)))
+        for x in (tree.parents, tree.depths, tree.alive)
     )
-    drafted = (jnp.concatenate(tokens, axis=1), parents, jnp.concatenate(slots, axis=1), depths, alive)
+    drafted = (
+        jnp.concatenate(tokens, axis=1),
+        parents,
+        jnp.concatenate(slots, axis=1),
+        depths,
+        alive,
+    )
     tree = Tree(*drafted, depth=shape.depth, num_slots=shape.num_slots)
     return Drafts(
         tree,
@@ -221,8 +263,12 @@ def _known(drafter: LanguageModel, tokens):
     return jnp.minimum(tokens, drafter.vocab_size - 1)
 
 
-def _propose(scheme: Scheme, num_slots: int, depth, contexts: Int[Array, " C"], key, start, laws, slots):
-    """Tokens `[n]` of one request's level: the drafts in `slots` `[n]` of the lists of `contexts`, under `laws`."""
+def _propose(
+    scheme: Scheme, num_slots: int, depth, contexts: Int[Array, " C"], key, start, laws, slots
+):
+    """Tokens `[n]` of one request's level: the drafts in `slots` `[n]` of the lists of `contexts`,
+    under `laws`.
+    """
     count, single = slots.shape[0], len(contexts) == 1
 
     def make(context, law):
@@ -230,7 +276,9 @@ def _propose(scheme: Scheme, num_slots: int, depth, contexts: Int[Array, " C"], 
 
     if single:  # one law, or one a draft
         return make(contexts[0], laws[0] if laws.shape[0] == 1 else laws)[slots]
-    if not scheme.ranked and count == len(contexts) == num_slots:  # chains: each the race of its own stream
+    if (
+        not scheme.ranked and count == len(contexts) == num_slots
+    ):  # chains: each the race of its own stream
         return scheme.propose_fn(scheme.draft_key(key, start, start + depth, 0), laws, num_slots)
     lists = jax.vmap(make)(contexts, laws)
     return jnp.take_along_axis(lists, slots.reshape(len(contexts), -1), axis=1).ravel()

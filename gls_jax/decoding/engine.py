@@ -1,10 +1,12 @@
-"""The engine: draft a tree, let the target read it in one call, verify, emit; for a whole batch, in one loop.
+"""The engine: draft a tree, let the target read it in one call, verify, emit; for a whole batch, in
+one loop.
 
-A round knows nothing of who shares the batch: the clocks of a token belong to its request's key and its absolute
-position. Finished rows go on with their work undone until the last one is ready.
+A round knows nothing of who shares the batch: the clocks of a token belong to its request's key and
+its absolute position. Finished rows go on with their work undone until the last one is ready.
 
-Between rounds a cache holds the text but for its last token, which the target reads together with the next tree, in
-``1 + n`` slots behind it. Then the accepted nodes' slots are moved into place and the rest is forgotten.
+Between rounds a cache holds the text but for its last token, which the target reads together with
+the next tree, in ``1 + n`` slots behind it. Then the accepted nodes' slots are moved into place and
+the rest is forgotten.
 """
 
 from __future__ import annotations
@@ -98,8 +100,12 @@ def prefill(plan: Plan, requests: Requests, text: Text) -> State:
         cache = model.init_cache(batch, plan.num_slots)
         for start in range(0, text.tokens.shape[1], _PREFILL):
             tokens = text.tokens[:, start : start + _PREFILL]
-            where = jnp.broadcast_to(start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-            _, cache = model.apply(model.params, tokens, where, None, cache)  # logits that nobody reads cost nothing
+            where = jnp.broadcast_to(
+                start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape
+            )
+            _, cache = model.apply(
+                model.params, tokens, where, None, cache
+            )  # logits that nobody reads cost nothing
         return with_length(cache, text.length)
 
     rest = plan.num_slots + plan.shape.depth + 1 - text.tokens.shape[1]
@@ -133,24 +139,38 @@ def run(plan: Plan, requests: Requests, state: State, rounds: Index) -> State:
     return jax.lax.while_loop(unfinished, one_round, (0, state))[1]
 
 
-def each_round(plan: Plan, parts: Sequence[Callable[..., Any]], requests: Requests, state: State) -> State:
+def each_round(
+    plan: Plan, parts: Sequence[Callable[..., Any]], requests: Requests, state: State
+) -> State:
     """One round: each of the three parts gives its caches away."""
     drafting, reading, selecting = parts
-    caches, target_cache, rest = state.caches, state.target_cache, state._replace(caches=(), target_cache=None)
+    caches, target_cache, rest = (
+        state.caches,
+        state.target_cache,
+        state._replace(caches=(), target_cache=None),
+    )
     drafts = drafting(plan, requests, rest, caches)
     logits, target_cache = reading(plan, requests, rest, drafts.tree, target_cache)
-    return selecting(plan, requests, rest, drafts._replace(caches=()), logits, drafts.caches, target_cache)
+    return selecting(
+        plan, requests, rest, drafts._replace(caches=()), logits, drafts.caches, target_cache
+    )
 
 
 def _draft(plan: Plan, requests: Requests, state: State, caches) -> Drafts:
     given = (requests.target.vocab_size, requests.sampling, requests.keys, state.text)
     if plan.shape.margin and state.fit is not None:
         drafter, cache = requests.drafters[0], caches[0]
-        return draft_margin(plan.scheme, plan.shape.margin, drafter, *given, cache, plan.num_slots, state.fit)
+        return draft_margin(
+            plan.scheme, plan.shape.margin, drafter, *given, cache, plan.num_slots, state.fit
+        )
     if plan.shape.widths:
-        return draft(plan.scheme, plan.shape, requests.drafters, plan.chains, *given, caches, plan.num_slots)
+        return draft(
+            plan.scheme, plan.shape, requests.drafters, plan.chains, *given, caches, plan.num_slots
+        )
     nothing = jnp.zeros((state.live.shape[0], 0), jnp.int32)
-    tree = Tree(nothing, nothing, nothing, nothing, nothing > 0, depth=0, num_slots=plan.shape.num_slots)
+    tree = Tree(
+        nothing, nothing, nothing, nothing, nothing > 0, depth=0, num_slots=plan.shape.num_slots
+    )
     return Drafts(tree, None, (), nothing, nothing > 0)
 
 
@@ -171,19 +191,36 @@ def _read(plan: Plan, requests: Requests, state: State, tree: Tree, target_cache
 
 
 def _select(
-    plan: Plan, requests: Requests, state: State, drafts: Drafts, logits, caches: tuple[Any, ...], target_cache
+    plan: Plan,
+    requests: Requests,
+    state: State,
+    drafts: Drafts,
+    logits,
+    caches: tuple[Any, ...],
+    target_cache,
 ) -> State:
     """Which drafts are accepted, what follows them, and where that leaves the requests."""
     text, tree, live = state.text, drafts.tree, state.live
     batch, depth = live.shape[0], tree.depth
     log_q = requests.sampling.laws(
-        logits, requests.sampling.temperature[:, None], _seen(text, tree), requests.target.vocab_size
+        logits,
+        requests.sampling.temperature[:, None],
+        _seen(text, tree),
+        requests.target.vocab_size,
     )
     path = _verify(plan.scheme, requests.keys, text.length, tree, drafts.log_p, log_q)
     rows, steps = jnp.arange(batch)[:, None], jnp.arange(depth + 1, dtype=jnp.int32)
-    drafted = jnp.take_along_axis(tree.tokens, jnp.maximum(path.nodes, 0), axis=1) if depth else tree.tokens
-    emitted = jnp.where(steps == path.length[:, None], path.token[:, None], jnp.pad(drafted, ((0, 0), (0, 1))))
-    stop = (steps <= path.length[:, None]) & jnp.any(emitted[..., None] == requests.stops[:, None], axis=-1)
+    drafted = (
+        jnp.take_along_axis(tree.tokens, jnp.maximum(path.nodes, 0), axis=1)
+        if depth
+        else tree.tokens
+    )
+    emitted = jnp.where(
+        steps == path.length[:, None], path.token[:, None], jnp.pad(drafted, ((0, 0), (0, 1)))
+    )
+    stop = (steps <= path.length[:, None]) & jnp.any(
+        emitted[..., None] == requests.stops[:, None], axis=-1
+    )
     first_stop = jnp.argmax(stop, axis=1).astype(jnp.int32)
     until_stop = jnp.where(jnp.any(stop, axis=1), first_stop, path.length) + 1
     count = jnp.minimum(until_stop, requests.limits - text.length)
@@ -194,7 +231,8 @@ def _select(
     where = jnp.where(new, text.length[:, None] + steps, text.tokens.shape[1])
     length = text.length + count
     seen = None if text.seen is None else text.seen.at[rows, jnp.where(new, emitted, -1)].max(new)
-    # The last accepted node was not read by the drafter, or may not have been; it is read again with the next token.
+    # The last accepted node was not read by the drafter, or may not have been; it is read again
+    # with the next token.
     if len(caches) == 1 and depth:
         places = jnp.take_along_axis(drafts.slots, jnp.maximum(path.nodes, 0), axis=1)
         keep = requests.drafters[0].keep
@@ -215,11 +253,14 @@ def _select(
     )
 
 
-def _lawful(scheme: Scheme, drafts: Drafts, log_q, path: Path, room: Int[Array, " B"]) -> Int[Array, " B"]:
+def _lawful(
+    scheme: Scheme, drafts: Drafts, log_q, path: Path, room: Int[Array, " B"]
+) -> Int[Array, " B"]:
     """How many tokens were emitted before a law was needed that is none.
 
-    Contexts that the text does not come to, or not within its limit, do not matter; nor do the drafter's laws to a
-    scheme that does not look at them. A scheme of whole paths looks at the whole tree.
+    Contexts that the text does not come to, or not within its limit, do not matter; nor do the
+    drafter's laws to a scheme that does not look at them. A scheme of whole paths looks at the
+    whole tree.
     """
     depth = path.nodes.shape[1]
     steps = jnp.arange(depth + 1)
@@ -240,7 +281,9 @@ def _verify(scheme: Scheme, keys, position, tree: Tree, log_p, log_q) -> Path:
     def one(key, position, tree, log_p, log_q):
         return scheme.verify_tree(key, position, tree, log_p, log_q)
 
-    return jax.vmap(one, in_axes=(0, 0, 0, None if log_p is None else 0, 0))(keys, position, tree, log_p, log_q)
+    return jax.vmap(one, in_axes=(0, 0, 0, None if log_p is None else 0, 0))(
+        keys, position, tree, log_p, log_q
+    )
 
 
 def _seen(text: Text, tree: Tree) -> Bool[Array, "B c N"] | None:

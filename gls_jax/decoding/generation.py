@@ -71,30 +71,36 @@ def generate(
     max_length: int | None = None,
     timed: bool = False,
 ) -> Generation:
-    """Texts of the target, drafted by others: exactly its law, whatever the scheme and the drafters.
+    """Texts of the target, drafted by others: exactly its law, whatever the scheme and the
+    drafters.
 
-    A token depends on its request's key, its position, the text before it and the target; under a strongly invariant
-    scheme on nothing else, and it equals what plain generation with the same key emits, up to ties that rounding
-    decides, in whatever round it was accepted. It never depends on who shares the batch.
+    A token depends on its request's key, its position, the text before it and the target; under a
+    strongly invariant scheme on nothing else, and it equals what plain generation with the same key
+    emits, up to ties that rounding decides, in whatever round it was accepted. It never depends on
+    who shares the batch.
 
-    Compiled once for a bucket: models, scheme, shape of the tree, which sampling parameters are given and the value of
-    `top_k`, batch size, and up to the next power of two prompt length, `max_new_tokens` and number of stop tokens.
+    Compiled once for a bucket: models, scheme, shape of the tree, which sampling parameters are
+    given and the value of `top_k`, batch size, and up to the next power of two prompt length,
+    `max_new_tokens` and number of stop tokens.
 
     Args:
         key: one typed key, request `r` using ``fold_in(key, r)``, or `B` keys.
         target: a :class:`LanguageModel`, or a checkpoint that has one.
-        drafters: one model; a sequence of K, each drafting its own chain; or None, plain generation.
+        drafters: one model; a sequence of K, each drafting its own chain; or None, plain
+            generation.
         prompts: `i32[B, P]`, filled up at the end, or B sequences of token ids.
         prompt_lengths: `i32[B]`, each at least 1; None takes the whole prompts.
         scheme: name or :class:`gls_jax.schemes.Scheme`.
         num_drafts: K chains.
         draft_length: L, their length.
-        tree: children at each depth of a static tree, or a :class:`MarginTree`, in place of K chains of length L.
+        tree: children at each depth of a static tree, or a :class:`MarginTree`, in place of K
+            chains of length L.
         max_new_tokens: one number, or one a request.
         temperature: of the target, 0 for greedy; one number, or one a request.
         draft_temperatures: one number, or one a chain; None takes the target's.
         top_k: largest logits kept, for all.
-        top_p, min_p, repetition_penalty: one number, or one a request; see :func:`gls_jax.decoding.log_probs`.
+        top_p, min_p, repetition_penalty: one number, or one a request; see
+            :func:`gls_jax.decoding.log_probs`.
         stop_tokens: token ids that end a text, or B sequences of them.
         max_length: longest text, prompt included: the model's context; None sets no limit.
         timed: whether to measure the time of each part, at the cost of waiting for each.
@@ -103,21 +109,29 @@ def generate(
         :class:`Generation`.
 
     Raises:
-        ValueError: what does not fit together, before any work.
-        BrokenLogits: a `ValueError` after the work, when a model gave logits that are no law; it carries all texts.
+        ValueError: what does not fit together, before any work. BrokenLogits: a `ValueError` after
+        the work, when a model gave logits that are no law; it carries all texts.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import decoding
     >>> table = jax.random.normal(jax.random.key(0), (2, 7, 7))
     >>> bigram = lambda params, tokens: params[tokens]
-    >>> target, drafter = (decoding.from_function(bigram, params, 7) for params in (table[0], table[0] + table[1]))
+    >>> target, drafter = (
+    ...     decoding.from_function(bigram, params, 7) for params in (table[0], table[0] + table[1])
+    ... )
     >>> ask = dict(max_new_tokens=8, scheme="gumbel_topk")
-    >>> fast = decoding.generate(jax.random.key(1), target, drafter, [[3], [5, 2]], num_drafts=2, **ask)
+    >>> fast = decoding.generate(
+    ...     jax.random.key(1), target, drafter, [[3], [5, 2]], num_drafts=2, **ask
+    ... )
     >>> plain = decoding.generate(jax.random.key(1), target, None, [[3], [5, 2]], **ask)
     >>> bool((fast.tokens == plain.tokens).all()), fast.metrics.rounds < plain.metrics.rounds
     (True, True)
     """
-    options = {name: value for name, value in locals().items() if name not in ("key", "target", "drafters", "prompts")}
+    options = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("key", "target", "drafters", "prompts")
+    }
     return stream(key, target, drafters, prompts, **options).finish()
 
 
@@ -128,12 +142,17 @@ def stream(
     prompts: Numbers,
     **options: Any,
 ) -> Stream:
-    """:func:`generate`, round by round: iterate over the result for the tokens as they are accepted.
+    """:func:`generate`, round by round: iterate over the result for the tokens as they are
+    accepted.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import decoding
-    >>> model = decoding.from_function(lambda params, tokens: params[tokens], jnp.eye(7)[::-1] * 9, 7)
-    >>> run = decoding.stream(jax.random.key(1), model, model, [[3]], draft_length=2, max_new_tokens=6)
+    >>> model = decoding.from_function(
+    ...     lambda params, tokens: params[tokens], jnp.eye(7)[::-1] * 9, 7
+    ... )
+    >>> run = decoding.stream(
+    ...     jax.random.key(1), model, model, [[3]], draft_length=2, max_new_tokens=6
+    ... )
     >>> [len(new[0]) for new in run], run.generation.lengths.tolist()
     ([3, 3], [6])
     """
@@ -148,11 +167,18 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
     """
 
     def __init__(
-        self, plan: engine.Plan, requests: engine.Requests, text: Text, max_new_tokens: int, timed: bool
+        self,
+        plan: engine.Plan,
+        requests: engine.Requests,
+        text: Text,
+        max_new_tokens: int,
+        timed: bool,
     ) -> None:
         self._plan, self._requests, self._size = plan, requests, max_new_tokens
         self._prompt_lengths = np.asarray(text.length)
-        self._seconds = dict.fromkeys(("draft", "verify", "select", "other"), 0.0) if timed else None
+        self._seconds = (
+            dict.fromkeys(("draft", "verify", "select", "other"), 0.0) if timed else None
+        )
         started = time.perf_counter()
         self._state = engine.prefill(plan, requests, text)
         if self._seconds is not None:
@@ -183,7 +209,9 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
         state, start = self._state, self._prompt_lengths
         lengths, text = np.asarray(state.text.length) - start, np.asarray(state.text.tokens)
         new = np.arange(self._size)
-        tokens = np.take_along_axis(text, np.minimum(start[:, None] + new, text.shape[1] - 1), axis=1)
+        tokens = np.take_along_axis(
+            text, np.minimum(start[:, None] + new, text.shape[1] - 1), axis=1
+        )
         tokens = np.where(new < lengths[:, None], tokens, 0)
         histogram, shape = np.asarray(state.accepted, np.int64), self._plan.shape
         metrics = Metrics(
@@ -194,7 +222,9 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
             rounds=int(histogram.sum(axis=1).max(initial=0)),
             seconds=None if self._seconds is None else dict(self._seconds),
         )
-        tokens, lengths = jax.device_put((tokens, lengths))  # `jnp.asarray` would compile something for the shape
+        tokens, lengths = jax.device_put(
+            (tokens, lengths)
+        )  # `jnp.asarray` would compile something for the shape
         return Generation(tokens, lengths, metrics)
 
     def _advance(self, rounds: int) -> None:
@@ -213,7 +243,10 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
 
             return call
 
-        parts = [timed(*both) for both in zip(("draft", "verify", "select"), _compiled_parts(), strict=True)]
+        parts = [
+            timed(*both)
+            for both in zip(("draft", "verify", "select"), _compiled_parts(), strict=True)
+        ]
         self._state = engine.each_round(self._plan, parts, self._requests, self._state)
 
     def _complain(self) -> None:

@@ -48,7 +48,9 @@ def prepare(
     max_length: int | None = None,
     timed: bool = False,
 ) -> tuple[engine.Plan, engine.Requests, Text, int, bool]:
-    """Plan, requests, texts, and how much is wanted; arguments as in :func:`gls_jax.decoding.generate`."""
+    """Plan, requests, texts, and how much is wanted; arguments as in
+    :func:`gls_jax.decoding.generate`.
+    """
     target = _model(target, "target")
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
     num_drafts = checks.count(num_drafts, "num_drafts")
@@ -64,7 +66,9 @@ def prepare(
         raise ValueError("temperature: expected 0 or a finite number of at least 1e-6, got None")
     check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     draft_temperature = _draft_temperature(draft_temperatures, temperature, batch, shape)
-    if (len(models) > 1 or draft_temperature.shape[1] > 1) and not (scheme.diverse and shape.chains):
+    if (len(models) > 1 or draft_temperature.shape[1] > 1) and not (
+        scheme.diverse and shape.chains
+    ):
         what = "drafters or draft temperatures of their own"
         raise ValueError(
             f"drafters: expected one law for all drafts of scheme '{scheme.name}', got {what}"
@@ -84,14 +88,18 @@ def prepare(
     limits = lengths + new
     if max_length is not None:
         if (longest := int(lengths.max())) >= checks.count(max_length, "max_length"):
-            raise ValueError(f"prompts: expected fewer than max_length ({max_length}) tokens, got {longest}")
+            raise ValueError(
+                f"prompts: expected fewer than max_length ({max_length}) tokens, got {longest}"
+            )
         limits = np.minimum(limits, max_length)
     room = _bucket(tokens.shape[1])
     num_slots = room + _bucket(int(new.max())) + 1 + max(shape.num_nodes, shape.num_read)
     tokens = np.pad(tokens, ((0, 0), (0, room - tokens.shape[1])))
     text = Text(jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), None)
     stops = jnp.asarray(_stops(stop_tokens, batch, target.vocab_size))
-    requests = engine.Requests(target, models, _keys(key, batch), sampling, jnp.asarray(limits, jnp.int32), stops)
+    requests = engine.Requests(
+        target, models, _keys(key, batch), sampling, jnp.asarray(limits, jnp.int32), stops
+    )
     return engine.Plan(scheme, shape, chains, num_slots), requests, text, int(new.max()), timed
 
 
@@ -100,7 +108,9 @@ def _model(value, name: str) -> LanguageModel:
     if model is not value and callable(model):
         model = model()
     if not isinstance(model, LanguageModel):
-        raise ValueError(f"{name}: expected a gls_jax.decoding.LanguageModel, got {type(value).__name__}")
+        raise ValueError(
+            f"{name}: expected a gls_jax.decoding.LanguageModel, got {type(value).__name__}"
+        )
     return model
 
 
@@ -112,13 +122,22 @@ def _drafters(drafters, target: LanguageModel, num_drafts: int):
         drafters = [drafters]
     models = [_model(drafter, f"drafters[{k}]") for k, drafter in enumerate(drafters)]
     if len(models) not in (1, num_drafts):
-        raise ValueError(f"drafters: expected one, or one for each of {num_drafts} drafts, got {len(models)}")
+        raise ValueError(
+            f"drafters: expected one, or one for each of {num_drafts} drafts, got {len(models)}"
+        )
     for k, model in enumerate(models):
-        if None not in (model.vocabulary, target.vocabulary) and model.vocabulary != target.vocabulary:
-            raise ValueError(f"drafters[{k}]: expected the tokenizer of the target, got another one")
+        if (
+            None not in (model.vocabulary, target.vocabulary)
+            and model.vocabulary != target.vocabulary
+        ):
+            raise ValueError(
+                f"drafters[{k}]: expected the tokenizer of the target, got another one"
+            )
     if len(models) == 1:
         return tuple(models), (tuple(range(num_drafts)),)
-    first = [next(j for j, other in enumerate(drafters) if other is drafter) for drafter in drafters]
+    first = [
+        next(j for j, other in enumerate(drafters) if other is drafter) for drafter in drafters
+    ]
     chains = {j: tuple(k for k, other in enumerate(first) if other == j) for j in first}
     return tuple(models[j] for j in chains), tuple(chains.values())
 
@@ -129,9 +148,13 @@ def _prompts(prompts, prompt_lengths, vocab_size: int) -> tuple[np.ndarray, np.n
         whole = np.asarray(prompts) if hasattr(prompts, "shape") else prompts
         rows: list[np.ndarray] = [np.asarray(row) for row in whole]
     except (TypeError, ValueError):
-        raise ValueError(f"prompts: expected token ids of B requests, got {type(prompts).__name__}") from None
+        raise ValueError(
+            f"prompts: expected token ids of B requests, got {type(prompts).__name__}"
+        ) from None
     if not rows or any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in rows):
-        raise ValueError("prompts: expected integers of shape [B, P] or B sequences of them, got something else")
+        raise ValueError(
+            "prompts: expected integers of shape [B, P] or B sequences of them, got something else"
+        )
     lengths = np.array([len(row) for row in rows])
     if prompt_lengths is not None:
         given = _array(prompt_lengths, "prompt_lengths", f"{len(rows)} ints")
@@ -142,12 +165,16 @@ def _prompts(prompts, prompt_lengths, vocab_size: int) -> tuple[np.ndarray, np.n
         lengths = given
     if (lengths < 1).any():
         empty = int(np.argmax(lengths < 1))
-        raise ValueError(f"prompts: expected at least one token for every request, got none for request {empty}")
+        raise ValueError(
+            f"prompts: expected at least one token for every request, got none for request {empty}"
+        )
     tokens = np.zeros((len(rows), lengths.max()), np.int32)
     for r, length in enumerate(lengths):
         row = rows[r][:length]
         if (wrong := row[(row < 0) | (row >= vocab_size)]).size:
-            raise ValueError(f"prompts: expected tokens within 0..{vocab_size - 1}, got {wrong[0]} in request {r}")
+            raise ValueError(
+                f"prompts: expected tokens within 0..{vocab_size - 1}, got {wrong[0]} in request {r}"
+            )
         tokens[r, :length] = row
     return tokens, lengths
 
@@ -155,14 +182,18 @@ def _prompts(prompts, prompt_lengths, vocab_size: int) -> tuple[np.ndarray, np.n
 def _new_tokens(value, batch: int) -> np.ndarray:
     numbers = _array(value, "max_new_tokens", f"an int of at least 1, or {batch} of them")
     if numbers.dtype.kind not in "iu" or numbers.shape not in ((), (batch,)) or (numbers < 1).any():
-        raise ValueError(f"max_new_tokens: expected an int of at least 1, or {batch} of them, got {value!r}")
+        raise ValueError(
+            f"max_new_tokens: expected an int of at least 1, or {batch} of them, got {value!r}"
+        )
     return np.broadcast_to(numbers, (batch,))
 
 
 def _per_request(value, name: str, *, batch: int):
     if value is None:
         return None
-    numbers = np.asarray(value, np.float32)  # NumPy: an operation outside `jit` would be compiled for every shape
+    numbers = np.asarray(
+        value, np.float32
+    )  # NumPy: an operation outside `jit` would be compiled for every shape
     if numbers.shape not in ((), (batch,)):
         raise ValueError(
             f"{name}: expected one number, or one for each of {batch} requests, got shape {list(numbers.shape)}"
@@ -174,7 +205,9 @@ def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Arra
     """`f32[B, 1]`, or `f32[B, K]` where the chains differ."""
     if value is None:
         return _per_request(temperature, "temperature", batch=batch)[:, None]
-    numbers = _array(value, "draft_temperatures", f"one number, or one for each of {shape.num_slots} drafts")
+    numbers = _array(
+        value, "draft_temperatures", f"one number, or one for each of {shape.num_slots} drafts"
+    )
     try:
         check_sampling(numbers)
     except ValueError as error:
@@ -190,28 +223,40 @@ def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Arra
 
 def _stops(value, batch: int, vocab_size: int) -> np.ndarray:
     """`i32[B, M]`, M a power of two, filled up with -1."""
-    value = () if value is None else np.asarray(value).tolist() if hasattr(value, "shape") else value
+    value = (
+        () if value is None else np.asarray(value).tolist() if hasattr(value, "shape") else value
+    )
     rows: list[Any] = list(value) if isinstance(value, Iterable) else [value]
     lists = [isinstance(row, Iterable) for row in rows]
     if not any(lists):
         rows = [rows] * batch
     elif len(rows) != batch or not all(lists):
-        raise ValueError(f"stop_tokens: expected token ids, or {batch} sequences of them, got {len(rows)} entries")
+        raise ValueError(
+            f"stop_tokens: expected token ids, or {batch} sequences of them, got {len(rows)} entries"
+        )
     rows = [list(row) for row in rows]
     longest = max(map(len, rows))
     stops = np.full((batch, max(4, 1 << (longest - 1).bit_length())), -1, np.int32)
     for r, row in enumerate(rows):
         for m, token in enumerate(row):
             if checks.index(token, "stop_tokens") >= vocab_size:
-                raise ValueError(f"stop_tokens: expected tokens within 0..{vocab_size - 1}, got {token}")
+                raise ValueError(
+                    f"stop_tokens: expected tokens within 0..{vocab_size - 1}, got {token}"
+                )
             stops[r, m] = token
     return stops
 
 
 def _keys(key, batch: int) -> Key[Array, " B"]:
-    if isinstance(key, jax.Array) and key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if (
+        isinstance(key, jax.Array)
+        and key.ndim == 1
+        and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    ):
         if key.shape[0] != batch:
-            raise ValueError(f"key: expected one key, or {batch} of them for as many requests, got {key.shape[0]}")
+            raise ValueError(
+                f"key: expected one key, or {batch} of them for as many requests, got {key.shape[0]}"
+            )
         checks.key(key[0])
         return key
     checks.key(key)

@@ -1,4 +1,6 @@
-"""Margin trees: the shared clocks tell the drafter where the target will probably go (:class:`MarginTree`)."""
+"""Margin trees: the shared clocks tell the drafter where the target will probably go
+(:class:`MarginTree`).
+"""
 
 from __future__ import annotations
 
@@ -73,11 +75,18 @@ def draft_margin(
     tau = jnp.asarray(TAUS)[jnp.argmax(fit, axis=-1)][:, None, None]
 
     def think(logits, seen, depth, chance):
-        """The first of the race at each context, and the chance that the target comes to each of them."""
+        """The first of the race at each context, and the chance that the target comes to each of
+        them.
+        """
         law = sampling.laws(logits, sampling.draft_temperature, seen, num_items)
         tokens, scores = jax.vmap(partial(_ranks, scheme, width))(keys, text.length + depth, law)
         child = chance[..., None] + jax.nn.log_softmax(scores / tau, axis=-1)
-        return tokens, scores, jnp.where(jnp.isfinite(scores), child, -jnp.inf), jnp.isnan(law[..., 0]).any(-1)
+        return (
+            tokens,
+            scores,
+            jnp.where(jnp.isfinite(scores), child, -jnp.inf),
+            jnp.isnan(law[..., 0]).any(-1),
+        )
 
     def deeper(carry, depth):
         cache, visible, seen, tokens, child = carry
@@ -96,18 +105,28 @@ def draft_margin(
     logits, cache = read_root(drafter, cache, text, 2)
     seen = None if text.seen is None else text.seen[:, None]
     tokens, scores, child, broken = think(logits, seen, 0, jnp.zeros((batch, 1), jnp.float32))
-    spare = ((0, 0), (0, front - 1), (0, 0))  # the root is alone: levels alike are one body, compiled once
+    spare = (
+        (0, 0),
+        (0, front - 1),
+        (0, 0),
+    )  # the root is alone: levels alike are one body, compiled once
     tokens, scores, child = (
         jnp.pad(tokens, spare),
         *(jnp.pad(x, spare, constant_values=-jnp.inf) for x in (scores, child)),
     )
-    visible = jnp.broadcast_to(jnp.arange(num_slots) < text.length[:, None, None], (batch, front, num_slots))
+    visible = jnp.broadcast_to(
+        jnp.arange(num_slots) < text.length[:, None, None], (batch, front, num_slots)
+    )
     seen = None if seen is None else jnp.repeat(seen, front, axis=1)
     level = (tokens, scores, child, jnp.full((batch, front), -1, jnp.int32), broken)
     depths = jnp.arange(1, shape.depth, dtype=jnp.int32)
     carry, rest = jax.lax.scan(deeper, (cache, visible, seen, tokens, child), depths)
-    *found, broken = (jnp.concatenate([one[None], more]) for one, more in zip(level, rest, strict=True))
-    tokens, scores, child, contexts = (jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:]) for x in found)
+    *found, broken = (
+        jnp.concatenate([one[None], more]) for one, more in zip(level, rest, strict=True)
+    )
+    tokens, scores, child, contexts = (
+        jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:]) for x in found
+    )
     return _prune(shape, text, carry[0], broken.T, Candidates(tokens, scores, contexts), child)
 
 
@@ -117,12 +136,18 @@ def _ranks(scheme: Scheme, width: int, key, position, laws):
     tokens = jax.vmap(lambda law: scheme.propose(key, law, width))(laws)
     arrivals = races.arrivals(races.exponentials(key, 1, laws.shape[-1])[0], laws)
     scores = -jnp.log(jnp.take_along_axis(arrivals, tokens, axis=-1))
-    again = (tokens == tokens[:, :1]) & (jnp.arange(width) > 0)  # fewer items than M: the list repeats the first
+    again = (tokens == tokens[:, :1]) & (
+        jnp.arange(width) > 0
+    )  # fewer items than M: the list repeats the first
     return tokens, jnp.where(again, -jnp.inf, scores)
 
 
-def _prune(shape: MarginTree, text: Text, cache, broken, thought: Candidates, chance: Float[Array, "B E M"]) -> Drafts:
-    """The best nodes of the budget. Nobody is likelier than its parent or an earlier rank, so no gaps arise."""
+def _prune(
+    shape: MarginTree, text: Text, cache, broken, thought: Candidates, chance: Float[Array, "B E M"]
+) -> Drafts:
+    """The best nodes of the budget. Nobody is likelier than its parent or an earlier rank, so no
+    gaps arise.
+    """
     batch, groups, width = chance.shape
     rows, size, flat = jnp.arange(batch)[:, None], groups * width, chance.reshape(batch, -1)
     _, best = jax.lax.top_k(flat, shape.budget)
@@ -131,8 +156,11 @@ def _prune(shape: MarginTree, text: Text, cache, broken, thought: Candidates, ch
         jnp.full((batch, size + 1), -2, jnp.int32).at[:, size].set(-1)
     )  # of each candidate; the last entry is the root's
     node_of = node_of.at[rows, best].set(jnp.arange(shape.budget, dtype=jnp.int32))
-    after = jnp.take_along_axis(node_of, thought.nodes % (size + 1), axis=1)  # the node that each group follows
-    # Read were all contexts below the root, in their order; the root has the groups of the first level to itself.
+    after = jnp.take_along_axis(
+        node_of, thought.nodes % (size + 1), axis=1
+    )  # the node that each group follows
+    # Read were all contexts below the root, in their order; the root has the groups of the first
+    # level to itself.
     below = thought.nodes[:, shape.frontier :]
     slots = text.length[:, None] + jnp.arange(below.shape[1], dtype=jnp.int32)
     read = jnp.full((batch, size), -1, jnp.int32).at[rows, below].set(slots)
@@ -150,9 +178,14 @@ def _prune(shape: MarginTree, text: Text, cache, broken, thought: Candidates, ch
 
 
 def refit(
-    fit: Float[Array, "B G"], lists: Candidates, path: Path, tokens: Int[Array, "B L"], live: Bool[Array, " B"]
+    fit: Float[Array, "B G"],
+    lists: Candidates,
+    path: Path,
+    tokens: Int[Array, "B L"],
+    live: Bool[Array, " B"],
 ) -> Float[Array, "B G"]:
-    """Log-likelihood of the spreads with one round more: which rank did the target take at each context it came to?
+    """Log-likelihood of the spreads with one round more: which rank did the target take at each
+    context it came to?
 
     Args:
         fit: so far.
@@ -162,10 +195,14 @@ def refit(
         live: requests that were still running.
     """
     steps = jnp.arange(tokens.shape[1])
-    came = jnp.pad(path.nodes, ((0, 0), (1, 0)), constant_values=-1)  # context of each emitted token
+    came = jnp.pad(
+        path.nodes, ((0, 0), (1, 0)), constant_values=-1
+    )  # context of each emitted token
     came = jnp.where((steps <= path.length[:, None]) & live[:, None], came, -3)
     at = lists.nodes[:, :, None] == came[:, None]  # [B, E, L]
-    emitted = jnp.where(jnp.any(at, -1), jnp.sum(jnp.where(at, tokens[:, None], 0), -1, dtype=jnp.int32), -1)
+    emitted = jnp.where(
+        jnp.any(at, -1), jnp.sum(jnp.where(at, tokens[:, None], 0), -1, dtype=jnp.int32), -1
+    )
     hit = (lists.tokens == emitted[..., None]) & jnp.isfinite(lists.scores)
     log_chance = jax.nn.log_softmax(lists.scores[..., None] / jnp.asarray(TAUS), axis=2)
     return fit + jnp.sum(jnp.where(hit[..., None], log_chance, 0), axis=(1, 2))

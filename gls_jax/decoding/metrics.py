@@ -15,13 +15,14 @@ class Metrics(NamedTuple):
     """Counts of a run, and the figures that follow from them.
 
     Attributes:
-        histogram: `i64[B, depth + 1]`, in how many rounds the target accepted 0, 1, ... drafts of a request; what a
-            stop token or the length limit cut off afterwards is counted too.
+        histogram: `i64[B, depth + 1]`, in how many rounds the target accepted 0, 1, ... drafts of a
+            request; what a stop token or the length limit cut off afterwards is counted too.
         emitted: `i64[B]`, tokens of the output.
         nodes: drafts that the target verifies in one call.
         calls_per_round: calls of drafters in one round.
         rounds: of the whole batch.
-        seconds: wall time by part, `draft`, `verify`, `select`, `other`; None unless the run was timed.
+        seconds: wall time by part, `draft`, `verify`, `select`, `other`; None unless the run was
+            timed.
 
     >>> import numpy as np
     >>> from gls_jax.decoding.metrics import Metrics
@@ -50,7 +51,9 @@ class Metrics(NamedTuple):
     @property
     def mean_acceptance_length(self) -> float:
         """Tokens a call of the target, its own among them: the block efficiency."""
-        return _ratio((self.histogram * np.arange(1, self.histogram.shape[1] + 1)).sum(), self.histogram.sum())
+        return _ratio(
+            (self.histogram * np.arange(1, self.histogram.shape[1] + 1)).sum(), self.histogram.sum()
+        )
 
     @property
     def block_efficiency(self) -> float:
@@ -64,7 +67,9 @@ class Metrics(NamedTuple):
 
     @property
     def acceptance_by_position(self) -> Float[np.ndarray, " depth"]:
-        """Chance that the draft at each depth is accepted, given that those before it are; NaN where none was tried."""
+        """Chance that the draft at each depth is accepted, given that those before it are; NaN
+        where none was tried.
+        """
         reached = self.histogram.sum(axis=0)[::-1].cumsum()[::-1]
         return np.array([_ratio(after, before) for before, after in pairwise(reached)])
 

@@ -1,7 +1,8 @@
 """Sampling parameters: how a model's logits become the law that is sampled.
 
-In the order of `transformers`: repetition penalty, temperature, top-k, top-p, min-p. Each keeps all tokens that tie
-with the last one kept, so that the law does not depend on the order of the vocabulary.
+In the order of `transformers`: repetition penalty, temperature, top-k, top-p, min-p. Each keeps all
+tokens that tie with the last one kept, so that the law does not depend on the order of the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def check_sampling(
         "0 or a finite number of at least 1e-6",
         lambda t: (t == 0) | ((t >= 1e-6) & (t < 1e30)),
     )
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1):
+    if top_k is not None and (
+        isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1
+    ):
         raise ValueError(f"top_k: expected an int of at least 1 (None keeps all), got {top_k!r}")
     _check(top_p, "top_p", "a number within (0, 1] (None keeps all)", lambda p: (p > 0) & (p <= 1))
     _check(min_p, "min_p", "a number within [0, 1] (None keeps all)", lambda p: (p >= 0) & (p <= 1))
@@ -56,20 +59,22 @@ def log_probs(
 
     Args:
         logits: `[..., V]`, any float type; cast to float32 before anything else.
-        temperature: positive, or 0 for greedy (all mass on the first largest logit); all but `top_k` are numbers, or
-            arrays that broadcast to `[...]`.
+        temperature: positive, or 0 for greedy (all mass on the first largest logit); all but
+            `top_k` are numbers, or arrays that broadcast to `[...]`.
         top_k: keep the `k` largest logits, static; None keeps all.
         top_p: keep the likeliest tokens up to a mass of at least `top_p`; None keeps all.
         min_p: keep tokens of at least `min_p` times the largest probability; None keeps all.
-        repetition_penalty: divides positive logits of `seen` tokens and multiplies negative ones; None for none.
+        repetition_penalty: divides positive logits of `seen` tokens and multiplies negative ones;
+            None for none.
         seen: `bool[..., V]`, the tokens of the context; needed with a penalty.
 
     Returns:
-        `f32[..., V]`, normalised, `-inf` where removed. Logits with NaN or `+inf`, or without any finite one, give NaN.
+        `f32[..., V]`, normalised, `-inf` where removed. Logits with NaN or `+inf`, or without any
+        finite one, give NaN.
 
     Raises:
-        ValueError: a temperature that is neither 0 nor a finite number of at least 1e-6, or another parameter out of
-            its range.
+        ValueError: a temperature that is neither 0 nor a finite number of at least 1e-6, or another
+            parameter out of its range.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import decoding
@@ -83,11 +88,15 @@ def log_probs(
     logits = jnp.asarray(logits).astype(jnp.float32)
     if repetition_penalty is not None:
         if seen is None:
-            raise ValueError("seen: expected the tokens of the context with a repetition penalty, got None")
+            raise ValueError(
+                "seen: expected the tokens of the context with a repetition penalty, got None"
+            )
         penalty = _column(repetition_penalty)
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     greedy = _column(temperature) == 0
-    scaled = logits - jnp.max(logits, axis=-1, keepdims=True)  # first: a quotient of large logits would overflow
+    scaled = logits - jnp.max(
+        logits, axis=-1, keepdims=True
+    )  # first: a quotient of large logits would overflow
     scaled = scaled / jnp.where(greedy, 1, _column(temperature))
     largest = None
     if top_k is not None and top_k < logits.shape[-1]:
@@ -110,16 +119,17 @@ def log_probs(
 def _nucleus(scaled, largest, mass):
     """Keep the smallest set `{scaled >= x}` that has at least `mass`.
 
-    Where top-k has sorted the candidates a cumulative sum finds `x`; else bisection on the bits of the logits, turned
-    so that they are in the order of the values: 32 passes, far less than a sort on the CPU.
+    Where top-k has sorted the candidates a cumulative sum finds `x`; else bisection on the bits of
+    the logits, turned so that they are in the order of the values: 32 passes, far less than a sort
+    on the CPU.
     """
     total = jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
     if largest is not None:
         before = jnp.cumsum(jnp.exp(largest - total), axis=-1) < mass
         last = jnp.minimum(jnp.sum(before, axis=-1, keepdims=True), largest.shape[-1] - 1)
         return jnp.where(scaled < jnp.take_along_axis(largest, last, axis=-1), -jnp.inf, scaled)
-    # Of the logits themselves: a difference is not the same number in the loop and behind it, for XLA computes it
-    # twice, once with a fused multiply-add.
+    # Of the logits themselves: a difference is not the same number in the loop and behind it, for
+    # XLA computes it twice, once with a fused multiply-add.
     bits = jax.lax.bitcast_convert_type(jnp.where(scaled == 0, 0, scaled), jnp.uint32)  # -0 is 0
     keys = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
     chance = jnp.exp(scaled - total)

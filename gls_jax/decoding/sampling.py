@@ -47,7 +47,11 @@ class Sampling:
             seen: the tokens of each context; None without a repetition penalty.
             num_items: `N`.
         """
-        each = {"top_p": self.top_p, "min_p": self.min_p, "repetition_penalty": self.repetition_penalty}
+        each = {
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
         columns = {name: None if value is None else value[:, None] for name, value in each.items()}
         logits = over_items(logits, num_items)
         return log_probs(logits, temperature=temperature, top_k=self.top_k, seen=seen, **columns)

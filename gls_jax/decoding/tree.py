@@ -19,11 +19,13 @@ __all__ = ["MarginTree", "Shape", "ancestors", "shape_of"]
 class MarginTree:
     """A tree whose shape is chosen anew every round, for `gumbel_topk` (this library's).
 
-    Under a strongly invariant scheme the text never depends on the drafts, so the drafter may choose any tree, looking
-    at its law and at the shared clocks. And the clocks tell it much: the target emits ``argmax(log q_i - log E_i)``,
-    the drafter sees ``s_i = log p_i - log E_i``, and a wide gap between its first and second `s` means that the first
-    is nearly sure. The chance of child `i` is estimated as ``softmax(s_i / tau)`` over the first `children`, `tau` by
-    maximum likelihood from the rounds so far, multiplied along the path; the best `budget` nodes are verified.
+    Under a strongly invariant scheme the text never depends on the drafts, so the drafter may
+    choose any tree, looking at its law and at the shared clocks. And the clocks tell it much: the
+    target emits ``argmax(log q_i - log E_i)``, the drafter sees ``s_i = log p_i - log E_i``, and a
+    wide gap between its first and second `s` means that the first is nearly sure. The chance of
+    child `i` is estimated as ``softmax(s_i / tau)`` over the first `children`, `tau` by maximum
+    likelihood from the rounds so far, multiplied along the path; the best `budget` nodes are
+    verified.
 
     Attributes:
         budget: nodes the target verifies in a round.
@@ -47,7 +49,9 @@ class MarginTree:
         frontier = self.frontier or min(self.children, max(1, self.budget // 4))
         object.__setattr__(self, "frontier", checks.count(frontier, "MarginTree.frontier"))
         if frontier > self.children:
-            raise ValueError(f"MarginTree.frontier: expected at most children ({self.children}), got {frontier}")
+            raise ValueError(
+                f"MarginTree.frontier: expected at most children ({self.children}), got {frontier}"
+            )
         candidates = self.children * (1 + (self.depth - 1) * self.frontier)
         if self.budget > candidates:
             raise ValueError(
@@ -58,7 +62,8 @@ class MarginTree:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is drafted in a round: `widths` children at each depth, K chains being `(K, 1, 1, ...)`, or a margin tree.
+    """What is drafted in a round: `widths` children at each depth, K chains being `(K, 1, 1, ...)`,
+    or a margin tree.
 
     Attributes:
         widths: children of every context, by depth; empty for plain generation.
@@ -88,7 +93,9 @@ class Shape:
         return (self.margin.depth - 1) * self.margin.frontier if self.margin else self.num_nodes
 
     def tree(self) -> Tree:
-        """The static tree, level by level; tokens, and the slots of ranked chains, are to be filled in."""
+        """The static tree, level by level; tokens, and the slots of ranked chains, are to be filled
+        in.
+        """
         tree = branching(self.widths)
         if self.chains:
             slots = np.arange(tree.tokens.shape[0], dtype=np.int32) % self.num_slots
@@ -96,7 +103,9 @@ class Shape:
         return tree
 
 
-def shape_of(scheme: Scheme, num_drafts: int, draft_length: int, tree: Sequence[int] | MarginTree | None) -> Shape:
+def shape_of(
+    scheme: Scheme, num_drafts: int, draft_length: int, tree: Sequence[int] | MarginTree | None
+) -> Shape:
     """The shape that was asked for.
 
     Raises:
@@ -108,7 +117,9 @@ def shape_of(scheme: Scheme, num_drafts: int, draft_length: int, tree: Sequence[
         return Shape((num_drafts,) + (1,) * (length - 1), True, num_drafts)
     if isinstance(tree, MarginTree):
         if scheme.name != "gumbel_topk":
-            raise ValueError(f"tree: expected scheme 'gumbel_topk' for a margin tree, got '{scheme.name}'")
+            raise ValueError(
+                f"tree: expected scheme 'gumbel_topk' for a margin tree, got '{scheme.name}'"
+            )
         return Shape((), False, tree.children, tree)
     widths = checks.counts(tree, "tree")
     scheme.check_num_drafts(max(widths))

@@ -33,11 +33,12 @@ class Tokens(NamedTuple):
 def from_function(fn: Callable[[Any, Array], Array], params: Any, vocab_size: int) -> LanguageModel:
     """A language model from any causal function; every call computes the whole text again.
 
-    Each new token of a draft tree is evaluated on its own path: T calls of `fn` on `[B, S]` tokens for T of them.
+    Each new token of a draft tree is evaluated on its own path: T calls of `fn` on `[B, S]` tokens
+        for T of them.
 
     Args:
-        fn: ``(params, tokens i32[B, T]) -> logits f[B, T, V]``, causal: logits at `t` do not depend on later tokens.
-            Keep it one object: it is compiled once for each.
+        fn: ``(params, tokens i32[B, T]) -> logits f[B, T, V]``, causal: logits at `t` do not depend
+            on later tokens. Keep it one object: it is compiled once for each.
         params: pytree of arrays, given to `fn`.
         vocab_size: `V`.
 
@@ -54,14 +55,17 @@ def from_function(fn: Callable[[Any, Array], Array], params: Any, vocab_size: in
     """
     if not callable(fn):
         raise ValueError(f"fn: expected a function of params and tokens, got {type(fn).__name__}")
-    return LanguageModel(params, _Apply(_LastOf(fn)), _empty, checks.count(vocab_size, "vocab_size"))
+    return LanguageModel(
+        params, _Apply(_LastOf(fn)), _empty, checks.count(vocab_size, "vocab_size")
+    )
 
 
 def ngram_lookup(vocab_size: int, longest: int = 3) -> LanguageModel:
     """A drafter without a model: what followed the last time that the text went like this.
 
-    It looks for the latest earlier place with the longest common ending, `longest` tokens at most, and is sure of the
-    token that came next; where even the last token is new, it repeats it. (Prompt look-up decoding, Saxena 2023.)
+    It looks for the latest earlier place with the longest common ending, `longest` tokens at most,
+    and is sure of the token that came next; where even the last token is new, it repeats it.
+    (Prompt look-up decoding, Saxena 2023.)
 
     Args:
         vocab_size: `V`, of the target.
@@ -71,7 +75,9 @@ def ngram_lookup(vocab_size: int, longest: int = 3) -> LanguageModel:
     >>> from gls_jax import decoding
     >>> lookup = decoding.ngram_lookup(9)
     >>> text = jnp.array([[5, 6, 7, 8, 5, 6]])
-    >>> logits, _ = lookup.apply(lookup.params, text, jnp.arange(6)[None], None, lookup.init_cache(1, 6))
+    >>> logits, _ = lookup.apply(
+    ...     lookup.params, text, jnp.arange(6)[None], None, lookup.init_cache(1, 6)
+    ... )
     >>> int(logits[0, -1].argmax())
     7
     """
@@ -81,7 +87,9 @@ def ngram_lookup(vocab_size: int, longest: int = 3) -> LanguageModel:
 
 def _empty(batch: int, length: int) -> Tokens:
     nothing = jnp.zeros((1, batch, length), jnp.int32)
-    return Tokens(nothing, nothing + 0, jnp.zeros(batch, jnp.int32))  # two buffers, so that both can be donated
+    return Tokens(
+        nothing, nothing + 0, jnp.zeros(batch, jnp.int32)
+    )  # two buffers, so that both can be donated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +117,9 @@ class _Lookup:
             there = jnp.take_along_axis(rows, jnp.maximum(last - back, 0), axis=1)
             same &= (here == there) & (last >= back)
             common += same.astype(jnp.int32)
-        found = jnp.where(place < last, common * size + place, -1)  # the longest, and of these the latest
+        found = jnp.where(
+            place < last, common * size + place, -1
+        )  # the longest, and of these the latest
         best = jnp.argmax(found, axis=1)[:, None]
         known = jnp.take_along_axis(found, best, axis=1) >= size
         token = jnp.take_along_axis(rows, jnp.where(known, best + 1, last), axis=1)

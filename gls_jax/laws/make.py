@@ -1,4 +1,6 @@
-"""Making a dump: texts, the laws of two models after each of their prefixes, cut to the likeliest tokens."""
+"""Making a dump: texts, the laws of two models after each of their prefixes, cut to the likeliest
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -62,11 +64,15 @@ class Sampling:
 
     def laws(self, logits: Array, temperature: float) -> Array:
         """Log-probabilities under these parameters."""
-        return log_probs(logits, temperature=temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        return log_probs(
+            logits, temperature=temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p
+        )
 
 
 def check_context(context: int) -> int:
-    """The tokens of a piece of text; raise `ValueError` for fewer than a prefix and the token that follows it."""
+    """The tokens of a piece of text; raise `ValueError` for fewer than a prefix and the token that
+    follows it.
+    """
     if checks.count(context, "context") < 2:
         raise ValueError(f"context: expected at least 2 tokens, got {context}")
     return context
@@ -117,10 +123,14 @@ def own_texts(
         ]
 
 
-def pieces(texts: Sequence[Sequence[int]], context: int, first: int = 0) -> Iterator[list[Document]]:
+def pieces(
+    texts: Sequence[Sequence[int]], context: int, first: int = 0
+) -> Iterator[list[Document]]:
     """A user's texts, cut into pieces of `context` tokens, each read on its own."""
     cut = [list(text[at : at + context]) for text in texts for at in range(0, len(text), context)]
-    yield from ([Document(tokens, 1)] for tokens in [piece for piece in cut if len(piece) > 1][first:])
+    yield from (
+        [Document(tokens, 1)] for tokens in [piece for piece in cut if len(piece) > 1][first:]
+    )
 
 
 def write(
@@ -149,8 +159,8 @@ def write(
         context: longest text, prompt included; one shape, one compilation.
         num_kept: `m`, likeliest tokens of each law that are kept.
         dtype: "float32" or "float16", of the log-probabilities.
-        facts: what else the numbers depend on, as JSON: names of the models, the text, and as `own_text` whether the
-            target sampled it.
+        facts: what else the numbers depend on, as JSON: names of the models, the text, and as
+            `own_text` whether the target sampled it.
         resume: go on with the dump in the folder.
         progress: called with `(positions done, positions)`.
 
@@ -158,14 +168,19 @@ def write(
         The :class:`gls_jax.laws.Dump`.
 
     Raises:
-        ValueError: a parameter out of range, another dump in the folder or a broken one, or texts without a position.
-        OSError: the folder cannot be written, or another run is at work in it.
+        ValueError: a parameter out of range, another dump in the folder or a broken one, or texts
+        without a position. OSError: the folder cannot be written, or another run is at work in it.
     """
     sampling.check()
     num_kept = min(checks.count(num_kept, "num_kept"), target.vocab_size)
     num_positions, context = checks.count(num_positions, "num_positions"), check_context(context)
     checks.one_of(dtype, DTYPES, "dtype")
-    asked = {**facts, "sampling": dataclasses.asdict(sampling), "num_kept": num_kept, "dtype": dtype}
+    asked = {
+        **facts,
+        "sampling": dataclasses.asdict(sampling),
+        "num_kept": num_kept,
+        "dtype": dtype,
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder):
@@ -173,11 +188,16 @@ def write(
         if not writer.finished:
             chunks = documents(writer.chunks)
             following = next(chunks, None)
-            if not writer.done and not any(len(document.tokens) > document.start for document in following or ()):
+            if not writer.done and not any(
+                len(document.tokens) > document.start for document in following or ()
+            ):
                 raise ValueError("documents: expected a position in the first chunk, got none")
             writer.begin()
             while following is not None:
-                parts = [_rows(target, drafter, document, sampling, num_kept, context) for document in following]
+                parts = [
+                    _rows(target, drafter, document, sampling, num_kept, context)
+                    for document in following
+                ]
                 left = num_positions - writer.done
                 rows = Rows(*(np.concatenate(field)[:left] for field in zip(*parts, strict=True)))
                 following = None if len(rows.begins) == left else next(chunks, None)
@@ -187,7 +207,9 @@ def write(
         return open_dump(folder)
 
 
-def _rows(target, drafter, document: Document, sampling: Sampling, num_kept: int, context: int) -> Rows:
+def _rows(
+    target, drafter, document: Document, sampling: Sampling, num_kept: int, context: int
+) -> Rows:
     tokens = np.zeros((1, context), np.int32)  # causal, so the padding is never seen
     tokens[0, : len(document.tokens)] = document.tokens
     cut = _cut(target, drafter, tokens, np.roll(tokens, -1), sampling=sampling, num_kept=num_kept)
@@ -197,10 +219,20 @@ def _rows(target, drafter, document: Document, sampling: Sampling, num_kept: int
 
 
 @partial(jax.jit, static_argnames=("sampling", "num_kept"))
-def _cut(target: LanguageModel, drafter: LanguageModel, tokens, following, *, sampling: Sampling, num_kept: int):
+def _cut(
+    target: LanguageModel,
+    drafter: LanguageModel,
+    tokens,
+    following,
+    *,
+    sampling: Sampling,
+    num_kept: int,
+):
     """Tokens `[T, 2 m + 1]`, both laws on them, and both tails; see :class:`gls_jax.laws.Rows`."""
     temperatures = (sampling.of_drafter, sampling.temperature)
-    logits = [over_items(_logits(model, tokens), target.vocab_size)[0] for model in (drafter, target)]
+    logits = [
+        over_items(_logits(model, tokens), target.vocab_size)[0] for model in (drafter, target)
+    ]
     log_p, log_q = (sampling.laws(*both) for both in zip(logits, temperatures, strict=True))
     likeliest = [jax.lax.top_k(law, num_kept)[1] for law in (log_q, log_p)]
     ids = jnp.concatenate([following[0, :, None], *likeliest], axis=1)

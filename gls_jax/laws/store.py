@@ -1,8 +1,10 @@
-"""The file of a dump: a folder with one memory-mapped array a field, filled chunk by chunk, and a small `dump.json`.
+"""The file of a dump: a folder with one memory-mapped array a field, filled chunk by chunk, and a
+small `dump.json`.
 
-A row is one position of a text: the tokens that either law holds likely, both laws on them, and the mass that each has
-elsewhere. Column 0 is the token that follows in the text; a column that is not used has token -1. `dump.json` is
-renamed into place after each whole chunk, so a dump that was killed goes on behind its last one.
+A row is one position of a text: the tokens that either law holds likely, both laws on them, and the
+mass that each has elsewhere. Column 0 is the token that follows in the text; a column that is not
+used has token -1. `dump.json` is renamed into place after each whole chunk, so a dump that was
+killed goes on behind its last one.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Rows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dump:
-    """A dump, read where it lies: the arrays are memory-mapped and cut to the positions that are done.
+    """A dump, read where it lies: the arrays are memory-mapped and cut to the positions that are
+    done.
 
     Attributes:
         folder: where it lies.
@@ -64,7 +67,8 @@ class Dump:
 
         Args:
             start, stop: which positions.
-            tails: `"apart"`, two items that the other law cannot produce; or `"shared"`, one item for both.
+            tails: `"apart"`, two items that the other law cannot produce; or `"shared"`, one item
+                for both.
 
         Returns:
             :class:`gls_jax.pairs.Pairs` of `f32`, normalised.
@@ -76,9 +80,14 @@ class Dump:
             raise ValueError(f"tails: expected 'apart' or 'shared', got {tails!r}")
         some = slice(start, stop)
         # `+ 0`: of a float16 file, rounding has moved the sums.
-        p, q = (np.exp(np.asarray(law[some], np.float32)) for law in (self.rows.log_p, self.rows.log_q))
+        p, q = (
+            np.exp(np.asarray(law[some], np.float32)) for law in (self.rows.log_p, self.rows.log_q)
+        )
         none = np.zeros((len(p), 1), np.float32)
-        tail_p, tail_q = (np.asarray(tail[some], np.float32)[:, None] for tail in (self.rows.tail_p, self.rows.tail_q))
+        tail_p, tail_q = (
+            np.asarray(tail[some], np.float32)[:, None]
+            for tail in (self.rows.tail_p, self.rows.tail_q)
+        )
         p = np.concatenate([p, tail_p, none], axis=1)
         q = np.concatenate([q, tail_q, none] if tails == "shared" else [q, none, tail_q], axis=1)
         with np.errstate(divide="ignore"):
@@ -93,8 +102,11 @@ class Writer:
         chunks: whole chunks that are there.
     """
 
-    def __init__(self, folder: Path, asked: dict[str, Any], positions: int, width: int, *, resume: bool) -> None:
-        """Go on with the dump in the folder that was asked the same, or begin one; nothing is written yet.
+    def __init__(
+        self, folder: Path, asked: dict[str, Any], positions: int, width: int, *, resume: bool
+    ) -> None:
+        """Go on with the dump in the folder that was asked the same, or begin one; nothing is
+        written yet.
 
         Args:
             folder: of the dump.
@@ -104,8 +116,8 @@ class Writer:
             resume: whether to go on with a dump in the folder.
 
         Raises:
-            ValueError: another dump is in the folder, or one is and `resume` is not set, or its files are broken.
-            OSError: the files cannot be written.
+            ValueError: another dump is in the folder, or one is and `resume` is not set, or its
+            files are broken. OSError: the files cannot be written.
         """
         asked = {**asked, "positions": positions, "width": width}
         own = fingerprint([_FORMAT, asked])
@@ -113,12 +125,22 @@ class Writer:
         if (folder / _FACTS).exists():
             facts = _read_facts(folder)
             if not resume:
-                raise ValueError(f"{folder}: a dump is here; --resume goes on with it, else give another folder")
+                raise ValueError(
+                    f"{folder}: a dump is here; --resume goes on with it, else give another folder"
+                )
             if facts["fingerprint"] != own:
-                raise ValueError(f"{folder}: the dump here was asked something else; give another folder")
+                raise ValueError(
+                    f"{folder}: the dump here was asked something else; give another folder"
+                )
             self._facts, self._arrays = facts, _open_arrays(folder, asked, writable=True)
         else:
-            self._facts = {"format": _FORMAT, "fingerprint": own, "asked": asked, "done": 0, "chunks": 0}
+            self._facts = {
+                "format": _FORMAT,
+                "fingerprint": own,
+                "asked": asked,
+                "done": 0,
+                "chunks": 0,
+            }
             self._facts |= {"finished": False, "log_prob_error": 0.0}
             self._arrays = []
 
@@ -155,8 +177,15 @@ class Writer:
         error = self._facts["log_prob_error"]
         for wide, narrow in zip((rows.log_p, rows.log_q), self._arrays[1:3], strict=True):
             seen = np.isfinite(wide)
-            error = max(error, float(np.max(np.abs(wide[seen] - narrow[start:stop][seen]), initial=0)))
-        self._facts |= {"done": stop, "chunks": self.chunks + 1, "finished": finished, "log_prob_error": error}
+            error = max(
+                error, float(np.max(np.abs(wide[seen] - narrow[start:stop][seen]), initial=0))
+            )
+        self._facts |= {
+            "done": stop,
+            "chunks": self.chunks + 1,
+            "finished": finished,
+            "log_prob_error": error,
+        }
         self._write_facts()
 
     def _write_facts(self) -> None:
@@ -177,7 +206,9 @@ def open_dump(folder: str | Path) -> Dump:
         raise ValueError(f"{folder}: expected a dump with at least one position done, got none")
     arrays = [array[: facts["done"]] for array in _open_arrays(folder, facts["asked"])]
     used = int((arrays[0] >= 0).sum(axis=1).max())
-    return Dump(folder, facts, Rows(*(array[:, :used] if array.ndim == 2 else array for array in arrays)))
+    return Dump(
+        folder, facts, Rows(*(array[:, :used] if array.ndim == 2 else array for array in arrays))
+    )
 
 
 def fingerprint(value: Any) -> str:
@@ -185,7 +216,9 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_array(path: Path, what: str, dtype: str, shape: tuple[int, ...], *, writable: bool = False) -> np.memmap:
+def open_array(
+    path: Path, what: str, dtype: str, shape: tuple[int, ...], *, writable: bool = False
+) -> np.memmap:
     """An array on the disk, known to be whole.
 
     Args:
@@ -199,9 +232,13 @@ def open_array(path: Path, what: str, dtype: str, shape: tuple[int, ...], *, wri
         ValueError: a broken or shortened file, another shape or dtype.
     """
     expected = f"{what}, {dtype} of shape {list(shape)}"
-    array = files.map_array(path, expected)  # read-only first: "r+" fills a short file up with zeros
+    array = files.map_array(
+        path, expected
+    )  # read-only first: "r+" fills a short file up with zeros
     if array.shape != shape or array.dtype != dtype:
-        raise ValueError(f"{path}: expected {expected}, got {array.dtype} of shape {list(array.shape)}")
+        raise ValueError(
+            f"{path}: expected {expected}, got {array.dtype} of shape {list(array.shape)}"
+        )
     return np.lib.format.open_memmap(path, mode="r+") if writable else array
 
 
@@ -216,20 +253,31 @@ def _files(folder: Path, asked: dict[str, Any]) -> list[tuple[Path, str, tuple[i
     """Path, dtype and shape of the array of each field."""
     one = (asked["positions"],)
     wide, law = (*one, asked["width"]), asked["dtype"]
-    kinds = (("int32", wide), (law, wide), (law, wide), ("float32", one), ("float32", one), ("bool", one))
+    kinds = (
+        ("int32", wide),
+        (law, wide),
+        (law, wide),
+        ("float32", one),
+        ("float32", one),
+        ("bool", one),
+    )
     return [(folder / f"{name}.npy", *kind) for name, kind in zip(Rows._fields, kinds, strict=True)]
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / _FACTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected the folder of a dump (gls-jax dump)")
+        raise FileNotFoundError(
+            f"{path}: no such file; expected the folder of a dump (gls-jax dump)"
+        )
     facts = files.read_json(path, "the facts of a dump")
     if isinstance(facts, dict) and facts.get("format", _FORMAT) != _FORMAT:
         raise ValueError(f"{path}: expected format {_FORMAT}, got {facts['format']}")
     try:
         good = facts["fingerprint"] == fingerprint([_FORMAT, facts["asked"]])
-        good &= facts["done"] in range(facts["asked"]["positions"] + 1) and isinstance(facts["chunks"], int)
+        good &= facts["done"] in range(facts["asked"]["positions"] + 1) and isinstance(
+            facts["chunks"], int
+        )
         good &= isinstance(facts["finished"], bool) and isinstance(facts["log_prob_error"], float)
     except (KeyError, TypeError):
         good = False

@@ -1,12 +1,15 @@
-"""Exact acceptance at every position of a dump: chunk by chunk, to a file, with what the cut may have changed.
+"""Exact acceptance at every position of a dump: chunk by chunk, to a file, with what the cut may
+have changed.
 
-A dump does not know how the mass outside its tokens is spread. Read once with tails *apart*, items that the other law
-cannot produce, and once with tails *shared*, one item for both, it gives two acceptances. They are ends, the truth lies
-between, for the schemes in :data:`BRACKETED` (single, spectr, minhash, naive, GLS, Poisson lists: merging items can
-only help them; checked on random laws with whole vocabularies in the tests). For `gumbel_topk` and `specinfer_wor` one
-item for a tail takes one place in a list of distinct ones, where many items might take several; `specinfer`'s third and
-later tests and the truncated program of `weighted_importance` are not monotone: there the two are no ends, but both are
-exact without tails, with top-k sampling that keeps no more tokens than the dump.
+A dump does not know how the mass outside its tokens is spread. Read once with tails *apart*, items
+that the other law cannot produce, and once with tails *shared*, one item for both, it gives two
+acceptances. They are ends, the truth lies between, for the schemes in :data:`BRACKETED` (single,
+spectr, minhash, naive, GLS, Poisson lists: merging items can only help them; checked on random laws
+with whole vocabularies in the tests). For `gumbel_topk` and `specinfer_wor` one item for a tail
+takes one place in a list of distinct ones, where many items might take several; `specinfer`'s third
+and later tests and the truncated program of `weighted_importance` are not monotone: there the two
+are no ends, but both are exact without tails, with top-k sampling that keeps no more tokens than
+the dump.
 """
 
 from __future__ import annotations
@@ -26,7 +29,15 @@ from gls_jax.laws.store import Dump, fingerprint, open_array
 
 __all__ = ["BRACKETED", "Mean", "acceptance"]
 
-BRACKETED: tuple[str, ...] = ("gls", "gls_strong", "poisson", "minhash", "naive", "single", "spectr")
+BRACKETED: tuple[str, ...] = (
+    "gls",
+    "gls_strong",
+    "poisson",
+    "minhash",
+    "naive",
+    "single",
+    "spectr",
+)
 """Schemes for which the two readings of a dump are a lower and an upper end."""
 
 _FORMAT, _CHUNK, _TAILS = 1, 256, ("apart", "shared")
@@ -35,7 +46,8 @@ _VALUES, _FACTS = "acceptance.npy", "acceptance.json"
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """Mean acceptance over all positions for one scheme and K; None where it is not to be had at that size.
+    """Mean acceptance over all positions for one scheme and K; None where it is not to be had at
+    that size.
 
     Attributes:
         scheme, num_drafts: which.
@@ -59,13 +71,15 @@ def acceptance(
     resume: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Mean]:
-    """Exact acceptance by position, kept in the folder as `acceptance.npy`, `f32[scheme, position, K, reading]`.
+    """Exact acceptance by position, kept in the folder as `acceptance.npy`, `f32[scheme, position,
+    K, reading]`.
 
     Args:
         dump: the laws.
         folder: made if missing; a finished sweep in it is replaced.
         names: schemes.
-        num_drafts: list lengths K; NaN is written where a scheme does not take one, or has no exact value at this size.
+        num_drafts: list lengths K; NaN is written where a scheme does not take one, or has no exact
+            value at this size.
         resume: go on with an unfinished sweep that was asked the same.
         progress: called with `(scheme, positions done, positions)`.
 
@@ -73,8 +87,8 @@ def acceptance(
         One :class:`Mean` a scheme and K.
 
     Raises:
-        ValueError: no or an unknown scheme, a list length below 1, an unfinished sweep in the folder without `resume`,
-            another or a broken one with it.
+        ValueError: no or an unknown scheme, a list length below 1, an unfinished sweep in the
+            folder without `resume`, another or a broken one with it.
         OSError: the folder cannot be written, or another run is at work in it.
     """
     if not names:
@@ -87,7 +101,9 @@ def acceptance(
     blocks = [(s, start) for s in range(len(names)) for start in range(0, len(dump), _CHUNK)]
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder):
-        values, done = _open(folder, asked, (len(names), len(dump), len(counts), len(_TAILS)), resume)
+        values, done = _open(
+            folder, asked, (len(names), len(dump), len(counts), len(_TAILS)), resume
+        )
         for at, (s, start) in enumerate(blocks):
             stop = min(start + _CHUNK, len(dump))
             if at >= done:
@@ -96,7 +112,9 @@ def acceptance(
                 _write_facts(folder, asked, at + 1)
             if progress is not None:
                 progress(names[s], stop, len(dump))
-        means = np.stack([np.mean(each, axis=0, dtype=np.float64) for each in values])  # [scheme, K, reading]
+        means = np.stack(
+            [np.mean(each, axis=0, dtype=np.float64) for each in values]
+        )  # [scheme, K, reading]
     return [
         Mean(name, k, _known(means[s, c, 0]), _known(means[s, c, 1]), name in BRACKETED)
         for s, name in enumerate(names)
@@ -119,8 +137,13 @@ def _chunk(dump: Dump, start: int, stop: int, name: str, counts: tuple[int, ...]
     cut = np.any(dump.rows.tail_p[start:stop] > 0) or np.any(dump.rows.tail_q[start:stop] > 0)
     for reading, tails in enumerate(_TAILS if cut else _TAILS[:1]):
         short = _CHUNK - (stop - start)
-        laws = [np.pad(law, ((0, short), (0, 0)), mode="edge") for law in dump.pairs(start, stop, tails=tails)]
-        values = np.asarray(_exact(*map(jnp.asarray, laws), name=name, num_drafts=known))[: stop - start]
+        laws = [
+            np.pad(law, ((0, short), (0, 0)), mode="edge")
+            for law in dump.pairs(start, stop, tails=tails)
+        ]
+        values = np.asarray(_exact(*map(jnp.asarray, laws), name=name, num_drafts=known))[
+            : stop - start
+        ]
         found[:, np.isin(counts, known), reading] = values
     return found if cut else found[..., [0, 0]]
 
@@ -128,7 +151,9 @@ def _chunk(dump: Dump, start: int, stop: int, name: str, counts: tuple[int, ...]
 @partial(jax.jit, static_argnames=("name", "num_drafts"))
 def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
     scheme = schemes.get(name)
-    return jax.lax.map(lambda laws: scheme.acceptance_curve(laws[0], laws[1], num_drafts), (log_p, log_q))
+    return jax.lax.map(
+        lambda laws: scheme.acceptance_curve(laws[0], laws[1], num_drafts), (log_p, log_q)
+    )
 
 
 def _open(folder: Path, asked: dict, shape: tuple[int, ...], resume: bool) -> tuple[np.memmap, int]:
@@ -137,11 +162,17 @@ def _open(folder: Path, asked: dict, shape: tuple[int, ...], resume: bool) -> tu
     if path.exists():
         earlier, done, blocks = _read_facts(path)
         if resume and earlier != asked:
-            raise ValueError(f"{path}: the sweep here was asked something else; give another folder")
+            raise ValueError(
+                f"{path}: the sweep here was asked something else; give another folder"
+            )
         if resume:
-            return open_array(folder / _VALUES, "the values of a sweep", "float32", shape, writable=True), done
+            return open_array(
+                folder / _VALUES, "the values of a sweep", "float32", shape, writable=True
+            ), done
         if done < blocks:
-            raise ValueError(f"{path}: an unfinished run is here; --resume goes on with it, else give another folder")
+            raise ValueError(
+                f"{path}: an unfinished run is here; --resume goes on with it, else give another folder"
+            )
     path.unlink(missing_ok=True)  # first: it must never speak of other values
     values = np.lib.format.open_memmap(folder / _VALUES, mode="w+", dtype=np.float32, shape=shape)
     _write_facts(folder, asked, 0)

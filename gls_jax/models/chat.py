@@ -1,4 +1,5 @@
-"""Chat templates: from messages to the text of a prompt, by the Jinja program that comes with a checkpoint.
+"""Chat templates: from messages to the text of a prompt, by the Jinja program that comes with a
+checkpoint.
 
 Rendered as `transformers` does, in a sandbox: the program is a stranger's.
 """
@@ -28,7 +29,8 @@ _REPLY = "gls-jax"  # a reply to look behind
 class ChatTemplate:
     """A template and the special tokens that it may name.
 
-    A rendered prompt holds its special tokens, the first one included: encode it with ``add_special_tokens=False``.
+    A rendered prompt holds its special tokens, the first one included: encode it with
+        ``add_special_tokens=False``.
 
     Attributes:
         source: the Jinja program.
@@ -36,7 +38,9 @@ class ChatTemplate:
         origin: the file, for errors.
 
     >>> from gls_jax.models import ChatTemplate
-    >>> template = ChatTemplate("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ eos_token }}")
+    >>> template = ChatTemplate(
+    ...     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ eos_token }}"
+    ... )
     >>> template.render([{"role": "user", "content": "Hello"}])
     '[user]Hello'
     """
@@ -45,7 +49,9 @@ class ChatTemplate:
     special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
     origin: str = "chat template"
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> str:
         """The prompt.
 
         Args:
@@ -66,10 +72,14 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{self.origin}: the chat template refuses the messages ({reason})") from error
+            raise ValueError(
+                f"{self.origin}: the chat template refuses the messages ({reason})"
+            ) from error
 
     def end_of_turn(self, tokenizer: Tokenizer) -> int | None:
-        """The special token that the template writes behind a reply: a model that ends its turn says it."""
+        """The special token that the template writes behind a reply: a model that ends its turn
+        says it.
+        """
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}]
         try:
             behind = self.render(turn, add_generation_prompt=False).rpartition(_REPLY)[2].strip()
@@ -105,9 +115,15 @@ def _from_folder(folder: Path) -> ChatTemplate | None:
         source = own.read_text(encoding="utf-8") if own.is_file() else fields.get("chat_template")
         if isinstance(source, list):
             source = {each["name"]: each["template"] for each in source}.get("default")
-        tokens = {name: _text(value) for name, value in fields.items() if name.endswith("_token") and _text(value)}
+        tokens = {
+            name: _text(value)
+            for name, value in fields.items()
+            if name.endswith("_token") and _text(value)
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected the configuration of a tokenizer, got something else ({error})") from error
+        raise ValueError(
+            f"{path}: expected the configuration of a tokenizer, got something else ({error})"
+        ) from error
     if source is not None and not isinstance(source, str):
         raise ValueError(f"{path}: chat_template: expected text, got {type(source).__name__}")
     return None if source is None else ChatTemplate(source, tokens, str(folder))
@@ -115,11 +131,20 @@ def _from_folder(folder: Path) -> ChatTemplate | None:
 
 def _from_gguf(path: Path) -> ChatTemplate | None:
     metadata = gguf_file.open_file(path).metadata
-    source, vocabulary = metadata.get("tokenizer.chat_template"), metadata.get("tokenizer.ggml.tokens", [])
+    source, vocabulary = (
+        metadata.get("tokenizer.chat_template"),
+        metadata.get("tokenizer.ggml.tokens", []),
+    )
     if not source:
         return None
-    numbers = {name: metadata.get(f"tokenizer.ggml.{name}_id") for name in ("bos_token", "eos_token")}
-    tokens = {name: vocabulary[i] for name, i in numbers.items() if i is not None and 0 <= i < len(vocabulary)}
+    numbers = {
+        name: metadata.get(f"tokenizer.ggml.{name}_id") for name in ("bos_token", "eos_token")
+    }
+    tokens = {
+        name: vocabulary[i]
+        for name, i in numbers.items()
+        if i is not None and 0 <= i < len(vocabulary)
+    }
     return ChatTemplate(source, tokens, str(path))
 
 
@@ -136,7 +161,9 @@ def _environment():
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """Templates for training mark replies with ``{% generation %}``; here the mark says nothing."""
+        """Templates for training mark replies with ``{% generation %}``; here the mark says
+        nothing.
+        """
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -146,7 +173,13 @@ def _environment():
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         # Jinja's own filter escapes HTML.
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
 
     def raise_exception(message):
         raise jinja2.TemplateError(message)

@@ -1,6 +1,7 @@
 """Shape and constants of a decoder, the same for every family and file format.
 
-Everything that would change the logits and that this library does not compute is refused by the readers, by name.
+Everything that would change the logits and that this library does not compute is refused by the
+readers, by name.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ class Config:
         num_kv_heads: key-value heads; divides `num_heads`.
         head_dim: width of one head; even.
         rope_theta: base of the rotary frequencies.
-        rope_factors: `head_dim / 2` divisors of the rotary frequencies, None for plain RoPE. One representation for
-            linear scaling, Llama 3 scaling and the table that GGUF files carry.
-        local_layers: for each layer whether it is local: sees the last `window` positions only. Empty = none is.
+        rope_factors: `head_dim / 2` divisors of the rotary frequencies, None for plain RoPE. One
+            representation for linear scaling, Llama 3 scaling and the table that GGUF files carry.
+        local_layers: for each layer whether it is local: sees the last `window` positions only.
+            Empty = none is.
         window: a local layer's query sees keys with ``query position - key position < window``.
-        local_rope_theta: base of the rotary frequencies of local layers, never scaled; None = those of all others.
+        local_rope_theta: base of the rotary frequencies of local layers, never scaled; None = those
+            of all others.
         norm_eps: added to the mean square in RMSNorm.
         norm_offset: added to the weights of RMSNorm: 1 where they are stored around zero (Gemma).
-        post_norms: whether the outputs of attention and feed-forward are normalised too (Gemma: four norms a block).
-        qk_norm: whether queries and keys are normalised, head by head, before they are rotated (Qwen 3, Gemma 3).
+        post_norms: whether the outputs of attention and feed-forward are normalised too (Gemma:
+            four norms a block).
+        qk_norm: whether queries and keys are normalised, head by head, before they are rotated
+            (Qwen 3, Gemma 3).
         qkv_bias: whether query, key and value have biases (Qwen 2).
         activation: of the feed-forward gate, one of `ACTIVATIONS`.
         query_scale: factor of the attention scores; 0 = ``head_dim ** -0.5``.
@@ -53,7 +58,14 @@ class Config:
         ValueError: a size that is not a positive integer, or sizes that do not fit each other.
 
     >>> from gls_jax.models import Config
-    >>> Config(vocab_size=32, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2, num_kv_heads=1).head_dim
+    >>> Config(
+    ...     vocab_size=32,
+    ...     hidden_size=8,
+    ...     intermediate_size=16,
+    ...     num_layers=2,
+    ...     num_heads=2,
+    ...     num_kv_heads=1,
+    ... ).head_dim
     4
     """
 
@@ -87,25 +99,44 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
-            raise ValueError(f"model family {self.family!r} is not supported; expected one of: {', '.join(FAMILIES)}")
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
+            raise ValueError(
+                f"model family {self.family!r} is not supported; expected one of: {', '.join(FAMILIES)}"
+            )
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+        ):
             _positive(getattr(self, name), name)
         if not self.head_dim:
             if self.hidden_size % self.num_heads:
-                raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+                raise ValueError(
+                    f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+                )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
         _positive(self.head_dim, "head_dim")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
         if self.rope_factors is not None and len(self.rope_factors) != self.head_dim // 2:
-            raise ValueError(f"expected {self.head_dim // 2} rope_factors, got {len(self.rope_factors)}")
+            raise ValueError(
+                f"expected {self.head_dim // 2} rope_factors, got {len(self.rope_factors)}"
+            )
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+            raise ValueError(
+                f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
+            )
         if self.local_layers:
             if len(self.local_layers) != self.num_layers:
-                raise ValueError(f"local_layers: expected {self.num_layers} of them, got {len(self.local_layers)}")
+                raise ValueError(
+                    f"local_layers: expected {self.num_layers} of them, got {len(self.local_layers)}"
+                )
             _positive(self.window, "window of local layers")
         if not self.query_scale:
             object.__setattr__(self, "query_scale", self.head_dim**-0.5)
@@ -116,11 +147,17 @@ class Config:
         return dataclasses.replace(self, num_layers=len(layers), local_layers=local)
 
 
-def rope_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> tuple[float, ...] | None:
-    """Divisors of the `head_dim / 2` rotary frequencies under a scaling rule, None where all are one."""
+def rope_factors(
+    scaling: Mapping[str, Any], theta: float, head_dim: int
+) -> tuple[float, ...] | None:
+    """Divisors of the `head_dim / 2` rotary frequencies under a scaling rule, None where all are
+    one.
+    """
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_KINDS:
-        raise ValueError(f"rope scaling {kind!r} is not supported; expected one of: {', '.join(ROPE_KINDS)}")
+        raise ValueError(
+            f"rope scaling {kind!r} is not supported; expected one of: {', '.join(ROPE_KINDS)}"
+        )
     if theta <= 0:
         raise ValueError(f"rope_theta: expected a positive number, got {theta}")
     if kind == "default":
@@ -136,7 +173,9 @@ def rope_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> tup
         raise ValueError(f"high_freq_factor: expected more than low_freq_factor {low}, got {high}")
     divisors = []
     for index in range(head_dim // 2):
-        turns = context / (2 * math.pi * theta ** (2 * index / head_dim))  # full turns within the original context
+        turns = context / (
+            2 * math.pi * theta ** (2 * index / head_dim)
+        )  # full turns within the original context
         blend = min(max((turns - low) / (high - low), 0.0), 1.0)
         divisors.append(1 / (blend + (1 - blend) / factor))
     return tuple(divisors)
@@ -147,7 +186,9 @@ def field(fields: Mapping[str, Any], name: str, kind: type) -> Any:
     value = fields.get(name)
     accepted = (int, float) if kind is float else int
     if not isinstance(value, accepted) or isinstance(value, bool):
-        raise ValueError(f"{name}: expected {'a number' if kind is float else 'an integer'}, got {value!r}")
+        raise ValueError(
+            f"{name}: expected {'a number' if kind is float else 'an integer'}, got {value!r}"
+        )
     return kind(value)
 
 

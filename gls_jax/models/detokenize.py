@@ -12,14 +12,18 @@ __all__ = ["Detokenizer"]
 
 _WINDOW = 64  # tokens that are decoded again for each new one
 _BEFORE = 16  # tokens of the context that can have a say: a character takes a few
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no whole character
+_UNFINISHED = (
+    "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no whole character
+)
 
 
 class Detokenizer:
-    """The text of tokens that come one by one, in pieces that joined are the decoded text; special tokens are left out.
+    """The text of tokens that come one by one, in pieces that joined are the decoded text; special
+    tokens are left out.
 
-    A token may end inside a character, and some decoders drop a space at the beginning of what they are given. So every
-    piece is what decoding gives beyond the tokens before it, and bytes that end inside a character wait for the rest.
+    A token may end inside a character, and some decoders drop a space at the beginning of what they
+    are given. So every piece is what decoding gives beyond the tokens before it, and bytes that end
+    inside a character wait for the rest.
 
     Args:
         tokenizer: the tokenizer.
@@ -27,8 +31,14 @@ class Detokenizer:
 
     >>> from gls_jax.models import Detokenizer
     >>> from gls_jax.models.tokenizer import from_gguf
-    >>> tokenizer = from_gguf({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
-    ...                        "tokenizer.ggml.tokens": ["Ã", "©", "Ġl"], "tokenizer.ggml.merges": []})
+    >>> tokenizer = from_gguf(
+    ...     {
+    ...         "tokenizer.ggml.model": "gpt2",
+    ...         "tokenizer.ggml.pre": "gpt-2",
+    ...         "tokenizer.ggml.tokens": ["Ã", "©", "Ġl"],
+    ...         "tokenizer.ggml.merges": [],
+    ...     }
+    ... )
     >>> text = Detokenizer(tokenizer)
     >>> [text.push(token) for token in (0, 1, 2)]
     ['', 'é', ' l']
@@ -47,7 +57,11 @@ class Detokenizer:
         if text.endswith(_UNFINISHED) or not text.startswith(self._given):
             return ""  # a decoder that falls back on bytes may spoil the whole run until it is complete
         piece, self._given = text[len(self._given) :], text
-        if len(self._tokens) > _WINDOW and self._whole and (rest := self._decode(self._tokens[self._whole :])):
+        if (
+            len(self._tokens) > _WINDOW
+            and self._whole
+            and (rest := self._decode(self._tokens[self._whole :]))
+        ):
             self._tokens, self._given = self._tokens[self._whole :], rest
         self._whole = len(self._tokens)
         return piece

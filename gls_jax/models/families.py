@@ -26,11 +26,20 @@ _GEMMA = {
 }
 # What transformers assumes where a config.json says nothing.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_act": "silu", "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    "llama": {
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     "qwen2": _QWEN,
     "qwen3": _QWEN | {"head_dim": 128},
     "gemma2": _GEMMA
-    | {"max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    | {
+        "max_position_embeddings": 8192,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
     "gemma3_text": _GEMMA
     | {"max_position_embeddings": 131_072, "rope_theta": 1e6, "rope_local_base_freq": 10_000.0}
     | {"sliding_window_pattern": 6},
@@ -43,32 +52,49 @@ _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 def from_huggingface(fields: Mapping[str, Any]) -> Config:
     """Config from the fields of a Hugging Face `config.json`.
 
-    Both dialects are read: `rope_theta` beside `rope_scaling`, and transformers 5's `rope_parameters`. Fields left out
-    take the defaults of transformers' config of that family.
+    Both dialects are read: `rope_theta` beside `rope_scaling`, and transformers 5's
+    `rope_parameters`. Fields left out take the defaults of transformers' config of that family.
 
     Raises:
-        ValueError: an unknown `model_type`, a missing or ill-typed field, or a feature that is not supported.
+        ValueError: an unknown `model_type`, a missing or ill-typed field, or a feature that is not
+            supported.
 
     >>> from gls_jax.models.families import from_huggingface
-    >>> sizes = dict(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
-    >>> from_huggingface(dict(sizes, model_type="llama", rope_parameters={"rope_theta": 5e5})).rope_theta
+    >>> sizes = dict(
+    ...     vocab_size=32,
+    ...     hidden_size=8,
+    ...     intermediate_size=16,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ... )
+    >>> from_huggingface(
+    ...     dict(sizes, model_type="llama", rope_parameters={"rope_theta": 5e5})
+    ... ).rope_theta
     500000.0
     >>> from_huggingface(dict(sizes, model_type="gemma2", num_key_value_heads=1)).local_layers
     (True, False)
     """
     family = fields.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"model_type {family!r} is not supported; expected one of: {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"model_type {family!r} is not supported; expected one of: {', '.join(FAMILIES)}"
+        )
     fields = _DEFAULTS[family] | dict(fields)
     gemma = family.startswith("gemma")
     for name in _REFUSED:
         if fields.get(name):
             raise ValueError(f"{name}={fields[name]!r} is not supported; expected none")
-    activation, expected = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
+    activation, expected = (
+        ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
+    )
     if fields[activation] != expected:
-        raise ValueError(f"{activation} {fields[activation]!r} is not supported; expected {expected!r}")
+        raise ValueError(
+            f"{activation} {fields[activation]!r} is not supported; expected {expected!r}"
+        )
     if family == "gemma3_text" and fields.get("attn_logit_softcapping") is not None:
-        raise ValueError("attn_logit_softcapping of a gemma3_text model is not supported; expected null")
+        raise ValueError(
+            "attn_logit_softcapping of a gemma3_text model is not supported; expected null"
+        )
     heads = field(fields, "num_attention_heads", int)
     hidden = field(fields, "hidden_size", int)
     layers = field(fields, "num_hidden_layers", int)
@@ -108,21 +134,33 @@ def from_huggingface(fields: Mapping[str, Any]) -> Config:
 
 
 def _rope(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], float, float | None]:
-    """Scaling rule and base of the rotary frequencies, and the base of local layers where they have their own."""
+    """Scaling rule and base of the rotary frequencies, and the base of local layers where they have
+    their own.
+    """
     # transformers 5 moved theta into rope_parameters and kept rope_scaling's other keys beside it.
     rope = fields.get("rope_parameters") or {}
     keyed, two = bool({_LOCAL, _GLOBAL} & set(rope)), fields["model_type"] == "gemma3_text"
     if rope and keyed != two:
-        raise ValueError(f"rope_parameters: expected {'one table a layer type' if two else 'one table'}, got {rope!r}")
+        raise ValueError(
+            f"rope_parameters: expected {'one table a layer type' if two else 'one table'}, got {rope!r}"
+        )
     local = rope.get(_LOCAL) or {}
     rope = {**((rope.get(_GLOBAL) or {}) if keyed else rope), **(fields.get("rope_scaling") or {})}
     for table in (rope, local):
-        if (partial := table.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))) != 1.0:
+        if (
+            partial := table.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+        ) != 1.0:
             raise ValueError(f"partial_rotary_factor {partial} is not supported; expected 1.0")
     if (kind := local.get("rope_type", "default")) != "default":
-        raise ValueError(f"rope scaling {kind!r} of local layers is not supported; expected 'default'")
+        raise ValueError(
+            f"rope scaling {kind!r} of local layers is not supported; expected 'default'"
+        )
     theta = float(rope.get("rope_theta", fields.get("rope_theta", 10_000.0)))
-    return rope, theta, float(local.get("rope_theta", fields["rope_local_base_freq"])) if two else None
+    return (
+        rope,
+        theta,
+        float(local.get("rope_theta", fields["rope_local_base_freq"])) if two else None,
+    )
 
 
 def _local_layers(fields: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
@@ -134,17 +172,23 @@ def _local_layers(fields: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     window = fields["sliding_window"] if not qwen or fields.get("use_sliding_window") else None
     if kinds is not None:
         if unknown := set(kinds) - {_LOCAL, _GLOBAL}:
-            raise ValueError(f"layer_types {sorted(unknown)} are not supported; expected {_GLOBAL} or {_LOCAL}")
+            raise ValueError(
+                f"layer_types {sorted(unknown)} are not supported; expected {_GLOBAL} or {_LOCAL}"
+            )
         if len(kinds) != layers:
             raise ValueError(f"layer_types: expected {layers} of them, got {len(kinds)}")
         local = tuple(kind == _LOCAL for kind in kinds)
     elif qwen:
-        local = tuple(window is not None and layer >= fields["max_window_layers"] for layer in range(layers))
+        local = tuple(
+            window is not None and layer >= fields["max_window_layers"] for layer in range(layers)
+        )
     else:
         period = 2 if family == "gemma2" else _positive(fields, "sliding_window_pattern")
         local = tuple((layer + 1) % period != 0 for layer in range(layers))
     if any(local) and window is None:
-        raise ValueError("sliding_window: expected a number of positions for the sliding layers, got none")
+        raise ValueError(
+            "sliding_window: expected a number of positions for the sliding layers, got none"
+        )
     return local if any(local) else ()
 
 

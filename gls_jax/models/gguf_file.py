@@ -1,4 +1,6 @@
-"""GGUF files: metadata and dequantised weights in the layout of the original checkpoint, read by the package `gguf`."""
+"""GGUF files: metadata and dequantised weights in the layout of the original checkpoint, read by
+the package `gguf`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ NAMES = {
     "blocks.feed_forward.up.weight": "blk.{}.ffn_up.weight",
     "blocks.feed_forward.down.weight": "blk.{}.ffn_down.weight",
 }
-ROPE_FACTORS = "rope_freqs.weight"  # Llama 3's divisors of the rotary frequencies: a constant, not a weight
+ROPE_FACTORS = (
+    "rope_freqs.weight"  # Llama 3's divisors of the rotary frequencies: a constant, not a weight
+)
 
 
 class File(NamedTuple):
@@ -63,15 +67,26 @@ def open_file(path: str | Path) -> File:
     return _read(path, (status.st_mtime_ns, status.st_size))
 
 
-@lru_cache(maxsize=1)  # a model and its chat template are in one file, and its vocabulary takes a second or two
+@lru_cache(
+    maxsize=1
+)  # a model and its chat template are in one file, and its vocabulary takes a second or two
 def _read(path: Path, version: tuple[int, int]) -> File:
     gguf = extras.module("gguf", "lm")
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (struct.error, LookupError, TypeError, ValueError, MemoryError, ArithmeticError) as error:
+    except (
+        struct.error,
+        LookupError,
+        TypeError,
+        ValueError,
+        MemoryError,
+        ArithmeticError,
+    ) as error:
         # The package lets NumPy say what it meets beyond the end of a file.
-        raise ValueError(f"{path}: truncated or corrupt GGUF file ({type(error).__name__})") from error
+        raise ValueError(
+            f"{path}: truncated or corrupt GGUF file ({type(error).__name__})"
+        ) from error
     return File(path, metadata, {tensor.name: tensor for tensor in reader.tensors})
 
 
@@ -94,14 +109,17 @@ def read_config(file: File) -> Config:
 
 
 def from_gguf(metadata: Mapping[str, Any], *, tie_embeddings: bool) -> Config:
-    """Config from the metadata of a GGUF file, where Llama 3's frequency table is a tensor and not part of it.
+    """Config from the metadata of a GGUF file, where Llama 3's frequency table is a tensor and not
+    part of it.
 
     Args:
         metadata: the file's key-value pairs.
-        tie_embeddings: True when the file has no output matrix of its own; nothing in the metadata tells.
+        tie_embeddings: True when the file has no output matrix of its own; nothing in the metadata
+            tells.
 
     Raises:
-        ValueError: an unknown `general.architecture`, a missing field, or a feature that is not supported.
+        ValueError: an unknown `general.architecture`, a missing field, or a feature that is not
+            supported.
 
     >>> from gls_jax.models.gguf_file import from_gguf
     >>> from_gguf({"general.architecture": "gpt2"}, tie_embeddings=True)
@@ -111,19 +129,32 @@ def from_gguf(metadata: Mapping[str, Any], *, tie_embeddings: bool) -> Config:
     """
     family = metadata.get("general.architecture")
     if family != "llama":
-        raise ValueError(f"general.architecture {family!r} is not supported in GGUF files; expected 'llama'")
-    own = {key.removeprefix(f"{family}."): value for key, value in metadata.items() if key.startswith(f"{family}.")}
+        raise ValueError(
+            f"general.architecture {family!r} is not supported in GGUF files; expected 'llama'"
+        )
+    own = {
+        key.removeprefix(f"{family}."): value
+        for key, value in metadata.items()
+        if key.startswith(f"{family}.")
+    }
     if own.get("expert_count"):
-        raise ValueError(f"{family}.expert_count {own['expert_count']} is not supported; expected a dense model")
+        raise ValueError(
+            f"{family}.expert_count {own['expert_count']} is not supported; expected a dense model"
+        )
     heads = field(own, "attention.head_count", int)
     hidden = field(own, "embedding_length", int)
     head_dim = own.get("attention.key_length") or hidden // max(heads, 1)
     for name in ("rope.dimension_count", "attention.value_length"):
         if (size := own.get(name, head_dim)) != head_dim:
-            raise ValueError(f"{family}.{name} {size} is not supported; expected the head size, {head_dim}")
+            raise ValueError(
+                f"{family}.{name} {size} is not supported; expected the head size, {head_dim}"
+            )
     theta = float(own.get("rope.freq_base", 10_000.0))
     kind = own.get("rope.scaling.type", "none")
-    scaling = {"rope_type": "default" if kind == "none" else kind, "factor": own.get("rope.scaling.factor")}
+    scaling = {
+        "rope_type": "default" if kind == "none" else kind,
+        "factor": own.get("rope.scaling.factor"),
+    }
     eos = metadata.get("tokenizer.ggml.eos_token_id")
     return Config(
         vocab_size=own.get("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
@@ -148,7 +179,11 @@ def read_tensors(file: File, config: Config) -> Tensors:
     """The weights of an opened file, for `weights.build`."""
     heads = {NAMES["blocks.attention.query.weight"]: config.num_heads}
     heads |= {NAMES["blocks.attention.key.weight"]: config.num_kv_heads}
-    permuted = {name.format(layer): count for name, count in heads.items() for layer in range(config.num_layers)}
+    permuted = {
+        name.format(layer): count
+        for name, count in heads.items()
+        for layer in range(config.num_layers)
+    }
 
     def read(name: str) -> np.ndarray:
         weight = _dequantise(file, name)
@@ -159,7 +194,8 @@ def read_tensors(file: File, config: Config) -> Tensors:
 
 
 def half_split(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key matrix back from interleaved to half-split RoPE: llama.cpp permutes them for Llama.
+    """Rows of a query or key matrix back from interleaved to half-split RoPE: llama.cpp permutes
+    them for Llama.
 
     Args:
         weight: `[heads * D, M]` with the two coordinates of a rotated pair next to each other.
@@ -178,12 +214,15 @@ def _dequantise(file: File, name: str) -> np.ndarray:
     entry = file.entries[name]
     shape = _shape(entry)
     rows = math.prod(shape[:-1])
-    # Blocks never cross rows, so joining rows is harmless: the package loops over groups of 16 rows, six times slower.
+    # Blocks never cross rows, so joining rows is harmless: the package loops over groups of 16
+    # rows, six times slower.
     joined = entry.data.reshape(rows // math.gcd(rows, 32), -1)
     try:
         return dequantize(joined, entry.tensor_type).reshape(shape)
     except NotImplementedError as error:
-        raise ValueError(f"{file.path}: {name}: cannot dequantise {entry.tensor_type.name}") from error
+        raise ValueError(
+            f"{file.path}: {name}: cannot dequantise {entry.tensor_type.name}"
+        ) from error
 
 
 def _shape(entry: Any) -> tuple[int, ...]:

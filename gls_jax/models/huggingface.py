@@ -1,4 +1,6 @@
-"""Hugging Face folders: `config.json` beside `model.safetensors`, in one file or in shards with an index."""
+"""Hugging Face folders: `config.json` beside `model.safetensors`, in one file or in shards with an
+index.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ NAMES = {
     "blocks.feed_forward.up.weight": "model.layers.{}.mlp.up_proj.weight",
     "blocks.feed_forward.down.weight": "model.layers.{}.mlp.down_proj.weight",
 }
-# With four norms a block, the name that is elsewhere the second norm's belongs to what follows attention.
+# With four norms a block, the name that is elsewhere the second norm's belongs to what follows
+# attention.
 _POST_NORMS = {
     "blocks.attention_post_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
     "blocks.feed_forward_norm.weight": "model.layers.{}.pre_feedforward_layernorm.weight",
@@ -59,13 +62,17 @@ def read_tensors(folder: Path, config: Config) -> Tensors:
     """The weights of a folder, for `weights.build`; only headers are read here.
 
     Raises:
-        FileNotFoundError: no weights, or a shard that the index names is missing.
-        ValueError: a truncated or corrupt file, an index that does not match its shards, or integer weights.
+        FileNotFoundError: no weights, or a shard that the index names is missing. ValueError: a
+        truncated or corrupt file, an index that does not match its shards, or integer weights.
     """
     if (folder / _INDEX).is_file():
         where = _json(folder / _INDEX).get("weight_map")
-        if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
-            raise ValueError(f"{folder / _INDEX}: expected an object weight_map of file names, got something else")
+        if not isinstance(where, dict) or not all(
+            isinstance(shard, str) for shard in where.values()
+        ):
+            raise ValueError(
+                f"{folder / _INDEX}: expected an object weight_map of file names, got something else"
+            )
         shards = {name: _open(folder / name) for name in sorted(set(where.values()))}
     elif (folder / _SINGLE).is_file():
         shards = {_SINGLE: _open(folder / _SINGLE)}
@@ -76,15 +83,23 @@ def read_tensors(folder: Path, config: Config) -> Tensors:
     shapes = {}
     for name, shard in where.items():
         if name not in held[shard]:
-            raise ValueError(f"{folder / shard}: the index expects tensor {name} here, which is missing")
+            raise ValueError(
+                f"{folder / shard}: the index expects tensor {name} here, which is missing"
+            )
         # Tables of old conversions, and the second copy of a tied matrix, are no parameters.
-        if name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == NAMES["head"]):
+        if name.endswith("rotary_emb.inv_freq") or (
+            config.tie_embeddings and name == NAMES["head"]
+        ):
             continue
         part = shards[shard].get_slice(name)
         if part.get_dtype() not in _FLOATS:
-            raise ValueError(f"{folder / shard}: {name}: expected a float tensor, got {part.get_dtype()}")
+            raise ValueError(
+                f"{folder / shard}: {name}: expected a float tensor, got {part.get_dtype()}"
+            )
         shapes[name] = tuple(part.get_shape())
-    return Tensors(str(folder), shapes, names(config), lambda name: shards[where[name]].get_tensor(name))
+    return Tensors(
+        str(folder), shapes, names(config), lambda name: shards[where[name]].get_tensor(name)
+    )
 
 
 def names(config: Config) -> dict[str, str]:

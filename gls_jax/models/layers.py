@@ -1,4 +1,6 @@
-"""The parts of a block: grouped-query attention, gated feed-forward, linear maps, RMSNorm and rotary positions."""
+"""The parts of a block: grouped-query attention, gated feed-forward, linear maps, RMSNorm and
+rotary positions.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from gls_jax.models.config import Config
 KeysValues: TypeAlias = tuple[Float[Array, "b _ hkv d"], Float[Array, "b _ hkv d"]]
 """Keys and values of a run of slots."""
 
-_MASKED = -1e30  # finite: a row that sees nothing stays a number (a mean over all slots) instead of NaN
+_MASKED = (
+    -1e30
+)  # finite: a row that sees nothing stays a number (a mean over all slots) instead of NaN
 
 
 class Attention(nnx.Module):
@@ -34,9 +38,15 @@ class Attention(nnx.Module):
     qk_norm: bool
 
     def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.head_dim, self.scale, self.softcap = config.head_dim, config.query_scale, config.attention_softcap
+        self.head_dim, self.scale, self.softcap = (
+            config.head_dim,
+            config.query_scale,
+            config.attention_softcap,
+        )
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.query = Linear(config.hidden_size, queries, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.query = Linear(
+            config.hidden_size, queries, bias=config.qkv_bias, dtype=dtype, rngs=rngs
+        )
         self.key = Linear(config.hidden_size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.value = Linear(config.hidden_size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.output = Linear(queries, config.hidden_size, dtype=dtype, rngs=rngs)
@@ -54,12 +64,16 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "b t m"], KeysValues | None]:
         """`[B, T, M]` to `[B, T, M]`, and with a past the T new keys and values `[B, T, Hkv, D]`."""
         heads = (*x.shape[:2], -1, self.head_dim)
-        query, key, value = (linear(x).reshape(heads) for linear in (self.query, self.key, self.value))
+        query, key, value = (
+            linear(x).reshape(heads) for linear in (self.query, self.key, self.value)
+        )
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, *rotation) * self.scale, rotate(key, *rotation)
         seen = [(key, value)] if past is None else [past, (key, value)]
-        attended = self.output(attend(query, seen, visible, softcap=self.softcap).reshape(*x.shape[:2], -1))
+        attended = self.output(
+            attend(query, seen, visible, softcap=self.softcap).reshape(*x.shape[:2], -1)
+        )
         return attended, None if past is None else (key, value)
 
 
@@ -79,7 +93,9 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
         """`[B, T, M]` to `[B, T, M]`."""
-        activation = jax.nn.silu if self.activation == "silu" else jax.nn.gelu  # gelu is the tanh form
+        activation = (
+            jax.nn.silu if self.activation == "silu" else jax.nn.gelu
+        )  # gelu is the tanh form
         return self.down(activation(self.gate(x)) * self.up(x))
 
 
@@ -89,7 +105,9 @@ class Linear(nnx.Module):
     weight: nnx.Param[Array]
     bias: nnx.Param[Array] | None
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
         self.weight = normal(rngs, (inputs, outputs), dtype)
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
@@ -122,7 +140,9 @@ def rotate(
 ) -> Float[Array, "b t h d"]:
     """RoPE in the half-split convention: coordinate i turns with coordinate i + d/2."""
     first, second = jnp.split(x.astype(jnp.float32), 2, -1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
+        x.dtype
+    )
 
 
 def attend(
@@ -132,16 +152,27 @@ def attend(
     *,
     softcap: float | None = None,
 ) -> Float[Array, "b t hq d"]:
-    """Softmax attention over runs of keys and values, S in all; query head h reads head `h // (hq / hkv)` of them.
+    """Softmax attention over runs of keys and values, S in all; query head h reads head `h // (hq /
+    hkv)` of them.
 
-    The cached run and the new one are joined as scores, which are small, and never as keys: that would copy the cache.
+    The cached run and the new one are joined as scores, which are small, and never as keys: that
+        would copy the cache.
     """
     batch, count, heads, size = query.shape
     shared = seen[0][0].shape[2]
-    # Tokens and the heads of a group form ONE axis: XLA:CPU runs this batched product twice as fast as with two.
-    grouped = query.reshape(batch, count, shared, -1, size).transpose(0, 2, 1, 3, 4).reshape(batch, shared, -1, size)
+    # Tokens and the heads of a group form ONE axis: XLA:CPU runs this batched product twice as fast
+    # as with two.
+    grouped = (
+        query.reshape(batch, count, shared, -1, size)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(batch, shared, -1, size)
+    )
     scores = jnp.concatenate(
-        [jnp.einsum("bhxd,bshd->bhxs", grouped, keys, preferred_element_type=jnp.float32) for keys, _ in seen], -1
+        [
+            jnp.einsum("bhxd,bshd->bhxs", grouped, keys, preferred_element_type=jnp.float32)
+            for keys, _ in seen
+        ],
+        -1,
     )
     by_token = soft_cap(scores, softcap).reshape(batch, shared, count, -1, scores.shape[-1])
     by_token = jnp.where(visible[:, None, :, None, :], by_token, _MASKED)
@@ -153,7 +184,11 @@ def attend(
         for part, (_, values) in zip(parts, seen, strict=True)
     )
     mixed = sum(rest, first)
-    return mixed.reshape(batch, shared, count, -1, size).transpose(0, 2, 1, 3, 4).reshape(batch, count, heads, size)
+    return (
+        mixed.reshape(batch, shared, count, -1, size)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(batch, count, heads, size)
+    )
 
 
 def soft_cap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:

@@ -1,9 +1,10 @@
 """Where weights, caches and requests lie on a mesh with axes `data` and `model`.
 
-Requests are split over `data`; heads, feed-forward units and the vocabulary over `model`. What does not divide is
-replicated: two key-value heads on four devices, nine heads on two. No sum that a single device would do in one piece is
-split but those over heads and feed-forward units, so results differ between meshes by rounding only. The weights carry
-the mesh: it is given to `load` and is not to be set around a call (`jax.set_mesh`).
+Requests are split over `data`; heads, feed-forward units and the vocabulary over `model`. What does
+not divide is replicated: two key-value heads on four devices, nine heads on two. No sum that a
+single device would do in one piece is split but those over heads and feed-forward units, so results
+differ between meshes by rounding only. The weights carry the mesh: it is given to `load` and is not
+to be set around a call (`jax.set_mesh`).
 """
 
 from __future__ import annotations
@@ -18,21 +19,30 @@ from gls_jax.models.config import Config
 
 AXES = ("data", "model")
 
-# Parameter path to the axes of its dimensions; `*` stands for blocks.attention or blocks.feed_forward. The rest, the
-# norms, is replicated. Matrices are [L, in, out]: first maps are split by outputs, the ones that follow by inputs.
+# Parameter path to the axes of its dimensions; `*` stands for blocks.attention or
+# blocks.feed_forward. The rest, the norms, is replicated. Matrices are [L, in, out]: first maps are
+# split by outputs, the ones that follow by inputs.
 SPECS = {
     "embedding": P("model", None),
     "head": P("model", None),
-    **{f"*.{name}.weight": P(None, None, "model") for name in ("query", "key", "value", "gate", "up")},
+    **{
+        f"*.{name}.weight": P(None, None, "model")
+        for name in ("query", "key", "value", "gate", "up")
+    },
     **{f"*.{name}.bias": P(None, "model") for name in ("query", "key", "value")},
     **{f"*.{name}.weight": P(None, "model", None) for name in ("output", "down")},
 }
-CACHE_SPECS = {"keys": P(None, "data", None, "model", None), "positions": P(None, "data", None), "length": P("data")}
+CACHE_SPECS = {
+    "keys": P(None, "data", None, "model", None),
+    "positions": P(None, "data", None),
+    "length": P("data"),
+}
 CACHE_SPECS["values"] = CACHE_SPECS["keys"]
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same mesh with axes whose use the compiler works out: those of `jax.make_mesh` are explicit.
+    """The same mesh with axes whose use the compiler works out: those of `jax.make_mesh` are
+    explicit.
 
     Raises:
         ValueError: a mesh without the axes `data` and `model`, or with others.
@@ -43,16 +53,26 @@ def automatic(mesh: Mesh) -> Mesh:
     (Auto, Auto)
     """
     if sorted(mesh.axis_names) != sorted(AXES):
-        raise ValueError(f"mesh: expected axes {' and '.join(AXES)}, got {', '.join(map(str, mesh.axis_names))}")
+        raise ValueError(
+            f"mesh: expected axes {' and '.join(AXES)}, got {', '.join(map(str, mesh.axis_names))}"
+        )
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def of_parameter(path: str, config: Config, mesh: Mesh) -> NamedSharding:
-    """Where a parameter lies: by its path, replicated if what it is split into does not divide over the devices.
+    """Where a parameter lies: by its path, replicated if what it is split into does not divide over
+    the devices.
 
     >>> import jax
     >>> from gls_jax.models import Config, sharding
-    >>> config = Config(vocab_size=32, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2, num_kv_heads=1)
+    >>> config = Config(
+    ...     vocab_size=32,
+    ...     hidden_size=8,
+    ...     intermediate_size=16,
+    ...     num_layers=2,
+    ...     num_heads=2,
+    ...     num_kv_heads=1,
+    ... )
     >>> mesh = sharding.automatic(jax.make_mesh((1, 1), ("data", "model")))
     >>> sharding.of_parameter("blocks.feed_forward.down.weight", config, mesh).spec
     P(None, 'model', None)
@@ -72,13 +92,18 @@ def constrain(x: jax.Array, spec: P, mesh: Mesh | None) -> jax.Array:
     """`x` laid out by `spec`, inside or outside jit; dimensions that do not divide are replicated."""
     if mesh is None:
         return x
-    fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, x.shape, strict=False)]
+    fits = [
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(spec, x.shape, strict=False)
+    ]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*fits)))
 
 
 def constrain_cache(cache: Any, mesh: Mesh | None) -> Any:
     """A `Cache` with rows over `data` and key-value heads over `model`."""
-    return cache._replace(**{name: constrain(getattr(cache, name), spec, mesh) for name, spec in CACHE_SPECS.items()})
+    return cache._replace(
+        **{name: constrain(getattr(cache, name), spec, mesh) for name, spec in CACHE_SPECS.items()}
+    )
 
 
 def mesh_of(x: jax.Array) -> Mesh | None:

@@ -1,7 +1,8 @@
 """The decoder: one block for all families, its weights stacked on a leading axis and scanned.
 
-Weights lie as `[in, out]`: on XLA:CPU products with a few tokens then run a fifth faster than with the `[out, in]` of
-checkpoints, and with one token as fast. The cache is a plain pytree beside the model, never inside it.
+Weights lie as `[in, out]`: on XLA:CPU products with a few tokens then run a fifth faster than with
+the `[out, in]` of checkpoints, and with one token as fast. The cache is a plain pytree beside the
+model, never inside it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from gls_jax.models.layers import Attention, FeedForward, KeysValues, RMSNorm, n
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far: the protocol of :class:`gls_jax.decoding.LanguageModel`.
+    """Keys and values of the tokens seen so far: the protocol of
+    :class:`gls_jax.decoding.LanguageModel`.
 
     Attributes:
         keys: `[L, B, S, Hkv, D]`, layers first; rotated.
         values: `[L, B, S, Hkv, D]`.
-        positions: `i32[1, B, S]`, of the tokens in the slots: drafts of a tree share positions, never slots.
-        length: `i32[B]`, slots filled in each row. Lower it to forget the newest tokens: what lies in slots from
-            `length` on does not matter as long as it is finite.
+        positions: `i32[1, B, S]`, of the tokens in the slots: drafts of a tree share positions,
+            never slots.
+        length: `i32[B]`, slots filled in each row. Lower it to forget the newest tokens: what lies
+            in slots from `length` on does not matter as long as it is finite.
     """
 
     keys: jax.Array
@@ -37,23 +40,33 @@ class Cache(NamedTuple):
 
 
 class Transformer(nnx.Module):
-    """Decoder of all families: RMSNorm, RoPE (half-split), grouped-query attention, gated feed-forward.
+    """Decoder of all families: RMSNorm, RoPE (half-split), grouped-query attention, gated
+    feed-forward.
 
-    What else a family has (biases, norms of queries and keys, norms behind each part, soft-caps, local layers with a
-    sliding window and a rotary base of their own) is in its `Config`. Windows compare positions; the cache keeps all.
+    What else a family has (biases, norms of queries and keys, norms behind each part, soft-caps,
+    local layers with a sliding window and a rotary base of their own) is in its `Config`. Windows
+    compare positions; the cache keeps all.
 
-    Under `jax.jit` use it as plain trees: `graph, params = nnx.split(model)` outside, `nnx.merge(graph, params)(...)`
-    inside.
+    Under `jax.jit` use it as plain trees: `graph, params = nnx.split(model)` outside,
+    `nnx.merge(graph, params)(...)` inside.
 
     Args:
         config: sizes and constants.
-        dtype: of weights, activations and cache. Norms, softmax and logits are float32 whatever it is.
+        dtype: of weights, activations and cache. Norms, softmax and logits are float32 whatever it
+            is.
         rngs: source of the random initial weights.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
     >>> from gls_jax.models import Config, Transformer
-    >>> config = Config(vocab_size=32, hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2, num_kv_heads=1)
+    >>> config = Config(
+    ...     vocab_size=32,
+    ...     hidden_size=8,
+    ...     intermediate_size=16,
+    ...     num_layers=2,
+    ...     num_heads=2,
+    ...     num_kv_heads=1,
+    ... )
     >>> model = Transformer(config, rngs=nnx.Rngs(0))
     >>> logits, cache = model(jnp.array([[1, 2, 3]]), cache=model.init_cache(batch=1, length=8))
     >>> logits.shape, cache.keys.shape, cache.length
@@ -69,7 +82,9 @@ class Transformer(nnx.Module):
     def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.config = config
         self.embedding = normal(rngs, (config.vocab_size, config.hidden_size), dtype)
-        stacked = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs)))
+        stacked = nnx.split_rngs(splits=config.num_layers)(
+            nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs))
+        )
         self.blocks = stacked(rngs)
         self.norm = RMSNorm(config.hidden_size, config, dtype=dtype)
         if not config.tie_embeddings:
@@ -84,13 +99,16 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Logits of the next token after each of `tokens`.
 
-        With a cache, the T tokens take slots `length .. length + T - 1` of their row and attention runs over all S
-        slots under the mask. What does not fit into S slots is not stored (`length` then exceeds S).
+        With a cache, the T tokens take slots `length .. length + T - 1` of their row and attention
+        runs over all S slots under the mask. What does not fit into S slots is not stored (`length`
+        then exceeds S).
 
         Args:
             tokens: `i32[B, T]`. An id outside the vocabulary makes its row NaN.
-            positions: `i32[B, T]` for RoPE and windows; None counts on from `cache.length` (from 0 without a cache).
-            mask: `bool[B, T, S]`, True where a token may look (`S = T` without a cache). None is causal by slot.
+            positions: `i32[B, T]` for RoPE and windows; None counts on from `cache.length` (from 0
+                without a cache).
+            mask: `bool[B, T, S]`, True where a token may look (`S = T` without a cache). None is
+                causal by slot.
             cache: earlier keys and values, or None.
 
         Returns:
@@ -121,8 +139,12 @@ class Transformer(nnx.Module):
             x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
         x, new = jax.lax.scan(step, x, (weights, local, past))
         head = self.embedding if config.tie_embeddings else self.head
-        logits = jnp.einsum("btm,vm->btv", self.norm(x), head[...], preferred_element_type=jnp.float32)
-        return soft_cap(logits, config.logit_softcap), None if cache is None else _append(cache, new, positions, slots)
+        logits = jnp.einsum(
+            "btm,vm->btv", self.norm(x), head[...], preferred_element_type=jnp.float32
+        )
+        return soft_cap(logits, config.logit_softcap), None if cache is None else _append(
+            cache, new, positions, slots
+        )
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """Empty cache of `length` slots for each of `batch` rows, in the dtype of the weights."""
@@ -157,7 +179,9 @@ class Block(nnx.Module):
         visible: Bool[Array, "b t all"],
         past: KeysValues | None,
     ) -> tuple[Float[Array, "b t m"], KeysValues | None]:
-        """Stream `[B, T, M]` and the layer's `past` to the stream and, with a past, the T new keys and values."""
+        """Stream `[B, T, M]` and the layer's `past` to the stream and, with a past, the T new keys
+        and values.
+        """
         attended, new = self.attention(self.attention_norm(x), rotation, visible, past)
         x = x + (self.attention_post_norm(attended) if self.post_norms else attended)
         fed = self.feed_forward(self.feed_forward_norm(x))
@@ -172,8 +196,14 @@ def init_cache(config: Config, dtype: DTypeLike, batch: int, length: int) -> Cac
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), positions, filled)
 
 
-def _tables(config: Config, positions: Int[Array, "b t"], visible: Bool[Array, "b t all"], cache: Cache | None):
-    """Rotation `(cos, sin)` and what is visible, each stacked: for global layers, then for local ones if there are any.
+def _tables(
+    config: Config,
+    positions: Int[Array, "b t"],
+    visible: Bool[Array, "b t all"],
+    cache: Cache | None,
+):
+    """Rotation `(cos, sin)` and what is visible, each stacked: for global layers, then for local
+    ones if there are any.
 
     One entry serves all layers of its kind: the scan over layers picks it by the layer's own index.
     """
@@ -200,7 +230,9 @@ def _rotation(
 def _visible(
     slots: Int[Array, "b t"], mask: Bool[Array, "b t s"] | None, cache: Cache | None
 ) -> Bool[Array, "b t all"]:
-    """What each token sees among the S cached slots followed by the T new tokens, as `attend` lays them out."""
+    """What each token sees among the S cached slots followed by the T new tokens, as `attend` lays
+    them out.
+    """
     batch, count = slots.shape
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((count, count), bool)), (batch, count, count))
     if cache is None:
@@ -215,9 +247,14 @@ def _visible(
 
 
 def _append(
-    cache: Cache, new: tuple[jax.Array, jax.Array], positions: Int[Array, "b t"], slots: Int[Array, "b t"]
+    cache: Cache,
+    new: tuple[jax.Array, jax.Array],
+    positions: Int[Array, "b t"],
+    slots: Int[Array, "b t"],
 ) -> Cache:
-    """All layers' new keys and values written at once: in place when the cache is donated or carried by a loop."""
+    """All layers' new keys and values written at once: in place when the cache is donated or
+    carried by a loop.
+    """
     rows = jnp.arange(slots.shape[0])[:, None]
     keys, values, places = (
         old.at[:, rows, slots].set(fresh, mode="drop")
@@ -228,14 +265,22 @@ def _append(
 
 def _check(tokens, positions, mask, cache) -> None:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or 0 in tokens.shape:
-        raise ValueError(f"tokens: expected integers of shape [B, T], got {tokens.dtype} {list(tokens.shape)}")
+        raise ValueError(
+            f"tokens: expected integers of shape [B, T], got {tokens.dtype} {list(tokens.shape)}"
+        )
     if positions is not None and positions.shape != tokens.shape:
-        raise ValueError(f"positions: expected shape {list(tokens.shape)}, got {list(positions.shape)}")
+        raise ValueError(
+            f"positions: expected shape {list(tokens.shape)}, got {list(positions.shape)}"
+        )
     size = tokens.shape[1] if cache is None else cache.keys.shape[2]
     if cache is not None and cache.length.shape != tokens.shape[:1]:
         raise ValueError(f"cache: expected {tokens.shape[0]} rows, got {cache.length.shape[0]}")
     if tokens.shape[1] > size:
-        raise ValueError(f"cache: expected at least {tokens.shape[1]} slots for the new tokens, got {size}")
+        raise ValueError(
+            f"cache: expected at least {tokens.shape[1]} slots for the new tokens, got {size}"
+        )
     if mask is not None and (mask.shape != (*tokens.shape, size) or mask.dtype != jnp.bool_):
         expected = [*tokens.shape, size]
-        raise ValueError(f"mask: expected bool of shape {expected}, got {mask.dtype} {list(mask.shape)}")
+        raise ValueError(
+            f"mask: expected bool of shape {expected}, got {mask.dtype} {list(mask.shape)}"
+        )

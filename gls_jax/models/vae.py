@@ -1,12 +1,13 @@
 """The image VAE of the GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), in Flax nnx.
 
-Four networks that are trained together. The encoder maps a source to a Gaussian over the latent `w`; the projection
-network maps a decoder's side image to features; the decoder rebuilds the source from `w` and features; the estimator
-tells pairs (w, features) of one image from pairs of two, so that its logit is an estimate of `log p(w | side) / p(w)`.
+Four networks that are trained together. The encoder maps a source to a Gaussian over the latent
+`w`; the projection network maps a decoder's side image to features; the decoder rebuilds the source
+from `w` and features; the estimator tells pairs (w, features) of one image from pairs of two, so
+that its logit is an estimate of `log p(w | side) / p(w)`.
 
-What the paper leaves open is chosen here: the projection network and the estimator's layers, and dropout after the
-decoder's hidden layer. Its encoder ends in 6,272 = 128 x 7 x 7 numbers, which is a source of 28 x 28; a half of a digit
-is 28 x 14 and gives 128 x 7 x 4.
+What the paper leaves open is chosen here: the projection network and the estimator's layers, and
+dropout after the decoder's hidden layer. Its encoder ends in 6,272 = 128 x 7 x 7 numbers, which is
+a source of 28 x 28; a half of a digit is 28 x 14 and gives 128 x 7 x 4.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from gls_jax.compression.image_model import ImageModel
 
 __all__ = ["ImageVae", "VaeConfig", "abstract", "image_model", "new_vae"]
 
-_LOG_VARIANCES = (-12.0, 4.0)  # far outside of what a trained encoder says; keeps exp and its gradient finite
+_LOG_VARIANCES = (
+    -12.0,
+    4.0,
+)  # far outside of what a trained encoder says; keeps exp and its gradient finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,8 @@ class VaeConfig:
         source_shape: height, width and channels of the source.
         side_shape: height, width and channels of the side information.
         latent: dimensions of `w`.
-        channels: of the encoder's convolutions; the decoder's have this, a half and a quarter of it.
+        channels: of the encoder's convolutions; the decoder's have this, a half and a quarter of
+            it.
         hidden: units of the fully connected layers.
         features: that the side information is projected to.
         dropout: share of the decoder's hidden units that are dropped in training.
@@ -80,7 +85,8 @@ class VaeConfig:
         features: int = features,
         dropout: float = dropout,
     ) -> VaeConfig:
-        """Sizes for whole images `[n, height, width, channels]`: right halves, and square crops of left ones.
+        """Sizes for whole images `[n, height, width, channels]`: right halves, and square crops of
+        left ones.
 
         The other sizes, and their defaults, are those of the class.
 
@@ -91,7 +97,9 @@ class VaeConfig:
         """
         left, right = halves(images)
         if checks.count(crop, "crop") > min(left.shape[1:3]):
-            raise ValueError(f"crop: expected at most {min(left.shape[1:3])}, what left halves have, got {crop}")
+            raise ValueError(
+                f"crop: expected at most {min(left.shape[1:3])}, what left halves have, got {crop}"
+            )
         return cls(
             source_shape=right.shape[1:],
             side_shape=(crop, crop, right.shape[3]),
@@ -104,11 +112,14 @@ class VaeConfig:
 
 
 class ImageVae(nnx.Module):
-    """Encoder, projection network, decoder and estimator; images are `[B, height, width, channels]` in [-1, 1].
+    """Encoder, projection network, decoder and estimator; images are `[B, height, width, channels]`
+    in [-1, 1].
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import models
-    >>> config = models.VaeConfig(source_shape=(5, 3, 1), side_shape=(2, 2, 1), channels=4, hidden=8, features=6)
+    >>> config = models.VaeConfig(
+    ...     source_shape=(5, 3, 1), side_shape=(2, 2, 1), channels=4, hidden=8, features=6
+    ... )
     >>> vae = models.new_vae(config, jax.random.key(0))
     >>> mean, variance = vae.encode(jnp.zeros((7, 5, 3, 1)))
     >>> vae.reconstruct(mean, vae.project(jnp.zeros((7, 2, 2, 1)))).shape
@@ -137,7 +148,10 @@ class ImageVae(nnx.Module):
         wide, half, quarter = config.channels, config.channels // 2, config.channels // 4
         self.size, self.rate = (height, width), config.dropout
         self.grid = (-(-height // 4), -(-width // 4), wide)  # after two convolutions of stride 2
-        cells, side_cells = self.grid[0] * self.grid[1] * wide, -(-side_height // 2) * -(-side_width // 2) * half
+        cells, side_cells = (
+            self.grid[0] * self.grid[1] * wide,
+            -(-side_height // 2) * -(-side_width // 2) * half,
+        )
         self.encoder = nnx.List(
             [
                 _convolution(colours, wide, 1, rngs),
@@ -147,23 +161,31 @@ class ImageVae(nnx.Module):
             ]
         )
         self.law = nnx.Linear(config.hidden, 2 * config.latent, rngs=rngs)
-        self.projection = nnx.List([_convolution(side_colours, quarter, 1, rngs), _convolution(quarter, half, 2, rngs)])
+        self.projection = nnx.List(
+            [_convolution(side_colours, quarter, 1, rngs), _convolution(quarter, half, 2, rngs)]
+        )
         self.to_features = nnx.Linear(side_cells, config.features, rngs=rngs)
         self.hidden = nnx.Linear(config.latent + config.features, config.hidden, rngs=rngs)
         self.to_grid = nnx.Linear(config.hidden, cells, rngs=rngs)
         self.upward = nnx.List([_doubling(wide, half, rngs), _doubling(half, quarter, rngs)])
         self.pixels = _convolution(quarter, colours, 1, rngs)
         self.estimator_latent = nnx.Linear(config.latent, config.features, rngs=rngs)
-        self.estimator_features = nnx.Linear(config.features, config.features, use_bias=False, rngs=rngs)
+        self.estimator_features = nnx.Linear(
+            config.features, config.features, use_bias=False, rngs=rngs
+        )
         self.estimator_hidden = nnx.Linear(config.features, config.features, rngs=rngs)
         self.estimator_logit = nnx.Linear(config.features, 1, rngs=rngs)
 
-    def encode(self, source: Float[Array, "b h w c"]) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+    def encode(
+        self, source: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
         """Mean and variance of the latent given the source."""
         *convolutions, flat = self.encoder
         for layer in convolutions:
             source = nnx.relu(layer(source))
-        mean, log_variance = jnp.split(self.law(nnx.relu(flat(source.reshape(source.shape[0], -1)))), 2, -1)
+        mean, log_variance = jnp.split(
+            self.law(nnx.relu(flat(source.reshape(source.shape[0], -1)))), 2, -1
+        )
         return mean, jnp.exp(jnp.clip(log_variance, *_LOG_VARIANCES))
 
     def project(self, side: Float[Array, "b sh sw c"]) -> Float[Array, "b f"]:
@@ -172,16 +194,24 @@ class ImageVae(nnx.Module):
             side = nnx.relu(layer(side))
         return nnx.relu(self.to_features(side.reshape(side.shape[0], -1)))
 
-    def score(self, features: Float[Array, "*#b f"], latents: Float[Array, "*#b d"]) -> Float[Array, "*b"]:
+    def score(
+        self, features: Float[Array, "*#b f"], latents: Float[Array, "*#b d"]
+    ) -> Float[Array, "*b"]:
         """Logit of "one image" against "two images" for each pair; leading axes broadcast."""
-        # The first layer in two parts: that of the features is worked out once for all candidates of a decoder.
+        # The first layer in two parts: that of the features is worked out once for all candidates
+        # of a decoder.
         first = nnx.relu(self.estimator_latent(latents) + self.estimator_features(features))
         return self.estimator_logit(nnx.relu(self.estimator_hidden(first)))[..., 0]
 
     def reconstruct(
-        self, latents: Float[Array, "b d"], features: Float[Array, "b f"], dropout: PRNGKeyArray | None = None
+        self,
+        latents: Float[Array, "b d"],
+        features: Float[Array, "b f"],
+        dropout: PRNGKeyArray | None = None,
     ) -> Float[Array, "b h w c"]:
-        """The source as the decoder sees it; with a key of `dropout` hidden units are dropped, as in training."""
+        """The source as the decoder sees it; with a key of `dropout` hidden units are dropped, as
+        in training.
+        """
         hidden = nnx.relu(self.hidden(jnp.concatenate([latents, features], -1)))
         if dropout is not None:
             keep = jax.random.bernoulli(dropout, jnp.float32(1 - self.rate), hidden.shape)
@@ -195,13 +225,16 @@ class ImageVae(nnx.Module):
 def new_vae(config: VaeConfig, key: PRNGKeyArray) -> ImageVae:
     """A network with random weights: normal of variance 2 / inputs (He et al. 2015), biases 0.
 
-    One draw is cut up for all of them: a program for the shape of each would take ten seconds to compile.
+    One draw is cut up for all of them: a program for the shape of each would take ten seconds to
+        compile.
     """
     graph, shapes = nnx.split(abstract(config))
     leaves, structure = jax.tree.flatten(shapes)
     ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])
     with races.keys.partitionable_bits():
-        draws = np.split(np.asarray(jax.random.normal(key, (int(ends[-1]),), jnp.float32)), ends[:-1])
+        draws = np.split(
+            np.asarray(jax.random.normal(key, (int(ends[-1]),), jnp.float32)), ends[:-1]
+        )
     weights = [
         jnp.asarray(draw.reshape(leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1])))
         if len(leaf.shape) > 1
@@ -218,7 +251,9 @@ def abstract(config: VaeConfig) -> ImageVae:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One of the networks as a pure function; equal for models of one architecture, so that neither compiles twice."""
+    """One of the networks as a pure function; equal for models of one architecture, so that neither
+    compiles twice.
+    """
 
     graph: Any
     name: str
@@ -253,7 +288,9 @@ def _fingerprint(params, config: VaeConfig) -> str:
 
 
 def _convolution(inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (3, 3), strides=(stride, stride), padding=((1, 1), (1, 1)), rngs=rngs)
+    return nnx.Conv(
+        inputs, outputs, (3, 3), strides=(stride, stride), padding=((1, 1), (1, 1)), rngs=rngs
+    )
 
 
 def _doubling(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.ConvTranspose:

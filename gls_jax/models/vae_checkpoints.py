@@ -28,7 +28,8 @@ class Found:
 
     Attributes:
         epoch: epochs behind it.
-        about: what was written beside the arrays: `asked`, `config`, `epochs` that were wanted, `losses`.
+        about: what was written beside the arrays: `asked`, `config`, `epochs` that were wanted,
+            `losses`.
     """
 
     epoch: int
@@ -47,14 +48,20 @@ def find(folder: Path) -> Found | None:
         epoch = manager.latest_step()
         if epoch is None:
             return None
-        about = manager.restore(epoch, args=orbax.args.Composite(about=orbax.args.JsonRestore())).about
+        about = manager.restore(
+            epoch, args=orbax.args.Composite(about=orbax.args.JsonRestore())
+        ).about
     if not isinstance(about, dict) or not {"asked", "config", "epochs", "losses"} <= about.keys():
-        raise ValueError(f"{folder}: expected a training run of an image model, got another checkpoint")
+        raise ValueError(
+            f"{folder}: expected a training run of an image model, got another checkpoint"
+        )
     return Found(epoch, about)
 
 
 def save(folder: Path, epoch: int, state: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write a state whole, then drop the one before: a run that is killed while writing keeps the old one."""
+    """Write a state whole, then drop the one before: a run that is killed while writing keeps the
+    old one.
+    """
     items = {name: orbax.args.StandardSave(_named(part)) for name, part in state.items()}
     with _opened(folder) as manager:
         manager.save(epoch, args=orbax.args.Composite(about=orbax.args.JsonSave(about), **items))
@@ -66,16 +73,27 @@ def restore(folder: Path, epoch: int, like: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: they cannot be read, or have other arrays.
     """
-    templates = {part: {name: np.empty(x.shape, x.dtype) for name, x in _named(like[part]).items()} for part in like}
+    templates = {
+        part: {name: np.empty(x.shape, x.dtype) for name, x in _named(like[part]).items()}
+        for part in like
+    }
     with _opened(folder) as manager:
-        wanted = {part: orbax.args.StandardRestore(template) for part, template in templates.items()}
+        wanted = {
+            part: orbax.args.StandardRestore(template) for part, template in templates.items()
+        }
         found = manager.restore(epoch, args=orbax.args.Composite(**wanted))
-        arrays = {part: [found[part][name] for name in template] for part, template in templates.items()}
+        arrays = {
+            part: [found[part][name] for name in template] for part, template in templates.items()
+        }
     for part, template in templates.items():
         if [array.shape for array in arrays[part]] != [leaf.shape for leaf in template.values()]:
-            raise ValueError(f"{folder}: expected arrays of the shapes of its configuration, got others")
+            raise ValueError(
+                f"{folder}: expected arrays of the shapes of its configuration, got others"
+            )
     rebuilt = {part: map(jnp.asarray, arrays[part]) for part in like}
-    return {part: jax.tree.unflatten(jax.tree.structure(like[part]), rebuilt[part]) for part in like}
+    return {
+        part: jax.tree.unflatten(jax.tree.structure(like[part]), rebuilt[part]) for part in like
+    }
 
 
 def load_vae(folder: str | Path) -> ImageModel:
@@ -94,7 +112,9 @@ def load_vae(folder: str | Path) -> ImageModel:
     folder = Path(folder)
     found = find(folder)
     if found is None:
-        raise FileNotFoundError(f"{folder}: expected the folder of a trained image model, found no checkpoint in it")
+        raise FileNotFoundError(
+            f"{folder}: expected the folder of a trained image model, found no checkpoint in it"
+        )
     if found.epoch < found.about["epochs"]:
         raise ValueError(
             f"{folder}: expected a finished training run, got {found.epoch} of {found.about['epochs']} epochs; "
@@ -123,4 +143,7 @@ def _opened(folder: Path) -> Iterator[orbax.CheckpointManager]:
 
 def _named(state) -> dict[str, Any]:
     """Arrays under the path of each leaf: what a later version of a container type cannot break."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }

@@ -1,4 +1,6 @@
-"""From named tensors of any file format to a model: every parameter finds its tensor, every tensor its parameter."""
+"""From named tensors of any file format to a model: every parameter finds its tensor, every tensor
+its parameter.
+"""
 
 from __future__ import annotations
 
@@ -36,22 +38,30 @@ class Tensors:
 
 
 def build(
-    config: Config, tensors: Tensors, *, dtype: DTypeLike, layers: Sequence[int], mesh: Mesh | None = None
+    config: Config,
+    tensors: Tensors,
+    *,
+    dtype: DTypeLike,
+    layers: Sequence[int],
+    mesh: Mesh | None = None,
 ) -> Transformer:
-    """Model of the kept `layers` with the checkpoint's weights; nothing is read before all names and shapes fit.
+    """Model of the kept `layers` with the checkpoint's weights; nothing is read before all names
+    and shapes fit.
 
-    Tensors are read one at a time, and the host holds at most one stacked parameter beside those already placed.
+    Tensors are read one at a time, and the host holds at most one stacked parameter beside those
+    already placed.
 
     Args:
         config: of the whole checkpoint.
         tensors: where the weights are.
         dtype: of the model's weights.
         layers: indices of the layers to keep, in order.
-        mesh: devices to lay the weights out on, by `gls_jax.models.sharding`; None is the default device.
+        mesh: devices to lay the weights out on, by `gls_jax.models.sharding`; None is the default
+            device.
 
     Raises:
-        ValueError: tensors that are missing, that no parameter wants, or of another shape than `config` asks for; a
-            mesh with other axes than `data` and `model`.
+        ValueError: tensors that are missing, that no parameter wants, or of another shape than
+            `config` asks for; a mesh with other axes than `data` and `model`.
     """
     kept = config.keep(layers)
     mesh = None if mesh is None else sharding.automatic(mesh)
@@ -71,16 +81,20 @@ def build(
             return place(path, np.asarray(tensors.read(name), leaf.dtype))
         stacked = np.empty(leaf.shape, leaf.dtype)
         for row, layer in enumerate(layers):
-            stacked[row] = tensors.read(name.format(layer)).T  # checkpoints store matrices as [out, in]
+            stacked[row] = tensors.read(
+                name.format(layer)
+            ).T  # checkpoints store matrices as [out, in]
         return place(path, stacked)
 
     return _merge(graph, {path: leaf.replace(fill(path, leaf)) for path, leaf in abstract.items()})
 
 
 def keep_layers(model: Transformer, layers: Sequence[int]) -> Transformer:
-    """A drafter from a loaded target: the same model with only some of its layers, each of its own kind.
+    """A drafter from a loaded target: the same model with only some of its layers, each of its own
+    kind.
 
-    Embedding, head and final norm are the target's own arrays; the kept layers are copied. No file is read.
+    Embedding, head and final norm are the target's own arrays; the kept layers are copied. No file
+    is read.
 
     Args:
         model: the target.
@@ -91,7 +105,9 @@ def keep_layers(model: Transformer, layers: Sequence[int]) -> Transformer:
 
     >>> from flax import nnx
     >>> from gls_jax import models
-    >>> sizes = dict(vocab_size=32, hidden_size=8, intermediate_size=16, num_heads=2, num_kv_heads=1)
+    >>> sizes = dict(
+    ...     vocab_size=32, hidden_size=8, intermediate_size=16, num_heads=2, num_kv_heads=1
+    ... )
     >>> target = models.Transformer(models.Config(**sizes, num_layers=4), rngs=nnx.Rngs(0))
     >>> drafter = models.keep_layers(target, [0, 3])
     >>> drafter.config.num_layers, drafter.embedding[...] is target.embedding[...]
@@ -101,7 +117,10 @@ def keep_layers(model: Transformer, layers: Sequence[int]) -> Transformer:
     rows = np.asarray(kept)
     graph, abstract = _abstract(model.config.keep(kept), model.embedding[...].dtype)
     own = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
-    filled = {path: own[path][...][rows] if path.startswith("blocks.") else own[path][...] for path in abstract}
+    filled = {
+        path: own[path][...][rows] if path.startswith("blocks.") else own[path][...]
+        for path in abstract
+    }
     return _merge(graph, {path: leaf.replace(filled[path]) for path, leaf in abstract.items()})
 
 
@@ -115,18 +134,25 @@ def checked_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
         return tuple(range(count))
     kept = tuple(operator.index(layer) for layer in layers)
     if not kept or kept != tuple(sorted(set(kept))) or kept[0] < 0 or kept[-1] >= count:
-        raise ValueError(f"layers: expected increasing indices from 0 to {count - 1}, at least one, got {list(kept)}")
+        raise ValueError(
+            f"layers: expected increasing indices from 0 to {count - 1}, at least one, got {list(kept)}"
+        )
     return kept
 
 
 def _abstract(config: Config, dtype: DTypeLike):
     """The model's graph, and its parameters without values by their paths."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(
+        nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    )
     return graph, {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
 def _merge(graph, leaves) -> Transformer:
-    return nnx.merge(graph, nnx.from_flat_state([(tuple(path.split(".")), leaf) for path, leaf in leaves.items()]))
+    return nnx.merge(
+        graph,
+        nnx.from_flat_state([(tuple(path.split(".")), leaf) for path, leaf in leaves.items()]),
+    )
 
 
 def _check(config: Config, tensors: Tensors, wanted: Mapping[str, tuple[int, ...]]) -> None:

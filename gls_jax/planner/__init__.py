@@ -1,4 +1,6 @@
-"""How fast speculative decoding will be: acceptance given the text, rounds along it, costs of this machine."""
+"""How fast speculative decoding will be: acceptance given the text, rounds along it, costs of this
+machine.
+"""
 
 from gls_jax.planner.check import Measured, generated
 from gls_jax.planner.costs import Costs, measure

@@ -22,11 +22,13 @@ class Measured(NamedTuple):
     """What generation made of a setting.
 
     Attributes:
-        block_efficiency: delivered tokens a call of the target; not those accepted behind the end of a text.
+        block_efficiency: delivered tokens a call of the target; not those accepted behind the end
+            of a text.
         standard_error: of it, over the texts.
         rounds: of all texts.
         tokens_per_second: of the whole batch, from the median time of a round.
-        speedup: against plain generation in turns with it, so that a machine that is busy for a while changes it least.
+        speedup: against plain generation in turns with it, so that a machine that is busy for a
+            while changes it least.
     """
 
     block_efficiency: float
@@ -75,7 +77,9 @@ def generated(
         seconds += seconds_a_round(run)
         made = run.generation
         texts.append((made.lengths, made.metrics.histogram.sum(axis=1)))
-    tokens, rounds = (np.concatenate(parts).astype(np.float64) for parts in zip(*texts, strict=True))
+    tokens, rounds = (
+        np.concatenate(parts).astype(np.float64) for parts in zip(*texts, strict=True)
+    )
     mean, count = tokens.sum() / rounds.sum(), len(rounds)
     spread = np.sum((tokens - mean * rounds) ** 2)
     error = np.sqrt(spread * count / (count - 1)) / rounds.sum() if count > 1 else np.nan

@@ -1,20 +1,24 @@
-"""How many of J drafts are accepted at a position, given the token that the target emits there: exactly, per scheme.
+"""How many of J drafts are accepted at a position, given the token that the target emits there:
+exactly, per scheme.
 
-Block efficiency is that of the target's own text, and the tokens of a text tell about the acceptances: a token that is
-accepted is an easy one. So an acceptance along a text is that *given* its tokens. For K chains it is a Markov chain in
-the number J of chains still in play, because clocks and tests are fresh at every position; its kernel is ``T[J, J'] =
-P(J' of J drafts equal the emitted token | it is y)``, a row for every J of K.
+Block efficiency is that of the target's own text, and the tokens of a text tell about the
+acceptances: a token that is accepted is an easy one. So an acceptance along a text is that *given*
+its tokens. For K chains it is a Markov chain in the number J of chains still in play, because
+clocks and tests are fresh at every position; its kernel is ``T[J, J'] = P(J' of J drafts equal the
+emitted token | it is y)``, a row for every J of K.
 
-Shared clocks. Given that `y` comes first at time ``theta``, every other clock starts anew behind ``theta q_i``: the
-race has no memory. So drafts in different streams are independent given ``theta``, which is integrated over:
+Shared clocks. Given that `y` comes first at time ``theta``, every other clock starts anew behind
+``theta q_i``: the race has no memory. So drafts in different streams are independent given
+``theta``, which is integrated over:
 
-* GLS: the stream that has won drafts `y` with probability ``e^{-theta (M_y - 1)}``, every other with ``1 - G_y(theta)``
-  (:mod:`gls_jax.schemes.gls`);
-* Poisson: the arrivals of others before time `s` under `p` are a Poisson count of mean ``sum_i (p_i s - theta q_i)+``;
+* GLS: the stream that has won drafts `y` with probability ``e^{-theta (M_y - 1)}``, every other
+  with ``1 - G_y(theta)`` (:mod:`gls_jax.schemes.gls`);
+* Poisson: the arrivals of others before time `s` under `p` are a Poisson count of mean ``sum_i (p_i
+  s - theta q_i)+``;
 * top-K: `i` stands before `y` with probability ``1 - e^{-theta (p_i r_y - q_i)+}``.
 
-Ratio tests. A kernel is a polynomial in `z`, whose power counts drafts that equal `y`: a draft that was not looked at
-multiplies by ``1 - p_y + p_y z``, the accepted one by `z`.
+Ratio tests. A kernel is a polynomial in `z`, whose power counts drafts that equal `y`: a draft that
+was not looked at multiplies by ``1 - p_y + p_y z``, the accepted one by `z`.
 """
 
 from __future__ import annotations
@@ -40,8 +44,9 @@ __all__ = ["NAMES", "kernels", "likelihood_ratio"]
 _STEP = 0.5  # in log theta; agrees with finer steps to 1e-6
 _GAMMA_NODES = 16
 _POSITIONS = 64  # in one step of the map
-# A token can be in the text and impossible under the law read again: at the edge of top-k, in greedy decoding, the law
-# that it was sampled from differed in the last bit. Such a position is taken in the limit of a vanishing `q_y`.
+# A token can be in the text and impossible under the law read again: at the edge of top-k, in
+# greedy decoding, the law that it was sampled from differed in the last bit. Such a position is
+# taken in the limit of a vanishing `q_y`.
 _LEAST = np.float32(np.log(1e-30))
 
 Kernel = Float[Array, "J J"]
@@ -117,18 +122,28 @@ def _poisson(log_p, log_q, num_drafts: int) -> Kernel:
 
     def before(time):
         """Mean number of others' arrivals before the draft's times `[G, n]`."""
-        return jnp.sum(jnp.maximum(others_p[:, None, None] * time - others_q[:, None, None] * theta, 0), axis=0)
+        return jnp.sum(
+            jnp.maximum(others_p[:, None, None] * time - others_q[:, None, None] * theta, 0), axis=0
+        )
 
     def at_least(m: int):
         """P(the m-th arrival of y is among the first J), for every J."""
-        waits, shares = roots_genlaguerre(_GAMMA_NODES, m - 2) if m > 1 else (np.zeros(1), np.ones(1))
+        waits, shares = (
+            roots_genlaguerre(_GAMMA_NODES, m - 2) if m > 1 else (np.zeros(1), np.ones(1))
+        )
         mean = jnp.minimum(before((theta * q[0] + waits.astype(np.float32)[:, None]) / p_y), 1e6)
         share = (shares / shares.sum()).astype(np.float32)
-        below = jnp.einsum("kgn,g,n->k", _poisson_below(mean, num_drafts), share, weights)  # at most 0, 1, ... others
+        below = jnp.einsum(
+            "kgn,g,n->k", _poisson_below(mean, num_drafts), share, weights
+        )  # at most 0, 1, ... others
         return jnp.zeros(num_drafts + 1, p.dtype).at[m:].set(below[: num_drafts + 1 - m])
 
     always, never = jnp.ones(num_drafts + 1, p.dtype), jnp.zeros(num_drafts + 1, p.dtype)
-    tails = [always, *(jnp.where(p[0] > 0, at_least(m), 0) for m in range(1, num_drafts + 1)), never]
+    tails = [
+        always,
+        *(jnp.where(p[0] > 0, at_least(m), 0) for m in range(1, num_drafts + 1)),
+        never,
+    ]
     return jnp.stack(tails[:-1], axis=1) - jnp.stack(tails[1:], axis=1)
 
 

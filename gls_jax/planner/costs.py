@@ -1,8 +1,10 @@
-"""What a round costs on this machine: calls of the drafter and the target by number of tokens, and all that is beside.
+"""What a round costs on this machine: calls of the drafter and the target by number of tokens, and
+all that is beside.
 
-A round of a tree reads the last tokens and then its levels with the drafter, all nodes with the target in one call, and
-selects. Calls are timed in a loop inside one compiled function, as the engine makes them; what is beside them is the
-engine itself with models that cost nothing. Between the sizes that were timed, costs are linear.
+A round of a tree reads the last tokens and then its levels with the drafter, all nodes with the
+target in one call, and selects. Calls are timed in a loop inside one compiled function, as the
+engine makes them; what is beside them is the engine itself with models that cost nothing. Between
+the sizes that were timed, costs are linear.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Costs:
         batch: requests decoded together.
         slots: of the caches: attention reads all of them.
         draft, target: seconds of a call by tokens read for each request.
-        beside: by scheme, seconds of a round of one chain and of K chains of length 4 without its models, by K.
+        beside: by scheme, seconds of a round of one chain and of K chains of length 4 without its
+            models, by K.
         step: seconds of a plain step beside its call of the target.
         facts: what was measured: models, sampling parameters, device; as JSON.
     """
@@ -58,7 +61,9 @@ class Costs:
         """Raise `ValueError` where a scheme or a size was not measured."""
         for scheme, shape in asked:
             if scheme not in self.beside:
-                raise ValueError(f"costs: expected those of {scheme}, got {', '.join(self.beside) or 'none'}")
+                raise ValueError(
+                    f"costs: expected those of {scheme}, got {', '.join(self.beside) or 'none'}"
+                )
             levels, nodes = _sizes(shape)
             for known, size, part in (
                 (self.draft, max(levels), "draft calls of {:g} tokens"),
@@ -97,11 +102,17 @@ class Costs:
             raise FileNotFoundError(f"{path}: no such file; expected measured costs (gls-jax plan)")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            batch, slots, draft, target, beside, step, facts = (found[field.name] for field in dataclasses.fields(cls))
+            batch, slots, draft, target, beside, step, facts = (
+                found[field.name] for field in dataclasses.fields(cls)
+            )
         except KeyError as error:
-            raise ValueError(f"{path}: expected measured costs, got none of {error.args[0]}") from None
+            raise ValueError(
+                f"{path}: expected measured costs, got none of {error.args[0]}"
+            ) from None
         except (ValueError, TypeError):
-            raise ValueError(f"{path}: expected measured costs, got a file that cannot be read") from None
+            raise ValueError(
+                f"{path}: expected measured costs, got a file that cannot be read"
+            ) from None
         try:
             batch, slots = checks.count(batch, "batch"), checks.count(slots, "slots")
             draft, target = _by_size(draft, "draft"), _by_size(target, "target")
@@ -110,8 +121,12 @@ class Costs:
             for name, table in (("beside", beside), ("facts", facts)):
                 if not isinstance(table, dict):
                     raise ValueError(f"{name}: expected an object, got {table!r}")
-            beside = {name: _by_size(each, f"beside.{name}", free=True) for name, each in beside.items()}
-            return cls(batch, slots, draft, target, beside, _seconds(step, "step", free=True), facts)
+            beside = {
+                name: _by_size(each, f"beside.{name}", free=True) for name, each in beside.items()
+            }
+            return cls(
+                batch, slots, draft, target, beside, _seconds(step, "step", free=True), facts
+            )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -150,13 +165,21 @@ def measure(
     slots = checks.count(text_length, "text_length") + calls[-1]
     free = _free(target, target.vocab_size, 0.0), _free(drafter, target.vocab_size, 0.5)
     tasks: dict[tuple[str, int], Callable[[], float]] = {
-        **{("draft", size): partial(_call, drafter, batch, size, slots) for size in sorted({*reads, 2})},
+        **{
+            ("draft", size): partial(_call, drafter, batch, size, slots)
+            for size in sorted({*reads, 2})
+        },
         **{("target", size): partial(_call, target, batch, size, slots) for size in calls},
         ("step", 0): partial(_round, free[0], None, batch, sampling or {}),
     }
     for name in names:
         for chains in sorted({1, math.ceil(max(_chains(name, shape) for shape in shapes))}):
-            options = {"scheme": name, "num_drafts": chains, "draft_length": _LENGTH, **(sampling or {})}
+            options = {
+                "scheme": name,
+                "num_drafts": chains,
+                "draft_length": _LENGTH,
+                **(sampling or {}),
+            }
             tasks[name, chains] = partial(_round, *free, batch, options)
     for done, task in enumerate(tasks.values()):
         if progress is not None:
@@ -168,13 +191,17 @@ def measure(
     for part, size in tasks:
         found.setdefault(part, {})[size] = statistics.median(turn[part, size] for turn in turns)
     beside = {name: found[name] for name in names}
-    return Costs(batch, slots, found["draft"], found["target"], beside, found["step"][0], facts or {})
+    return Costs(
+        batch, slots, found["draft"], found["target"], beside, found["step"][0], facts or {}
+    )
 
 
 def _sizes(shape: Shape) -> tuple[list[int], int]:
     """Tokens that the drafter reads at each level, and nodes."""
     nodes = np.cumprod(shape.widths)  # of each level
-    return [2, *nodes[:-1].tolist()], int(nodes.sum())  # the root reads the last accepted token and the emitted one
+    return [2, *nodes[:-1].tolist()], int(
+        nodes.sum()
+    )  # the root reads the last accepted token and the emitted one
 
 
 def _chains(name: str, shape: Shape) -> float:
@@ -193,7 +220,9 @@ def _call(model: LanguageModel, batch: int, size: int, slots: int) -> float:
         jax.block_until_ready(_calls(model, count, batch=batch, size=size, slots=slots))
         return time.perf_counter() - started
 
-    return max(seconds(1 + _CALLS) - seconds(1), 1e-9) / _CALLS  # an empty cache is made once, and is not counted
+    return (
+        max(seconds(1 + _CALLS) - seconds(1), 1e-9) / _CALLS
+    )  # an empty cache is made once, and is not counted
 
 
 @partial(jax.jit, static_argnames=("batch", "size", "slots"))
@@ -205,14 +234,22 @@ def _calls(model: LanguageModel, count, *, batch: int, size: int, slots: int):
 
     def again(_, carry):
         tokens, cache = carry
-        logits, cache = model.apply(model.params, tokens, positions, mask, with_length(cache, start))
+        logits, cache = model.apply(
+            model.params, tokens, positions, mask, with_length(cache, start)
+        )
         return (jnp.max(logits, axis=-1) > 1e9).astype(jnp.int32), cache
 
-    return jax.lax.fori_loop(0, count, again, (jnp.zeros((batch, size), jnp.int32), model.init_cache(batch, slots)))[0]
+    return jax.lax.fori_loop(
+        0, count, again, (jnp.zeros((batch, size), jnp.int32), model.init_cache(batch, slots))
+    )[0]
 
 
-def _round(target: LanguageModel, drafter: LanguageModel | None, batch: int, options: dict[str, Any]) -> float:
-    run = decoding.stream(races.new_key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options)
+def _round(
+    target: LanguageModel, drafter: LanguageModel | None, batch: int, options: dict[str, Any]
+) -> float:
+    run = decoding.stream(
+        races.new_key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options
+    )
     return statistics.median(seconds_a_round(run))
 
 
@@ -229,7 +266,9 @@ def seconds_a_round(run: Iterator[Any]) -> list[float]:
 def _free(model: LanguageModel, vocab_size: int, noise: float) -> LanguageModel:
     """A model that costs nothing and keeps its cache."""
     own, other = jax.random.normal(races.new_key(0), (2, vocab_size))
-    return dataclasses.replace(model, params=2.5 * (own + noise * other), apply=_constant, vocab_size=vocab_size)
+    return dataclasses.replace(
+        model, params=2.5 * (own + noise * other), apply=_constant, vocab_size=vocab_size
+    )
 
 
 def _constant(params, tokens, positions, mask, cache):
@@ -243,7 +282,9 @@ def _between(known: dict[int, float], size: float) -> float:
 
 
 def _by_size(found: Any, name: str, *, free: bool = False) -> dict[int, float]:
-    if not (isinstance(found, dict) and found and all(size.isdecimal() and int(size) for size in found)):
+    if not (
+        isinstance(found, dict) and found and all(size.isdecimal() and int(size) for size in found)
+    ):
         raise ValueError(f"{name}: expected seconds by numbers of at least 1, got {found!r}")
     return {int(size): _seconds(each, f"{name}.{size}", free=free) for size, each in found.items()}
 
@@ -252,5 +293,7 @@ def _seconds(value: Any, name: str, *, free: bool) -> float:
     """A number of seconds; 0 only of what may be free."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and (value > 0 or (free and value == 0))):
-        raise ValueError(f"{name}: expected seconds, finite and {'at least' if free else 'above'} 0, got {value!r}")
+        raise ValueError(
+            f"{name}: expected seconds, finite and {'at least' if free else 'above'} 0, got {value!r}"
+        )
     return float(value)

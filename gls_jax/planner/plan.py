@@ -1,4 +1,6 @@
-"""A plan: block efficiency and token rate of every scheme and shape, from a dump and from costs, best first."""
+"""A plan: block efficiency and token rate of every scheme and shape, from a dump and from costs,
+best first.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from gls_jax.planner import conditional, rounds
 from gls_jax.planner.costs import Costs
 from gls_jax.planner.rounds import Efficiency
 
-__all__ = ["NAMES", "Choice", "Setting", "check_acceptances", "efficiencies", "from_acceptances", "plan", "settings"]
+__all__ = [
+    "NAMES",
+    "Choice",
+    "Setting",
+    "check_acceptances",
+    "efficiencies",
+    "from_acceptances",
+    "plan",
+    "settings",
+]
 
 NAMES: tuple[str, ...] = (*conditional.NAMES, "block")
 """Schemes that can be planned."""
@@ -43,11 +54,12 @@ class Choice(NamedTuple):
         nodes: drafts that the target verifies in a call.
         block_efficiency: tokens a call of the target.
         standard_error: of it, over the texts of the dump.
-        truncation: by how much it may be off because the dump is cut, half the distance of two extreme readings.
+        truncation: by how much it may be off because the dump is cut, half the distance of two
+            extreme readings.
         tokens_per_second: of the whole batch.
         speedup: against plain generation.
-        acceptance_by_position: chance that the draft at each depth is accepted, given that those before it are; NaN at
-            a depth that no text has.
+        acceptance_by_position: chance that the draft at each depth is accepted, given that those
+            before it are; NaN at a depth that no text has.
     """
 
     setting: Setting
@@ -102,11 +114,13 @@ def efficiencies(
         progress: called with `(settings done, settings)`.
 
     Raises:
-        ValueError: a dump of another text: its tokens are not samples of the target, and given them acceptances are
-            others.
+        ValueError: a dump of another text: its tokens are not samples of the target, and given them
+            acceptances are others.
     """
     if not dump.facts["asked"].get("own_text"):
-        raise ValueError(f"{dump.folder}: expected a dump of the target's own text, got one of another text")
+        raise ValueError(
+            f"{dump.folder}: expected a dump of the target's own text, got one of another text"
+        )
     pairs = dump.pairs(tails=tails)
     asked = list(asked)
     most = max(s.num_drafts for s in asked)
@@ -118,8 +132,13 @@ def efficiencies(
     def reach(setting: Setting) -> np.ndarray:
         if setting.scheme == "block":
             return rounds.reach_of_block(conditional.likelihood_ratio(*pairs), setting.draft_length)
-        # The streams of `gls_strong` are those of the round; other kernels hold those of fewer drafts.
-        own = setting.num_drafts if setting.scheme == "gls_strong" else schemes.get(setting.scheme).max_drafts or most
+        # The streams of `gls_strong` are those of the round; other kernels hold those of fewer
+        # drafts.
+        own = (
+            setting.num_drafts
+            if setting.scheme == "gls_strong"
+            else schemes.get(setting.scheme).max_drafts or most
+        )
         return rounds.reach_of(setting.shape, kernels(setting.scheme, own))
 
     found = []
@@ -131,7 +150,11 @@ def efficiencies(
 
 
 def plan(
-    dump: Dump, asked: Sequence[Setting], costs: Costs, *, progress: Callable[[int, int], None] | None = None
+    dump: Dump,
+    asked: Sequence[Setting],
+    costs: Costs,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Choice]:
     """All settings with what is predicted for them, the fastest first.
 
@@ -167,7 +190,9 @@ def _choice(setting: Setting, efficiency: Efficiency, truncation: float, costs: 
     )
 
 
-def from_acceptances(acceptances: Sequence[float], asked: Sequence[Setting], costs: Costs) -> list[Choice]:
+def from_acceptances(
+    acceptances: Sequence[float], asked: Sequence[Setting], costs: Costs
+) -> list[Choice]:
     """The same from measured acceptances, whatever scheme they are of.
 
     Args:

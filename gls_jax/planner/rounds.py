@@ -1,9 +1,11 @@
-"""Block efficiency along a text: rounds follow one another, each beginning where the last one ended.
+"""Block efficiency along a text: rounds follow one another, each beginning where the last one
+ended.
 
-``reach[t, d]`` is the chance that a round that begins at position `t` accepts more than `d` drafts, given the text.
-Then a round begins at `t` with probability ``r_t = sum_n r_{t-n} P(a round that begins at t - n emits n tokens)``, 1 at
-the beginning of a document, and the block efficiency is the ratio of tokens to rounds: no simulation, no approximation.
-Positions behind a rejection are hard ones, and this counts them as often as they come.
+``reach[t, d]`` is the chance that a round that begins at position `t` accepts more than `d` drafts,
+given the text. Then a round begins at `t` with probability ``r_t = sum_n r_{t-n} P(a round that
+begins at t - n emits n tokens)``, 1 at the beginning of a document, and the block efficiency is the
+ratio of tokens to rounds: no simulation, no approximation. Positions behind a rejection are hard
+ones, and this counts them as often as they come.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ class Efficiency(NamedTuple):
     Attributes:
         mean: block efficiency, delivered tokens a round.
         standard_error: of the mean over documents; NaN for a single one.
-        by_position: chance that the draft at each depth is accepted, given that those before it are; what would
-            stand behind the end of a text does not count, and a depth that no text has is NaN.
+        by_position: chance that the draft at each depth is accepted, given that those before it
+            are; what would stand behind the end of a text does not count, and a depth that no text
+            has is NaN.
     """
 
     mean: float
@@ -45,23 +48,30 @@ def reach_of_chains(kernels: np.ndarray, num_drafts: int, length: int) -> np.nda
 
 
 def reach_of_tree(kernels: np.ndarray, widths: tuple[int, ...]) -> np.ndarray:
-    """A static tree: every context at a depth has a list of its own, whichever node the path came through."""
+    """A static tree: every context at a depth has a list of its own, whichever node the path came
+    through.
+    """
     hits = [1 - _ahead(kernels[:, width, 0], depth) for depth, width in enumerate(widths)]
     return np.cumprod(np.stack(hits, axis=1), axis=1)
 
 
 def reach_of_block(ratio: np.ndarray, length: int) -> np.ndarray:
-    """Block verification of one chain: the smallest product of ``p_y / q_y`` over the prefixes so far, or 1.
+    """Block verification of one chain: the smallest product of ``p_y / q_y`` over the prefixes so
+    far, or 1.
 
-    Its weights are ``w_i = min(1, w_{i-1} q / p)``, and a prefix is accepted with probability ``w_i`` where it was
-    drafted: given the text, ``w_i prod p / q = min(prod_{j <= i} p_j / q_j, w_{i-1} prod_{j < i} p_j / q_j)``.
+    Its weights are ``w_i = min(1, w_{i-1} q / p)``, and a prefix is accepted with probability
+    ``w_i`` where it was drafted: given the text, ``w_i prod p / q = min(prod_{j <= i} p_j / q_j,
+    w_{i-1} prod_{j < i} p_j / q_j)``.
     """
-    product = np.cumprod(np.stack([_ahead(ratio, depth) for depth in range(length)], axis=1), axis=1)
+    product = np.cumprod(
+        np.stack([_ahead(ratio, depth) for depth in range(length)], axis=1), axis=1
+    )
     return np.minimum(np.minimum.accumulate(product, axis=1), 1)
 
 
 def block_efficiency(reach: np.ndarray, begins: np.ndarray) -> Efficiency:
-    """Tokens a round along the documents, which ends with its document: what is accepted behind that is not delivered.
+    """Tokens a round along the documents, which ends with its document: what is accepted behind
+    that is not delivered.
 
     Args:
         reach: `[P, L]`.
@@ -76,7 +86,9 @@ def block_efficiency(reach: np.ndarray, begins: np.ndarray) -> Efficiency:
     length = reach.shape[1]
     starts = np.flatnonzero(begins)
     sizes = np.diff(np.append(starts, len(begins)))
-    left = np.repeat(starts + sizes, sizes) - np.arange(len(begins))  # tokens of the document from here on
+    left = np.repeat(starts + sizes, sizes) - np.arange(
+        len(begins)
+    )  # tokens of the document from here on
     inside = np.arange(length) < left[:, None]
     before = np.pad(reach, ((0, 0), (1, 0)), constant_values=1)[:, :-1]
     tried, accepted = np.where(inside, before, 0), np.where(inside, reach, 0)
@@ -94,7 +106,9 @@ def block_efficiency(reach: np.ndarray, begins: np.ndarray) -> Efficiency:
     mean = sizes.sum() / total
     spread = np.sum((sizes - mean * rounds) ** 2)
     error = np.sqrt(spread * count / (count - 1)) / total if count > 1 else np.nan
-    here = begun[np.repeat(np.arange(count), sizes), np.arange(len(begins)) - np.repeat(starts, sizes)]
+    here = begun[
+        np.repeat(np.arange(count), sizes), np.arange(len(begins)) - np.repeat(starts, sizes)
+    ]
     with np.errstate(invalid="ignore"):
         conditional = (here @ accepted) / (here @ tried)
     return Efficiency(float(mean), float(error), tuple(float(x) for x in conditional))

@@ -1,15 +1,18 @@
 """Races: the only place where shared noise is drawn.
 
-Stream ``k`` gives item ``i`` a clock ``S[k, i] ~ Exp(1)``; the item with the smallest ``S[k, i] / p_i`` is a sample of
-``p``. Whoever holds the key holds the clocks, and that is all two parties ever share.
+Stream ``k`` gives item ``i`` a clock ``S[k, i] ~ Exp(1)``; the item with the smallest ``S[k, i] /
+p_i`` is a sample of ``p``. Whoever holds the key holds the clocks, and that is all two parties ever
+share.
 
-Clocks are counter based: ``S[k, i]`` is a function of ``(key, k, i)`` alone. A padded vocabulary, one more stream, a
-vmapped batch or a sharded axis therefore changes nobody's clocks, and :func:`leaders` can run a race without ever
-holding the ``[K, N]`` array. :func:`darts` are counter based in the same way: points under curves instead of clocks.
+Clocks are counter based: ``S[k, i]`` is a function of ``(key, k, i)`` alone. A padded vocabulary,
+one more stream, a vmapped batch or a sharded axis therefore changes nobody's clocks, and
+:func:`leaders` can run a race without ever holding the ``[K, N]`` array. :func:`darts` are counter
+based in the same way: points under curves instead of clocks.
 
-Key tree: request key -> :func:`position_key` -> stream. :func:`private_key` is the one branch that no stream uses;
-noise that must be independent of the clocks (acceptance tests, residual draws) comes from there. :func:`new_key` makes
-the key at the root; nothing below it depends on `jax_default_prng_impl` or `jax_threefry_partitionable`.
+Key tree: request key -> :func:`position_key` -> stream. :func:`private_key` is the one branch that
+no stream uses; noise that must be independent of the clocks (acceptance tests, residual draws)
+comes from there. :func:`new_key` makes the key at the root; nothing below it depends on
+`jax_default_prng_impl` or `jax_threefry_partitionable`.
 """
 
 from gls_jax.races import keys, ordered

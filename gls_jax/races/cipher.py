@@ -13,9 +13,10 @@ Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 def threefry2x32(key: Words, counter: UInt32[Array, ...], branch: int = 0) -> Words:
     """Threefry-2x32 (Salmon et al. 2011) of the 64-bit counter `(branch, counter)`, elementwise.
 
-    In branch 0 bit for bit what `jax.random.fold_in` and `jax.random.bits` compute (tested); written out because on a
-    CPU JAX runs the rounds as a loop over whole arrays, three to four times slower than one fused pass, and because a
-    pass over items needs the clock of ONE item. Other branches are other noise under the same key.
+    In branch 0 bit for bit what `jax.random.fold_in` and `jax.random.bits` compute (tested);
+    written out because on a CPU JAX runs the rounds as a loop over whole arrays, three to four
+    times slower than one fused pass, and because a pass over items needs the clock of ONE item.
+    Other branches are other noise under the same key.
     """
     words = (*key, key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
     x = words[0] + jnp.full_like(counter, branch)
@@ -31,12 +32,17 @@ def threefry2x32(key: Words, counter: UInt32[Array, ...], branch: int = 0) -> Wo
 
 def uniform(bits: UInt32[Array, ...], more: UInt32[Array, ...]) -> Float[Array, ...]:
     fraction = (more.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
-    # One part in 2^24 less than 2^-32: float32 rounds the last `bits` up to 2^32, and u must stay below 1.
+    # One part in 2^24 less than 2^-32: float32 rounds the last `bits` up to 2^32, and u must stay
+    # below 1.
     return (bits.astype(jnp.float32) + fraction) * jnp.float32(2.0**-32 * (1 - 2.0**-24))
 
 
-def scale(high: UInt32[Array, ...], low: UInt32[Array, ...], size: int) -> tuple[UInt32[Array, ...], ...]:
-    """``(high * 2^32 + low) * size`` as three words: the first is an index without the bias of ``high % size``."""
+def scale(
+    high: UInt32[Array, ...], low: UInt32[Array, ...], size: int
+) -> tuple[UInt32[Array, ...], ...]:
+    """``(high * 2^32 + low) * size`` as three words: the first is an index without the bias of
+    ``high % size``.
+    """
     factor = jnp.uint32(size)
     below = high * factor
     middle = below + high_product(low, factor)

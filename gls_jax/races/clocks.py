@@ -32,10 +32,11 @@ def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[A
     """Clocks of `num_streams` races over `num_items` items.
 
     The draw at `[k, i]` does not depend on `num_streams` or `num_items`. The 32 bits of
-    ``jax.random.bits(jax.random.fold_in(key, k), (num_items,))`` are the leading bits of a uniform `u`, the other word
-    of their block gives 32 more, and ``S = -log1p(-u)``: never 0, smallest value ``2**-65``.
-    ``jax.random.exponential`` is exactly 0 with probability ``2**-23`` in float32, and a zero clock beats every weight;
-    with 32 bits alone an item of probability ``1e-8`` would hardly ever be the first of a thousand streams.
+    ``jax.random.bits(jax.random.fold_in(key, k), (num_items,))`` are the leading bits of a uniform
+    `u`, the other word of their block gives 32 more, and ``S = -log1p(-u)``: never 0, smallest
+    value ``2**-65``. ``jax.random.exponential`` is exactly 0 with probability ``2**-23`` in
+    float32, and a zero clock beats every weight; with 32 bits alone an item of probability ``1e-8``
+    would hardly ever be the first of a thousand streams.
 
     Args:
         key: one typed threefry key.
@@ -61,16 +62,20 @@ def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[A
     return _clock((streams[0][:, None], streams[1][:, None]), items)
 
 
-def clocks_from_bits(bits: UInt32[Array, "*shape"], more: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Exp(1) from 64 random bits: ``u = (bits + (more + 1/2) / 2**32) / 2**32``, ``-log1p(-u)``, from 2^-65 to 16.7."""
+def clocks_from_bits(
+    bits: UInt32[Array, "*shape"], more: UInt32[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """Exp(1) from 64 random bits: ``u = (bits + (more + 1/2) / 2**32) / 2**32``, ``-log1p(-u)``,
+    from 2^-65 to 16.7.
+    """
     return -jnp.log1p(-cipher.uniform(bits, more))
 
 
 def uniforms(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
     """Uniforms within (0, 1), the `u = 1 - exp(-S)` behind the clocks of stream 0.
 
-    `jax.random.uniform` is a multiple of 2^-23 and often exactly 0, so ``u < p`` is wrong for small `p`; these have 64
-    bits.
+    `jax.random.uniform` is a multiple of 2^-23 and often exactly 0, so ``u < p`` is wrong for small
+    `p`; these have 64 bits.
 
     Args:
         key: one typed threefry key.
@@ -92,28 +97,40 @@ def uniforms(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
 
 
 def weights(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
-    """`exp`, with 0 below :data:`LIGHTEST`: what a race, and every exact formula, takes an item's weight to be."""
+    """`exp`, with 0 below :data:`LIGHTEST`: what a race, and every exact formula, takes an item's
+    weight to be.
+    """
     return jnp.where(log_weights < LIGHTEST, 0, jnp.exp(log_weights))  # NaN stays NaN
 
 
-def arrivals(clocks: Float[Array, "*k N"], log_weights: Float[Array, "*#k N"]) -> Float[Array, "*k N"]:
-    """Arrival times ``S[k, i] / w_i``: the smallest wins, and an item of weight 0 never arrives (`inf`)."""
+def arrivals(
+    clocks: Float[Array, "*k N"], log_weights: Float[Array, "*#k N"]
+) -> Float[Array, "*k N"]:
+    """Arrival times ``S[k, i] / w_i``: the smallest wins, and an item of weight 0 never arrives
+    (`inf`).
+    """
     return clocks * _inverse(log_weights)  # clocks are never 0, so 0 * inf cannot happen
 
 
 def winner(arrivals: Float[Array, "*k N"]) -> Int[Array, "*k"]:
-    """First index of the minimum along the last axis: `argmin`, several times faster when fused on XLA:CPU."""
+    """First index of the minimum along the last axis: `argmin`, several times faster when fused on
+    XLA:CPU.
+    """
     size = arrivals.shape[-1]
     first = jnp.min(arrivals, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(arrivals == first, jnp.arange(size, dtype=jnp.int32), size - 1), axis=-1)
+    return jnp.min(
+        jnp.where(arrivals == first, jnp.arange(size, dtype=jnp.int32), size - 1), axis=-1
+    )
 
 
 def leaders(
     key: PRNGKeyArray, num_streams: int, *log_weights: Float[Array, "*k N"]
 ) -> tuple[tuple[Float[Array, " K"], Int[Array, " K"]], ...]:
-    """Winners of every stream's race under several laws, in one pass over the items and `O(K)` memory.
+    """Winners of every stream's race under several laws, in one pass over the items and `O(K)`
+    memory.
 
-    The same clocks as :func:`exponentials`; what a Monte Carlo trial needs instead of the `[K, N]` array.
+    The same clocks as :func:`exponentials`; what a Monte Carlo trial needs instead of the `[K, N]`
+    array.
 
     Args:
         key: one typed threefry key.

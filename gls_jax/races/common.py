@@ -1,6 +1,8 @@
-"""What all parties of a list code share beside the streams: candidates, their bins, and clocks that are drawn lazily.
+"""What all parties of a list code share beside the streams: candidates, their bins, and clocks that
+are drawn lazily.
 
-All are functions of `(key, item)`: branches of the position key's cipher that its streams never use.
+All are functions of `(key, item)`: branches of the position key's cipher that its streams never
+use.
 """
 
 from __future__ import annotations
@@ -17,10 +19,15 @@ from gls_jax.typing import Index, Numbers
 
 __all__ = ["bins", "candidates", "first_clocks", "list_clocks"]
 
-_FIRST, _OWNER, _VALUES = 1, 2, 3  # branches of the position's cipher; dimension d of a value is _VALUES + d
+_FIRST, _OWNER, _VALUES = (
+    1,
+    2,
+    3,
+)  # branches of the position's cipher; dimension d of a value is _VALUES + d
 _EXCESS = 3  # branch of a stream's cipher; `ordered` has 1 and 2
 
-# Giles 2010, "Approximating the erfinv function", single precision: centre and tail, highest power first.
+# Giles 2010, "Approximating the erfinv function", single precision: centre and tail, highest power
+# first.
 _CENTRE = np.array(
     [
         2.81022636e-8,
@@ -60,8 +67,9 @@ def candidates(key: PRNGKeyArray, items: Numbers, dimension: int) -> Float[Array
         dimension: `D`, static; the first dimensions do not change when more are drawn.
 
     Returns:
-        `f32[..., D]`, within 6.4 standard deviations; accurate to 1e-6, beyond 5.4 to .003. The last bit depends on the
-        program that this is part of, as XLA fuses its polynomial in one way or another.
+        `f32[..., D]`, within 6.4 standard deviations; accurate to 1e-6, beyond 5.4 to .003. The
+        last bit depends on the program that this is part of, as XLA fuses its polynomial in one way
+        or another.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
@@ -70,14 +78,19 @@ def candidates(key: PRNGKeyArray, items: Numbers, dimension: int) -> Float[Array
     True
     """
     own, counter = _counter(key, items)
-    draws = [cipher.threefry2x32(own, counter, _VALUES + d)[0] for d in range(checks.count(dimension, "dimension"))]
+    draws = [
+        cipher.threefry2x32(own, counter, _VALUES + d)[0]
+        for d in range(checks.count(dimension, "dimension"))
+    ]
     return _normal(jnp.stack(draws, axis=-1))
 
 
 def bins(key: PRNGKeyArray, items: Numbers, num_bins: int) -> Int[Array, "*items"]:
-    """Shared bins, uniform on `0..num_bins - 1`: exactly for powers of two, else to `num_bins / 2^32`.
+    """Shared bins, uniform on `0..num_bins - 1`: exactly for powers of two, else to `num_bins /
+    2^32`.
 
-    Made of integers alone (the half of the candidate's word that its value leaves), so that no rounding can move one.
+    Made of integers alone (the half of the candidate's word that its value leaves), so that no
+    rounding can move one.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
@@ -94,23 +107,27 @@ def bins(key: PRNGKeyArray, items: Numbers, num_bins: int) -> Int[Array, "*items
 def first_clocks(key: PRNGKeyArray, items: Numbers) -> Float[Array, "*items"]:
     """`K` times the smallest of an item's `K` clocks: Exp(1), and the same for every `K`.
 
-    The party that looks at all streams (the target of a list, the encoder of a list code) needs no other clock.
+    The party that looks at all streams (the target of a list, the encoder of a list code) needs no
+    other clock.
     """
     own, counter = _counter(key, items)
     high, low = cipher.threefry2x32(own, counter, _FIRST)
     return clocks_from_bits(high ^ low, low)
 
 
-def list_clocks(key: PRNGKeyArray, items: Numbers, num_streams: int, stream: Index) -> Float[Array, "*items"]:
+def list_clocks(
+    key: PRNGKeyArray, items: Numbers, num_streams: int, stream: Index
+) -> Float[Array, "*items"]:
     """Clocks of one of `K` streams, from the memoryless property of :func:`first_clocks`.
 
-    A uniform stream, the item's owner, holds ``first / K``, the others ``first / K`` plus an Exp(1) of their own: `K`
-    independent Exp(1), drawn only for the items that are asked for.
+    A uniform stream, the item's owner, holds ``first / K``, the others ``first / K`` plus an Exp(1)
+    of their own: `K` independent Exp(1), drawn only for the items that are asked for.
 
     Args:
         key: one typed threefry key, the position's.
         items: indices `[...]`.
-        num_streams: `K`, static. Unlike :func:`gls_jax.races.exponentials`, other `K` give other clocks.
+        num_streams: `K`, static. Unlike :func:`gls_jax.races.exponentials`, other `K` give other
+            clocks.
         stream: which, `0..K - 1`; may be traced.
 
     >>> import jax, jax.numpy as jnp
@@ -138,7 +155,9 @@ def _counter(key, items) -> tuple[cipher.Words, UInt32[Array, "*items"]]:
 
 def _normal(bits: UInt32[Array, ...]) -> Float[Array, ...]:
     """Normal quantile of 31 bits, the sign from the last one: both tails are equally fine."""
-    lower = ((bits >> jnp.uint32(1)).astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)  # within (0, 1/2)
+    lower = ((bits >> jnp.uint32(1)).astype(jnp.float32) + 0.5) * jnp.float32(
+        2.0**-32
+    )  # within (0, 1/2)
     x = 1 - 2 * lower
     w = -jnp.log(4 * lower * (1 - lower))  # of 1 - x^2, without its rounding
     centre, tail = jnp.polyval(_CENTRE, w - 2.5), jnp.polyval(_TAIL, jnp.sqrt(w) - 3)

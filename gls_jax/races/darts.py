@@ -18,14 +18,16 @@ def darts(
 ) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
     """Darts number `start` to `start + count - 1`, uniform on items x (0, 1).
 
-    Dart `t` is a function of `(key, t, num_items)` alone. It lies under the curve `p` where ``height < p[item]``: with
-    probability `1 / N`, whatever the law, and then its item is a sample of `p`. Item and height are the whole and the
-    fractional part of `N u`, `u` of 64 bits: neither notices steps of `N / 2^64`, and a curve of 1e-12 is hit at its
-    right rate.
+    Dart `t` is a function of `(key, t, num_items)` alone. It lies under the curve `p` where
+    ``height < p[item]``: with probability `1 / N`, whatever the law, and then its item is a sample
+    of `p`. Item and height are the whole and the fractional part of `N u`, `u` of 64 bits: neither
+    notices steps of `N / 2^64`, and a curve of 1e-12 is hit at its right rate.
 
     Args:
-        key: one typed threefry key: a stream's, not the position's, where others draw from the same position.
-        start: number of the first dart, at least 0; may be traced. ``start + count`` is at most 2^31.
+        key: one typed threefry key: a stream's, not the position's, where others draw from the same
+            position.
+        start: number of the first dart, at least 0; may be traced. ``start + count`` is at most
+            2^31.
         count: how many, static.
         num_items: `N`, static.
 

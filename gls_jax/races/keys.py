@@ -14,14 +14,25 @@ from gls_jax import checks
 from gls_jax.races import cipher
 from gls_jax.typing import Index, Numbers
 
-__all__ = ["new_key", "position_key", "private_key", "split_key", "stream_key", "stream_words", "words"]
+__all__ = [
+    "new_key",
+    "position_key",
+    "private_key",
+    "split_key",
+    "stream_key",
+    "stream_words",
+    "words",
+]
 
-_IMPLEMENTATION = "threefry2x32"  # the cipher that the races compute themselves, from the two words of such a key
+_IMPLEMENTATION = (
+    "threefry2x32"  # the cipher that the races compute themselves, from the two words of such a key
+)
 _PRIVATE = 0xFFFFFFFF  # the last fold: stream indices never reach it
 
 
 def new_key(seed: Index) -> PRNGKeyArray:
-    """The key of a seed: ``jax.random.key(seed)``, also where `JAX_DEFAULT_PRNG_IMPL` names another generator.
+    """The key of a seed: ``jax.random.key(seed)``, also where `JAX_DEFAULT_PRNG_IMPL` names another
+    generator.
 
     Args:
         seed: within `0..2^32 - 1`, `[]` integer.
@@ -43,7 +54,8 @@ def position_key(key: PRNGKeyArray, position: Index) -> PRNGKeyArray:
 
     Args:
         key: key of the request.
-        position: absolute index of the token or block (never a round, batch slot or device), `[]` integer.
+        position: absolute index of the token or block (never a round, batch slot or device), `[]`
+            integer.
 
     Returns:
         The position's key.
@@ -71,7 +83,8 @@ def private_key(key: PRNGKeyArray) -> PRNGKeyArray:
 
 
 def split_key(key: PRNGKeyArray, count: int = 2) -> Key[Array, " count"]:
-    """The keys of ``jax.random.split(key, count)``, also where `jax_threefry_partitionable` is off and split differs.
+    """The keys of ``jax.random.split(key, count)``, also where `jax_threefry_partitionable` is off
+    and split differs.
 
     >>> import jax
     >>> from gls_jax import races
@@ -80,14 +93,17 @@ def split_key(key: PRNGKeyArray, count: int = 2) -> Key[Array, " count"]:
     True
     """
     checks.key(key)
-    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(checks.count(count, "count"), dtype=jnp.uint32))
+    return jax.vmap(partial(jax.random.fold_in, key))(
+        jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
+    )
 
 
 def partitionable_bits() -> AbstractContextManager[Any]:
-    """Within it `jax.random` numbers its bits as by default, also where `jax_threefry_partitionable` is off.
+    """Within it `jax.random` numbers its bits as by default, also where
+    `jax_threefry_partitionable` is off.
 
-    For what is drawn by `jax.random` and not by a race: call it outside of `jax.jit`, whose programs are made with the
-    setting of the call.
+    For what is drawn by `jax.random` and not by a race: call it outside of `jax.jit`, whose
+    programs are made with the setting of the call.
     """
     return jax.threefry_partitionable(True)
 

@@ -1,8 +1,10 @@
-"""A stream's clocks in the order in which they go off: the first arrivals cost nothing that grows with N.
+"""A stream's clocks in the order in which they go off: the first arrivals cost nothing that grows
+with N.
 
-The `n`-th smallest of `N` clocks is a sum of spacings ``E_1 / N + E_2 / (N - 1) + ...``, and which item it is, a random
-permutation of the items tells. Both are functions of `(stream key, n)`, so a search can stop at any time (ours; A*
-sampling of Maddison, Tarlow, Minka 2014 orders arrivals in this way for continuous spaces).
+The `n`-th smallest of `N` clocks is a sum of spacings ``E_1 / N + E_2 / (N - 1) + ...``, and which
+item it is, a random permutation of the items tells. Both are functions of `(stream key, n)`, so a
+search can stop at any time (ours; A* sampling of Maddison, Tarlow, Minka 2014 orders arrivals in
+this way for continuous spaces).
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ def visit(
         num_items: `N`, static.
 
     Returns:
-        `(walk after them, items i32[count], clocks f32[count])`; a place without an item has clock `inf` (places are a
-        power of two), and so have those behind :func:`num_visits`.
+        `(walk after them, items i32[count], clocks f32[count])`; a place without an item has clock
+        `inf` (places are a power of two), and so have those behind :func:`num_visits`.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
@@ -69,7 +71,9 @@ def visit(
     >>> sorted(items[jnp.isfinite(clocks)].tolist())
     [0, 1, 2, 3, 4]
     """
-    places = jnp.asarray(first).astype(jnp.uint32) + jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
+    places = jnp.asarray(first).astype(jnp.uint32) + jnp.arange(
+        checks.count(count, "count"), dtype=jnp.uint32
+    )
     everywhere = num_visits(checks.count(num_items, "num_items"))
     items = permuted(stream, places, num_items).astype(jnp.int32)
     if num_items == everywhere:
@@ -85,7 +89,9 @@ def visit(
 
 
 def _running_sum(x: Float[Array, " count"]) -> Float[Array, " count"]:
-    """`cumsum` as two products: XLA:CPU fuses what it sums into every step of a scan, and computes it many times."""
+    """`cumsum` as two products: XLA:CPU fuses what it sums into every step of a scan, and computes
+    it many times.
+    """
     width = min(64, 1 << (x.shape[0] - 1).bit_length())
     rows = jnp.pad(x, (0, -x.shape[0] % width)).reshape(-1, width)
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -94,26 +100,36 @@ def _running_sum(x: Float[Array, " count"]) -> Float[Array, " count"]:
     return (within + before[:, None]).reshape(-1)[: x.shape[0]]
 
 
-def permuted(stream: cipher.Words, places: UInt32[Array, ...], num_items: int) -> UInt32[Array, ...]:
-    """A keyed permutation of ``0 .. num_visits(num_items) - 1``: a Feistel network on the halves of a number.
+def permuted(
+    stream: cipher.Words, places: UInt32[Array, ...], num_items: int
+) -> UInt32[Array, ...]:
+    """A keyed permutation of ``0 .. num_visits(num_items) - 1``: a Feistel network on the halves of
+    a number.
 
     From 16 places on it is an even permutation: the last two places follow from the others.
     """
     bits = num_visits(num_items).bit_length() - 1
     low_bits, high_bits = bits // 2, bits - bits // 2
-    num_rounds = max(8, 2 * -(-64 // max(bits, 1)))  # few bits mix slowly: all orders of a few items are tested
+    num_rounds = max(
+        8, 2 * -(-64 // max(bits, 1))
+    )  # few bits mix slowly: all orders of a few items are tested
     constants = cipher.threefry2x32(stream, jnp.arange(num_rounds, dtype=jnp.uint32), _ROUNDS)
-    adders, factors = jax.lax.optimization_barrier(constants)  # or XLA fuses, and computes them anew for every place
+    adders, factors = jax.lax.optimization_barrier(
+        constants
+    )  # or XLA fuses, and computes them anew for every place
     low, high = places & jnp.uint32((1 << low_bits) - 1), places >> jnp.uint32(low_bits)
     for round_ in range(0, num_rounds, 2):
         high = high ^ _mixed(low, adders[round_], factors[round_], high_bits)
         low = low ^ _mixed(high, adders[round_ + 1], factors[round_ + 1], low_bits)
-    # Or XLA:CPU fuses the cipher and the logarithm of a candidate behind it: jaxlib 0.12 never ends compiling that.
+    # Or XLA:CPU fuses the cipher and the logarithm of a candidate behind it: jaxlib 0.12 never ends
+    # compiling that.
     return jax.lax.optimization_barrier((high << jnp.uint32(low_bits)) | low)
 
 
 def _mixed(x: UInt32[Array, ...], adder, factor, num_bits: int) -> UInt32[Array, ...]:
-    """The upper `num_bits` bits of a hash: multiplications by odd numbers, the finaliser of MurmurHash3 shortened."""
+    """The upper `num_bits` bits of a hash: multiplications by odd numbers, the finaliser of
+    MurmurHash3 shortened.
+    """
     if num_bits == 0:
         return jnp.zeros_like(x)
     x = (x + adder) * (factor | jnp.uint32(1))

@@ -29,14 +29,33 @@ from gls_jax.schemes import (
 from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.tree import Path, Tree, branching, chain_slots, chains
 
-__all__ = ["NAMES", "PATH_NAMES", "Path", "Scheme", "Tree", "branching", "chain_slots", "chains", "get"]
+__all__ = [
+    "NAMES",
+    "PATH_NAMES",
+    "Path",
+    "Scheme",
+    "Tree",
+    "branching",
+    "chain_slots",
+    "chains",
+    "get",
+]
 
 _SHARED = (gls, gls_strong, poisson, gumbel_topk, minhash, naive)  # from shared randomness alone
-_TESTED = (single, specinfer, specinfer_wor, spectr, weighted_importance, optimal)  # with the draft law
+_TESTED = (
+    single,
+    specinfer,
+    specinfer_wor,
+    spectr,
+    weighted_importance,
+    optimal,
+)  # with the draft law
 _PATHS = (block, traversal)
 
 NAMES: tuple[str, ...] = tuple(module.SCHEME.name for module in _SHARED + _TESTED)
-"""The token-level schemes: `propose`, `verify`, `acceptance`, and through the generic walk `verify_tree`."""
+"""The token-level schemes: `propose`, `verify`, `acceptance`, and through the generic walk
+`verify_tree`.
+"""
 PATH_NAMES: tuple[str, ...] = tuple(module.SCHEME.name for module in _PATHS)
 """Schemes that verify whole paths: `propose` and `verify_tree` only."""
 

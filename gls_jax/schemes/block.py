@@ -1,16 +1,18 @@
-"""Block verification of one path (Sun et al. 2024, arXiv 2403.10444): the drafts of a block are accepted jointly.
+"""Block verification of one path (Sun et al. 2024, arXiv 2403.10444): the drafts of a block are
+accepted jointly.
 
 With `p_i`, `q_i` the laws after the first `i` of `L` drafts,
 
     w_0 = 1,   w_i = min(1, w_{i-1} q_{i-1}(x_i) / p_{i-1}(x_i)),   Z_i = sum_x (w_i q_i(x) - p_i(x))+,
     h_i = Z_i / (Z_i + 1 - w_i) for i < L,   h_L = w_L,
 
-the longest prefix is accepted that passes its own test with probability `h_i`; the next token comes from `q_L`, or
-from ``(w_i q_i - p_i)+`` after a shorter one. Then a prefix of length `i` is accepted with probability ``E[w_i]``,
-never less than token by token. One pass over the `L` laws, which the drafter must supply.
+the longest prefix is accepted that passes its own test with probability `h_i`; the next token comes
+from `q_L`, or from ``(w_i q_i - p_i)+`` after a shorter one. Then a prefix of length `i` is
+accepted with probability ``E[w_i]``, never less than token by token. One pass over the `L` laws,
+which the drafter must supply.
 
-How much is accepted tells about the drafts behind it, so their clocks must not serve again: the next round drafts under
-another key, :meth:`gls_jax.schemes.Scheme.draft_key`.
+How much is accepted tells about the drafts behind it, so their clocks must not serve again: the
+next round drafts under another key, :meth:`gls_jax.schemes.Scheme.draft_key`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ __all__ = ["SCHEME", "propose", "verify_tree"]
 
 
 def verify_tree(
-    key: PRNGKeyArray, position: Index, tree: Tree, log_p: Float[Array, "n N"], log_q: Float[Array, "c N"]
+    key: PRNGKeyArray,
+    position: Index,
+    tree: Tree,
+    log_p: Float[Array, "n N"],
+    log_q: Float[Array, "c N"],
 ) -> Path:
     test_key, residual_key = races.split_key(races.private_key(races.position_key(key, position)))
     length = jnp.sum(tree.alive)
@@ -46,13 +52,19 @@ def verify_tree(
         weight = jnp.where(product < p_x, product / jnp.where(p_x > 0, p_x, 1), 1)
         return weight, weight
 
-    _, weights = jax.lax.scan(follow, varying_like(jnp.ones((), q.dtype), p_draft, q_draft), (p_draft, q_draft))
+    _, weights = jax.lax.scan(
+        follow, varying_like(jnp.ones((), q.dtype), p_draft, q_draft), (p_draft, q_draft)
+    )
     weights = jnp.concatenate([jnp.ones(1, q.dtype), weights])  # [contexts]
     drafted = jnp.append(place < length, False)[:, None]  # nothing was drafted after the last node
-    rest = jnp.maximum(weights[:, None] * q - jnp.where(drafted, jnp.append(p, p[-1:], axis=0), 0), 0)
+    rest = jnp.maximum(
+        weights[:, None] * q - jnp.where(drafted, jnp.append(p, p[-1:], axis=0), 0), 0
+    )
     left = jnp.sum(rest, axis=1)
     total = left + 1 - weights
-    passing = jnp.where(jnp.arange(size + 1) < length, left / jnp.where(total > 0, total, 1), weights)
+    passing = jnp.where(
+        jnp.arange(size + 1) < length, left / jnp.where(total > 0, total, 1), weights
+    )
     passing = passing.at[0].set(1)
     passed = (races.uniforms(test_key, size + 1) < passing) & (jnp.arange(size + 1) <= length)
     last = size - jnp.argmax(passed[::-1])

@@ -1,19 +1,21 @@
-"""Gumbel-max list sampling as a scheme (Rowan, Phan, Khisti 2025, arXiv 2506.05632, Algorithms 1 and 2).
+"""Gumbel-max list sampling as a scheme (Rowan, Phan, Khisti 2025, arXiv 2506.05632, Algorithms 1
+and 2).
 
-Draft `k` wins the race of its own stream under `p`; the target emits ``argmin_i min_k S[k, i] / q_i`` over the streams
-of the active drafts. On a mismatch the token to emit is that same one: a fresh sample of `q` would bias the output.
+Draft `k` wins the race of its own stream under `p`; the target emits ``argmin_i min_k S[k, i] /
+q_i`` over the streams of the active drafts. On a mismatch the token to emit is that same one: a
+fresh sample of `q` would bias the output.
 
-Exact acceptance (not in the paper). Item `j` reaches the target in a given stream at time `m` and no other item has
-beaten it there, while stream `k` drafts something else. With ``r_i = q_i / p_i``, ``h(u) = sum_i max(u p_i, q_i)``,
-``M_j = h(r_j)`` and everything scaled by `e^m`,
+Exact acceptance (not in the paper). Item `j` reaches the target in a given stream at time `m` and
+no other item has beaten it there, while stream `k` drafts something else. With ``r_i = q_i / p_i``,
+``h(u) = sum_i max(u p_i, q_i)``, ``M_j = h(r_j)`` and everything scaled by `e^m`,
 
     P(no match) = sum_j q_j int_0^inf K e^{-K m} (1 - e_j) G_j(m)^{K-1} dm,
     e_j = e^{-m (M_j - 1)},   G_j(m) = 1 - m p_j int_{r_j}^inf e^{-m (h(u) - 1)} du,
 
-`G_j` being the chance that another stream does not draft `j`, given that the target's minimum is not there before `m`.
-`h` is piecewise linear between the sorted ratios, so the inner integral is a sum over the later places `t` of
-``(e_t - e_{t+1}) / P_t``, ``P_t`` the cumulative draft mass. Added by parts, so that nothing small is divided by
-something small,
+`G_j` being the chance that another stream does not draft `j`, given that the target's minimum is
+not there before `m`. `h` is piecewise linear between the sorted ratios, so the inner integral is a
+sum over the later places `t` of ``(e_t - e_{t+1}) / P_t``, ``P_t`` the cumulative draft mass. Added
+by parts, so that nothing small is divided by something small,
 
     G_j(m) = 1 - p_j / P_j e_j + p_j sum_{t > j} e_t (1 / P_{t-1} - 1 / P_t):
 
@@ -39,7 +41,9 @@ from gls_jax.typing import LogProbs
 
 __all__ = ["SCHEME", "acceptance", "acceptance_active", "hits", "propose", "simulator", "verify"]
 
-_LEAST_MASS = 1e-18  # of what stands in a denominator: items behind less draft mass are never matched anyway
+_LEAST_MASS = (
+    1e-18  # of what stands in a denominator: items behind less draft mass are never matched anyway
+)
 
 
 def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> Int[Array, " K"]:
@@ -76,7 +80,9 @@ def simulator(
     pair = prepare(log_p, log_q)
 
     def trial(key):
-        return _hits(*jax.vmap(simulation.stream, (each, 0))(pair, races.exponentials(key, num_drafts, 6)))
+        return _hits(
+            *jax.vmap(simulation.stream, (each, 0))(pair, races.exponentials(key, num_drafts, 6))
+        )
 
     return trial
 
@@ -96,11 +102,14 @@ def acceptance(
     return _acceptance_iid(log_p, log_q, tuple((k, k) for k in num_drafts))
 
 
-def acceptance_active(log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int) -> Float[Array, ""]:
-    """Exact acceptance when the target's minimum runs over `K` streams of which only `J` drafts can still match.
+def acceptance_active(
+    log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int
+) -> Float[Array, ""]:
+    """Exact acceptance when the target's minimum runs over `K` streams of which only `J` drafts can
+    still match.
 
-    That is `gls_strong` after rejections. Streams whose draft is out of play can win for the target without a match:
-    the integrand becomes ``J (1 - e_j) G^{J-1} + (K - J) G^J``.
+    That is `gls_strong` after rejections. Streams whose draft is out of play can win for the target
+    without a match: the integrand becomes ``J (1 - e_j) G^{J-1} + (K - J) G^J``.
 
     Args:
         log_p: `[N]`.
@@ -112,7 +121,8 @@ def acceptance_active(log_p: LogProbs, log_q: LogProbs, num_active: int, num_dra
         `f[]`; never below :func:`gls_jax.bounds.list_matching_strong`.
 
     Raises:
-        ValueError: shapes that do not fit, counts out of range, or what :func:`gls_jax.check_log_probs` raises.
+        ValueError: shapes that do not fit, counts out of range, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax.schemes import gls
@@ -126,14 +136,20 @@ def acceptance_active(log_p: LogProbs, log_q: LogProbs, num_active: int, num_dra
 
 
 def _acceptance_iid(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Float[Array, " C"]:
-    """Cases `(J, K)` in one pass over the nodes: time `O(N log N + N nodes)`, memory `O(N)`, also of the gradient."""
+    """Cases `(J, K)` in one pass over the nodes: time `O(N log N + N nodes)`, memory `O(N)`, also
+    of the gradient.
+    """
     ranked = ratio_order(log_p, log_q)
-    live = jnp.where(ranked.p > 0, ranked.q, 0)  # a target token that no draft can be is always missed
+    live = jnp.where(
+        ranked.p > 0, ranked.q, 0
+    )  # a target token that no draft can be is always missed
     return _integral(_places(ranked), live, cases)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _integral(places: _Places, live: Float[Array, " N"], cases: tuple[tuple[int, int], ...]) -> Float[Array, " C"]:
+def _integral(
+    places: _Places, live: Float[Array, " N"], cases: tuple[tuple[int, int], ...]
+) -> Float[Array, " C"]:
     nodes, weights = clock_nodes(tuple(k for _, k in cases), live.dtype)
     values = jax.lax.map(lambda m: _integrand(places, live, m, cases), jnp.asarray(nodes))
     return jnp.sum(values * weights.T, axis=0)
@@ -141,7 +157,9 @@ def _integral(places: _Places, live: Float[Array, " N"], cases: tuple[tuple[int,
 
 @_integral.defjvp
 def _integral_and_slopes(cases, primals, tangents):
-    """Value and gradient in one pass: what a node adds to either needs no other node, and no node's arrays are kept."""
+    """Value and gradient in one pass: what a node adds to either needs no other node, and no node's
+    arrays are kept.
+    """
     nodes, weights = clock_nodes(tuple(k for _, k in cases), primals[1].dtype)
 
     def add(sums, at):
@@ -159,15 +177,20 @@ def _integral_and_slopes(cases, primals, tangents):
     zero = jnp.zeros(len(cases), primals[1].dtype)
     start = jax.tree.map(lambda field: zero[:, None] * field, primals)
     (value, slopes), _ = jax.lax.scan(add, (jnp.sum(start[1], axis=1), start), (nodes, weights.T))
-    products = jax.tree.map(lambda slope, tangent: jnp.sum(slope * tangent, axis=-1), slopes, tangents)
+    products = jax.tree.map(
+        lambda slope, tangent: jnp.sum(slope * tangent, axis=-1), slopes, tangents
+    )
     return value, sum(jax.tree.leaves(products))
 
 
-def _integrand(places: _Places, live: Float[Array, " N"], m, cases: tuple[tuple[int, int], ...]) -> Float[Array, " C"]:
+def _integrand(
+    places: _Places, live: Float[Array, " N"], m, cases: tuple[tuple[int, int], ...]
+) -> Float[Array, " C"]:
     """K minus that of a miss: hits are summed, so that a small acceptance keeps its digits."""
     unbeaten, other = _at(places, m)
     hits = (
-        j * (unbeaten + (1 - unbeaten) * (1 - other ** (j - 1))) + ((k - j) * (1 - other**j) if k > j else 0)
+        j * (unbeaten + (1 - unbeaten) * (1 - other ** (j - 1)))
+        + ((k - j) * (1 - other**j) if k > j else 0)
         for j, k in cases
     )
     return jnp.stack([total(live * f) for f in hits])
@@ -185,7 +208,9 @@ class _Places(NamedTuple):
 def _places(ranked: RatioOrder) -> _Places:
     mass = jnp.maximum(ranked.mass, _LEAST_MASS)
     share = ranked.p / mass
-    return _Places(ranked.p, ranked.excess, share, jnp.append(share[1:] / mass[:-1], jnp.zeros(1, share.dtype)))
+    return _Places(
+        ranked.p, ranked.excess, share, jnp.append(share[1:] / mass[:-1], jnp.zeros(1, share.dtype))
+    )
 
 
 def _at(places: _Places, m: Float[Array, ""]) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
@@ -196,11 +221,15 @@ def _at(places: _Places, m: Float[Array, ""]) -> tuple[Float[Array, " N"], Float
 
 
 def _acceptance_diverse(log_p: Float[Array, "K N"], log_q, num_drafts):
-    """One law a stream: sum over the winning stream of its own factor times the others' `G`; `O(K N)` memory."""
+    """One law a stream: sum over the winning stream of its own factor times the others' `G`; `O(K
+    N)` memory.
+    """
     ranked = jax.vmap(ratio_order, in_axes=(0, None))(log_p, log_q)
     places = jax.vmap(_places)(ranked)
     numbers = jnp.arange(log_q.shape[0], dtype=jnp.int32)
-    back = jax.vmap(lambda order: jnp.zeros_like(order).at[order].set(numbers))(ranked.order)  # place of each item
+    back = jax.vmap(lambda order: jnp.zeros_like(order).at[order].set(numbers))(
+        ranked.order
+    )  # place of each item
     live = ranked.p > 0
     q = jnp.exp(log_q)
     counts = tuple(range(1, log_p.shape[0] + 1))
@@ -213,7 +242,9 @@ def _acceptance_diverse(log_p: Float[Array, "K N"], log_q, num_drafts):
         other, beaten = (jnp.take_along_axis(x, back, axis=1) for x in (other, beaten))
 
         def stream(carry, factors):
-            nobody, won = carry  # prod_k G_k, and sum over the winner of its factor times the others' G
+            nobody, won = (
+                carry  # prod_k G_k, and sum over the winner of its factor times the others' G
+            )
             g, b = factors
             won = won * g + nobody * b
             return (nobody * g, won), jnp.sum(q * won)

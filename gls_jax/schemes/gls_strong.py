@@ -1,8 +1,9 @@
 """GLS with strong drafter invariance (Rowan, Phan, Khisti 2025, section on strong invariance).
 
-The target's minimum runs over all K streams, whether or not their drafts are still active: the output is then a
-function of key, context, target and the number K of streams, which a request must not change on its way. At a position
-where every draft is active it is GLS; after rejections the streams that are out of play can win without a match
+The target's minimum runs over all K streams, whether or not their drafts are still active: the
+output is then a function of key, context, target and the number K of streams, which a request must
+not change on its way. At a position where every draft is active it is GLS; after rejections the
+streams that are out of play can win without a match
 (:func:`gls_jax.schemes.gls.acceptance_active`), which costs a little acceptance.
 """
 

@@ -1,18 +1,23 @@
-"""Coupled Gumbel top-K (this library's; no earlier statement found): ONE clock an item, K distinct drafts.
+"""Coupled Gumbel top-K (this library's; no earlier statement found): ONE clock an item, K distinct
+drafts.
 
-The list is the K smallest ``E_i / p_i`` (sampling without replacement from `p`), the target ``argmin_i E_i / q_i``.
-Strongly invariant, needs no draft law. Given that the target is `j` at time ``theta ~ Exp(1)``, item `i` stands before
-it in the list with probability ``1 - e^{-theta p_i (r_j - r_i)+}``, independently, where ``r = q / p``. So
+The list is the K smallest ``E_i / p_i`` (sampling without replacement from `p`), the target
+``argmin_i E_i / q_i``. Strongly invariant, needs no draft law. Given that the target is `j` at time
+``theta ~ Exp(1)``, item `i` stands before it in the list with probability ``1 - e^{-theta p_i (r_j
+- r_i)+}``, independently, where ``r = q / p``. So
 
     P(target in list) = sum_j q_j F(r_j),   F(r) = E_theta P(Poisson-binomial count <= K - 1),
 
-never below the Poisson scheme, which has Poisson counts of the same rates instead of these Bernoullis.
+never below the Poisson scheme, which has Poisson counts of the same rates instead of these
+Bernoullis.
 
-**Vocabularies.** `F` is a decreasing function of the ratio alone. It is evaluated at places that cut the target's mass
-into small parts, so that two neighbours bracket every item between them. At each place the heaviest draft items are
-exact Bernoullis and the rest is one Poisson count. A Poisson count is never smaller than the Bernoulli of the same
-rate, so this errs downwards; replacing the tail item by item (Le Cam) shows that the truth is at most ``1 / (1 - s)``
-times as large, ``s = sum over the tail of lambda_i^2 e^{lambda_i} / 2``. :func:`acceptance_interval` returns both ends.
+**Vocabularies.** `F` is a decreasing function of the ratio alone. It is evaluated at places that
+cut the target's mass into small parts, so that two neighbours bracket every item between them. At
+each place the heaviest draft items are exact Bernoullis and the rest is one Poisson count. A
+Poisson count is never smaller than the Bernoulli of the same rate, so this errs downwards;
+replacing the tail item by item (Le Cam) shows that the truth is at most ``1 / (1 - s)`` times as
+large, ``s = sum over the tail of lambda_i^2 e^{lambda_i} / 2``. :func:`acceptance_interval` returns
+both ends.
 """
 
 from __future__ import annotations
@@ -32,7 +37,16 @@ from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.poisson import verify  # the same first arrival of one race
 from gls_jax.typing import LogProbs
 
-__all__ = ["SCHEME", "Interval", "acceptance", "acceptance_interval", "hits", "propose", "simulator", "verify"]
+__all__ = [
+    "SCHEME",
+    "Interval",
+    "acceptance",
+    "acceptance_interval",
+    "hits",
+    "propose",
+    "simulator",
+    "verify",
+]
 
 _EXACT_ITEMS = 512  # up to here every item is a Bernoulli and every ratio is evaluated
 _CLOCKS = 64  # of the heaviest items in a trial without clocks
@@ -41,7 +55,9 @@ _PLACES_A_STEP = 27  # divides 2 _PLACES + 2
 
 
 class Interval(NamedTuple):
-    """An acceptance with its error: `lower <= truth <= upper`, up to float rounding; `estimate` lies between."""
+    """An acceptance with its error: `lower <= truth <= upper`, up to float rounding; `estimate`
+    lies between.
+    """
 
     lower: Float[Array, " C"]
     estimate: Float[Array, " C"]
@@ -51,7 +67,9 @@ class Interval(NamedTuple):
 def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> Int[Array, " K"]:
     arrivals = races.arrivals(races.exponentials(key, 1, log_p.shape[0])[0], log_p)
     _, items = jax.lax.top_k(-arrivals, min(num_drafts, log_p.shape[0]))
-    items = jax.lax.optimization_barrier(items)  # XLA would merge `items[0]` into the top-k, and then sort everything
+    items = jax.lax.optimization_barrier(
+        items
+    )  # XLA would merge `items[0]` into the top-k, and then sort everything
     # Fewer than K possible items: the rest of the list repeats the first.
     items = jnp.where(jnp.isfinite(arrivals[items]), items, items[0])
     return jnp.concatenate([items, jnp.full(num_drafts - items.shape[0], items[0])])
@@ -73,15 +91,20 @@ def simulator(
 ) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: count the distinct items that arrive before the target's.
 
-    The heaviest draft items have clocks of their own; without that, a law that is nearly a point mass would take ever
-    more arrivals until K distinct ones are found. The rest arrive one by one, by inversion.
+    The heaviest draft items have clocks of their own; without that, a law that is nearly a point
+    mass would take ever more arrivals until K distinct ones are found. The rest arrive one by one,
+    by inversion.
     """
     size = log_p.shape[0]
     ranked = ratio_order(log_p, log_q)
     head = min(size, max(_CLOCKS, 2 * num_drafts))
     p_heavy, heavy = jax.lax.top_k(ranked.p, head)
     light = ranked.p.at[heavy].set(0)
-    q, tail, excess = simulation.table(ranked.q), simulation.table(light), _tail_excess(ranked, light)
+    q, tail, excess = (
+        simulation.table(ranked.q),
+        simulation.table(light),
+        _tail_excess(ranked, light),
+    )
 
     def trial(key):
         noise = races.exponentials(key, 1, head + 3)[0]
@@ -131,7 +154,8 @@ def acceptance_interval(log_p: LogProbs, log_q: LogProbs, num_drafts: tuple[int,
         :class:`Interval` of `f[len(num_drafts)]`.
 
     Raises:
-        ValueError: shapes that do not fit, a list length below 1, or what :func:`gls_jax.check_log_probs` raises.
+        ValueError: shapes that do not fit, a list length below 1, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax.schemes import gumbel_topk
@@ -148,7 +172,9 @@ def acceptance_interval(log_p: LogProbs, log_q: LogProbs, num_drafts: tuple[int,
 def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     ranked = ratio_order(log_p, log_q)
     size = ranked.p.shape[0]
-    mass = jnp.where(ranked.p > 0, ranked.q, 0)  # a target token that no draft can be is never matched
+    mass = jnp.where(
+        ranked.p > 0, ranked.q, 0
+    )  # a target token that no draft can be is never matched
     if size <= _EXACT_ITEMS:
         lower, _ = _conditional(ranked, jnp.arange(size), size, num_drafts)
         value = jnp.sum(mass[:, None] * lower, axis=0)
@@ -157,7 +183,9 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     cuts = (jnp.arange(_PLACES, dtype=total.dtype) + 0.5) / _PLACES * total[-1]
     # An item above a cut of its own gets a place of its own, and so does its forerunner.
     places = jnp.minimum(jnp.searchsorted(total, cuts), size - 1)
-    places = jnp.sort(jnp.concatenate([jnp.array([0, size - 1]), places, jnp.maximum(places - 1, 0)]))
+    places = jnp.sort(
+        jnp.concatenate([jnp.array([0, size - 1]), places, jnp.maximum(places - 1, 0)])
+    )
     lower, upper = _conditional(ranked, places, _HEAD, num_drafts)
     before = jnp.searchsorted(places, jnp.arange(size), side="right") - 1
     after = jnp.searchsorted(places, jnp.arange(size), side="left")
@@ -168,14 +196,18 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
 
 
 def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, ...]):
-    """Lower and upper end of `F` at places of the ratio order, each `[T, C]`; equal where every item is in the head."""
+    """Lower and upper end of `F` at places of the ratio order, each `[T, C]`; equal where every
+    item is in the head.
+    """
     most = max(num_drafts)
     nodes, weights = clock_nodes((1,), ranked.p.dtype)  # theta [n]
     ratio = ranked.ratio[places]
     _, heavy = jax.lax.top_k(ranked.p, head)
     light = ranked.p.at[heavy].set(0)
     if head == ranked.p.shape[0]:
-        law = jnp.zeros((len(places), len(nodes), most), ratio.dtype).at[..., 0].set(1)  # nobody counted yet
+        law = (
+            jnp.zeros((len(places), len(nodes), most), ratio.dtype).at[..., 0].set(1)
+        )  # nobody counted yet
     else:
         law = _poisson(_tail_excess(ranked, light)[places, None] * nodes, most)
 
@@ -197,26 +229,36 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
     lower = jnp.einsum("tnc,n->tc", below, weights[0], precision="highest")
     if head == ranked.p.shape[0]:
         return lower, lower
-    # Le Cam, relative form. lambda_i <= p_i r theta, so the squares sum to at most (largest) x (sum); squares of the
-    # p_i themselves would underflow.
+    # Le Cam, relative form. lambda_i <= p_i r theta, so the squares sum to at most (largest) x
+    # (sum); squares of the p_i themselves would underflow.
     scale = ratio[:, None] * nodes
-    largest, total = (jnp.minimum(x[places, None] * scale, 50) for x in (jax.lax.cummax(light), jnp.cumsum(light)))
+    largest, total = (
+        jnp.minimum(x[places, None] * scale, 50) for x in (jax.lax.cummax(light), jnp.cumsum(light))
+    )
     loss = 0.5 * largest * total * jnp.exp(largest)
     ceiling = jnp.where((loss < 1)[..., None], below / jnp.maximum(1 - loss, 1e-6)[..., None], 1)
-    ceiling = jax.lax.cummin(jnp.minimum(ceiling, 1), axis=1)  # F at a fixed place decreases in theta
+    ceiling = jax.lax.cummin(
+        jnp.minimum(ceiling, 1), axis=1
+    )  # F at a fixed place decreases in theta
     return lower, jnp.einsum("tnc,n->tc", ceiling, weights[0], precision="highest")
 
 
 def _tail_excess(ranked: RatioOrder, light) -> Float[Array, " N"]:
-    """Total rate of the tail at every place, as a sum of non-negative terms: no digits lost to the head."""
-    return jnp.concatenate([jnp.zeros(1, light.dtype), jnp.cumsum(jnp.cumsum(light)[:-1] * jnp.diff(ranked.ratio))])
+    """Total rate of the tail at every place, as a sum of non-negative terms: no digits lost to the
+    head.
+    """
+    return jnp.concatenate(
+        [jnp.zeros(1, light.dtype), jnp.cumsum(jnp.cumsum(light)[:-1] * jnp.diff(ranked.ratio))]
+    )
 
 
 def _poisson(rate, most: int):
     """`P(count = 0), ..., P(count = most - 1)` along a new last axis."""
     counts = jnp.arange(most, dtype=rate.dtype)
     positive = rate[..., None] > 0
-    rate = jnp.where(positive, rate[..., None], 1)  # keeps gradients finite where nothing is in the tail
+    rate = jnp.where(
+        positive, rate[..., None], 1
+    )  # keeps gradients finite where nothing is in the tail
     law = jnp.exp(counts * jnp.log(rate) - rate - jax.lax.lgamma(counts + 1))
     return jnp.where(positive, law, counts == 0)
 

@@ -1,14 +1,17 @@
-"""Weighted MinHash drafting (Daliri, Musco, Suresh 2024, arXiv 2408.07978): one draft, shared darts, no communication.
+"""Weighted MinHash drafting (Daliri, Musco, Suresh 2024, arXiv 2408.07978): one draft, shared
+darts, no communication.
 
-Darts fall uniformly on items x [0, 1]; the draft is the first under `p`, the token the first under `q`. The first dart
-under either curve lies under both with probability ``(1 - TV) / (1 + TV)``, the most that a scheme without
-communication can promise for its worst pair. If it lies under one curve only, on item `j`, the other side's later dart
-hits `j` too with probability ``m_j = min(p_j, q_j)``, so that
+Darts fall uniformly on items x [0, 1]; the draft is the first under `p`, the token the first under
+`q`. The first dart under either curve lies under both with probability ``(1 - TV) / (1 + TV)``, the
+most that a scheme without communication can promise for its worst pair. If it lies under one curve
+only, on item `j`, the other side's later dart hits `j` too with probability ``m_j = min(p_j,
+q_j)``, so that
 
     P(target = draft) = sum_j m_j (1 + |p_j - q_j|) / (1 + TV).
 
-The token is a function of key and `q` alone. All that is asked of the drafter is that it threw the same darts: neither
-its law nor its draft is looked at. `N` darts on average a token and a party, where a race draws `N` clocks.
+The token is a function of key and `q` alone. All that is asked of the drafter is that it threw the
+same darts: neither its law nor its draft is looked at. `N` darts on average a token and a party,
+where a race draws `N` clocks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The scheme without a scheme: the target draws on its own and hopes. A floor for every comparison.
 
-``P(target in list) = sum_j q_j (1 - prod_k (1 - p^(k)_j))``. Strongly invariant in the trivial way: the target uses the
-position's private noise and never looks at the drafts.
+``P(target in list) = sum_j q_j (1 - prod_k (1 - p^(k)_j))``. Strongly invariant in the trivial way:
+the target uses the position's private noise and never looks at the drafts.
 """
 
 from __future__ import annotations

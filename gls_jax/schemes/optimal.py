@@ -1,11 +1,11 @@
 """The optimal coupling of a list of independent drafts with the target, by linear programming.
 
-The value is ``1 + min_H [q(H) - P(all drafts in H)]`` (Sun et al. 2023; Khisti et al. 2025, arXiv 2410.18234). For
-i.i.d. drafts the worst `H` is a prefix of the items in order of `q / p`, and the acceptance is
-:func:`gls_jax.bounds.optimum_iid` at any size, `O(N log N)`; for drafts with laws of their own all `2^N` sets are
-looked at. The scheme that attains it chooses one draft by the plan of :func:`gls_jax.decomposition.best_selection`,
-solved on the host, and samples speculatively against the law of the chosen one: for small `N` only. The drafter must
-supply its law.
+The value is ``1 + min_H [q(H) - P(all drafts in H)]`` (Sun et al. 2023; Khisti et al. 2025, arXiv
+2410.18234). For i.i.d. drafts the worst `H` is a prefix of the items in order of `q / p`, and the
+acceptance is :func:`gls_jax.bounds.optimum_iid` at any size, `O(N log N)`; for drafts with laws of
+their own all `2^N` sets are looked at. The scheme that attains it chooses one draft by the plan of
+:func:`gls_jax.decomposition.best_selection`, solved on the host, and samples speculatively against
+the law of the chosen one: for small `N` only. The drafter must supply its law.
 """
 
 from __future__ import annotations
@@ -36,8 +36,13 @@ def verify(
     size = log_q.shape[0]
     laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], size))
     # In float32 whatever the laws: callbacks do not see `with jax.enable_x64(True)`.
-    shapes = jax.ShapeDtypeStruct((2**size, size), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.float32)
-    choose, law = jax.pure_callback(_plan, shapes, laws, races.weights(log_q), active, vmap_method="sequential")
+    shapes = (
+        jax.ShapeDtypeStruct((2**size, size), jnp.float32),
+        jax.ShapeDtypeStruct((size,), jnp.float32),
+    )
+    choose, law = jax.pure_callback(
+        _plan, shapes, laws, races.weights(log_q), active, vmap_method="sequential"
+    )
     choice_key, key = races.split_key(races.private_key(key))
     listed = jnp.any(active[:, None] & (drafts[:, None] == jnp.arange(size)), axis=0)
     mask = jnp.sum(jnp.where(listed, 2 ** jnp.arange(size), 0))

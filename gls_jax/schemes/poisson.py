@@ -1,13 +1,14 @@
 """Poisson lists (after Liu, Wan, Gao, Gunduz 2026, arXiv 2609.21858): K drafts from ONE race.
 
-Item `i` owns a Poisson process with arrivals ``T_i1 < T_i2 < ...`` of rate 1. The list is the items of the first K
-arrivals of ``{T / p}``, K independent samples of `p`; the target takes ``argmin_i T_i1 / q_i``. It never looks at the
-drafts (strong invariance at no cost), and
+Item `i` owns a Poisson process with arrivals ``T_i1 < T_i2 < ...`` of rate 1. The list is the items
+of the first K arrivals of ``{T / p}``, K independent samples of `p`; the target takes ``argmin_i
+T_i1 / q_i``. It never looks at the drafts (strong invariance at no cost), and
 
     P(target in list) = sum_j q_j (1 - (1 - 1 / M_j)^K),
 
-because between arrivals that could beat it, `j` loses each with probability ``1 - 1 / M_j``. Never below the list
-matching bound. In sequences the r-th chain that stands at the same context takes the r-th arrival.
+because between arrivals that could beat it, `j` loses each with probability ``1 - 1 / M_j``. Never
+below the list matching bound. In sequences the r-th chain that stands at the same context takes the
+r-th arrival.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> 
     # Only an item whose first arrival is among the K first can have an arrival among them.
     _, items = jax.lax.top_k(-races.arrivals(clocks, log_p), min(num_drafts, log_p.shape[0]))
     later = races.stream_key(key, _LATER)
-    gaps = jax.vmap(lambda item: races.exponentials(jax.random.fold_in(later, item), 1, num_drafts)[0])(items)
+    gaps = jax.vmap(
+        lambda item: races.exponentials(jax.random.fold_in(later, item), 1, num_drafts)[0]
+    )(items)
     times = jnp.cumsum(gaps.at[:, 0].set(clocks[items]), axis=1)  # [item, arrival]
-    _, order = jax.lax.top_k(-races.arrivals(times, log_p[items, None]).ravel(), num_drafts)  # far faster than a sort
+    _, order = jax.lax.top_k(
+        -races.arrivals(times, log_p[items, None]).ravel(), num_drafts
+    )  # far faster than a sort
     return items[order // num_drafts]
 
 
@@ -59,7 +64,9 @@ def hits(
 def simulator(
     log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
-    """The same trial without clocks: arrivals before the target's form a Poisson process of total ``theta excess``."""
+    """The same trial without clocks: arrivals before the target's form a Poisson process of total
+    ``theta excess``.
+    """
     pair = simulation.tables(log_p, log_q)
 
     def trial(key):
@@ -75,7 +82,9 @@ def acceptance(
 ) -> Float[Array, " C"]:
     ranked = ratio_order(log_p, log_q)
     live = jnp.where(ranked.p > 0, ranked.q, 0)
-    apart = ranked.excess > 1e-18  # else the match is certain, and 1 / excess^2 of the gradient leaves float32
+    apart = (
+        ranked.excess > 1e-18
+    )  # else the match is certain, and 1 / excess^2 of the gradient leaves float32
     lose = jnp.log1p(1 / jnp.where(apart, ranked.excess, 1))  # -log(1 - 1 / M), exact for large M
     return jnp.stack([total(live * jnp.where(apart, -jnp.expm1(-k * lose), 1)) for k in num_drafts])
 

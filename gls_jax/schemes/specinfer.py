@@ -1,12 +1,13 @@
-"""SpecInfer: recursive rejection, drafts with replacement (Miao et al. 2023, arXiv 2305.09781; diverse drafts allowed).
+"""SpecInfer: recursive rejection, drafts with replacement (Miao et al. 2023, arXiv 2305.09781;
+diverse drafts allowed).
 
 Each draft faces the single-draft test against what the refusals before it left of the target
 (:mod:`gls_jax.rejection`). With one draft law the spent mass is ``s = u p`` with a number `u`:
 
     u_0 = 0,   u_{k+1} = u_k + Z(u_k),   Z(u) = sum_i (q_i - u p_i)+,   P(target in list) = sum_i min(q_i, u_K p_i).
 
-SpecTr has the same acceptance at another `u`. Verification and exact acceptance are `O(K N)`; the drafter must supply
-its law, and another drafter gives another text.
+SpecTr has the same acceptance at another `u`. Verification and exact acceptance are `O(K N)`; the
+drafter must supply its law, and another drafter gives another text.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def acceptance(
         spent = spent + remaining(q, spent)[1] * (p if p.ndim == 1 else p[k])
         return spent, jnp.sum(jnp.minimum(q, spent))
 
-    _, accepted = jax.lax.scan(refuse, varying_like(jnp.zeros_like(q), p, q), jnp.arange(max(num_drafts)))
+    _, accepted = jax.lax.scan(
+        refuse, varying_like(jnp.zeros_like(q), p, q), jnp.arange(max(num_drafts))
+    )
     return accepted[jnp.asarray(num_drafts) - 1]
 
 

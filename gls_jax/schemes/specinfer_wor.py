@@ -1,16 +1,19 @@
-"""Recursive rejection without replacement: Sequoia (arXiv 2402.12374), recursive speculative decoding (2402.14160).
+"""Recursive rejection without replacement: Sequoia (arXiv 2402.12374), recursive speculative
+decoding (2402.14160).
 
-The list is K *distinct* items, the ranks of one Gumbel race; a refused item leaves the draft law, which is renormalised
-for the next test (:mod:`gls_jax.rejection`). The spent mass is ``u p`` on every item that is still served,
+The list is K *distinct* items, the ranks of one Gumbel race; a refused item leaves the draft law,
+which is renormalised for the next test (:mod:`gls_jax.rejection`). The spent mass is ``u p`` on
+every item that is still served,
 
     u_0 = 0,   u_{k+1} = u_k + Z(u_k) / (1 - c_k),   Z(u) = sum_i (q_i - u p_i)+,
 
-`c_k` the mass of the first k refused items. So ``P(target in list) = 1 - E[Z(u_K)]`` over the chain of refusals, in
-which `x` is the next one with probability proportional to ``(p_x / (1 - c) - (q_x - u p_x)+ / Z(u))+``.
+`c_k` the mass of the first k refused items. So ``P(target in list) = 1 - E[Z(u_K)]`` over the chain
+of refusals, in which `x` is the next one with probability proportional to ``(p_x / (1 - c) - (q_x -
+u p_x)+ / Z(u))+``.
 
-:func:`acceptance` enumerates the chains, whose number grows as `N!/(N-K+1)!`, the last refusal summed in closed form:
-K = 1 and 2 for any N, N = 10 for any K. :func:`acceptance_estimate` walks random chains at any size. Verification is
-`O(K N)`; the drafter must supply its law.
+:func:`acceptance` enumerates the chains, whose number grows as `N!/(N-K+1)!`, the last refusal
+summed in closed form: K = 1 and 2 for any N, N = 10 for any K. :func:`acceptance_estimate` walks
+random chains at any size. Verification is `O(K N)`; the drafter must supply its law.
 """
 
 from __future__ import annotations
@@ -61,16 +64,20 @@ def acceptance(
 ) -> Float[Array, " C"]:
     laws = _sorted(log_p, log_q)
     size = log_q.shape[0]
-    missed = {k: _missed(laws, k) for k in {min(k, size) for k in num_drafts}}  # a longer list is the whole law
+    missed = {
+        k: _missed(laws, k) for k in {min(k, size) for k in num_drafts}
+    }  # a longer list is the whole law
     return 1 - jnp.stack([missed[min(k, size)] for k in num_drafts])
 
 
 def acceptance_estimate(
     key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, num_drafts: int, num_chains: int
 ) -> Estimate:
-    """Unbiased estimate of the acceptance at any size: ``1 - Z(u_K)`` averaged over random chains of refusals.
+    """Unbiased estimate of the acceptance at any size: ``1 - Z(u_K)`` averaged over random chains
+    of refusals.
 
-    Only the order of the refusals is random, so its standard error is far below that of as many simulated trials.
+    Only the order of the refusals is random, so its standard error is far below that of as many
+    simulated trials.
 
     Args:
         key: one typed key.
@@ -82,17 +89,24 @@ def acceptance_estimate(
         :class:`gls_jax.trials.Estimate` of scalars; the standard error is the empirical one.
 
     Raises:
-        ValueError: shapes that do not fit, numbers out of range, or what :func:`gls_jax.check_log_probs` raises.
+        ValueError: shapes that do not fit, numbers out of range, or what
+            :func:`gls_jax.check_log_probs` raises.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax.schemes import specinfer_wor
     >>> log_p, log_q = jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.3, 0.1, 0.1]]))
     >>> got = specinfer_wor.acceptance_estimate(jax.random.key(0), log_p, log_q, 3, 1000)
-    >>> bool(abs(got.mean - specinfer_wor.SCHEME.acceptance(log_p, log_q, 3)) <= 5 * got.standard_error + 1e-6)
+    >>> bool(
+    ...     abs(got.mean - specinfer_wor.SCHEME.acceptance(log_p, log_q, 3))
+    ...     <= 5 * got.standard_error + 1e-6
+    ... )
     True
     """
     checks.key(key)
-    num_drafts, num_chains = checks.count(num_drafts, "num_drafts"), checks.count(num_chains, "num_chains")
+    num_drafts, num_chains = (
+        checks.count(num_drafts, "num_drafts"),
+        checks.count(num_chains, "num_chains"),
+    )
     if num_chains < 2:
         raise ValueError(f"num_chains: expected at least 2, got {num_chains}")
     log_p, log_q = checks.problem(log_p, log_q)
@@ -113,7 +127,9 @@ def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
 
 
 class _Laws(NamedTuple):
-    """Both laws in order of `q / p`, `inf` where `p = 0`: `u` reaches the ratio of the lightest item."""
+    """Both laws in order of `q / p`, `inf` where `p = 0`: `u` reaches the ratio of the lightest
+    item.
+    """
 
     p: Float[Array, " N"]
     q: Float[Array, " N"]
@@ -140,19 +156,27 @@ def _unserved(laws: _Laws):
 
 
 def _test(laws: _Laws, unserved, u, pool):
-    """One test with the items in the pool: chance of each to be the refused one, given that one is; next `u`; mass.
+    """One test with the items in the pool: chance of each to be the refused one, given that one is;
+    next `u`; mass.
 
-    An empty pool, in a list longer than the law has items, tests nothing: `u` stays and no item is refused.
+    An empty pool, in a list longer than the law has items, tests nothing: `u` stays and no item is
+        refused.
     """
     mass, left = jnp.sum(pool), unserved(u)
     served = _quotient(jnp.maximum(laws.q - u * laws.p, 0), left)
     refused = jnp.where(pool > 0, jnp.maximum(_quotient(pool, mass) - served, 0), 0)
-    return _quotient(refused, jnp.sum(refused)), u + jnp.where(mass > 0, _quotient(left, mass), 0), mass
+    return (
+        _quotient(refused, jnp.sum(refused)),
+        u + jnp.where(mass > 0, _quotient(left, mass), 0),
+        mass,
+    )
 
 
 @jax.custom_jvp
 def _quotient(a: Float[Array, "*#n"], b: Float[Array, "*#n"]) -> Float[Array, "*n"]:
-    """`a / b`, and `a` where `b = 0`. JAX's derivative has `b^-2`, which leaves float32 for a pool of mass 1e-20."""
+    """`a / b`, and `a` where `b = 0`. JAX's derivative has `b^-2`, which leaves float32 for a pool
+    of mass 1e-20.
+    """
     return a / jnp.where(b > 0, b, 1)
 
 
@@ -178,11 +202,15 @@ def _missed(laws: _Laws, num_drafts: int) -> Float[Array, ""]:
             digit, index = index % (size - place), index // (size - place)
             refused, u, mass = _test(laws, unserved, u, pool)
             item = jnp.argmax(free & (jnp.cumsum(free) == digit + 1))
-            weight = weight * jnp.where(mass > 0, refused[item], digit == 0)  # nothing to refuse: one chain goes on
+            weight = weight * jnp.where(
+                mass > 0, refused[item], digit == 0
+            )  # nothing to refuse: one chain goes on
             free, pool = free.at[item].set(False), pool.at[item].set(0)
         refused, u, mass = _test(laws, unserved, u, pool)
         zero = jnp.zeros(1, pool.dtype)
-        others = jnp.concatenate([zero, jnp.cumsum(pool)[:-1]]) + jnp.append(jnp.cumsum(pool[::-1])[::-1][1:], zero)
+        others = jnp.concatenate([zero, jnp.cumsum(pool)[:-1]]) + jnp.append(
+            jnp.cumsum(pool[::-1])[::-1][1:], zero
+        )
         left = unserved(u)
         last = unserved(u + _quotient(left, others))
         last = jnp.sum(refused * jnp.where(others > 0, last, left))
@@ -191,7 +219,9 @@ def _missed(laws: _Laws, num_drafts: int) -> Float[Array, ""]:
     chains = math.perm(size, length)
     if chains == 1:
         return chain(jnp.zeros((), jnp.int32))
-    return jnp.sum(jax.lax.map(chain, jnp.arange(chains), batch_size=max(1, min(chains, _CHUNK // size))))
+    return jnp.sum(
+        jax.lax.map(chain, jnp.arange(chains), batch_size=max(1, min(chains, _CHUNK // size)))
+    )
 
 
 @partial(jax.jit, static_argnames=("num_drafts", "num_chains"))
@@ -213,7 +243,9 @@ def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int):
         (u, _), _ = jax.lax.scan(test, start, jnp.arange(min(num_drafts, size)))
         return unserved(u)
 
-    missed = jax.lax.map(chain, jnp.arange(num_chains), batch_size=max(1, min(num_chains, _CHUNK // size)))
+    missed = jax.lax.map(
+        chain, jnp.arange(num_chains), batch_size=max(1, min(num_chains, _CHUNK // size))
+    )
     return 1 - jnp.mean(missed), jnp.std(missed, ddof=1) / math.sqrt(num_chains)
 
 

@@ -1,13 +1,15 @@
-"""SpecTr's K-SEQ: every draft faces the same discounted test (Sun et al. 2023, arXiv 2310.15141, Algorithm 3).
+"""SpecTr's K-SEQ: every draft faces the same discounted test (Sun et al. 2023, arXiv 2310.15141,
+Algorithm 3).
 
-Accept `x` with probability ``min(1, q_x / (rho p_x))``, test after test; when all refuse emit a sample of
-``(q - rho p)+``. That is exact for the `rho` in ``[1, K]`` that solves
+Accept `x` with probability ``min(1, q_x / (rho p_x))``, test after test; when all refuse emit a
+sample of ``(q - rho p)+``. That is exact for the `rho` in ``[1, K]`` that solves
 
     1 - (1 - b)^K = rho b,   b = sum_i min(p_i, q_i / rho),
 
-and then ``P(target in list) = rho b = sum_i min(q_i, rho p_i)``: SpecInfer's formula at another multiple of `p`. A
-refused draft has ``q_x < rho p_x``, so the residual never emits one. The left side falls in `rho` and the right side
-rises: bisection, `O(N)` a step. Drafts must share one law, which the drafter must supply.
+and then ``P(target in list) = rho b = sum_i min(q_i, rho p_i)``: SpecInfer's formula at another
+multiple of `p`. A refused draft has ``q_x < rho p_x``, so the residual never emits one. The left
+side falls in `rho` and the right side rises: bisection, `O(N)` a step. Drafts must share one law,
+which the drafter must supply.
 """
 
 from __future__ import annotations
@@ -26,8 +28,12 @@ from gls_jax.schemes.gls import propose  # K independent races
 __all__ = ["SCHEME", "acceptance", "discount", "hits", "propose", "verify"]
 
 
-def discount(p: Float[Array, " N"], q: Float[Array, " N"], num_drafts: ArrayLike) -> Float[Array, ""]:
-    """`rho` for `num_drafts` tests (may be traced; 0 gives 0: nothing is tested, all of `q` is left)."""
+def discount(
+    p: Float[Array, " N"], q: Float[Array, " N"], num_drafts: ArrayLike
+) -> Float[Array, ""]:
+    """`rho` for `num_drafts` tests (may be traced; 0 gives 0: nothing is tested, all of `q` is
+    left).
+    """
     num_drafts = jnp.asarray(num_drafts).astype(q.dtype)
     ends = varying_like((jnp.ones((), q.dtype), jnp.maximum(num_drafts, 1)), p, q, num_drafts)
 
@@ -50,7 +56,11 @@ def verify(
     p, q = races.weights(log_p), races.weights(log_q)
     test_key, residual_key = races.split_key(races.private_key(key))
     rho = discount(p, q, jnp.sum(active))
-    accept = active & (p[drafts] > 0) & (races.uniforms(test_key, drafts.shape[0]) * rho * p[drafts] < q[drafts])
+    accept = (
+        active
+        & (p[drafts] > 0)
+        & (races.uniforms(test_key, drafts.shape[0]) * rho * p[drafts] < q[drafts])
+    )
     fresh = residual_token(residual_key, remaining(q, rho * p)[0], log_q)
     return jnp.where(jnp.any(accept), drafts[jnp.argmax(accept)], fresh).astype(jnp.int32)
 
@@ -58,12 +68,16 @@ def verify(
 def hits(
     key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Bool[Array, " K"]:
-    """One trial for every K: the same tests under each K's discount; the residual is never in the list."""
+    """One trial for every K: the same tests under each K's discount; the residual is never in the
+    list.
+    """
     p, q = races.weights(log_p), races.weights(log_q)
     drafts = propose(key, log_p, num_drafts)
     test_key, _ = races.split_key(races.private_key(key))
     rho = jax.vmap(lambda k: discount(p, q, k))(jnp.arange(1, num_drafts + 1))
-    accept = races.uniforms(test_key, num_drafts) * rho[:, None] * p[drafts] < q[drafts]  # [K, draft]
+    accept = (
+        races.uniforms(test_key, num_drafts) * rho[:, None] * p[drafts] < q[drafts]
+    )  # [K, draft]
     return jnp.any(accept & jnp.tri(num_drafts, dtype=bool), axis=1)
 
 
@@ -81,17 +95,26 @@ def _gain(p, q, rho, num_drafts):
 
 
 def _smooth_discount(p, q, num_drafts: int):
-    """`rho` with its first two derivatives: those of two Newton steps from the root, each of which adds one."""
+    """`rho` with its first two derivatives: those of two Newton steps from the root, each of which
+    adds one.
+    """
     fixed_p, fixed_q = jax.lax.stop_gradient((p, q))
     rho = discount(fixed_p, fixed_q, num_drafts)
     full = fixed_q >= rho * fixed_p
     part = jnp.sum(jnp.where(full, 0, fixed_q))
     b = jnp.sum(jnp.minimum(fixed_p, fixed_q / rho))
-    slope = -jnp.sum(jnp.where(full, fixed_p, 0)) - num_drafts * (1 - b) ** (num_drafts - 1) * part / rho**2
-    steep = slope < -1e-12  # else every item is cut or none can be, and no rho is better than another
+    slope = (
+        -jnp.sum(jnp.where(full, fixed_p, 0))
+        - num_drafts * (1 - b) ** (num_drafts - 1) * part / rho**2
+    )
+    steep = (
+        slope < -1e-12
+    )  # else every item is cut or none can be, and no rho is better than another
     for _ in range(2):
         step = jnp.where(steep, _gain(p, q, rho, num_drafts) / jnp.where(steep, slope, -1), 0)
-        rho = rho - (step - jax.lax.stop_gradient(step))  # on a flat slope the step itself is rounding
+        rho = rho - (
+            step - jax.lax.stop_gradient(step)
+        )  # on a flat slope the step itself is rounding
     return rho
 
 

@@ -1,8 +1,9 @@
 """Traversal verification of a tree, deepest leaves first (Weng et al. 2025, arXiv 2505.12398).
 
-Each context carries a weight `w`, the probability that something at or below it is to be accepted; the root has 1. The
-tree is served depth first. At a context with draft law `p`, target `q` and siblings already refused of mass ``1 - m``,
-the law still to be served is ``(q - u p)+ / Z(u)`` (:mod:`gls_jax.rejection`), and the next child `x` gets
+Each context carries a weight `w`, the probability that something at or below it is to be accepted;
+the root has 1. The tree is served depth first. At a context with draft law `p`, target `q` and
+siblings already refused of mass ``1 - m``, the law still to be served is ``(q - u p)+ / Z(u)``
+(:mod:`gls_jax.rejection`), and the next child `x` gets
 
     w_x = min(1, w m (q_x - u p_x)+ / (Z(u) p_x)).
 
@@ -10,12 +11,13 @@ When all below it is refused, the context is left with
 
     u' = u + Z(u) / (w m),   S = w Z(u') / Z(u),   w' = S / (S + 1 - w),
 
-and once it has no child left it is accepted with probability `w`, the next token drawn from what it has to serve. On
-one chain that is block verification, at depth one SpecInfer without replacement. Siblings are the ranks of one race, as
-in ``specinfer_wor``; the drafter must supply its law. At most ``2 n + 1`` steps, of which `n` touch a whole law.
+and once it has no child left it is accepted with probability `w`, the next token drawn from what it
+has to serve. On one chain that is block verification, at depth one SpecInfer without replacement.
+Siblings are the ranks of one race, as in ``specinfer_wor``; the drafter must supply its law. At
+most ``2 n + 1`` steps, of which `n` touch a whole law.
 
-Which node is accepted tells about the drafts below and beside it. So branches must not share clocks, and none may serve
-again in the next round: :meth:`gls_jax.schemes.Scheme.draft_key` knows.
+Which node is accepted tells about the drafts below and beside it. So branches must not share
+clocks, and none may serve again in the next round: :meth:`gls_jax.schemes.Scheme.draft_key` knows.
 """
 
 from __future__ import annotations
@@ -48,7 +50,11 @@ class _State(NamedTuple):
 
 
 def verify_tree(
-    key: PRNGKeyArray, position: Index, tree: Tree, log_p: Float[Array, "n N"], log_q: Float[Array, "c N"]
+    key: PRNGKeyArray,
+    position: Index,
+    tree: Tree,
+    log_p: Float[Array, "n N"],
+    log_q: Float[Array, "c N"],
 ) -> Path:
     test_key, residual_key = races.split_key(races.private_key(races.position_key(key, position)))
     size = tree.tokens.shape[0]
@@ -62,13 +68,16 @@ def verify_tree(
         return jax.lax.switch(branch, (_accept, _retreat, _descend), state, child)
 
     def _accept(state, child):
-        return state._replace(accepted=~state.accepted)  # the loop goes on only while nothing is accepted
+        return state._replace(
+            accepted=~state.accepted
+        )  # the loop goes on only while nothing is accepted
 
     def _descend(state, child):
         node = jnp.argmin(jnp.where(child, tree.slots, tree.num_slots)).astype(jnp.int32)
         x, here = tree.tokens[node], state.here
         p, q = races.weights(log_p[node, x]), races.weights(log_q[here, x])
-        # A list longer than its law is filled up with repetitions: they were drawn from nothing, and are passed over.
+        # A list longer than its law is filled up with repetitions: they were drawn from nothing,
+        # and are passed over.
         earlier = tree.alive & ~state.waiting & (tree.parents == here)
         again = jnp.any(earlier & (tree.tokens == x))
         # The law of a rank is known only if all ranks before it are.
@@ -96,7 +105,9 @@ def verify_tree(
         pool = p.at[jnp.where(refused, tree.tokens, p.shape[0])].set(0, mode="drop")
         return state._replace(
             here=parent,
-            weight=state.weight.at[parent].set(jnp.where(total > 0, served / jnp.where(total > 0, total, 1), 1)),
+            weight=state.weight.at[parent].set(
+                jnp.where(total > 0, served / jnp.where(total > 0, total, 1), 1)
+            ),
             spent=state.spent.at[parent].set(spent),
             left=state.left.at[parent].set(after),
             mass=state.mass.at[parent].set(jnp.sum(pool)),

@@ -1,12 +1,13 @@
 """A tree of drafts, and the walk that lifts every token-level scheme to it.
 
-A *context* is a place where a next token is wanted: context 0 is the text so far, context ``i + 1`` is that text
-followed by the drafts from the root to node `i`. K chains of length L, static trees and trees whose shape is chosen
-anew every round are the same data; drafts that repeat one another stay nodes of their own.
+A *context* is a place where a next token is wanted: context 0 is the text so far, context ``i + 1``
+is that text followed by the drafts from the root to node `i`. K chains of length L, static trees
+and trees whose shape is chosen anew every round are the same data; drafts that repeat one another
+stay nodes of their own.
 
-Each node has a *slot*: which draft it is in the list that `propose` gave at its context. Where a list holds independent
-samples the r-th chain keeps slot r all along; where it holds the ranks of one race (``Scheme.ranked``) the nodes at one
-context take ranks 0, 1, ... without gaps.
+Each node has a *slot*: which draft it is in the list that `propose` gave at its context. Where a
+list holds independent samples the r-th chain keeps slot r all along; where it holds the ranks of
+one race (``Scheme.ranked``) the nodes at one context take ranks 0, 1, ... without gaps.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Tree:
         parents: `i32[n]`, the context each was drafted at: 0 the root, ``i + 1`` after node `i`.
         slots: `i32[n]`, place in the list proposed at that context.
         depths: `i32[n]`, 0 for children of the root.
-        alive: `bool[n]`, whether the node is used; shapes stay those of the budget. It may depend on the tokens of the
-            node's ancestors, but unless the scheme is strongly invariant on no other drafted token.
+        alive: `bool[n]`, whether the node is used; shapes stay those of the budget. It may depend
+            on the tokens of the node's ancestors, but unless the scheme is strongly invariant on no
+            other drafted token.
         depth: longest path, static.
         num_slots: longest list at one context, static.
     """
@@ -53,14 +55,20 @@ class Tree:
     num_slots: int = dataclasses.field(metadata={"static": True})
 
     def check(self) -> None:
-        """Raise `ValueError` for shapes that differ and, where values are not traced, for what is not a tree."""
-        fields = {name: getattr(self, name) for name in ("tokens", "parents", "slots", "depths", "alive")}
+        """Raise `ValueError` for shapes that differ and, where values are not traced, for what is
+        not a tree.
+        """
+        fields = {
+            name: getattr(self, name) for name in ("tokens", "parents", "slots", "depths", "alive")
+        }
         size = np.shape(self.tokens)
         for name, value in fields.items():
             kind = np.bool_ if name == "alive" else np.integer
             if np.shape(value) != size or len(size) != 1 or not jnp.issubdtype(value.dtype, kind):
                 got = f"{value.dtype} of shape {list(np.shape(value))}"
-                raise ValueError(f"tree.{name}: expected {kind.__name__} of shape [n], one for each token, got {got}")
+                raise ValueError(
+                    f"tree.{name}: expected {kind.__name__} of shape [n], one for each token, got {got}"
+                )
         if any(isinstance(value, jax.core.Tracer) for value in fields.values()):
             return
         _, parents, slots, depths, alive = (np.asarray(value) for value in fields.values())
@@ -72,19 +80,25 @@ class Tree:
             wrong = alive & ((values < 0) | (values > last))
             if wrong.any():
                 at = int(wrong.argmax())
-                raise ValueError(f"tree.{name}: expected 0..{last[at]} for node {at}, got {values[at]}")
+                raise ValueError(
+                    f"tree.{name}: expected 0..{last[at]} for node {at}, got {values[at]}"
+                )
         expected = np.zeros(size[0], int)
         for at in node[alive]:
             expected[at] = expected[parents[at] - 1] + 1 if parents[at] else 0
             if parents[at] and not alive[parents[at] - 1]:
-                raise ValueError(f"tree.alive: expected the parent of node {at} to be alive, got a dead one")
+                raise ValueError(
+                    f"tree.alive: expected the parent of node {at} to be alive, got a dead one"
+                )
         if (expected != depths)[alive].any() or expected[alive].max(initial=-1) >= self.depth:
             raise ValueError(
                 f"tree.depths: expected {expected.tolist()} below depth {self.depth}, got {depths.tolist()}"
             )
         places = np.stack([parents, slots], axis=1)[alive]
         if len(np.unique(places, axis=0)) < len(places):
-            raise ValueError("tree.slots: expected different slots for the children of one context, got one twice")
+            raise ValueError(
+                "tree.slots: expected different slots for the children of one context, got one twice"
+            )
 
 
 class Path(NamedTuple):
@@ -102,7 +116,8 @@ class Path(NamedTuple):
 
 
 def chain_slots(tokens: Int[Array, "K L"], *, ranked: bool) -> Int[Array, "K L"]:
-    """The slot of every position of K chains; at position `t` it depends on the tokens before `t` only.
+    """The slot of every position of K chains; at position `t` it depends on the tokens before `t`
+    only.
 
     Args:
         tokens: `[K, L]`.
@@ -117,7 +132,9 @@ def chain_slots(tokens: Int[Array, "K L"], *, ranked: bool) -> Int[Array, "K L"]
     if not ranked:
         return jnp.broadcast_to(jnp.arange(num_chains, dtype=jnp.int32)[:, None], tokens.shape)
     same = tokens[:, None, :] == tokens[None, :, :]  # [chain, other, position]
-    together = jnp.cumprod(jnp.pad(same, ((0, 0), (0, 0), (1, 0)), constant_values=True), axis=-1)[..., :length]
+    together = jnp.cumprod(jnp.pad(same, ((0, 0), (0, 0), (1, 0)), constant_values=True), axis=-1)[
+        ..., :length
+    ]
     earlier = jnp.tril(jnp.ones((num_chains, num_chains), bool), -1)[..., None]
     return jnp.sum(together * earlier.astype(together.dtype), axis=1, dtype=jnp.int32)
 
@@ -147,7 +164,8 @@ def chains(tokens: Numbers, *, ranked: bool = False) -> Tree:
 
 
 def branching(widths: tuple[int, ...]) -> Tree:
-    """The static tree in which every context at depth `d` has ``widths[d]`` children; tokens are 0, to be filled in.
+    """The static tree in which every context at depth `d` has ``widths[d]`` children; tokens are 0,
+    to be filled in.
 
     NumPy arrays: a shape that is known before tracing stays so inside `jit`.
 
@@ -186,10 +204,11 @@ def walk(
     log_p: Float[Array, "n N"],
     log_q: Float[Array, "c N"],
 ) -> Path:
-    """Verify token by token from the root: at each context the children are the list, in their slots.
+    """Verify token by token from the root: at each context the children are the list, in their
+    slots.
 
-    Nodes that repeat one another share a context, and all their children are in play. Below the last draft nobody is
-    active, and the scheme emits its token as it does without drafts.
+    Nodes that repeat one another share a context, and all their children are in play. Below the
+    last draft nobody is active, and the scheme emits its token as it does without drafts.
 
     Args:
         verify: `(key, drafts, log_p [K, N], log_q, active) -> token` of a token-level scheme.
@@ -205,7 +224,9 @@ def walk(
         here, last, depth, _, _ = state
         child = tree.alive & here[tree.parents]
         slot = jnp.where(child, tree.slots, tree.num_slots)  # the others fall out of the list
-        node = jnp.full(tree.num_slots, jnp.argmax(child)).at[slot].set(jnp.arange(size), mode="drop")
+        node = (
+            jnp.full(tree.num_slots, jnp.argmax(child)).at[slot].set(jnp.arange(size), mode="drop")
+        )
         active = jnp.zeros(tree.num_slots, bool).at[slot].set(True, mode="drop")
         now = races.position_key(key, position + depth)
         token = verify(now, tree.tokens[node], log_p[node], log_q[jnp.argmax(here)], active)
@@ -237,7 +258,9 @@ def path_to(tree: Tree, last: Int[Array, ""], token: Int[Array, ""]) -> Path:
     def up(node, _):
         return jnp.where(node >= 0, tree.parents[node] - 1, -1), node
 
-    _, upward = jax.lax.scan(up, varying_like(last.astype(jnp.int32), tree), None, length=tree.depth)
+    _, upward = jax.lax.scan(
+        up, varying_like(last.astype(jnp.int32), tree), None, length=tree.depth
+    )
     length = jnp.sum(upward >= 0, dtype=jnp.int32)
     place = jnp.arange(tree.depth, dtype=jnp.int32)
     nodes = jnp.where(place < length, upward[jnp.maximum(length - 1 - place, 0)], -1)

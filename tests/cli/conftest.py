@@ -19,17 +19,25 @@ TEMPLATE = (
 
 def write(folder, *, words=WORDS, template=TEMPLATE, broken="", **changes):
     """A checkpoint folder; no words, no tokenizer; NaN at the broken words."""
-    fields = checkpoints.FIELDS | {"vocab_size": 260, "num_hidden_layers": 2, "eos_token_id": 256} | changes
+    fields = (
+        checkpoints.FIELDS
+        | {"vocab_size": 260, "num_hidden_layers": 2, "eos_token_id": 256}
+        | changes
+    )
     tensors = checkpoints.random_tensors(fields)
     tensors["model.embed_tokens.weight"][[words.index(word) for word in broken]] = np.nan
     checkpoints.write_folder(folder, fields, tensors)
     if words:
         kinds = [3 if word in MARKS else 1 for word in words]
         metadata = {"model": "gpt2", "pre": "gpt-2", "tokens": words, "token_type": kinds}
-        built = tokenizers.from_gguf({f"tokenizer.ggml.{name}": value for name, value in metadata.items()})
+        built = tokenizers.from_gguf(
+            {f"tokenizer.ggml.{name}": value for name, value in metadata.items()}
+        )
         built.save(str(folder / "tokenizer.json"))
     if template:
-        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|end|>"}))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps({"chat_template": template, "eos_token": "<|end|>"})
+        )
     return folder
 
 

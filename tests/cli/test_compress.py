@@ -57,20 +57,44 @@ def test_files_hold_what_the_library_says(signals, tmp_path, capsys):
     answer = json.loads(capsys.readouterr().out)
     for name, found in (("distortion", estimate), ("zero_rate", side / 1.5)):
         error = (found - source) ** 2
-        expected = {"mean_of_db": np.mean(10 * np.log10(error)), "db_of_mean": 10 * np.log10(np.mean(error))}
+        expected = {
+            "mean_of_db": np.mean(10 * np.log10(error)),
+            "db_of_mean": 10 * np.log10(np.mean(error)),
+        }
         assert answer.pop(name) == pytest.approx(expected)
-    assert answer == {"estimate": "made/there/estimate.npy", "count": COUNT, "decoder": 1, "estimator": "trusting"}
+    assert answer == {
+        "estimate": "made/there/estimate.npy",
+        "count": COUNT,
+        "decoder": 1,
+        "estimator": "trusting",
+    }
     assert run(*ask, 0, "--json") == 0
-    assert (np.load("made/there/estimate.npy") != estimate).any()  # another stream, and the file is replaced
+    assert (
+        np.load("made/there/estimate.npy") != estimate
+    ).any()  # another stream, and the file is replaced
     assert "distortion" not in json.loads(capsys.readouterr().out)
 
 
 def test_tables_for_people(signals, capsys):
-    assert run("compress", "source.npy", "blob.gls", *CODE, "--scheme", "baseline", "--search", "dense") == 0
+    assert (
+        run(
+            "compress", "source.npy", "blob.gls", *CODE, "--scheme", "baseline", "--search", "dense"
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     for figure in ("300", "904 bits", "3.0133 bits a symbol", "bytes"):
         assert figure in printed
-    ask = ["decompress", "blob.gls", "side.npy", "estimate.npy", "--decoder", "1", "--estimator", "posterior_mean"]
+    ask = [
+        "decompress",
+        "blob.gls",
+        "side.npy",
+        "estimate.npy",
+        "--decoder",
+        "1",
+        "--estimator",
+        "posterior_mean",
+    ]
     assert run(*ask, "--source", "source.npy") == 0
     printed = capsys.readouterr().out
     assert "estimate.npy: 300 symbols of decoder 1, posterior_mean estimate" in printed
@@ -82,7 +106,15 @@ def test_another_process_decodes_the_same(signals, tmp_path):
     """The program itself: no more than its bytes travel."""
     source, side = signals
     (tmp_path / "blob.gls").write_bytes(blob := CODEC.encode(SEED, source))
-    command = [sys.executable, "-m", "gls_jax", "decompress", "blob.gls", "side.npy", "estimate.npy"]
+    command = [
+        sys.executable,
+        "-m",
+        "gls_jax",
+        "decompress",
+        "blob.gls",
+        "side.npy",
+        "estimate.npy",
+    ]
     done = subprocess.run([*command, "--decoder", "0"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     np.testing.assert_array_equal(np.load("estimate.npy"), CODEC.decode(blob, side, 0).estimate)
@@ -142,37 +174,85 @@ COMPRESS = [
     (["complex.npy", "out", *CODE], "complex.npy: " + SHAPE + "complex128"),
     (["nan.npy", "out", *CODE], "nan.npy: expected finite float32 numbers, got nan at 1"),
     (["huge.npy", "out", *CODE], r"huge.npy: expected finite float32 numbers, got 1e\+300 at 1"),
-    (["large.npy", "out", *CODE], "source: expected values of standard deviation 1, got 2e.03; scale them"),
+    (
+        ["large.npy", "out", *CODE],
+        "source: expected values of standard deviation 1, got 2e.03; scale them",
+    ),
     (["source.npy", "folder", *CODE], "folder: expected a file that can be written, got a folder"),
     (["source.npy", "empty/out", *CODE], "empty is not a folder"),
     (["source.npy", "/proc/1/out", *CODE], "/proc/1"),
-    (["source.npy", "out", *CODE, "--num-decoders", "0"], "num_decoders: expected an int of at least 1, got 0"),
-    (["source.npy", "out", *CODE, "--num-candidates", "4"], r"num_bins: expected at most num_candidates \(4\), got 8"),
-    (["source.npy", "out", *CODE, "--target-variance", "0"], "target_variance: expected a number within"),
-    (["source.npy", "out", *CODE, "--side-variance", "nan"], "side_variance: expected a number within"),
-    (["source.npy", "out", *CODE, "--scheme", "best"], "scheme: expected one of gls, baseline, got 'best'"),
-    (["source.npy", "out", *CODE, "--search", "fast"], "search: expected one of ordered, dense, got 'fast'"),
-    (["source.npy", "out", *CODE, "--seed", "-1"], "seed: expected one int within 0..4294967295, got -1"),
+    (
+        ["source.npy", "out", *CODE, "--num-decoders", "0"],
+        "num_decoders: expected an int of at least 1, got 0",
+    ),
+    (
+        ["source.npy", "out", *CODE, "--num-candidates", "4"],
+        r"num_bins: expected at most num_candidates \(4\), got 8",
+    ),
+    (
+        ["source.npy", "out", *CODE, "--target-variance", "0"],
+        "target_variance: expected a number within",
+    ),
+    (
+        ["source.npy", "out", *CODE, "--side-variance", "nan"],
+        "side_variance: expected a number within",
+    ),
+    (
+        ["source.npy", "out", *CODE, "--scheme", "best"],
+        "scheme: expected one of gls, baseline, got 'best'",
+    ),
+    (
+        ["source.npy", "out", *CODE, "--search", "fast"],
+        "search: expected one of ordered, dense, got 'fast'",
+    ),
+    (
+        ["source.npy", "out", *CODE, "--seed", "-1"],
+        "seed: expected one int within 0..4294967295, got -1",
+    ),
 ]
 DECOMPRESS = [
     (["missing.gls", "side.npy", "out"], "missing.gls"),
     (["folder", "side.npy", "out"], "folder"),
     (["empty", "side.npy", "out"], "empty: not a gls_jax blob"),
-    (["side.npy", "side.npy", "out"], "side.npy: not a gls_jax blob: expected b'GLSC' at its start"),
+    (
+        ["side.npy", "side.npy", "out"],
+        "side.npy: not a gls_jax blob: expected b'GLSC' at its start",
+    ),
     (["cut.gls", "side.npy", "out"], "cut.gls: truncated: expected"),
     (["changed.gls", "side.npy", "out"], "changed.gls: checksum does not match"),
     (["blob.gls", "missing.npy", "out"], "missing.npy: no such file"),
     (["blob.gls", "trap.npy", "out"], "trap.npy: " + SHAPE + "a file that cannot be read"),
     (["blob.gls", "matrix.npy", "out"], "matrix.npy: " + SHAPE + r"float64 of shape \[2, 3\]"),
-    (["blob.gls", "short.npy", "out"], r"side_information: expected one value a symbol \(300\), got 299"),
-    (["blob.gls", "nan_side.npy", "out"], "nan_side.npy: expected finite float32 numbers, got inf at 3"),
-    (["blob.gls", "side.npy", "folder"], "folder: expected a file that can be written, got a folder"),
+    (
+        ["blob.gls", "short.npy", "out"],
+        r"side_information: expected one value a symbol \(300\), got 299",
+    ),
+    (
+        ["blob.gls", "nan_side.npy", "out"],
+        "nan_side.npy: expected finite float32 numbers, got inf at 3",
+    ),
+    (
+        ["blob.gls", "side.npy", "folder"],
+        "folder: expected a file that can be written, got a folder",
+    ),
     (["blob.gls", "side.npy", "/proc/1/out"], "/proc/1"),
-    (["blob.gls", "side.npy", "out", "--decoder", "2"], "decoder: expected one int within 0..1, got 2"),
-    (["blob.gls", "side.npy", "out", "--decoder", "-1"], "decoder: expected one int within 0..1, got -1"),
-    (["blob.gls", "side.npy", "out", "--estimator", "oracle"], "estimator: expected one of trusting, posterior_mean"),
+    (
+        ["blob.gls", "side.npy", "out", "--decoder", "2"],
+        "decoder: expected one int within 0..1, got 2",
+    ),
+    (
+        ["blob.gls", "side.npy", "out", "--decoder", "-1"],
+        "decoder: expected one int within 0..1, got -1",
+    ),
+    (
+        ["blob.gls", "side.npy", "out", "--estimator", "oracle"],
+        "estimator: expected one of trusting, posterior_mean",
+    ),
     (["blob.gls", "side.npy", "out", "--source", "missing.npy"], "missing.npy: no such file"),
-    (["blob.gls", "side.npy", "out", "--source", "short.npy"], r"short.npy: expected one value a symbol \(300\)"),
+    (
+        ["blob.gls", "side.npy", "out", "--source", "short.npy"],
+        r"short.npy: expected one value a symbol \(300\)",
+    ),
 ]
 
 
@@ -180,7 +260,10 @@ DECOMPRESS = [
     ("arguments", "message"),
     [
         *((["compress", *arguments], message) for arguments, message in COMPRESS),
-        *((["decompress", "--decoder", "0", *arguments], message) for arguments, message in DECOMPRESS),
+        *(
+            (["decompress", "--decoder", "0", *arguments], message)
+            for arguments, message in DECOMPRESS
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(odd_files, capsys, arguments, message):
@@ -200,13 +283,20 @@ def test_a_failed_write_leaves_nothing(odd_files, capsys, monkeypatch):
     before = sorted(odd_files.rglob("*"))
     assert run("compress", "source.npy", "out", *CODE) == 2
     assert run("decompress", "blob.gls", "side.npy", "out", "--decoder", "0") == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 2 and sorted(odd_files.rglob("*")) == before
+    assert (
+        len(capsys.readouterr().err.strip().splitlines()) == 2
+        and sorted(odd_files.rglob("*")) == before
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")  # headers of Python 2
 def test_broken_arrays_are_refused_by_one_line(signals, tmp_path):
     """Two thousand headers with characters changed, cut or added: an array, or ValueError of one line."""
-    rng, whole, path = np.random.default_rng(1), bytearray((tmp_path / "source.npy").read_bytes()), tmp_path / "x.npy"
+    rng, whole, path = (
+        np.random.default_rng(1),
+        bytearray((tmp_path / "source.npy").read_bytes()),
+        tmp_path / "x.npy",
+    )
     refused = 0
     for _ in range(2000):
         broken = bytearray(whole)
@@ -218,5 +308,7 @@ def test_broken_arrays_are_refused_by_one_line(signals, tmp_path):
             assert isinstance(files.read_array(path, "an array"), np.ndarray)
         except ValueError as error:
             refused += 1
-            assert str(error).startswith(f"{path}: expected an array, got") and "\n" not in str(error)
+            assert str(error).startswith(f"{path}: expected an array, got") and "\n" not in str(
+                error
+            )
     assert refused > 1000

@@ -36,7 +36,10 @@ def images(tmp_path, monkeypatch):
 
 
 def test_whole_images_and_crops(folder, images, capsys):
-    assert run("compress", "images.npy", "blob.gls", *CODE, "--model", folder, "--seed", 3, "--json") == 0
+    assert (
+        run("compress", "images.npy", "blob.gls", *CODE, "--model", folder, "--seed", 3, "--json")
+        == 0
+    )
     answer = json.loads(capsys.readouterr().out)
     assert (answer["count"], answer["payload_bits"]) == (20, 64)  # 60, in whole bytes
     codec = compression.ImageCodec(models.load_vae(folder), 2, 64, 8)
@@ -48,8 +51,16 @@ def test_whole_images_and_crops(folder, images, capsys):
     np.save("crops.npy", crops)
     np.save("right.npy", right)
     ask = ["--decoder", 1, "--model", folder, "--json"]
-    for side, source, more in (("images.npy", "images.npy", ["--crop-seed", 5]), ("crops.npy", "right.npy", [])):
-        assert run("decompress", "blob.gls", side, "made/estimate.npy", "--source", source, *more, *ask) == 0
+    for side, source, more in (
+        ("images.npy", "images.npy", ["--crop-seed", 5]),
+        ("crops.npy", "right.npy", []),
+    ):
+        assert (
+            run(
+                "decompress", "blob.gls", side, "made/estimate.npy", "--source", source, *more, *ask
+            )
+            == 0
+        )
         answer = json.loads(capsys.readouterr().out)
         assert (np.load("made/estimate.npy") == expected).all()
         assert answer["squared_error"] == pytest.approx(np.square(expected - right).mean())
@@ -63,7 +74,20 @@ def test_pictures(folder, images, capsys):
     ask = ["--model", folder]
     assert run("compress", "pictures", "blob.gls", *CODE, *ask) == 0
     assert "20" in capsys.readouterr().out
-    assert run("decompress", "blob.gls", "pictures", "out", "--decoder", 0, "--source", "pictures", *ask) == 0
+    assert (
+        run(
+            "decompress",
+            "blob.gls",
+            "pictures",
+            "out",
+            "--decoder",
+            0,
+            "--source",
+            "pictures",
+            *ask,
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "out: 20 images of decoder 0" in printed and "PSNR" in printed
     found = datasets.read_images("out")
@@ -103,7 +127,10 @@ def test_bad_input(folder, images, capsys):
         ),
         ([*ask, "x.npy", "--decoder", 0], "blob.gls: holds images; expected --model"),
         ([*ask, "x.npy", *model, "--decoder", 2], "decoder: expected one int within 0..1, got 2"),
-        ([*ask, "x.png", *one], "x.png: expected one image for a .png file, got 20; write to a folder"),
+        (
+            [*ask, "x.png", *one],
+            "x.png: expected one image for a .png file, got 20; write to a folder",
+        ),
         ([*ask, "x.gif", *one], "x.gif: expected an .npy file, a .png file or a folder"),
         ([*ask, "x.npy", *one, "--source", "wide.npy"], "wide.npy: expected images of 8 x 4 x 1"),
         (

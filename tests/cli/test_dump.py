@@ -11,14 +11,23 @@ from tests.cli.conftest import WORDS, write
     [
         ("a", [], "text.txt: expected a text of at least 2 tokens, got 1"),
         ("abc", ["--context", "1"], "context: expected at least 2 tokens, got 1"),
-        ("abc", ["--draft", "foreign"], "foreign: expected the tokenizer of the target, got another one"),
+        (
+            "abc",
+            ["--draft", "foreign"],
+            "foreign: expected the tokenizer of the target, got another one",
+        ),
     ],
 )
 def test_bad_input_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys, text, options, line):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(text)
     write(tmp_path / "foreign", words=WORDS[::-1], template=None)
-    assert cli.main(["dump", "--target", str(checkpoint), "--out", "out", "--text", "text.txt", *options]) == 2
+    assert (
+        cli.main(
+            ["dump", "--target", str(checkpoint), "--out", "out", "--text", "text.txt", *options]
+        )
+        == 2
+    )
     assert line in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 

@@ -68,7 +68,9 @@ def test_results_do_not_depend_on_the_batch(ask, capsys):
         assert generate(*ask, "--batch", batch, "--stop", "e", "--json") == 0
         results.append(records(capsys)[0])
     assert results[0] == results[1]
-    assert [line["request"] for line in results[0]] == list(range(5)) and len(results[0][1]["tokens"]) <= 5
+    assert [line["request"] for line in results[0]] == list(range(5)) and len(
+        results[0][1]["tokens"]
+    ) <= 5
     assert results[0][1]["tokens"] != results[0][4]["tokens"][:5]  # keys of their own
 
 
@@ -76,7 +78,17 @@ def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
     """Pieces joined are the text, and bytes that are no character come out as what decoding makes of them."""
     pieces, write_piece = [], command._write
     monkeypatch.setattr(command, "_write", lambda piece: (pieces.append(piece), write_piece(piece)))
-    ask = ["--target", checkpoint, *SHAPE, "--prompt", "你好", "--max-new-tokens", "12", "--stop", "<|turn|>"]
+    ask = [
+        "--target",
+        checkpoint,
+        *SHAPE,
+        "--prompt",
+        "你好",
+        "--max-new-tokens",
+        "12",
+        "--stop",
+        "<|turn|>",
+    ]
     assert generate(*ask, "--timed") == 0
     printed = capsys.readouterr()
     assert generate(*ask, "--json") == 0
@@ -84,24 +96,49 @@ def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
     assert printed.out == line["text"] + "\n" == "".join(pieces) + "\n" and len(pieces) > 1
     assert line["text"] == models.load(checkpoint).tokenizer.decode(line["tokens"])
     assert "\N{REPLACEMENT CHARACTER}" in line["text"]  # the random model does write such
-    for figure in ("block efficiency", "acceptance histogram", "acceptance by position", "tokens a second", "verify"):
+    for figure in (
+        "block efficiency",
+        "acceptance histogram",
+        "acceptance by position",
+        "tokens a second",
+        "verify",
+    ):
         assert figure in printed.err
-    assert summary["tokens"] == len(line["tokens"]) and summary["tokens_per_second"] > 0 and "parts" not in summary
+    assert (
+        summary["tokens"] == len(line["tokens"])
+        and summary["tokens_per_second"] > 0
+        and "parts" not in summary
+    )
 
 
 def test_broken_logits_leave_only_their_own_request_unfinished(tmp_path, capsys):
     broken = write(tmp_path / "broken", broken="Z", max_position_embeddings=128)
-    ask = ["--target", broken, *SHAPE, "--prompt", "Hello", "--prompt", "Z", "--max-new-tokens", "12", "--json"]
+    ask = [
+        "--target",
+        broken,
+        *SHAPE,
+        "--prompt",
+        "Hello",
+        "--prompt",
+        "Z",
+        "--max-new-tokens",
+        "12",
+        "--json",
+    ]
     assert generate(*ask, "--no-chat") == 2
     printed = capsys.readouterr()
-    assert printed.err.strip().endswith("prompt 2: expected logits with a largest one, got NaN or infinite ones")
+    assert printed.err.strip().endswith(
+        "prompt 2: expected logits with a largest one, got NaN or infinite ones"
+    )
     assert [json.loads(line).get("request") for line in printed.out.splitlines()] == [0, None]
 
 
 def test_several_texts_come_at_the_end(ask, capsys):
     assert generate(*ask, "--batch", "3") == 0
     printed = capsys.readouterr()
-    assert [line for line in printed.out.splitlines() if line.startswith("--- ")] == [f"--- {i}" for i in range(5)]
+    assert [line for line in printed.out.splitlines() if line.startswith("--- ")] == [
+        f"--- {i}" for i in range(5)
+    ]
     assert "requests, ended by a stop" in printed.err
 
 
@@ -130,12 +167,21 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
     assert generate(*ask, "--out", cut, "--resume", "--batch", "3", "--json") == 0
     lines, summary = records(capsys)
     assert sorted(cut.read_text().splitlines()) == sorted(whole.read_text().splitlines())
-    assert lines == sorted(map(json.loads, whole.read_text().splitlines()), key=lambda line: line["request"])
+    assert lines == sorted(
+        map(json.loads, whole.read_text().splitlines()), key=lambda line: line["request"]
+    )
     assert summary["requests"] == 5
     with files.alone(cut):
         assert generate(*ask, "--out", cut, "--resume") == 2
-    assert "cut.jsonl: expected a file to itself, but another run is at work" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "prompts.jsonl", "whole.jsonl"]
+    assert (
+        "cut.jsonl: expected a file to itself, but another run is at work"
+        in capsys.readouterr().err
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cut.jsonl",
+        "prompts.jsonl",
+        "whole.jsonl",
+    ]
     assert generate(*ask, "--out", cut, "--resume", "--json") == 0  # nothing left to do
     assert records(capsys)[0] == lines
 
@@ -147,23 +193,44 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
         (["--drafts", "0"], "num_drafts: expected an int of at least 1, got 0"),
         (["--scheme", "single", "--drafts", "2"], "scheme 'single' takes at most 1, got 2"),
         (["--length", "0"], "draft_length: expected an int of at least 1, got 0"),
-        (["--drafts", "4", "--draft-temperature", "1", "2", "3"], "draft_temperatures: expected one, or one for each"),
-        (["--scheme", "specinfer", "--draft-temperature", "1", "nan"], "draft_temperature: expected"),
-        (["--scheme", "poisson", "--draft-temperature", "1", "2"], "expected one law for all drafts of scheme"),
-        (["--scheme", "gls", "--tree", "margin"], "expected scheme 'gumbel_topk' for a margin tree, got 'gls'"),
+        (
+            ["--drafts", "4", "--draft-temperature", "1", "2", "3"],
+            "draft_temperatures: expected one, or one for each",
+        ),
+        (
+            ["--scheme", "specinfer", "--draft-temperature", "1", "nan"],
+            "draft_temperature: expected",
+        ),
+        (
+            ["--scheme", "poisson", "--draft-temperature", "1", "2"],
+            "expected one law for all drafts of scheme",
+        ),
+        (
+            ["--scheme", "gls", "--tree", "margin"],
+            "expected scheme 'gumbel_topk' for a margin tree, got 'gls'",
+        ),
         (["--scheme", "minhash", "--tree", "4,2"], "scheme 'minhash' takes at most 1, got 4"),
         (["--tree", "4,x"], "tree: expected numbers such as 4,2,1"),
         (["--tree", "margin:32"], "tree: expected numbers such as 4,2,1"),
         (["--tree", "4,2", "--drafts", "2"], "expected no --drafts and no --length beside a tree"),
-        (["--temperature", "-1"], "temperature: expected 0 or a finite number of at least 1e-6, got -1"),
+        (
+            ["--temperature", "-1"],
+            "temperature: expected 0 or a finite number of at least 1e-6, got -1",
+        ),
         (["--top-p", "2"], r"top_p: expected a number within \(0, 1\]"),
         (["--top-k", "-1"], "top_k: expected 0"),
         (["--batch", "0"], "batch: expected an int of at least 1, got 0"),
         (["--seed", "-1"], "seed: expected an int within"),
-        (["--max-new-tokens", "0"], "prompt 1: max_new_tokens: expected an int of at least 1, got 0"),
+        (
+            ["--max-new-tokens", "0"],
+            "prompt 1: max_new_tokens: expected an int of at least 1, got 0",
+        ),
         (["--prompt", ""], "prompt 2: expected a prompt, got an empty one"),
         (["--prompts", "x"], "expected --prompt or --prompts, got both"),
-        (["--draft", "none", "--drop-layers", "1"], "drop_layers: expected a drafter that is a model"),
+        (
+            ["--draft", "none", "--drop-layers", "1"],
+            "drop_layers: expected a drafter that is a model",
+        ),
         (["--drop-layers", "7-3"], "drop_layers: expected layers such as"),
         (["--draft", "missing"], "missing: no such file or folder"),
         (["--target", "missing"], "missing: no such file or folder"),
@@ -215,12 +282,30 @@ def test_what_only_the_models_can_tell(checkpoint, tmp_path, capsys):
     hello = ["--prompt", "Hello"]
     for arguments, message in (
         (["--target", silent, *hello], "expected a tokenizer beside the weights, found none"),
-        (["--target", checkpoint, "--draft", foreign, *hello], "expected the tokenizer of the target, got another one"),
-        (["--target", checkpoint, "--prompt", "a" * 128], "expected fewer tokens than the model's context of 128"),
-        (["--target", checkpoint, "--drop-layers", "2", *hello], "drop_layers: expected layers within 0-1, got 2"),
-        (["--target", foreign, "--prompts", messages], "line 1: expected a prompt for a model without a chat template"),
-        (["--target", foreign, "--system", "Be brief.", *hello], "expected a chat template for a system message"),
-        (["--target", checkpoint, "--stop", "9999", *hello], "stop_tokens: expected tokens within 0..259, got 9999"),
+        (
+            ["--target", checkpoint, "--draft", foreign, *hello],
+            "expected the tokenizer of the target, got another one",
+        ),
+        (
+            ["--target", checkpoint, "--prompt", "a" * 128],
+            "expected fewer tokens than the model's context of 128",
+        ),
+        (
+            ["--target", checkpoint, "--drop-layers", "2", *hello],
+            "drop_layers: expected layers within 0-1, got 2",
+        ),
+        (
+            ["--target", foreign, "--prompts", messages],
+            "line 1: expected a prompt for a model without a chat template",
+        ),
+        (
+            ["--target", foreign, "--system", "Be brief.", *hello],
+            "expected a chat template for a system message",
+        ),
+        (
+            ["--target", checkpoint, "--stop", "9999", *hello],
+            "stop_tokens: expected tokens within 0..259, got 9999",
+        ),
         (
             ["--target", checkpoint, "--out", tmp_path / "results", "--resume", *hello],
             "expected results, got something",

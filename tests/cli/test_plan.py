@@ -23,7 +23,22 @@ def plan(checkpoint, tmp_path_factory):
     """A folder with a plan of the tiny checkpoint, drafted by its first layer."""
     out = tmp_path_factory.mktemp("plan") / "here"
     ask = ["--target", checkpoint, "--drop-layers", "1", "--out", out, *SMALL, "--schemes", "gls"]
-    assert run("plan", *ask, "--num-drafts", "1", "--lengths", "1", "2", "--trees", "1,1", "--batch", "2") == 0
+    assert (
+        run(
+            "plan",
+            *ask,
+            "--num-drafts",
+            "1",
+            "--lengths",
+            "1",
+            "2",
+            "--trees",
+            "1,1",
+            "--batch",
+            "2",
+        )
+        == 0
+    )
     return out
 
 
@@ -33,7 +48,9 @@ def test_one_command_makes_a_plan(plan):
     assert settings == [(1, 1, None), (1, 2, None), (1, 2, [1, 1])]
     rates = [each["tokens_per_second"] for each in found["choices"]]
     assert rates == sorted(rates, reverse=True)
-    assert all(1 < each["block_efficiency"] < 3 and each["truncation"] == 0 for each in found["choices"])
+    assert all(
+        1 < each["block_efficiency"] < 3 and each["truncation"] == 0 for each in found["choices"]
+    )
     assert len(laws.open_dump(plan / "dump")) == 40
 
 
@@ -41,7 +58,19 @@ def test_one_command_makes_a_plan(plan):
 def again(plan, checkpoint, tmp_path):
     """A copy of that folder, and what it takes to plan there again."""
     out = shutil.copytree(plan, tmp_path / "copy")
-    ask = ["--target", checkpoint, "--drop-layers", "1", "--out", out, *SMALL, "--schemes", "gls", "--batch", "2"]
+    ask = [
+        "--target",
+        checkpoint,
+        "--drop-layers",
+        "1",
+        "--out",
+        out,
+        *SMALL,
+        "--schemes",
+        "gls",
+        "--batch",
+        "2",
+    ]
     return out, [*ask, "--num-drafts", "1", "--lengths", "1", "2", "--trees", "1,1"]
 
 
@@ -60,7 +89,9 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
     monkeypatch.setattr(planner, "generated", generated)
     assert run("plan", *ask, "--check", "4") == 0
     best, *others = json.loads((out / "plan.json").read_text())["choices"]
-    assert best["measured"]["tokens_per_second"] == 7 and not any("measured" in each for each in others)
+    assert best["measured"]["tokens_per_second"] == 7 and not any(
+        "measured" in each for each in others
+    )
     ((keys, setting, options),) = asked
     assert list(setting._asdict().values())[:3] == list(best["setting"].values())[:3]
     assert options["max_new_tokens"] == 17 and len(keys) == 4
@@ -76,15 +107,31 @@ def test_a_dump_that_keeps_less_is_not_used(again, capsys):
     tails[3] = 0.1
     tails.flush()
     assert run("plan", *ask, "--num-kept", "30") == 2
-    assert "expected num_kept 30, got one made with 20; give another --out" in capsys.readouterr().err
+    assert (
+        "expected num_kept 30, got one made with 20; give another --out" in capsys.readouterr().err
+    )
 
 
 def test_costs_serve_another_plan(plan, tmp_path, capsys):
-    ask = ["--costs", plan / "costs.json", "--out", tmp_path, "--schemes", "gls", "--num-drafts", "1", "--json"]
+    ask = [
+        "--costs",
+        plan / "costs.json",
+        "--out",
+        tmp_path,
+        "--schemes",
+        "gls",
+        "--num-drafts",
+        "1",
+        "--json",
+    ]
     ask += ["--batch", "2"]
     assert run("plan", *ask, "--acceptances", "0.8", "0.5") == 0
-    best, other = sorted(json.loads(capsys.readouterr().out)["choices"], key=lambda each: each["nodes"])
-    assert best["block_efficiency"] == pytest.approx(1.8) and other["block_efficiency"] == pytest.approx(2.2)
+    best, other = sorted(
+        json.loads(capsys.readouterr().out)["choices"], key=lambda each: each["nodes"]
+    )
+    assert best["block_efficiency"] == pytest.approx(1.8) and other[
+        "block_efficiency"
+    ] == pytest.approx(2.2)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +145,19 @@ def test_costs_serve_another_plan(plan, tmp_path, capsys):
     ],
 )
 def test_what_is_there_is_of_the_same_question(plan, checkpoint, change, line, capsys):
-    ask = ["--target", checkpoint, "--drop-layers", "1", "--out", plan, *SMALL, "--schemes", "gls", "--batch", "2"]
+    ask = [
+        "--target",
+        checkpoint,
+        "--drop-layers",
+        "1",
+        "--out",
+        plan,
+        *SMALL,
+        "--schemes",
+        "gls",
+        "--batch",
+        "2",
+    ]
     before = (plan / "plan.json").read_bytes()
     assert run("plan", *ask, "--num-drafts", "1", "--lengths", "1", "--trees", "1,1", *change) == 2
     error = capsys.readouterr().err
@@ -117,13 +176,35 @@ def test_what_is_there_is_of_the_same_question(plan, checkpoint, change, line, c
     ],
 )
 def test_costs_that_were_not_measured(plan, tmp_path, change, line, capsys):
-    ask = ["--costs", plan / "costs.json", "--out", tmp_path, "--schemes", "gls", "--num-drafts", "1", "--batch", "2"]
+    ask = [
+        "--costs",
+        plan / "costs.json",
+        "--out",
+        tmp_path,
+        "--schemes",
+        "gls",
+        "--num-drafts",
+        "1",
+        "--batch",
+        "2",
+    ]
     assert run("plan", *ask, "--acceptances", "0.8", *change) == 2
     assert line in capsys.readouterr().err
 
 
 def test_sweep_of_a_dump(plan, tmp_path, capsys):
-    ask = ["--pairs", plan / "dump", "--out", tmp_path, "--schemes", "poisson", "--num-drafts", "1", "4", "--json"]
+    ask = [
+        "--pairs",
+        plan / "dump",
+        "--out",
+        tmp_path,
+        "--schemes",
+        "poisson",
+        "--num-drafts",
+        "1",
+        "4",
+        "--json",
+    ]
     assert run("acceptance", *ask) == 0
     one, four = json.loads(capsys.readouterr().out)["rows"]
     assert one["apart"] == one["shared"] < four["apart"] < 1
@@ -135,7 +216,10 @@ def test_sweep_of_a_dump(plan, tmp_path, capsys):
         (["plan", "--schemes", "traversal"], "scheme: expected one of"),
         (["plan", "--trees", "2,x"], "trees: expected numbers such as 4,2,1"),
         (["plan", "--costs", "nowhere.json"], "nowhere.json: no such file"),
-        (["plan", "--acceptances", "0.5"], "acceptances: expected the one scheme and number of drafts"),
+        (
+            ["plan", "--acceptances", "0.5"],
+            "acceptances: expected the one scheme and number of drafts",
+        ),
         (
             ["plan", "--acceptances", "1.5", "--schemes", "gls", "--num-drafts", "1"],
             "acceptances: expected numbers within 0..1, got 1.5",

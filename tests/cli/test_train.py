@@ -13,7 +13,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZES = {"--crop": 3, "--latent": 2, "--channels": 8, "--hidden": 32, "--features": 16}
 CODE = {"--num-decoders": 2, "--num-candidates": 32, "--num-bins": 4}
-SMALL = [part for size in {**SIZES, **CODE, "--beta": 0.1, "--learning-rate": 3e-3}.items() for part in size]
+SMALL = [
+    part
+    for size in {**SIZES, **CODE, "--beta": 0.1, "--learning-rate": 3e-3}.items()
+    for part in size
+]
 
 
 @pytest.fixture
@@ -39,14 +43,20 @@ def test_train_interrupt_resume_test(train, tmp_path, capsys, monkeypatch):
     assert "a training run is here; --resume goes on with it" in capsys.readouterr().err
     assert train("--epochs", 12, "--resume", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
-    assert len(answer["losses"]) == 12 and answer["losses"][-1]["squared_error"] < answer["losses"][0]["squared_error"]
+    assert (
+        len(answer["losses"]) == 12
+        and answer["losses"][-1]["squared_error"] < answer["losses"][0]["squared_error"]
+    )
     assert answer["model"] == models.load_vae(tmp_path / "out").fingerprint
     gls, baseline = answer["test"]
     assert (gls["scheme"], baseline["scheme"], gls["num_images"]) == ("gls", "baseline", 30)
     assert 0 < gls["squared_error"] < 0.2 and gls["standard_error"] > 0 and 0 < gls["matched"] <= 1
     assert train("--epochs", 12, "--resume") == 0
     printed = capsys.readouterr().out
-    assert f"{gls['squared_error']:.4f}" in printed and "30 test images, K = 2, N = 32, L = 4" in printed
+    assert (
+        f"{gls['squared_error']:.4f}" in printed
+        and "30 test images, K = 2, N = 32, L = 4" in printed
+    )
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,11 @@ def crafted(blob, payload=None, **fields):
 def refused(blob, match=None):
     with pytest.raises(ValueError, match=match) as caught:
         unpack(blob)
-    assert type(caught.value) is ValueError and "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert (
+        type(caught.value) is ValueError
+        and "\n" not in str(caught.value)
+        and len(str(caught.value)) < 300
+    )
     return str(caught.value)
 
 
@@ -92,7 +96,9 @@ BINS = st.one_of(
 )
 PARAMETERS = st.dictionaries(
     st.text(max_size=8),
-    st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=20),
+    st.floats(allow_nan=False, allow_infinity=False)
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.text(max_size=20),
     max_size=4,
 )
 
@@ -180,7 +186,11 @@ def test_rate_of_many_bins(num_bins):
     count = 10_000
     got = sizes(pack(container(num_bins, random_messages(num_bins, count))))
     most = count * -math.log2(2**24 // num_bins / 2**24)
-    assert got.payload_bits <= most + 0.0002 * count + 64 <= count * (num_bins.bit_length() + 0.0002) + 64
+    assert (
+        got.payload_bits
+        <= most + 0.0002 * count + 64
+        <= count * (num_bins.bit_length() + 0.0002) + 64
+    )
 
 
 @pytest.mark.parametrize("num_bins", [64, 100])
@@ -196,7 +206,10 @@ def test_a_million_messages(num_bins):
 # Damage
 
 
-SMALL = {"bits": pack(container(8, [0, 5, 7, 3, 1])), "ranges": pack(container(5, [0, 4, 3, 3, 1] * 4))}
+SMALL = {
+    "bits": pack(container(8, [0, 5, 7, 3, 1])),
+    "ranges": pack(container(5, [0, 4, 3, 3, 1] * 4)),
+}
 
 
 @pytest.mark.parametrize("blob", SMALL.values(), ids=SMALL.keys())
@@ -207,13 +220,19 @@ def test_every_damaged_byte_cut_and_addition(blob):
             damaged = bytearray(blob)
             damaged[position] ^= flip
             seen.add(refused(damaged).split(":")[0].split(" ")[0])
-        refused(blob[:position], r"^truncated: expected .* got \d+$" if position >= 4 else "^not a gls_jax blob")
+        refused(
+            blob[:position],
+            r"^truncated: expected .* got \d+$" if position >= 4 else "^not a gls_jax blob",
+        )
         refused(blob[position + 1 :], "^not a gls_jax blob")
         refused(blob[:position] + blob[position + 1 :])
     assert seen == {"not", "unknown", "truncated", "bytes", "checksum"}
     refused(blob[:80], f"^truncated: expected {len(blob)} bytes, got 80$")
     for extra in (b"\0", b"\n", blob):
-        refused(blob + extra, f"^bytes after the end: expected {len(blob)}, got {len(blob) + len(extra)}$")
+        refused(
+            blob + extra,
+            f"^bytes after the end: expected {len(blob)}, got {len(blob) + len(extra)}$",
+        )
         refused(extra + blob)
     refused(blob[:4] + b"\7" + blob[5:], "^unknown version 7, expected 1$")
     refused(blob[:-1] + bytes([blob[-1] ^ 1]), "^checksum does not match")
@@ -230,7 +249,9 @@ def mutate(random, data):
             case 0:
                 data[i:j] = bytes(byte ^ random.randrange(256) for byte in data[i:j])
             case 1:
-                data[i:j] = random.choice((b"0", b"9", b"-", b'"', b"[", b"{", b".", b"e9", b"\xff", b"null"))
+                data[i:j] = random.choice(
+                    (b"0", b"9", b"-", b'"', b"[", b"{", b".", b"e9", b"\xff", b"null")
+                )
             case 2:
                 data[i:j] = data[i:j][::-1]
             case 3:
@@ -259,7 +280,10 @@ def test_no_sealed_mutation_passes_that_pack_does_not_write(blob):
     header, payload = parts(blob)
     for _ in range(MUTATIONS):
         which = random.randrange(3)
-        forged = sealed(mutate(random, header) if which else header, payload if which == 1 else mutate(random, payload))
+        forged = sealed(
+            mutate(random, header) if which else header,
+            payload if which == 1 else mutate(random, payload),
+        )
         try:
             got = unpack(forged)
         except ValueError as error:
@@ -284,12 +308,20 @@ BAD_FIELDS = {
     "num_bins": [*SIZE, 2**24 + 1, 2**30 - 1],
     "num_decoders": SIZE,
     "block": SIZE,
-    "parameters": [[], "x", 3, *({"a": value} for value in BAD_PARAMETERS), {"a": math.nan, "b": "x" * 1000}],
+    "parameters": [
+        [],
+        "x",
+        3,
+        *({"a": value} for value in BAD_PARAMETERS),
+        {"a": math.nan, "b": "x" * 1000},
+    ],
 }
 BAD = [(name, value) for name, values in BAD_FIELDS.items() for value in values]
 
 
-@pytest.mark.parametrize(("name", "value"), BAD, ids=[f"{name}-{value!r:.20}" for name, value in BAD])
+@pytest.mark.parametrize(
+    ("name", "value"), BAD, ids=[f"{name}-{value!r:.20}" for name, value in BAD]
+)
 def test_bad_fields(name, value):
     """What unpack refuses in a header with a good checksum, pack refuses too, and both name the field."""
     message = f"^{name}.*: expected .*, got "
@@ -301,18 +333,40 @@ def test_bad_fields(name, value):
 
 def test_bad_containers():
     """What no JSON header can say."""
-    for name, value in [("seed", np.int64(3)), ("block", np.ones((2, 2))), ("kind", np.ones((2, 2))), ("kind", None)]:
+    for name, value in [
+        ("seed", np.int64(3)),
+        ("block", np.ones((2, 2))),
+        ("kind", np.ones((2, 2))),
+        ("kind", None),
+    ]:
         with pytest.raises(ValueError, match=rf"^{name}: expected [^\n]*$"):
             pack(container(**{name: value}))
-    for value in ({1: 2}, {"a": None}, {"a": 1j}, {"a": np.float32(1)}, {"a": np.zeros((3, 3))}, {"a": b"x"}):
+    for value in (
+        {1: 2},
+        {"a": None},
+        {"a": 1j},
+        {"a": np.float32(1)},
+        {"a": np.zeros((3, 3))},
+        {"a": b"x"},
+    ):
         with pytest.raises(ValueError, match=r"^parameters[^\n]*: expected [^\n]*$"):
             pack(container(parameters=value))
-    with pytest.raises(ValueError, match=r"^header: expected at most 65535 bytes, got \d+: shorten the parameters$"):
+    with pytest.raises(
+        ValueError, match=r"^header: expected at most 65535 bytes, got \d+: shorten the parameters$"
+    ):
         pack(container(parameters={"model": "0" * 2**16}))
     for messages in ([8], [0, -1], [2**31 - 1]):
-        with pytest.raises(ValueError, match=r"^messages: expected all within 0..7, got -?\d+ to \d+$"):
+        with pytest.raises(
+            ValueError, match=r"^messages: expected all within 0..7, got -?\d+ to \d+$"
+        ):
             pack(container(messages=messages))
-    for messages in (np.zeros(3), np.zeros(3, np.int64), np.zeros(3, ">i4"), np.zeros((3, 1), np.int32), np.int32(3)):
+    for messages in (
+        np.zeros(3),
+        np.zeros(3, np.int64),
+        np.zeros(3, ">i4"),
+        np.zeros((3, 1), np.int32),
+        np.int32(3),
+    ):
         with pytest.raises(ValueError, match=r"^messages: expected [^\n]*$"):
             pack(dataclasses.replace(container(), messages=messages))
     with pytest.raises(ValueError, match=r"^num_bins: expected one int within 1..7, got 8$"):
@@ -332,10 +386,20 @@ def test_crafted_headers(blob):
     assert crafted(blob) == sealed(header, payload) == blob
     for name in [*json.loads(header)]:
         refused(
-            crafted(blob, **{name: None}), f"^header: expected other fields: missing \\['{name}'\\], unknown \\[\\]$"
+            crafted(blob, **{name: None}),
+            f"^header: expected other fields: missing \\['{name}'\\], unknown \\[\\]$",
         )
     refused(crafted(blob, messages=[1]), r"missing \[\], unknown \['messages'\]$")
-    for other in (b"", b"{", b"null x", b"\xff" * 9, header + b"\0", b"[" * 60_000, b'{"a":' * 10_000, b"1" * 60_000):
+    for other in (
+        b"",
+        b"{",
+        b"null x",
+        b"\xff" * 9,
+        header + b"\0",
+        b"[" * 60_000,
+        b'{"a":' * 10_000,
+        b"1" * 60_000,
+    ):
         refused(sealed(other, payload), "^header: expected JSON, got ")
     for other in (b"null", b"[]", b'"text"', b"3"):
         refused(sealed(other, payload), "^header: expected a JSON object, got ")
@@ -349,8 +413,13 @@ def test_crafted_headers(blob):
     ]
     for other in same:
         assert other != header and json.loads(other) == json.loads(header)
-        refused(sealed(other, payload), "^blob: its contents can be read, but pack writes them as other bytes$")
-    refused(sealed(header.replace(b"0.01", b"1e999"), payload), "^parameters.*finite float, got inf$")
+        refused(
+            sealed(other, payload),
+            "^blob: its contents can be read, but pack writes them as other bytes$",
+        )
+    refused(
+        sealed(header.replace(b"0.01", b"1e999"), payload), "^parameters.*finite float, got inf$"
+    )
 
 
 @pytest.mark.parametrize("blob", SMALL.values(), ids=SMALL.keys())
@@ -364,20 +433,26 @@ def test_crafted_counts_and_payloads(blob):
     for other in (b"", payload[:-1], payload + b"\0", payload + bytes(4), bytes(3), bytes(400)):
         refused(crafted(blob, payload=other))
     if blob == SMALL["bits"]:
-        refused(crafted(blob, payload=payload[:-1] + bytes([payload[-1] | 1])), "^blob: ")  # a bit after the last
+        refused(
+            crafted(blob, payload=payload[:-1] + bytes([payload[-1] | 1])), "^blob: "
+        )  # a bit after the last
 
 
 def test_ranges_that_no_message_has():
     """What the coder's rounding leaves over belongs to no bin: random words fall there once in some 10,000 messages."""
     random, blob = Random(3), pack(container(100, random_messages(100, 400)))
-    seen = [refused(crafted(blob, payload=random.randbytes(400))).split(",")[0] for _ in range(1000)]
+    seen = [
+        refused(crafted(blob, payload=random.randbytes(400))).split(",")[0] for _ in range(1000)
+    ]
     assert seen.count("payload: expected range-coded messages of 100 bins") > 10
 
 
 @pytest.mark.parametrize("num_bins", [1, 2, 5, 2**30])
 def test_a_count_costs_no_memory(num_bins):
     blobs = [
-        crafted(pack(container(num_bins, [0] * size)), count=count) for size in (0, 4) for count in (2**30, 10**12)
+        crafted(pack(container(num_bins, [0] * size)), count=count)
+        for size in (0, 4)
+        for count in (2**30, 10**12)
     ]
     tracemalloc.start()
     try:

@@ -58,7 +58,9 @@ def test_idx(tmp_path, suffix):
 def test_cifar(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     for batch in range(5):
-        (tmp_path / f"data_batch_{batch + 1}.bin").write_bytes(cifar(pixels[2 * batch : 2 * batch + 2]))
+        (tmp_path / f"data_batch_{batch + 1}.bin").write_bytes(
+            cifar(pixels[2 * batch : 2 * batch + 2])
+        )
     (tmp_path / "test_batch.bin").write_bytes(cifar(pixels[10:]))
     train, test = datasets.load(tmp_path)
     assert close(train, pixels[:10]) and close(test, pixels[10:])
@@ -74,9 +76,16 @@ def test_png_and_npy(tmp_path):
     colours = np.stack([PIXELS] * 3, axis=-1)
     Image.fromarray(colours[0]).save(tmp_path / "colours.png")
     assert close(datasets.read_images(tmp_path / "colours.png"), colours[:1])
-    for name, array in (("grey", PIXELS), ("colours", colours), ("floats", datasets.from_pixels(colours))):
+    for name, array in (
+        ("grey", PIXELS),
+        ("colours", colours),
+        ("floats", datasets.from_pixels(colours)),
+    ):
         np.save(tmp_path / f"{name}.npy", array)
-        assert close(datasets.read_images(tmp_path / f"{name}.npy"), PIXELS[..., None] if name == "grey" else colours)
+        assert close(
+            datasets.read_images(tmp_path / f"{name}.npy"),
+            PIXELS[..., None] if name == "grey" else colours,
+        )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +98,10 @@ def test_png_and_npy(tmp_path):
         (idx(PIXELS[:0]), "expected 0 x 5 x 4 bytes"),
         (idx(PIXELS)[:10], "expected an IDX file"),
         (b"\0\0\x08\x03" + b"\xff" * 12, "bytes of pixels, as its head says, got 0"),
-        (idx(PIXELS[:, 1:]), "expected test images of 4 x 4 pixels, 1 channel like the others, got 5 x 4 pixels"),
+        (
+            idx(PIXELS[:, 1:]),
+            "expected test images of 4 x 4 pixels, 1 channel like the others, got 5 x 4 pixels",
+        ),
     ],
 )
 def test_broken_idx(tmp_path, data, message):
@@ -107,9 +119,15 @@ def test_broken_gzip(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no such file or folder; expected IDX files.* or the name 'digits'"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no such file or folder; expected IDX files.* or the name 'digits'",
+    ):
         datasets.load(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"expected IDX files \(train-images-idx3-ubyte.* found none of them"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"expected IDX files \(train-images-idx3-ubyte.* found none of them",
+    ):
         datasets.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="found no t10k-images-idx3-ubyte"):
         datasets.load(idx_folder(tmp_path, idx(PIXELS)))
@@ -145,18 +163,39 @@ def test_other_files_are_refused(tmp_path):
         (batch / f"{name}.bin").write_bytes(b"\0" * 3072)
     png = (sizes / "a.png").read_bytes()
     for path, message in (
-        (saved("flat.npy", np.zeros((3, 4))), r"expected an array \[n, height, width\].*got \[3, 4\]"),
+        (
+            saved("flat.npy", np.zeros((3, 4))),
+            r"expected an array \[n, height, width\].*got \[3, 4\]",
+        ),
         (saved("ints.npy", np.zeros((3, 4, 4), int)), "expected uint8 or floats, got dtype int64"),
-        (saved("large.npy", np.full((3, 4, 4), 1.5)), r"expected floats within \[-1, 1\], got 1.5 to 1.5"),
-        (saved("nan.npy", np.full((3, 4, 4), np.nan)), r"expected floats within \[-1, 1\], got nan"),
+        (
+            saved("large.npy", np.full((3, 4, 4), 1.5)),
+            r"expected floats within \[-1, 1\], got 1.5 to 1.5",
+        ),
+        (
+            saved("nan.npy", np.full((3, 4, 4), np.nan)),
+            r"expected floats within \[-1, 1\], got nan",
+        ),
         (saved("pickle.npy", np.array([{}])), "expected an .npy array of images, got"),
         (written("cut.npy", b"\x93NUMPY"), "expected an .npy array of images, got"),
-        (written("cut.png", png[: len(png) // 2]), "expected a .png image, got a file that cannot be read"),
+        (
+            written("cut.png", png[: len(png) // 2]),
+            "expected a .png image, got a file that cannot be read",
+        ),
         (written("text.png", b"text"), "expected a .png image, got a file that cannot be read"),
-        (written("images.txt", b"text"), "expected a .png file, an .npy array or a folder, got a file of another kind"),
-        (sizes, r"b\.png: expected an image of 5 x 4 pixels, 1 channel like a\.png, got 4 x 5 pixels"),
+        (
+            written("images.txt", b"text"),
+            "expected a .png file, an .npy array or a folder, got a file of another kind",
+        ),
+        (
+            sizes,
+            r"b\.png: expected an image of 5 x 4 pixels, 1 channel like a\.png, got 4 x 5 pixels",
+        ),
         (batch, "expected records of 3073 bytes, got 3072 bytes"),
-        (saved("one.npy", PIXELS[:1]), "expected at least two images, for training and for testing, got 1"),
+        (
+            saved("one.npy", PIXELS[:1]),
+            "expected at least two images, for training and for testing, got 1",
+        ),
     ):
         with pytest.raises(ValueError, match=message) as error:
             datasets.load(path)
@@ -170,7 +209,10 @@ def test_what_is_written_is_read(tmp_path, channels):
     assert (datasets.read_images(tmp_path / "floats.npy") == images).all()
     datasets.write_images(tmp_path / "new" / "folder", images)
     datasets.write_images(tmp_path / "one.png", images[4:5])
-    for found, written in ((tmp_path / "new" / "folder", images), (tmp_path / "one.png", images[4:5])):
+    for found, written in (
+        (tmp_path / "new" / "folder", images),
+        (tmp_path / "one.png", images[4:5]),
+    ):
         assert np.abs(datasets.read_images(found) - written).max() < 0.5001 / 127.5
     for name, wrong, message in (
         ("a.jpg", images, r"a\.jpg: expected an \.npy file, a \.png file or a folder"),
@@ -185,7 +227,9 @@ def test_halves():
     images = np.arange(30).reshape(1, 2, 5, 3)
     left, right = halves(images)
     assert (np.concatenate([left, right], axis=2) == images).all() and left.shape[2] == 2
-    with pytest.raises(ValueError, match=r"expected shape \[n, height, width >= 2, channels\], got \[2, 5, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"expected shape \[n, height, width >= 2, channels\], got \[2, 5, 3\]"
+    ):
         halves(images[0])
 
 

@@ -35,18 +35,24 @@ def test_rows_are_densities_over_standard_normals():
     for name, row in (("source", LAW.target_given_source(a)), ("side", LAW.target_given_side(t))):
         for n in range(2):
             one = compression.Normal(row.mean[n], row.variance[n])
-            weight = np.asarray(compression.gaussian_density.log_weight((), one, z[:, None].astype(np.float32)))
+            weight = np.asarray(
+                compression.gaussian_density.log_weight((), one, z[:, None].astype(np.float32))
+            )
             target = scipy.stats.norm.logpdf(z * 1.01**0.5, mean[name][n], variance[name] ** 0.5)
             true = target - scipy.stats.norm.logpdf(z)
             near = true > true.max() - 20
-            np.testing.assert_allclose((weight - weight.max())[near], (true - true.max())[near], atol=2e-3)
+            np.testing.assert_allclose(
+                (weight - weight.max())[near], (true - true.max())[near], atol=2e-3
+            )
             bound = float(compression.gaussian_density.log_bound((), one))
             assert weight.max() <= bound + 1e-4 and weight.max() > bound - 0.05
 
 
 def test_information_density():
     a, t, w = 0.4, 1.0, 0.5
-    expected = scipy.stats.norm.logpdf(w, a, 0.1) - scipy.stats.norm.logpdf(w, t / 1.5, (1.01 - 1 / 1.5) ** 0.5)
+    expected = scipy.stats.norm.logpdf(w, a, 0.1) - scipy.stats.norm.logpdf(
+        w, t / 1.5, (1.01 - 1 / 1.5) ** 0.5
+    )
     assert LAW.information_density(a, t, w) == pytest.approx(expected / math.log(2))
 
 
@@ -70,7 +76,9 @@ def test_silence(num_decoders, mean_of_db):
 POINTS = [point for point in gaussian_tables.published().items() if point[0][2] in (4, 64)]
 
 
-@pytest.mark.parametrize(("code", "published"), POINTS, ids=["-".join(map(str, code)) for code, _ in POINTS])
+@pytest.mark.parametrize(
+    ("code", "published"), POINTS, ids=["-".join(map(str, code)) for code, _ in POINTS]
+)
 def test_published_points(code, published):
     """Tables 10 and 11 at 10,000 trials (all of them: `python -m experiments gaussian_tables`).
 
@@ -94,7 +102,9 @@ def test_order_of_schemes():
         for scheme in ("gls", "baseline")
     )
     assert lists.match.mean > shared.match.mean + 6 * 2**0.5 * lists.match.standard_error
-    assert lists.one_match.mean < shared.one_match.mean - 6 * 2**0.5 * shared.one_match.standard_error
+    assert (
+        lists.one_match.mean < shared.one_match.mean - 6 * 2**0.5 * shared.one_match.standard_error
+    )
 
 
 def test_bytes_in_other_processes(tmp_path):
@@ -113,7 +123,10 @@ def test_bytes_in_other_processes(tmp_path):
         script = f"import numpy as np\nfrom gls_jax import compression\ndata = np.load('data.npz')\n{work[name]}"
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         # The timeout is part of the test: a chain of ciphers that XLA fuses can take for ever to compile.
-        command, options = [sys.executable, "-c", script], {"check": True, "cwd": tmp_path, "timeout": 180}
+        command, options = (
+            [sys.executable, "-c", script],
+            {"check": True, "cwd": tmp_path, "timeout": 180},
+        )
         subprocess.run(command, env=os.environ | flags, **options)
     blob, codec = (tmp_path / "blob").read_bytes(), GaussianCodec(2, 2**24, num_bins, 0.01, 0.5)
     assert blob == codec.encode(5, source)
@@ -138,45 +151,79 @@ def test_codec_of_a_blob_and_empty_sources():
     ("call", "message"),
     [
         (lambda: SMALL.encode(0, [1.0, np.nan]), "source: expected finite values, got nan at 1"),
-        (lambda: SMALL.encode(0, [[1.0]]), r"source: expected floats of shape \[n\], got float64 of shape \[1, 1\]"),
+        (
+            lambda: SMALL.encode(0, [[1.0]]),
+            r"source: expected floats of shape \[n\], got float64 of shape \[1, 1\]",
+        ),
         (lambda: SMALL.encode(0, ["a"]), "source: expected floats"),
         (lambda: SMALL.encode(0, [1j]), "source: expected floats"),
-        (lambda: SMALL.encode(0, [5e4]), "source: expected values of standard deviation 1, got 5e.04"),
-        (lambda: SMALL.encode(0, [1e300]), "source: expected values of standard deviation 1, got 1e.300; scale them"),
+        (
+            lambda: SMALL.encode(0, [5e4]),
+            "source: expected values of standard deviation 1, got 5e.04",
+        ),
+        (
+            lambda: SMALL.encode(0, [1e300]),
+            "source: expected values of standard deviation 1, got 1e.300; scale them",
+        ),
         (
             lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1e5], 0),
             "side_information: expected values of standard deviation",
         ),
         (lambda: SMALL.pack(0, [4]), r"message: expected bins within 0\.\.3, got 4 to 4"),
         (lambda: SMALL.pack(0, [0.7]), "message: expected ints"),
-        (lambda: compression.simulate(SMALL, KEY, 10, estimator="best"), "estimator: expected one of"),
+        (
+            lambda: compression.simulate(SMALL, KEY, 10, estimator="best"),
+            "estimator: expected one of",
+        ),
         (lambda: compression.wyner_ziv(1, -0.5), "side_variance: expected a positive number"),
-        (lambda: compression.best_of_converse(1, 0, 0.5), "num_decoders: expected an int of at least 1"),
+        (
+            lambda: compression.best_of_converse(1, 0, 0.5),
+            "num_decoders: expected an int of at least 1",
+        ),
         (lambda: SMALL.encode(-1, [1.0]), "seed: expected one int within"),
         (lambda: SMALL.encode(2**32, [1.0]), "seed: expected one int within"),
-        (lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1.0, 2.0], 0), r"expected one value a symbol \(1\), got 2"),
+        (
+            lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1.0, 2.0], 0),
+            r"expected one value a symbol \(1\), got 2",
+        ),
         (
             lambda: SMALL.decode(SMALL.encode(0, [1.0]), [np.inf], 0),
             "side_information: expected finite values, got inf",
         ),
-        (lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1.0], 2), r"decoder: expected one int within 0\.\.1, got 2"),
+        (
+            lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1.0], 2),
+            r"decoder: expected one int within 0\.\.1, got 2",
+        ),
         (lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1.0], -1), "decoder: expected one int"),
-        (lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1.0], 0, estimator="median"), "estimator: expected one of"),
+        (
+            lambda: SMALL.decode(SMALL.encode(0, [1.0]), [1.0], 0, estimator="median"),
+            "estimator: expected one of",
+        ),
         (lambda: SMALL.decode(b"", [1.0], 0), "blob"),
         (lambda: SMALL.decode("text", [1.0], 0), "blob"),
         (
-            lambda: GaussianCodec(3, 64, 4, 0.1, 0.5, search="dense").decode(SMALL.encode(0, [1.0]), [1.0], 0),
+            lambda: GaussianCodec(3, 64, 4, 0.1, 0.5, search="dense").decode(
+                SMALL.encode(0, [1.0]), [1.0], 0
+            ),
             "blob: expected one of an equal codec, with num_decoders 3, got 2",
         ),
         (
-            lambda: GaussianCodec(2, 64, 4, 0.2, 0.5, search="dense").decode(SMALL.encode(0, [1.0]), [1.0], 0),
+            lambda: GaussianCodec(2, 64, 4, 0.2, 0.5, search="dense").decode(
+                SMALL.encode(0, [1.0]), [1.0], 0
+            ),
             "blob: expected one of an equal codec, with parameters",
         ),
         (lambda: GaussianCodec(2, 64, 4, 0.0, 0.5), "target_variance: expected a number within"),
         (lambda: GaussianCodec(2, 64, 4, 0.1, math.nan), "side_variance: expected a number within"),
-        (lambda: GaussianCodec(2, 64, 4, "small", 0.5), "target_variance: expected a number, got 'small'"),
+        (
+            lambda: GaussianCodec(2, 64, 4, "small", 0.5),
+            "target_variance: expected a number, got 'small'",
+        ),
         (lambda: GaussianCodec(2, 64, 65, 0.1, 0.5), "num_bins: expected at most num_candidates"),
-        (lambda: GaussianCodec(2, 2**26, 2**25 - 1, 0.1, 0.5), "num_bins: expected a power of two or at most"),
+        (
+            lambda: GaussianCodec(2, 2**26, 2**25 - 1, 0.1, 0.5),
+            "num_bins: expected a power of two or at most",
+        ),
     ],
 )
 def test_bad_input(call, message):
@@ -185,12 +232,16 @@ def test_bad_input(call, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("target_variance", "side_variance"), [(1.0, 0.01), (100.0, 0.5), (0.01, 1e-3)])
+@pytest.mark.parametrize(
+    ("target_variance", "side_variance"), [(1.0, 0.01), (100.0, 0.5), (0.01, 1e-3)]
+)
 def test_posterior_mean_is_never_worse_than_silence(target_variance, side_variance):
     """Where a target says little beside the side information, whichever deviation is the smaller."""
     codec = GaussianCodec(1, 64, 4, target_variance, side_variance)
     source, sides, _ = simulation.draw(codec.source_law, KEY, 300, 1)
     keys = compression.symbol_keys(KEY, 300)
-    found = codec.receive(keys, codec.send(keys, source).message, sides[0], 0, estimator="posterior_mean")
+    found = codec.receive(
+        keys, codec.send(keys, source).message, sides[0], 0, estimator="posterior_mean"
+    )
     silence = np.mean((codec.source_law.zero_rate(sides[0]) - source) ** 2)
     assert np.mean((found.estimate - source) ** 2) < 1.02 * silence

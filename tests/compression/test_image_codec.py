@@ -68,7 +68,9 @@ def test_decoders_race_under_the_models_weights(codec, blob):
     wrong = 0
     for at in range(40):
         bins = races.bins(keys[at], items, 8)
-        weights = codec.model.score(codec.model.params, features[at], races.candidates(keys[at], items, 2))
+        weights = codec.model.score(
+            codec.model.params, features[at], races.candidates(keys[at], items, 2)
+        )
         scores = jnp.log(races.list_clocks(keys[at], items, 4, 2)) - weights
         wrong += int(jnp.argmin(jnp.where(bins == message[at], scores, jnp.inf))) != found.index[at]
     assert wrong == 0
@@ -90,7 +92,9 @@ def test_the_message_helps_and_side_information_helps(codec):
         errors[name] = np.stack(estimates)
     errors["prior mean"] = codec.rebuild(np.zeros((len(keys), 2), np.float32), trials.features[0])
     for name, estimates in errors.items():
-        worse = np.square(estimates.reshape(-1, *trials.source.shape) - trials.source).mean((0, 2, 3, 4))
+        worse = np.square(estimates.reshape(-1, *trials.source.shape) - trials.source).mean(
+            (0, 2, 3, 4)
+        )
         gap = worse - told.squared_error.mean((0, 1))
         assert gap.mean() > 6 * gap.std() / np.sqrt(len(gap)), name
 
@@ -103,12 +107,18 @@ def test_lists_beat_one_stream(codec):
     gap = (baseline.best(4) - gls.best(4)).mean(0)
     assert gap.mean() > 5 * gap.std() / np.sqrt(len(gap))
     alone = trials.run(dataclasses.replace(codec, num_decoders=1))
-    assert (alone.squared_error[0] == baseline.squared_error[0]).all(), "at K = 1 both schemes are one"
+    assert (alone.squared_error[0] == baseline.squared_error[0]).all(), (
+        "at K = 1 both schemes are one"
+    )
     assert (alone.matched[0] == baseline.matched[0]).all()
 
 
 def test_results_do_not_depend_on_how_the_caller_cuts(codec, blob):
-    keys, laws, features = symbol_keys(jax.random.key(5), 300), codec.laws(SOURCE), codec.features(SIDE[:, 1])
+    keys, laws, features = (
+        symbol_keys(jax.random.key(5), 300),
+        codec.laws(SOURCE),
+        codec.features(SIDE[:, 1]),
+    )
     sent, whole = codec.send(keys, laws), codec.decode(blob, SIDE[:, 1], 1)
     for first, last in ((0, BATCH), (BATCH, 3 * BATCH), (4 * BATCH, 300)):
         part = slice(first, last)
@@ -117,7 +127,9 @@ def test_results_do_not_depend_on_how_the_caller_cuts(codec, blob):
         assert (codec.send(keys[part], cut).message == sent.message[part]).all()
         assert (codec.features(SIDE[part, 1]) == features[part]).all()
         found = codec.receive(keys[part], sent.message[part], features[part], 1)
-        assert (found.index == whole.index[part]).all() and (found.estimate == whole.estimate[part]).all()
+        assert (found.index == whole.index[part]).all() and (
+            found.estimate == whole.estimate[part]
+        ).all()
 
 
 def test_another_process_with_two_devices_reads_the_same(tmp_path, folder, codec, blob):
@@ -135,11 +147,19 @@ assert codec.encode(5, arrays["source"]) == blob
 found = codec.decode(blob, arrays["side"], 3)
 np.savez(f"{work}/out.npz", index=found.index, estimate=found.estimate)
 """
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PATH": "", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", program, str(folder), str(tmp_path)], check=True, env=environment)
+    environment = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PATH": "",
+        "JAX_PLATFORMS": "cpu",
+    }
+    subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(tmp_path)], check=True, env=environment
+    )
     here = codec.decode(blob, SIDE[:, 3], 3)
     with np.load(tmp_path / "out.npz") as there:
-        assert (there["index"] == here.index).all() and np.allclose(there["estimate"], here.estimate, atol=1e-5)
+        assert (there["index"] == here.index).all() and np.allclose(
+            there["estimate"], here.estimate, atol=1e-5
+        )
 
 
 def test_no_images_at_all(codec):
@@ -161,7 +181,9 @@ def test_blobs_of_others_are_refused(codec, blob):
             wrong.decode(blob, SIDE[:, 0], 0)
     with pytest.raises(ValueError, match="with parameters"):
         ImageCodec.of(blob, other)
-    numbers = compression.GaussianCodec(2, 64, 8, target_variance=0.1, side_variance=0.5).encode(0, np.zeros(4))
+    numbers = compression.GaussianCodec(2, 64, 8, target_variance=0.1, side_variance=0.5).encode(
+        0, np.zeros(4)
+    )
     with pytest.raises(ValueError, match="with kind images, got gaussian"):
         codec.decode(numbers, SIDE[:4, 0], 0)
     with pytest.raises(ValueError, match="with kind images, got gaussian"):
@@ -174,20 +196,44 @@ def test_blobs_of_others_are_refused(codec, blob):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda codec, blob: codec.encode(0, SOURCE[:, :7]), r"source: expected shape \[n, 8, 4, 1\], .* got \[300, 7"),
-        (lambda codec, blob: codec.encode(0, SOURCE[..., 0]), r"source: expected shape .* got \[300, 8, 4\]"),
-        (lambda codec, blob: codec.encode(0, SOURCE * np.nan), r"source: expected values within \[-1, 1\], got nan"),
-        (lambda codec, blob: codec.encode(0, SOURCE + 2), r"source: expected values within \[-1, 1\], got 1\."),
+        (
+            lambda codec, blob: codec.encode(0, SOURCE[:, :7]),
+            r"source: expected shape \[n, 8, 4, 1\], .* got \[300, 7",
+        ),
+        (
+            lambda codec, blob: codec.encode(0, SOURCE[..., 0]),
+            r"source: expected shape .* got \[300, 8, 4\]",
+        ),
+        (
+            lambda codec, blob: codec.encode(0, SOURCE * np.nan),
+            r"source: expected values within \[-1, 1\], got nan",
+        ),
+        (
+            lambda codec, blob: codec.encode(0, SOURCE + 2),
+            r"source: expected values within \[-1, 1\], got 1\.",
+        ),
         (
             lambda codec, blob: codec.encode(0, np.zeros((2, 8, 4, 1), int)),
             r"source: expected floats .* got dtype int64",
         ),
         (lambda codec, blob: codec.encode(2**32, SOURCE), "seed: expected one int within"),
-        (lambda codec, blob: codec.decode(blob, SIDE[:, 0], 4), r"decoder: expected one int within 0\.\.3, got 4"),
-        (lambda codec, blob: codec.decode(blob, SIDE[:9, 0], 0), r"side: expected one for each image \(300\), got 9"),
+        (
+            lambda codec, blob: codec.decode(blob, SIDE[:, 0], 4),
+            r"decoder: expected one int within 0\.\.3, got 4",
+        ),
+        (
+            lambda codec, blob: codec.decode(blob, SIDE[:9, 0], 0),
+            r"side: expected one for each image \(300\), got 9",
+        ),
         (lambda codec, blob: codec.decode(blob, SOURCE, 0), r"side: expected shape \[n, 3, 3, 1\]"),
-        (lambda codec, blob: dataclasses.replace(codec, num_bins=0), "num_bins: expected an int of at least 1, got 0"),
-        (lambda codec, blob: dataclasses.replace(codec, num_bins=129), r"num_bins: expected at most num_candidates"),
+        (
+            lambda codec, blob: dataclasses.replace(codec, num_bins=0),
+            "num_bins: expected an int of at least 1, got 0",
+        ),
+        (
+            lambda codec, blob: dataclasses.replace(codec, num_bins=129),
+            r"num_bins: expected at most num_candidates",
+        ),
         (lambda codec, blob: dataclasses.replace(codec, scheme="best"), "scheme: expected"),
     ],
 )

@@ -34,14 +34,18 @@ def problem(count, dimension=1, seed=0):
 
 
 @functools.cache
-def outcome(search, num_decoders, num_candidates, num_bins, scheme="gls", count=10_000, dimension=1):
+def outcome(
+    search, num_decoders, num_candidates, num_bins, scheme="gls", count=10_000, dimension=1
+):
     """Sent, and received by every decoder."""
     code = compression.ListCode(num_decoders, num_candidates, num_bins, dimension, scheme, search)
     keys = compression.symbol_keys(KEY, count)
     encoder, decoders = problem(count, dimension)
     sent = compression.encode(code, keys, compression.gaussian_density, (), encoder)
     received = [
-        compression.decode(code, keys, sent.message, k, compression.gaussian_density, (), decoders[k])
+        compression.decode(
+            code, keys, sent.message, k, compression.gaussian_density, (), decoders[k]
+        )
         for k in range(num_decoders)
     ]
     return sent, received
@@ -85,7 +89,10 @@ def test_encoders_choose_by_their_weights(search, num_candidates, num_bins):
     """The law of the index given the candidates; a law a little off is told apart. Everything stays in its bin."""
     count = 10_000
     sent, received = outcome(search, 3, num_candidates, num_bins)
-    law, bins = weights(num_candidates, problem(count)[0], count), every_bin(num_candidates, num_bins, count)
+    law, bins = (
+        weights(num_candidates, problem(count)[0], count),
+        every_bin(num_candidates, num_bins, count),
+    )
     assert abs(deviation(law, sent.index)) < FIVE < abs(deviation(tempered(law), sent.index))
     for found in (sent, *received):
         np.testing.assert_array_equal(bins[np.arange(count), found.index], sent.message)
@@ -100,7 +107,9 @@ def test_decoders_choose_by_their_weights():
     law = inside[some] / inside[some].sum(1, keepdims=True)
     for search, decoder in itertools.product(SEARCHES, (0, 2)):
         code = compression.ListCode(3, 64, 4, search=search)
-        found = compression.decode(code, keys, np.ones(count, np.int32), decoder, density, (), row).index
+        found = compression.decode(
+            code, keys, np.ones(count, np.int32), decoder, density, (), row
+        ).index
         np.testing.assert_array_equal(found >= 0, some)
         assert abs(deviation(law, found[some])) < FIVE < abs(deviation(tempered(law), found[some]))
 
@@ -121,7 +130,9 @@ def test_searches_agree_in_law_and_keep_the_promise(scheme, num_decoders):
         weigh = functools.partial(compression.gaussian_density.log_weight, ())
         logs = jnp.stack([weigh(row, candidates) for row in decoders])
         clocks = races.exponentials(key, num_streams, num_candidates)
-        return compression.match(clocks, weigh(encoder, candidates), logs, races.bins(key, items, num_bins))
+        return compression.match(
+            clocks, weigh(encoder, candidates), logs, races.bins(key, items, num_bins)
+        )
 
     keys = compression.symbol_keys(jax.random.fold_in(KEY, 1), count)
     expected = defined(keys, encoder, *decoders)
@@ -151,15 +162,28 @@ def test_neighbours_do_not_matter(search):
     count, code = 5000, compression.ListCode(3, 64, 4, search=search)
     keys, (encoder, decoders) = compression.symbol_keys(KEY, count), problem(count)
     sent = compression.encode(code, keys, compression.gaussian_density, (), encoder)
-    got = compression.decode(code, keys, sent.message, 1, compression.gaussian_density, (), decoders[1])
-    for part in (slice(0, 1), slice(7, 4200), slice(4999, None), np.random.default_rng(0).permutation(count)):
+    got = compression.decode(
+        code, keys, sent.message, 1, compression.gaussian_density, (), decoders[1]
+    )
+    for part in (
+        slice(0, 1),
+        slice(7, 4200),
+        slice(4999, None),
+        np.random.default_rng(0).permutation(count),
+    ):
         take = functools.partial(jax.tree.map, lambda x, part=part: x[part])
-        again = compression.encode(code, keys[part], compression.gaussian_density, (), take(encoder))
+        again = compression.encode(
+            code, keys[part], compression.gaussian_density, (), take(encoder)
+        )
         np.testing.assert_array_equal(again.index, sent.index[part])
         rest = (sent.message[part], 1, compression.gaussian_density, (), take(decoders[1]))
-        np.testing.assert_array_equal(compression.decode(code, keys[part], *rest).index, got.index[part])
+        np.testing.assert_array_equal(
+            compression.decode(code, keys[part], *rest).index, got.index[part]
+        )
     nobody = jax.tree.map(lambda x: x[:0], encoder)
-    assert compression.encode(code, keys[:0], compression.gaussian_density, (), nobody).index.shape == (0,)
+    assert compression.encode(
+        code, keys[:0], compression.gaussian_density, (), nobody
+    ).index.shape == (0,)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -167,7 +191,11 @@ def test_neighbours_do_not_matter(search):
 def test_smallest_sizes(search, sizes):
     sent, received = outcome(search, 2, *sizes, count=200, dimension=2)
     for found in received:
-        assert (found.index >= 0).all() and (found.index < sizes[0]).all() and found.candidate.shape == (200, 2)
+        assert (
+            (found.index >= 0).all()
+            and (found.index < sizes[0]).all()
+            and found.candidate.shape == (200, 2)
+        )
     if sizes[0] == 1:
         assert (received[0].index == 0).all()
         assert (sent.message == 0).all()
@@ -175,7 +203,11 @@ def test_smallest_sizes(search, sizes):
 
 def test_far_sources_find_their_nearest_candidates():
     """Weights of far sources underflow as probabilities; in logarithms the race is still one."""
-    keys, far, items = compression.symbol_keys(KEY, 50), rows(np.full((50, 1), 30.0), 0.001), jnp.arange(64)
+    keys, far, items = (
+        compression.symbol_keys(KEY, 50),
+        rows(np.full((50, 1), 30.0), 0.001),
+        jnp.arange(64),
+    )
     every = np.asarray(jax.jit(jax.vmap(lambda key: races.candidates(key, items, 1)[:, 0]))(keys))
     for search in SEARCHES:
         code = compression.ListCode(3, 64, 4, search=search)
@@ -188,7 +220,9 @@ def test_any_page_gives_the_same_members(num_bins, monkeypatch):
     """The members of a bin, whatever their page, and at any N, are those with that bin."""
     num_candidates = 9001
     code, key = compression.ListCode(1, num_candidates, num_bins, search="dense"), KEY
-    expected = np.flatnonzero(np.asarray(races.bins(key, jnp.arange(num_candidates), num_bins)) == 2)
+    expected = np.flatnonzero(
+        np.asarray(races.bins(key, jnp.arange(num_candidates), num_bins)) == 2
+    )
     bin_ = jax.jit(functools.partial(dense.members, code))(key, 2)
     for page in (256, 1024):
         monkeypatch.setattr(dense, "_page", lambda code, page=page: page)
@@ -212,9 +246,13 @@ def test_float32_zero_trap(monkeypatch):
 
     def distances():
         """From the source, in standard deviations of the target, of what the encoder chose."""
-        density = compression.Density(lambda shared, row, x: compression.gaussian_density.log_weight(shared, row, x))
+        density = compression.Density(
+            lambda shared, row, x: compression.gaussian_density.log_weight(shared, row, x)
+        )
         sent = compression.encode(code, keys, density, (), row)
-        chosen = jax.vmap(lambda key, item: races.candidates(key, item, 1))(keys, jnp.asarray(sent.index))
+        chosen = jax.vmap(lambda key, item: races.candidates(key, item, 1))(
+            keys, jnp.asarray(sent.index)
+        )
         return np.abs(np.asarray(chosen) - row.mean)[:, 0] / 0.001**0.5
 
     def coarse(bits, more):
@@ -225,7 +263,9 @@ def test_float32_zero_trap(monkeypatch):
     monkeypatch.setattr(common, "clocks_from_bits", coarse)
     defective = distances()
     assert (defective > 7).any()
-    assert np.mean(20 * np.log10(defective)) > np.mean(20 * np.log10(exact)) + 0.05  # dB, on the same noise
+    assert (
+        np.mean(20 * np.log10(defective)) > np.mean(20 * np.log10(exact)) + 0.05
+    )  # dB, on the same noise
 
 
 @pytest.mark.parametrize(
@@ -250,7 +290,13 @@ WEIGHT, BOUND = compression.gaussian_density
 
 
 def call(
-    what="encode", keys=None, code=CODE, density=compression.gaussian_density, message=(0, 1, 2), decoder=0, row=ROWS
+    what="encode",
+    keys=None,
+    code=CODE,
+    density=compression.gaussian_density,
+    message=(0, 1, 2),
+    decoder=0,
+    row=ROWS,
 ):
     keys = compression.symbol_keys(KEY, 3) if keys is None else keys
     if what == "encode":
@@ -262,22 +308,43 @@ def call(
     ("options", "message"),
     [
         ({"what": "decode", "decoder": 2}, r"decoder: expected one int within 0\.\.1, got 2"),
-        ({"what": "decode", "message": (0, 1, 4)}, r"message: expected bins within 0\.\.3, got 0 to 4"),
+        (
+            {"what": "decode", "message": (0, 1, 4)},
+            r"message: expected bins within 0\.\.3, got 0 to 4",
+        ),
         ({"what": "decode", "message": (0, 1, -1)}, "message: expected bins within"),
         ({"what": "decode", "message": (0.5, 1, 1)}, "message: expected ints of shape"),
         ({"what": "decode", "message": 1}, "message: expected ints of shape"),
-        ({"what": "decode", "message": (0, 1)}, r"message: expected arrays of one row a symbol \(3\), got \[2\]"),
-        ({"row": rows(np.zeros((2, 1)), 0.1)}, r"rows: expected arrays of one row a symbol \(3\), got \[2, 1\]"),
-        ({"row": rows(np.zeros((3, 2)), 0.1)}, r"rows: expected mean and variance of shape \[n, 1\], got \(2,\)"),
+        (
+            {"what": "decode", "message": (0, 1)},
+            r"message: expected arrays of one row a symbol \(3\), got \[2\]",
+        ),
+        (
+            {"row": rows(np.zeros((2, 1)), 0.1)},
+            r"rows: expected arrays of one row a symbol \(3\), got \[2, 1\]",
+        ),
+        (
+            {"row": rows(np.zeros((3, 2)), 0.1)},
+            r"rows: expected mean and variance of shape \[n, 1\], got \(2,\)",
+        ),
         ({"row": rows(np.full((3, 1), np.nan), 0.1)}, "rows: expected finite values, got 3 others"),
         ({"row": compression.Normal([0, 0, 0], 0.1)}, "rows: expected arrays of one row a symbol"),
         ({"keys": KEY}, "keys: expected typed threefry keys of shape"),
         ({"keys": np.zeros((3, 2), np.uint32)}, "keys: expected typed threefry keys of shape"),
         ({"code": "gls"}, "expected a ListCode and a Density, got str"),
         ({"density": WEIGHT}, "expected a ListCode and a Density, got ListCode and function"),
-        ({"density": compression.Density(WEIGHT)}, "search: expected 'dense' for weights without a known bound"),
-        ({"density": compression.Density(lambda *x: x[2], BOUND)}, r"log_weight: expected weights \[B\]"),
-        ({"density": compression.Density(WEIGHT, lambda *x: x[1].mean)}, "log_bound: expected one number a row"),
+        (
+            {"density": compression.Density(WEIGHT)},
+            "search: expected 'dense' for weights without a known bound",
+        ),
+        (
+            {"density": compression.Density(lambda *x: x[2], BOUND)},
+            r"log_weight: expected weights \[B\]",
+        ),
+        (
+            {"density": compression.Density(WEIGHT, lambda *x: x[1].mean)},
+            "log_bound: expected one number a row",
+        ),
     ],
 )
 def test_bad_calls(options, message):
@@ -297,17 +364,25 @@ def test_candidates_without_a_weight(search):
     """Never chosen, NaN or zero; where there are no others the encoder says so, and a decoder has -1 and NaN."""
     code = compression.ListCode(2, 64, 1, search=search)
     density = compression.Density(
-        lambda shared, row, x: jnp.where(x[:, 0] > row, 0.0, jnp.where(x[:, 0] > 0, jnp.nan, -jnp.inf)),
+        lambda shared, row, x: jnp.where(
+            x[:, 0] > row, 0.0, jnp.where(x[:, 0] > 0, jnp.nan, -jnp.inf)
+        ),
         lambda shared, row: jnp.zeros(()),
     )
     some, none = np.full(3, 0.5, np.float32), np.array([0.5, 9.0, 0.5], np.float32)
     sent = call(code=code, density=density, row=some)
     found = call("decode", code=code, density=density, row=some, message=sent.message)
     assert (found.candidate[:, 0] > 0.5).all()
-    with pytest.raises(ValueError, match="log_weight: expected a positive weight for some candidate, got none at 1"):
+    with pytest.raises(
+        ValueError, match="log_weight: expected a positive weight for some candidate, got none at 1"
+    ):
         call(code=code, density=density, row=none)
     found = call("decode", code=code, density=density, row=none, message=sent.message)
-    assert found.index[1] == -1 and np.isnan(found.candidate[1, 0]) and (found.index[[0, 2]] >= 0).all()
+    assert (
+        found.index[1] == -1
+        and np.isnan(found.candidate[1, 0])
+        and (found.index[[0, 2]] >= 0).all()
+    )
 
 
 def test_wide_normals_are_searched_in_full():
@@ -317,7 +392,9 @@ def test_wide_normals_are_searched_in_full():
     codes = [compression.ListCode(3, 64, 4, search=search) for search in SEARCHES]
     spread = []
     for code in codes:
-        index = jnp.asarray(compression.encode(code, keys, compression.gaussian_density, (), row).index)
+        index = jnp.asarray(
+            compression.encode(code, keys, compression.gaussian_density, (), row).index
+        )
         chosen = jax.vmap(lambda key, item: races.candidates(key, item, 1)[0])(keys, index)
         spread.append(np.asarray(chosen) ** 2)
     error = np.sqrt(sum(values.var() for values in spread) / count)
@@ -334,6 +411,10 @@ def test_match_without_weights():
     assert (found.received == -1).all()
     half = compression.match(clocks, only, jnp.stack([only, jnp.array([-jnp.inf, 0, 0, 0])]), bins)
     assert bool(half.matched) and float(half.bound) == 0.5
-    for clock, logs in ((clocks, jnp.zeros((3, 4))), (clocks, jnp.zeros(4)), (clocks[:, :2], jnp.zeros((2, 4)))):
+    for clock, logs in (
+        (clocks, jnp.zeros((3, 4))),
+        (clocks, jnp.zeros(4)),
+        (clocks[:, :2], jnp.zeros((2, 4))),
+    ):
         with pytest.raises(ValueError, match="clocks"):
             compression.match(clock, only, logs, bins)

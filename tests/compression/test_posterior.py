@@ -22,21 +22,33 @@ CODEC = GaussianCodec(2, SIZE, BINS, LAW.target_variance, LAW.side_variance, sea
 @pytest.fixture(scope="module")
 def ask():
     """Keys, sources, side information, messages and the best estimates."""
-    rng, keys, items = np.random.default_rng(0), compression.symbol_keys(jax.random.key(0), COUNT), jnp.arange(SIZE)
+    rng, keys, items = (
+        np.random.default_rng(0),
+        compression.symbol_keys(jax.random.key(0), COUNT),
+        jnp.arange(SIZE),
+    )
     source = rng.normal(size=COUNT)
     side = source + rng.normal(size=COUNT) * LAW.side_variance**0.5
 
     @jax.jit
     @jax.vmap
     def shared(key):
-        return races.candidates(key, items, 1)[:, 0], races.first_clocks(key, items), races.bins(key, items, BINS)
+        return (
+            races.candidates(key, items, 1)[:, 0],
+            races.first_clocks(key, items),
+            races.bins(key, items, BINS),
+        )
 
     message, best = [], []
-    for a, t, u, clock, bins in zip(source, side, *(np.asarray(x, np.float64) for x in shared(keys)), strict=True):
+    for a, t, u, clock, bins in zip(
+        source, side, *(np.asarray(x, np.float64) for x in shared(keys)), strict=True
+    ):
 
         def sent(sources, u=u, clock=clock, bins=bins):
             distance = (LAW.scale * u - np.asarray(sources)[:, None]) ** 2
-            return bins[np.argmin(np.log(clock) + distance / (2 * LAW.target_variance) - u**2 / 2, axis=1)]
+            return bins[
+                np.argmin(np.log(clock) + distance / (2 * LAW.target_variance) - u**2 / 2, axis=1)
+            ]
 
         message.append(sent([a])[0])
         posterior = np.exp(-((GRID - t / 1.5) ** 2) * 1.5 / 0.5 / 2) * (sent(GRID) == message[-1])
@@ -70,7 +82,9 @@ def test_finer_grids_are_nearer(ask, monkeypatch):
     monkeypatch.setattr(gaussian_posterior, "_PER_TARGET", 32.0)
     monkeypatch.setattr(gaussian_posterior, "_AT_ONCE", 10_000)
     reports = []
-    fine = gaussian_posterior.mean(CODEC.code, LAW, keys, message, side, progress=lambda *at: reports.append(at))
+    fine = gaussian_posterior.mean(
+        CODEC.code, LAW, keys, message, side, progress=lambda *at: reports.append(at)
+    )
     assert excess(ask, fine) < 0.3 * excess(ask, coarse)
     assert reports[-1] == (COUNT, COUNT) and len(reports) > 1
 
@@ -81,7 +95,10 @@ def test_forgotten_parts_are_caught(ask):
     rival = 0.03 * excess(ask, LAW.zero_rate(side))
     careless = GaussianSource(LAW.target_variance, side_variance=1e6)
     assert excess(ask, gaussian_posterior.mean(CODEC.code, careless, keys, message, side)) > rival
-    assert excess(ask, gaussian_posterior.mean(CODEC.code, LAW, keys, np.roll(message, 1), side)) > rival
+    assert (
+        excess(ask, gaussian_posterior.mean(CODEC.code, LAW, keys, np.roll(message, 1), side))
+        > rival
+    )
 
 
 def test_impossible_messages_are_silence(ask):

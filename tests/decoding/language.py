@@ -32,14 +32,18 @@ def model(laws):
 target, drafters = model(TARGET), [model(laws) for laws in DRAFTS]
 
 
-def process(p, context, temperature=1.0, top_k=None, top_p=None, min_p=None, repetition_penalty=None):
+def process(
+    p, context, temperature=1.0, top_k=None, top_p=None, min_p=None, repetition_penalty=None
+):
     """Sampling parameters in float64, one after the other, ties kept."""
     with np.errstate(divide="ignore"):
         logits = np.log(np.asarray(p, np.float64))
     if repetition_penalty is not None:
         for token in set(context):
             logits[token] = (
-                logits[token] / repetition_penalty if logits[token] > 0 else logits[token] * repetition_penalty
+                logits[token] / repetition_penalty
+                if logits[token] > 0
+                else logits[token] * repetition_penalty
             )
     if temperature == 0:
         return np.eye(len(p))[np.argmax(logits)]

@@ -17,7 +17,13 @@ DRAFT_LENGTH = 3 if jax.__version_info__ < (0, 11) else 2
 
 def test_no_copy_of_a_cache_in_the_loop():
     """By the optimised program's own text and account of memory: what is copied is one layer's, for its attention."""
-    shapes = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 8, "num_heads": 2, "num_kv_heads": 2}
+    shapes = {
+        "vocab_size": 8,
+        "hidden_size": 32,
+        "intermediate_size": 8,
+        "num_heads": 2,
+        "num_kv_heads": 2,
+    }
     model = models.Transformer(models.Config(**shapes, num_layers=LAYERS), rngs=nnx.Rngs(0))
     both = (models.language_model(model),) * 2
     plan, requests, text, _, _ = inputs.prepare(
@@ -26,8 +32,15 @@ def test_no_copy_of_a_cache_in_the_loop():
     state = jax.eval_shape(partial(engine.prefill, plan), requests, text)
     keys = state.target_cache.keys
     assert keys.shape[0] == LAYERS and keys.shape[2] > SLOTS
-    program = jax.jit(lambda state: engine.run(plan, requests, state, 9), donate_argnums=0).lower(state).compile()
+    program = (
+        jax.jit(lambda state: engine.run(plan, requests, state, 9), donate_argnums=0)
+        .lower(state)
+        .compile()
+    )
     assert program.memory_analysis().temp_size_in_bytes < keys.size * keys.dtype.itemsize / 2
     shapes_of_copies = re.findall(r"= \w+\[([\d,]+)\]\S* copy\(", program.as_text())
     assert shapes_of_copies  # the pattern still finds something
-    assert max(np.prod([int(size) for size in shape.split(",")]) for shape in shapes_of_copies) < keys.size
+    assert (
+        max(np.prod([int(size) for size in shape.split(",")]) for shape in shapes_of_copies)
+        < keys.size
+    )

@@ -20,7 +20,9 @@ def test_sampling_parameters_against_the_slow_version(seed):
     rng = np.random.default_rng(seed)
     for _ in range(40):
         size = 11  # one shape: operations outside `jit` are compiled too
-        logits = rng.choice(rng.normal(0, 3, 6), size) if rng.random() < 0.5 else rng.normal(0, 3, size)
+        logits = (
+            rng.choice(rng.normal(0, 3, 6), size) if rng.random() < 0.5 else rng.normal(0, 3, size)
+        )
         if rng.random() < 0.5:
             logits[rng.random(size) < rng.random()] = -np.inf
             logits[rng.integers(size)] = 0
@@ -37,14 +39,20 @@ def test_sampling_parameters_against_the_slow_version(seed):
         )
         seen = np.isin(np.arange(size), context)
         found = decoding.log_probs(jnp.asarray(logits, jnp.float32), seen=seen, **choices)
-        np.testing.assert_allclose(np.exp(found), language.process(p, context, **choices), atol=2e-6)
+        np.testing.assert_allclose(
+            np.exp(found), language.process(p, context, **choices), atol=2e-6
+        )
 
 
-@pytest.mark.parametrize("choices", [dict(top_p=0.9), dict(top_p=0.5, top_k=20), dict(min_p=0.05), dict(top_k=7)])
+@pytest.mark.parametrize(
+    "choices", [dict(top_p=0.9), dict(top_p=0.5, top_k=20), dict(min_p=0.05), dict(top_k=7)]
+)
 def test_sampling_parameters_inside_jit(choices):
     """XLA computes a value twice and rounds it differently; nothing kept may fall between the two."""
     logits = 4 * jax.random.normal(jax.random.key(0), (64, 500))
-    found = jax.jit(lambda logits, t: decoding.log_probs(logits, temperature=t, **choices))(logits, 0.6)
+    found = jax.jit(lambda logits, t: decoding.log_probs(logits, temperature=t, **choices))(
+        logits, 0.6
+    )
     for row in range(64):
         law = np.exp(np.asarray(logits[row], np.float64))
         expected = language.process(law / law.sum(), (), temperature=0.6, **choices)
@@ -54,18 +62,28 @@ def test_sampling_parameters_inside_jit(choices):
 def test_sampling_parameters_do_not_look_at_the_order():
     """A vocabulary turned round gives the law turned round, ties or not."""
     logits = jnp.array([1.0, 1, 1, 0.5, 0.5, 0])
-    for choices in (dict(top_k=2), dict(top_p=0.3), dict(top_p=0.9), dict(top_k=5, top_p=0.8), dict(min_p=0.9)):
+    for choices in (
+        dict(top_k=2),
+        dict(top_p=0.3),
+        dict(top_p=0.9),
+        dict(top_k=5, top_p=0.8),
+        dict(min_p=0.9),
+    ):
         law = decoding.log_probs(logits, **choices)
         np.testing.assert_array_equal(law, decoding.log_probs(logits[::-1], **choices)[::-1])
 
 
 def test_parameters_may_differ_by_row():
     logits = jax.random.normal(jax.random.key(0), (3, 2, 9))
-    each = dict(temperature=jnp.array([0.0, 1, 2])[:, None], top_p=jnp.array([0.5, 0.9, 1])[:, None])
+    each = dict(
+        temperature=jnp.array([0.0, 1, 2])[:, None], top_p=jnp.array([0.5, 0.9, 1])[:, None]
+    )
     found = jax.jit(lambda logits, each: decoding.log_probs(logits, top_k=4, **each))(logits, each)
     for row in range(3):
         one = {name: float(value[row, 0]) for name, value in each.items()}
-        np.testing.assert_allclose(found[row], decoding.log_probs(logits[row], top_k=4, **one), rtol=1e-5)
+        np.testing.assert_allclose(
+            found[row], decoding.log_probs(logits[row], top_k=4, **one), rtol=1e-5
+        )
 
 
 def test_logits_that_are_no_law_give_nan():
@@ -97,7 +115,9 @@ def margin_drafts():
     fit = margin.first_fit(batch)
     cache = drafter.init_cache(batch, 12)
     scheme = schemes.get("gumbel_topk")
-    drafts = margin.draft_margin(scheme, shape, drafter, language.TOKENS, sampling, keys, text, cache, 12, fit)
+    drafts = margin.draft_margin(
+        scheme, shape, drafter, language.TOKENS, sampling, keys, text, cache, 12, fit
+    )
     return shape, drafts
 
 
@@ -125,7 +145,9 @@ def test_margin_trees_keep_the_likeliest(margin_drafts):
         local = np.zeros(lists.scores.shape)
         local[real] = exps / exps.sum(1, keepdims=True)
         one = jax.tree.map(lambda x, row=row: np.asarray(x[row]), drafts.tree)
-        group = {int(node) + 1: e for e, node in enumerate(lists.nodes) if node >= -1 and real[e]}  # context: its list
+        group = {
+            int(node) + 1: e for e, node in enumerate(lists.nodes) if node >= -1 and real[e]
+        }  # context: its list
         chance = np.ones(shape.budget + 1)
         for node in range(shape.budget):
             e = group[int(one.parents[node])]
@@ -150,8 +172,12 @@ def test_the_spread_is_learned():
     emitted = np.array([[rng.choice(8, p=p)] for p in chances])
     tokens = jnp.broadcast_to(jnp.arange(8), (400, 1, 8))
     lists = margin.Candidates(tokens, jnp.asarray(scores), jnp.full((400, 1), -1))
-    path = schemes.Path(jnp.zeros((400, 0), jnp.int32), jnp.zeros(400, jnp.int32), jnp.asarray(emitted[:, 0]))
-    fit = margin.refit(margin.first_fit(400), lists, path, jnp.asarray(emitted), jnp.ones(400, bool))
+    path = schemes.Path(
+        jnp.zeros((400, 0), jnp.int32), jnp.zeros(400, jnp.int32), jnp.asarray(emitted[:, 0])
+    )
+    fit = margin.refit(
+        margin.first_fit(400), lists, path, jnp.asarray(emitted), jnp.ones(400, bool)
+    )
     found = margin.TAUS[int((fit - margin.first_fit(400)).sum(0).argmax())]
     assert abs(np.log(found / true)) < 0.3
     untouched = margin.refit(fit, lists, path, jnp.asarray(emitted), jnp.zeros(400, bool))

@@ -23,16 +23,25 @@ def logits(seed):
     return np.random.default_rng(seed).normal(size=(TOKENS, TOKENS)).astype(np.float32) * 2
 
 
-TARGET, DRAFTER = (decoding.from_function(_read, jnp.asarray(logits(seed)), TOKENS) for seed in (0, 1))
+TARGET, DRAFTER = (
+    decoding.from_function(_read, jnp.asarray(logits(seed)), TOKENS) for seed in (0, 1)
+)
 SAMPLING = Sampling(temperature=0.8, draft_temperature=1.3, top_k=9)
 
 
 def documents(first):
-    return laws.own_texts(jax.random.key(3), TARGET, [[1], [2, 5]], SAMPLING, length=9, batch=2, first=first)
+    return laws.own_texts(
+        jax.random.key(3), TARGET, [[1], [2, 5]], SAMPLING, length=9, batch=2, first=first
+    )
 
 
 def write(folder, sampling=SAMPLING, positions=POSITIONS, **options):
-    given = {"num_positions": positions, "context": 11, "num_kept": KEPT, "facts": {"own_text": True}}
+    given = {
+        "num_positions": positions,
+        "context": 11,
+        "num_kept": KEPT,
+        "facts": {"own_text": True},
+    }
     return laws.write(folder, TARGET, DRAFTER, documents, sampling, **given | options)
 
 
@@ -44,11 +53,19 @@ def dump(tmp_path_factory):
 def test_laws_of_every_position(dump):
     chunks = documents(0)
     texts = [document for chunk in (next(chunks) for _ in range(3)) for document in chunk]
-    places = [(text, at) for text in texts for at in range(text.start, len(text.tokens))][:POSITIONS]
+    places = [(text, at) for text in texts for at in range(text.start, len(text.tokens))][
+        :POSITIONS
+    ]
     assert len(dump) == POSITIONS and dump.facts["finished"]
     for row, (text, at) in enumerate(places):
         p, q = (
-            np.exp(np.asarray(decoding.log_probs(logits(seed)[text.tokens[at - 1]], temperature=temperature, top_k=9)))
+            np.exp(
+                np.asarray(
+                    decoding.log_probs(
+                        logits(seed)[text.tokens[at - 1]], temperature=temperature, top_k=9
+                    )
+                )
+            )
             for seed, temperature in ((1, 1.3), (0, 0.8))
         )
         ids = dump.rows.tokens[row]
@@ -56,7 +73,10 @@ def test_laws_of_every_position(dump):
         assert dump.rows.begins[row] == (at == text.start) and ids[0] == text.tokens[at]
         assert len(set(used)) == len(used)
         assert set(used) == {text.tokens[at], *np.argsort(-p)[:KEPT], *np.argsort(-q)[:KEPT]}
-        for law, listed, tail in ((p, dump.rows.log_p, dump.rows.tail_p), (q, dump.rows.log_q, dump.rows.tail_q)):
+        for law, listed, tail in (
+            (p, dump.rows.log_p, dump.rows.tail_p),
+            (q, dump.rows.log_q, dump.rows.tail_q),
+        ):
             np.testing.assert_allclose(np.exp(listed[row][ids >= 0]), law[used], atol=1e-6)
             assert tail[row] == pytest.approx(1 - law[used].sum(), abs=1e-6)
 
@@ -74,7 +94,9 @@ def test_tails_apart_and_shared(dump):
 
 def test_the_text_is_sampled_at_the_targets_temperature():
     cold = Sampling(temperature=1e-3, draft_temperature=9)
-    text, _ = next(laws.own_texts(jax.random.key(3), TARGET, [[1], [2, 5]], cold, length=9, batch=2))
+    text, _ = next(
+        laws.own_texts(jax.random.key(3), TARGET, [[1], [2, 5]], cold, length=9, batch=2)
+    )
     assert [logits(0)[token].argmax() for token in text.tokens[:-1]] == list(text.tokens[1:])
 
 
@@ -86,7 +108,9 @@ def test_a_killed_dump_goes_on(dump, tmp_path):
         write(tmp_path / "d", progress=stop)
     part = laws.open_dump(tmp_path / "d")
     assert 0 < len(part) < POSITIONS and not part.facts["finished"]
-    np.lib.format.open_memmap(tmp_path / "d" / "log_p.npy", mode="r+")[len(part) :] = 7  # a chunk half written
+    np.lib.format.open_memmap(tmp_path / "d" / "log_p.npy", mode="r+")[len(part) :] = (
+        7  # a chunk half written
+    )
     with pytest.raises(ValueError, match="a dump is here; --resume goes on with it"):
         write(tmp_path / "d")
     with pytest.raises(ValueError, match="was asked something else"):
@@ -113,8 +137,16 @@ def test_half_precision_says_what_it_loses(dump, tmp_path):
 def test_a_users_text_in_pieces(tmp_path):
     text = [1, 4, 2, 2, 8, 3, 1]
     own = {"num_positions": 99, "context": 4, "num_kept": TOKENS, "facts": {}}
-    dump = laws.write(tmp_path, TARGET, DRAFTER, lambda first: laws.pieces([text], 4, first), Sampling(), **own)
-    assert dump.rows.tokens[:, 0].tolist() == [4, 2, 2, 3, 1] and dump.rows.begins.tolist() == [1, 0, 0, 1, 0]
+    dump = laws.write(
+        tmp_path, TARGET, DRAFTER, lambda first: laws.pieces([text], 4, first), Sampling(), **own
+    )
+    assert dump.rows.tokens[:, 0].tolist() == [4, 2, 2, 3, 1] and dump.rows.begins.tolist() == [
+        1,
+        0,
+        0,
+        1,
+        0,
+    ]
     assert not dump.rows.tail_p.any()
 
 
@@ -123,7 +155,11 @@ def test_a_users_text_in_pieces(tmp_path):
     [
         ("dump.json", "{", "expected the facts of a dump, got a file that cannot be read"),
         ("dump.json", '{"format": 9}', "expected format 1, got 9"),
-        ("dump.json", '{"format": 1}', r"dump\.json: expected the facts of a dump \(asked .*got other ones"),
+        (
+            "dump.json",
+            '{"format": 1}',
+            r"dump\.json: expected the facts of a dump \(asked .*got other ones",
+        ),
         ("dump.json", "[]", r"dump\.json: expected the facts of a dump \(asked .*got other ones"),
         ("log_q.npy", "", "the array log_q of a dump"),
     ],
@@ -135,7 +171,9 @@ def test_broken_files(tmp_path, name, content, line):
         laws.open_dump(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"done": 6}, {"done": -1}, {"done": 2.5}, {"finished": 1}, {"asked": {"width": 7}}])
+@pytest.mark.parametrize(
+    "change", [{"done": 6}, {"done": -1}, {"done": 2.5}, {"finished": 1}, {"asked": {"width": 7}}]
+)
 def test_facts_that_were_never_written(tmp_path, change):
     facts = write(tmp_path, positions=5).facts
     (tmp_path / "dump.json").write_text(json.dumps(facts | change))
@@ -152,10 +190,16 @@ def test_a_shortened_file_is_not_filled_up(dump, tmp_path):
     write(tmp_path / "dump", positions=5)
     laws.acceptance(dump, tmp_path / "sweep", names=["gls"], num_drafts=[1])
     for path, again, line in (
-        (tmp_path / "dump" / "tail_q.npy", lambda: write(tmp_path / "dump", positions=5, resume=True), "array tail_q"),
+        (
+            tmp_path / "dump" / "tail_q.npy",
+            lambda: write(tmp_path / "dump", positions=5, resume=True),
+            "array tail_q",
+        ),
         (
             tmp_path / "sweep" / "acceptance.npy",
-            lambda: laws.acceptance(dump, tmp_path / "sweep", names=["gls"], num_drafts=[1], resume=True),
+            lambda: laws.acceptance(
+                dump, tmp_path / "sweep", names=["gls"], num_drafts=[1], resume=True
+            ),
             "values of a sweep, float32",
         ),
     ):
@@ -174,7 +218,9 @@ def test_a_text_without_a_position_leaves_nothing(tmp_path):
         write(tmp_path / "d", context=1)
     own = {"num_positions": 9, "context": 4, "facts": {}}
     with pytest.raises(ValueError, match="expected a position in the first chunk, got none"):
-        laws.write(tmp_path, TARGET, DRAFTER, lambda first: laws.pieces([[3]], 4, first), Sampling(), **own)
+        laws.write(
+            tmp_path, TARGET, DRAFTER, lambda first: laws.pieces([[3]], 4, first), Sampling(), **own
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -197,10 +243,14 @@ def test_sweep_is_the_exact_acceptance_and_resumes(dump, tmp_path):
     means = laws.acceptance(dump, tmp_path / "whole", **ask)
     values = np.load(tmp_path / "whole" / "acceptance.npy")
     for reading, tails in enumerate(("apart", "shared")):
-        exact = jax.vmap(lambda p, q: schemes.get("gls").acceptance_curve(p, q, (1, 3)))(*dump.pairs(tails=tails))
+        exact = jax.vmap(lambda p, q: schemes.get("gls").acceptance_curve(p, q, (1, 3)))(
+            *dump.pairs(tails=tails)
+        )
         np.testing.assert_allclose(values[0, :, :, reading], exact, atol=1e-6)
     apart, shared = values[0, :, :, 0], values[0, :, :, 1]
-    assert (apart <= shared + 1e-6).all() and (shared - apart).mean() > 0.01  # a draft in a shared tail may match
+    assert (apart <= shared + 1e-6).all() and (
+        shared - apart
+    ).mean() > 0.01  # a draft in a shared tail may match
     assert means[0].apart == pytest.approx(values[0, :, 0, 0].mean()) and means[3].shared is None
 
     def stop(name, done, total):
@@ -234,7 +284,9 @@ def test_a_broken_sweep_is_named(dump, tmp_path, resume):
             laws.acceptance(dump, tmp_path, **ask, resume=resume)
     (tmp_path / "acceptance.json").write_text(json.dumps(facts))
     (tmp_path / "acceptance.npy").unlink()
-    with pytest.raises(FileNotFoundError, match=r"acceptance\.npy: no such file; expected the values of a sweep"):
+    with pytest.raises(
+        FileNotFoundError, match=r"acceptance\.npy: no such file; expected the values of a sweep"
+    ):
         laws.acceptance(dump, tmp_path, **ask, resume=True)
     with pytest.raises(ValueError, match=r"schemes: expected at least one of .*got none"):
         laws.acceptance(dump, tmp_path, names=[], num_drafts=[1])
@@ -265,4 +317,8 @@ def test_truth_lies_between_the_readings(name):
         with np.errstate(divide="ignore"):
             found.append(np.asarray(exact(*(jnp.asarray(np.log(law), jnp.float32) for law in cut))))
     lower, upper, truth = found
-    assert (lower <= truth + 1e-5).all() and (truth <= upper + 1e-5).all() and (upper - lower).mean() > 0.01
+    assert (
+        (lower <= truth + 1e-5).all()
+        and (truth <= upper + 1e-5).all()
+        and (upper - lower).mean() > 0.01
+    )

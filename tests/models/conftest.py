@@ -42,7 +42,10 @@ def random_tensors(fields, seed=0):
     def norm():
         return rng.uniform(0.5, 1.5, hidden).astype(np.float32)
 
-    tensors = {"model.embed_tokens.weight": matrix(fields["vocab_size"], hidden), "model.norm.weight": norm()}
+    tensors = {
+        "model.embed_tokens.weight": matrix(fields["vocab_size"], hidden),
+        "model.norm.weight": norm(),
+    }
     if not fields["tie_word_embeddings"]:
         tensors["lm_head.weight"] = matrix(fields["vocab_size"], hidden)
     for layer in range(fields["num_hidden_layers"]):
@@ -69,23 +72,33 @@ def slow_logits(tensors, fields, tokens):
 
     def turn(x, position):  # one head; pairs (i, i + size / 2) as complex numbers
         pairs = x[: size // 2] + 1j * x[size // 2 :]
-        pairs = pairs * np.exp(1j * position * fields["rope_theta"] ** (-2 * np.arange(size // 2) / size))
+        pairs = pairs * np.exp(
+            1j * position * fields["rope_theta"] ** (-2 * np.arange(size // 2) / size)
+        )
         return np.concatenate([pairs.real, pairs.imag])
 
     stream = [tensors["model.embed_tokens.weight"][token] for token in tokens]
     for layer in range(fields["num_hidden_layers"]):
-        w = {name.split(f"layers.{layer}.")[-1]: value for name, value in tensors.items() if f".{layer}." in name}
+        w = {
+            name.split(f"layers.{layer}.")[-1]: value
+            for name, value in tensors.items()
+            if f".{layer}." in name
+        }
         keys, values = [], []
         for position, x in enumerate(stream):
             h = norm(x, w["input_layernorm.weight"])
-            keys.append([turn(k, position) for k in (w["self_attn.k_proj.weight"] @ h).reshape(-1, size)])
+            keys.append(
+                [turn(k, position) for k in (w["self_attn.k_proj.weight"] @ h).reshape(-1, size)]
+            )
             values.append((w["self_attn.v_proj.weight"] @ h).reshape(-1, size))
             heads = []
             for head, query in enumerate((w["self_attn.q_proj.weight"] @ h).reshape(-1, size)):
                 query = turn(query, position)
                 scores = np.array([query @ key[head // group] for key in keys]) / math.sqrt(size)
                 weight = np.exp(scores - scores.max())
-                heads.append(weight / weight.sum() @ np.array([value[head // group] for value in values]))
+                heads.append(
+                    weight / weight.sum() @ np.array([value[head // group] for value in values])
+                )
             x = x + w["self_attn.o_proj.weight"] @ np.concatenate(heads)
             h = norm(x, w["post_attention_layernorm.weight"])
             gate = w["mlp.gate_proj.weight"] @ h
@@ -120,7 +133,9 @@ def write_folder(folder, fields, tensors, shards=1):
         part = {key: tensors[key] for key in sorted(tensors)[shard::shards]}
         save_file(part, folder / name)
         where |= dict.fromkeys(part, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": where})
+    )
     return folder
 
 

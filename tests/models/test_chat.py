@@ -15,7 +15,9 @@ TURNS = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|turn|>\n{% endfor 
 
 
 def byte_tokenizer(*special):
-    tokenizer = Tokenizer(kinds.BPE({byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    tokenizer = Tokenizer(
+        kinds.BPE({byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, [])
+    )
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in special])
     return tokenizer
@@ -24,18 +26,33 @@ def byte_tokenizer(*special):
 def test_smollm2(smollm2):
     template = models.chat_template("smollm2")
     text = template.render(USER)
-    assert text.startswith("<|im_start|>system\nYou are") and text.endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
+    assert text.startswith("<|im_start|>system\nYou are") and text.endswith(
+        "Hi<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert template.end_of_turn(smollm2.tokenizer) in smollm2.config.eos_token_ids
 
 
 def test_a_folder_has_it_in_one_of_three_places(tmp_path):
     assert models.chat_template(tmp_path) is None
-    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": None, "add_bos_token": True}
+    config = {
+        "bos_token": {"content": "<s>"},
+        "eos_token": "</s>",
+        "pad_token": None,
+        "add_bos_token": True,
+    }
     for value, expected in (
         ("{{ bos_token }}one", "<s>one"),
-        ([{"name": "tool_use", "template": "no"}, {"name": "default", "template": "two{{ eos_token }}"}], "two</s>"),
+        (
+            [
+                {"name": "tool_use", "template": "no"},
+                {"name": "default", "template": "two{{ eos_token }}"},
+            ],
+            "two</s>",
+        ),
     ):
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": value}))
+        (tmp_path / "tokenizer_config.json").write_text(
+            json.dumps(config | {"chat_template": value})
+        )
         assert models.chat_template(tmp_path).render(USER) == expected
     (tmp_path / "chat_template.jinja").write_text("three{{ pad_token }}")
     assert models.chat_template(tmp_path).render(USER) == "three"
@@ -43,7 +60,9 @@ def test_a_folder_has_it_in_one_of_three_places(tmp_path):
     assert models.chat_template(tmp_path).render(USER) == "three"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"chat_template": 3}', '{"chat_template": [{"name": "default"}]}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"chat_template": 3}', '{"chat_template": [{"name": "default"}]}']
+)
 def test_a_broken_configuration_is_one_line(tmp_path, text):
     (tmp_path / "tokenizer_config.json").write_text(text)
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: ") as caught:
@@ -74,7 +93,10 @@ def test_the_token_behind_a_reply_ends_a_turn():
     tokenizer = byte_tokenizer("<|turn|>", "</s>")
     assert ChatTemplate(TURNS).end_of_turn(tokenizer) == 256
     assert (
-        ChatTemplate(TURNS.replace("<|turn|>", "{{ eos_token }}"), {"eos_token": "</s>"}).end_of_turn(tokenizer) == 257
+        ChatTemplate(
+            TURNS.replace("<|turn|>", "{{ eos_token }}"), {"eos_token": "</s>"}
+        ).end_of_turn(tokenizer)
+        == 257
     )
     assert ChatTemplate(TURNS.replace("<|turn|>", "")).end_of_turn(tokenizer) is None
     assert ChatTemplate(TURNS.replace("<|turn|>", "!")).end_of_turn(tokenizer) is None

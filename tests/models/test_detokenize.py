@@ -13,18 +13,36 @@ TEXT = "naïve café — 你好 世界 🙂🏳️‍🌈 and a long tail of pla
 
 def byte_level():
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    fields = {"model": "gpt2", "pre": "gpt-2", "tokens": [*alphabet, "<|end|>"], "token_type": [1] * 256 + [3]}
+    fields = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": [*alphabet, "<|end|>"],
+        "token_type": [1] * 256 + [3],
+    }
     return tokenizers.from_gguf({f"tokenizer.ggml.{name}": value for name, value in fields.items()})
 
 
 def byte_fallback():
     """As in Llama 2: spaces are marked, the first one is dropped, unknown characters fall back on bytes."""
-    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz,", "é"]
+    words = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyz,",
+        "é",
+    ]
     tokenizer = Tokenizer(
-        kinds.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>")
+        kinds.BPE(
+            {word: i for i, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>"
+        )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    parts = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     tokenizer.decoder = decoders.Sequence(parts)
     return tokenizer
 

@@ -16,7 +16,13 @@ from gls_jax.models import families, layers
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BASE = models.Config(
-    vocab_size=61, hidden_size=24, intermediate_size=40, num_layers=4, num_heads=4, num_kv_heads=2, rope_theta=500.0
+    vocab_size=61,
+    hidden_size=24,
+    intermediate_size=40,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    rope_theta=500.0,
 )
 GEMMA = dataclasses.replace(
     BASE,
@@ -44,7 +50,11 @@ def random_model(config, seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(x):
-        scale = 0.3 if x.ndim < 2 or (x.shape[0] == config.num_layers and x.ndim == 2) else 1.5 / np.sqrt(x.shape[-2])
+        scale = (
+            0.3
+            if x.ndim < 2 or (x.shape[0] == config.num_layers and x.ndim == 2)
+            else 1.5 / np.sqrt(x.shape[-2])
+        )
         return jnp.asarray(rng.standard_normal(x.shape) * scale + (x if x.ndim < 3 else 0), x.dtype)
 
     return nnx.merge(graph, jax.tree.map(draw, state))
@@ -87,9 +97,16 @@ def test_each_layer_has_its_own_kind(tiny, gemma):
     for layer, local in enumerate(GEMMA.local_layers):
         one = models.keep_layers(gemma, [layer])
         assert one.config.local_layers == (local,)
-        plain = models.keep_layers(same_weights(gemma, local_only if local else global_only), [layer])
+        plain = models.keep_layers(
+            same_weights(gemma, local_only if local else global_only), [layer]
+        )
         close(tiny.run(one, TOKENS)[0], tiny.run(plain, TOKENS)[0])
-    assert np.abs(tiny.run(same_weights(gemma, local_only), TOKENS)[0] - tiny.run(gemma, TOKENS)[0]).max() > 0.1
+    assert (
+        np.abs(
+            tiny.run(same_weights(gemma, local_only), TOKENS)[0] - tiny.run(gemma, TOKENS)[0]
+        ).max()
+        > 0.1
+    )
 
 
 @pytest.mark.parametrize("chunks", [(1,) * 12, (8, 4), (3, 9)])
@@ -144,12 +161,22 @@ def test_tree_in_the_cache_equals_its_paths(tiny, gemma):
 
 def test_speculation_changes_no_greedy_text(gemma):
     # Drafts of a tree, windows of five positions, prompts shorter and longer than a window.
-    target, drafter = (models.language_model(model) for model in (gemma, models.keep_layers(gemma, [0, 3])))
+    target, drafter = (
+        models.language_model(model) for model in (gemma, models.keep_layers(gemma, [0, 3]))
+    )
     prompts = [TOKENS[0, :2], TOKENS[1, :9], TOKENS[2, :6]]
     generate = functools.partial(
-        decoding.generate, jax.random.key(0), target, prompts=prompts, max_new_tokens=12, temperature=0.0
+        decoding.generate,
+        jax.random.key(0),
+        target,
+        prompts=prompts,
+        max_new_tokens=12,
+        temperature=0.0,
     )
-    plain, drafted = generate(drafters=None), generate(drafters=drafter, num_drafts=2, draft_length=3)
+    plain, drafted = (
+        generate(drafters=None),
+        generate(drafters=drafter, num_drafts=2, draft_length=3),
+    )
     assert drafted.tokens.tolist() == plain.tokens.tolist()
 
 
@@ -165,16 +192,24 @@ def test_logit_softcap(tiny, gemma):
 
 def test_attention_softcap():
     rng = np.random.default_rng(0)
-    query, keys, values = (rng.standard_normal((2, 5, heads, 4)).astype(np.float32) * 3 for heads in (4, 2, 2))
+    query, keys, values = (
+        rng.standard_normal((2, 5, heads, 4)).astype(np.float32) * 3 for heads in (4, 2, 2)
+    )
     visible = np.tril(np.ones((2, 5, 5), bool))
     got = layers.attend(
-        jnp.asarray(query), [(jnp.asarray(keys), jnp.asarray(values))], jnp.asarray(visible), softcap=2.0
+        jnp.asarray(query),
+        [(jnp.asarray(keys), jnp.asarray(values))],
+        jnp.asarray(visible),
+        softcap=2.0,
     )
     for row in range(2):
         for head in range(4):
             scores = 2 * np.tanh(query[row, :, head] @ keys[row, :, head // 2].T / 2)
             weights = np.where(visible[row], np.exp(scores), 0)
-            close(got[row, :, head], weights / weights.sum(-1, keepdims=True) @ values[row, :, head // 2])
+            close(
+                got[row, :, head],
+                weights / weights.sum(-1, keepdims=True) @ values[row, :, head // 2],
+            )
 
 
 def test_bfloat16_weights_give_float32_logits(gemma, tiny):
@@ -206,7 +241,11 @@ SIZES = {
         ("qwen3", {"attention_bias": True}, ["attention_bias"]),
         (
             "qwen3",
-            {"use_sliding_window": True, "sliding_window": None, "layer_types": ["sliding_attention"] * 4},
+            {
+                "use_sliding_window": True,
+                "sliding_window": None,
+                "layer_types": ["sliding_attention"] * 4,
+            },
             ["s"],
         ),
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, ["sliding_window"]),
@@ -218,8 +257,16 @@ SIZES = {
         ("gemma2", {"attn_logit_softcapping": -1}, ["attn_logit_softcapping", "-1"]),
         ("gemma2", {"sliding_window": 0}, ["window", "0"]),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping"]),
-        ("gemma3_text", {"rope_parameters": {"rope_theta": 1e6}}, ["rope_parameters", "layer type"]),
-        ("gemma3_text", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, ["'linear'", "local"]),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"rope_theta": 1e6}},
+            ["rope_parameters", "layer type"],
+        ),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}},
+            ["'linear'", "local"],
+        ),
         ("gemma3_text", {"rope_scaling": {"rope_type": "yarn", "factor": 2}}, ["'yarn'"]),
         ("gemma3_text", {"quantization_config": {"bits": 4}}, ["quantization_config"]),
         ("gemma3", {}, ["'gemma3'", "gemma3_text"]),
@@ -237,7 +284,11 @@ def test_configs_that_are_refused(family, change, words):
 
 
 def test_bundles_of_equal_models_compile_once(gemma, tiny):
-    step = jax.jit(lambda model, tokens: model.apply(model.params, tokens, None, None, model.init_cache(3, SLOTS)))
+    step = jax.jit(
+        lambda model, tokens: model.apply(
+            model.params, tokens, None, None, model.init_cache(3, SLOTS)
+        )
+    )
     logits, cache = step(models.language_model(gemma), TOKENS)
     other, _ = step(models.language_model(random_model(GEMMA, seed=1)), TOKENS)
     assert step._cache_size() == 1 and cache.keys.shape == (4, 3, SLOTS, 2, 6)
@@ -263,7 +314,9 @@ def test_vocabulary_is_the_tokenizers(smollm2):
 def test_keep_layers_shares_and_equals_loading(smollm2, tiny):
     drafter = models.keep_layers(smollm2.model, [0, 29])
     loaded = models.load("smollm2", layers=[0, 29])
-    assert drafter.config == loaded.config and drafter.embedding[...] is smollm2.model.embedding[...]
+    assert (
+        drafter.config == loaded.config and drafter.embedding[...] is smollm2.model.embedding[...]
+    )
     close(tiny.run(drafter, TOKENS)[0], tiny.run(loaded.model, TOKENS)[0])
     with pytest.raises(ValueError, match="0 to 29"):
         models.keep_layers(smollm2.model, [30])

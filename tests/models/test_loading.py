@@ -14,7 +14,12 @@ from gls_jax import models
 TOKENS = np.random.default_rng(3).integers(0, 61, 10).astype(np.int32)
 
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8,
+    "low_freq_factor": 1,
+    "original_max_position_embeddings": 32,
+}
 
 
 def new_dialect(fields):
@@ -58,17 +63,25 @@ def write_gguf(path, fields, tensors, change=None, skip=(), kind=None, extra=())
     writer = gguf.GGUFWriter(path, meta.pop("architecture", "llama"))
     for key, value in meta.items():
         if value is not None:
-            (writer.add_string if isinstance(value, str) else writer.add_uint32)(f"llama.{key}", value)
+            (writer.add_string if isinstance(value, str) else writer.add_uint32)(
+                f"llama.{key}", value
+            )
     writer.add_float32("llama.rope.freq_base", fields["rope_theta"])
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", fields["rms_norm_eps"])
     names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    names |= {"model.layers": "blk", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {
+        "model.layers": "blk",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
     names |= {"self_attn.o_proj": "attn_output", "self_attn.": "attn_", "mlp.": "ffn_", "_proj": ""}
     for name, value in tensors.items():
         if "q_proj" in name or "k_proj" in name:
             half = fields["head_dim"] // 2
             order = [pair + side * half for pair in range(half) for side in (0, 1)]
-            value = value.reshape(-1, fields["head_dim"], value.shape[1])[:, order].reshape(value.shape)
+            value = value.reshape(-1, fields["head_dim"], value.shape[1])[:, order].reshape(
+                value.shape
+            )
         for old, new in names.items():
             name = name.replace(old, new)
         if name in skip:
@@ -94,19 +107,27 @@ def write_gguf(path, fields, tensors, change=None, skip=(), kind=None, extra=())
 @pytest.mark.parametrize("tied", [False, True])
 def test_folder(logits, tmp_path, tiny, dialect, shards, tied):
     fields = tiny.fields | {"tie_word_embeddings": tied}
-    tensors = {name: value for name, value in tiny.tensors.items() if not tied or name != "lm_head.weight"}
+    tensors = {
+        name: value for name, value in tiny.tensors.items() if not tied or name != "lm_head.weight"
+    }
     loaded = models.load(tiny.write_folder(tmp_path / "model", dialect(fields), tensors, shards))
     assert loaded.tokenizer is None and loaded.config == loaded.model.config
-    np.testing.assert_allclose(logits(loaded), tiny.slow_logits(tensors, fields, TOKENS), rtol=0, atol=2e-4)
+    np.testing.assert_allclose(
+        logits(loaded), tiny.slow_logits(tensors, fields, TOKENS), rtol=0, atol=2e-4
+    )
 
 
 def test_folder_as_string_with_needless_tensors(logits, tmp_path, tiny):
     # A tied model that stores its head again, and the frequency tables of old conversions.
     fields = tiny.fields | {"tie_word_embeddings": True}
-    tensors = tiny.tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    tensors = tiny.tensors | {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)
+    }
     tied = {name: value for name, value in tiny.tensors.items() if name != "lm_head.weight"}
     loaded = models.load(str(tiny.write_folder(tmp_path / "model", fields, tensors)))
-    np.testing.assert_allclose(logits(loaded), tiny.slow_logits(tied, fields, TOKENS), rtol=0, atol=2e-4)
+    np.testing.assert_allclose(
+        logits(loaded), tiny.slow_logits(tied, fields, TOKENS), rtol=0, atol=2e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -115,7 +136,9 @@ def test_half_precision_folder_is_float32_unless_asked(logits, tmp_path, tiny, d
     folder = tiny.write_folder(tmp_path / "model", tiny.fields, tensors)
     loaded = models.load(folder)
     assert loaded.model.embedding[...].dtype == jnp.float32
-    np.testing.assert_allclose(logits(loaded), tiny.slow_logits(tensors, tiny.fields, TOKENS), rtol=0, atol=2e-4)
+    np.testing.assert_allclose(
+        logits(loaded), tiny.slow_logits(tensors, tiny.fields, TOKENS), rtol=0, atol=2e-4
+    )
     assert models.load(folder, dtype=dtype).model.blocks.attention.query.weight[...].dtype == dtype
 
 
@@ -169,16 +192,34 @@ def test_configs_that_are_refused(tmp_path, tiny, change, words):
 def test_tensors_that_do_not_fit(tmp_path, tiny):
     norm = "model.layers.2.input_layernorm.weight"
     less = {name: value for name, value in tiny.tensors.items() if name != norm}
-    refused(ValueError, "missing", norm, path=tiny.write_folder(tmp_path / "less", tiny.fields, less))
+    refused(
+        ValueError, "missing", norm, path=tiny.write_folder(tmp_path / "less", tiny.fields, less)
+    )
     more = tiny.tensors | {"model.layers.0.self_attn.q_proj.bias": np.zeros(48, np.float32)}
     refused(ValueError, "q_proj.bias", path=tiny.write_folder(tmp_path / "more", tiny.fields, more))
     other = tiny.tensors | {norm: np.zeros(25, np.float32)}
-    refused(ValueError, norm, "[24]", "[25]", path=tiny.write_folder(tmp_path / "other", tiny.fields, other))
+    refused(
+        ValueError,
+        norm,
+        "[24]",
+        "[25]",
+        path=tiny.write_folder(tmp_path / "other", tiny.fields, other),
+    )
     integer = tiny.tensors | {norm: np.zeros(24, np.int32)}
-    refused(ValueError, norm, "float", path=tiny.write_folder(tmp_path / "integer", tiny.fields, integer))
+    refused(
+        ValueError,
+        norm,
+        "float",
+        path=tiny.write_folder(tmp_path / "integer", tiny.fields, integer),
+    )
     # A single missing layer of many is named by its first tensors, not by all of them.
     short = {name: value for name, value in tiny.tensors.items() if "layers.3." not in name}
-    refused(ValueError, "layers.3.", "more", path=tiny.write_folder(tmp_path / "short", tiny.fields, short))
+    refused(
+        ValueError,
+        "layers.3.",
+        "more",
+        path=tiny.write_folder(tmp_path / "short", tiny.fields, short),
+    )
 
 
 def test_folders_with_broken_files(tmp_path, tiny):
@@ -227,10 +268,14 @@ def test_dtype_must_be_a_float(tmp_path, dtype):
 @pytest.mark.parametrize("tied", [False, True])
 def test_gguf(logits, tmp_path, tiny, tied):
     fields = tiny.fields | {"tie_word_embeddings": tied}
-    tensors = {name: value for name, value in tiny.tensors.items() if not tied or name != "lm_head.weight"}
+    tensors = {
+        name: value for name, value in tiny.tensors.items() if not tied or name != "lm_head.weight"
+    }
     loaded = models.load(write_gguf(tmp_path / "model.gguf", fields, tensors))
     assert loaded.tokenizer is None and loaded.config.tie_embeddings is tied
-    np.testing.assert_allclose(logits(loaded), tiny.slow_logits(tensors, fields, TOKENS), rtol=0, atol=2e-4)
+    np.testing.assert_allclose(
+        logits(loaded), tiny.slow_logits(tensors, fields, TOKENS), rtol=0, atol=2e-4
+    )
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1"])
@@ -241,15 +286,21 @@ def test_gguf_quantised(logits, tmp_path, tiny, kind):
     loaded = models.load(write_gguf(tmp_path / "model.gguf", fields, tensors, kind=kind))
     # Blocks run along rows and the row permutation keeps rows whole, so quantising first is the same.
     rounded = {
-        name: gguf.quants.dequantize(gguf.quants.quantize(value, kind), kind) if value.ndim == 2 else value
+        name: gguf.quants.dequantize(gguf.quants.quantize(value, kind), kind)
+        if value.ndim == 2
+        else value
         for name, value in tensors.items()
     }
-    np.testing.assert_allclose(logits(loaded), tiny.slow_logits(rounded, fields, TOKENS), rtol=0, atol=2e-4)
+    np.testing.assert_allclose(
+        logits(loaded), tiny.slow_logits(rounded, fields, TOKENS), rtol=0, atol=2e-4
+    )
 
 
 def test_gguf_rope_factors_are_a_tensor(tmp_path, tiny):
     factors = np.float32([1, 2, 3, 4])
-    path = write_gguf(tmp_path / "model.gguf", tiny.fields, tiny.tensors, extra=[("rope_freqs.weight", factors)])
+    path = write_gguf(
+        tmp_path / "model.gguf", tiny.fields, tiny.tensors, extra=[("rope_freqs.weight", factors)]
+    )
     assert models.load(path).config.rope_factors == (1.0, 2.0, 3.0, 4.0)
 
 
@@ -267,12 +318,17 @@ def test_gguf_rope_factors_are_a_tensor(tmp_path, tiny):
 )
 def test_gguf_that_is_refused(tmp_path, tiny, change, words):
     refused(
-        ValueError, "model.gguf", *words, path=write_gguf(tmp_path / "model.gguf", tiny.fields, tiny.tensors, change)
+        ValueError,
+        "model.gguf",
+        *words,
+        path=write_gguf(tmp_path / "model.gguf", tiny.fields, tiny.tensors, change),
     )
 
 
 def test_gguf_tensors_that_do_not_fit(tmp_path, tiny):
-    path = write_gguf(tmp_path / "less.gguf", tiny.fields, tiny.tensors, skip=["blk.1.attn_q.weight"])
+    path = write_gguf(
+        tmp_path / "less.gguf", tiny.fields, tiny.tensors, skip=["blk.1.attn_q.weight"]
+    )
     refused(ValueError, "missing", "blk.1.attn_q.weight", path=path)
     extra = [("blk.1.attn_q.bias", np.zeros(48, np.float32))]
     path = write_gguf(tmp_path / "more.gguf", tiny.fields, tiny.tensors, extra=extra)
@@ -310,7 +366,12 @@ def test_missing_packages_are_named_with_the_command(monkeypatch, tmp_path, tiny
     for package in ("gguf", "safetensors", "tokenizers"):
         monkeypatch.setitem(sys.modules, package, None)
     for path in (file, folder):
-        refused(ModuleNotFoundError, "gguf, safetensors, tokenizers", "pip install 'gls-jax[lm]'", path=path)
+        refused(
+            ModuleNotFoundError,
+            "gguf, safetensors, tokenizers",
+            "pip install 'gls-jax[lm]'",
+            path=path,
+        )
 
 
 def test_import_leaves_the_optional_packages_alone():

@@ -64,13 +64,18 @@ for folder, shapes in zip(sys.argv[1:], (((2, 1), (2, 2), (1, 8)), ((2, 4),)), s
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory, tiny):
     """What the program prints: texts, then one row a checkpoint and mesh."""
-    plain, few = FIELDS | {"model_type": "llama"}, FIELDS | {"model_type": "llama", "num_key_value_heads": 2}
+    plain, few = (
+        FIELDS | {"model_type": "llama"},
+        FIELDS | {"model_type": "llama", "num_key_value_heads": 2},
+    )
     folders = []
     for name, fields in (("plain", plain), ("few", few | {"tie_word_embeddings": True})):
         folder = tmp_path_factory.mktemp("mesh") / name
         folders.append(str(tiny.write_folder(folder, fields, tiny.random_tensors(fields))))
     env = compilation.quick_environment(num_devices=8)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *folders], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *folders], capture_output=True, text=True, env=env
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -82,9 +87,7 @@ def rows(printed):
 
 def test_logits_are_those_of_one_device(rows):
     assert len(rows) == 4
-    for (
-        row
-    ) in rows:  # rounding only: the weights are large, and with them the differences, below 1e-5 of the largest logit
+    for row in rows:  # rounding only: the weights are large, and with them the differences, below 1e-5 of the largest logit
         assert row["std"] > 0.1 and row["error"] < 1e-5, row
 
 
@@ -104,9 +107,13 @@ def test_weights_and_caches_are_split(rows):
     assert specs["embedding"] == specs["head"] == ["model", None]
     assert specs["norm.weight"] == []
     # Two key-value heads do not divide over four devices, nor does the vocabulary.
-    assert few[2, 4]["specs"]["blocks.attention.key.weight"] == few[2, 4]["specs"]["embedding"] == []
+    assert (
+        few[2, 4]["specs"]["blocks.attention.key.weight"] == few[2, 4]["specs"]["embedding"] == []
+    )
     assert few[2, 4]["specs"]["blocks.attention.query.weight"] == [None, None, "model"]
-    assert by_shape[2, 2]["cache"] == "(3, 4, 12, 2, 8)" and few[2, 4]["cache"] == "(3, 4, 12, 2, 8)"
+    assert (
+        by_shape[2, 2]["cache"] == "(3, 4, 12, 2, 8)" and few[2, 4]["cache"] == "(3, 4, 12, 2, 8)"
+    )
     assert by_shape[2, 2]["logits"] == "(4, 2, 62)"
 
 
@@ -120,4 +127,6 @@ def test_one_device_mesh_changes_no_bit(tmp_path, tiny):
     folder = tiny.write_folder(tmp_path / "model", tiny.fields, tiny.tensors)
     loaded = models.load(folder, mesh=jax.make_mesh((1, 1), ("data", "model")))
     tokens = np.arange(12)[None]
-    np.testing.assert_array_equal(tiny.run(loaded.model, tokens)[0], tiny.run(tiny.model, tokens)[0])
+    np.testing.assert_array_equal(
+        tiny.run(loaded.model, tokens)[0], tiny.run(tiny.model, tokens)[0]
+    )

@@ -35,15 +35,26 @@ def test_the_limit_catches_permuted_rows(monkeypatch, cross_entropy):
 
 
 def test_dropping_layers_costs_something(smollm2, cross_entropy):
-    drafter = models.load("smollm2", layers=[layer for layer in range(30) if layer not in range(12, 18)])
+    drafter = models.load(
+        "smollm2", layers=[layer for layer in range(30) if layer not in range(12, 18)]
+    )
     assert drafter.config.num_layers == 24
     assert cross_entropy(smollm2) + 0.2 < cross_entropy(drafter) < 5
 
 
 def test_config(smollm2):
     config = smollm2.config
-    assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads) == (30, 576, 9, 3)
-    assert (config.vocab_size, config.rope_theta, config.tie_embeddings) == (49_152, 100_000.0, True)
+    assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads) == (
+        30,
+        576,
+        9,
+        3,
+    )
+    assert (config.vocab_size, config.rope_theta, config.tie_embeddings) == (
+        49_152,
+        100_000.0,
+        True,
+    )
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
 
 
@@ -57,7 +68,9 @@ def test_continues_sensibly_from_the_cache(smollm2, tiny):
     assert smollm2.tokenizer.decode(words) == " Paris."
 
 
-@pytest.mark.parametrize("text", ["Hello, world!", "x = 10 ** 12\n\tif x:  pass", "naïve 你好 🙂", "", " 1  22   333"])
+@pytest.mark.parametrize(
+    "text", ["Hello, world!", "x = 10 ** 12\n\tif x:  pass", "naïve 你好 🙂", "", " 1  22   333"]
+)
 def test_tokenizer_round_trip(smollm2, text):
     ids = smollm2.tokenizer.encode(text).ids
     assert smollm2.tokenizer.decode(ids) == text

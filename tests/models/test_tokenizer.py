@@ -56,7 +56,10 @@ def test_marked_tokens_stay_whole():
     ids = built.encode("a<|end|>b<think>").ids
     assert [ids[1], ids[3]] == [256, 257]
     assert built.get_vocab_size() == 258
-    assert built.decode(ids) == "ab<think>" and built.decode(ids, skip_special_tokens=False) == "a<|end|>b<think>"
+    assert (
+        built.decode(ids) == "ab<think>"
+        and built.decode(ids, skip_special_tokens=False) == "a<|end|>b<think>"
+    )
 
 
 def test_first_token_is_added_where_the_file_says_so():
@@ -83,7 +86,9 @@ def test_what_cannot_be_rebuilt_is_none(fields):
 
 def test_merges_outside_the_vocabulary_are_one_line():
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.merges: .*out of vocabulary") as caught:
-        tokenizers.from_gguf(metadata("gpt-2", merges=["a b"]) | {"tokenizer.ggml.tokens": ALPHABET})
+        tokenizers.from_gguf(
+            metadata("gpt-2", merges=["a b"]) | {"tokenizer.ggml.tokens": ALPHABET}
+        )
     assert "\n" not in str(caught.value)
 
 

@@ -42,7 +42,9 @@ def test_tied_head_is_the_embedding(tiny):
 
 
 def test_linear_rope_scaling_stretches_positions(tiny, whole):
-    scaled = tiny.build(tiny.tensors, tiny.fields | {"rope_scaling": {"type": "linear", "factor": 4.0}})
+    scaled = tiny.build(
+        tiny.tensors, tiny.fields | {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    )
     close(tiny.run(scaled, TOKENS, np.tile(4 * np.arange(12), (3, 1)))[0], whole)
 
 
@@ -95,7 +97,9 @@ def test_tree_under_a_mask_equals_its_paths(tiny, forward):
     rows, old = np.arange(3)[:, None], lengths[:, None] + np.array(path)
     new = lengths[:, None] + np.arange(len(path))
     keys, values = (x.at[:, rows, new].set(x[:, rows, old]) for x in (cache.keys, cache.values))
-    cache = cache._replace(keys=keys, values=values, length=jnp.asarray(lengths + len(path), jnp.int32))
+    cache = cache._replace(
+        keys=keys, values=values, length=jnp.asarray(lengths + len(path), jnp.int32)
+    )
     logits, _ = forward(TOKENS[:, 8:], cache=cache)
     for row, length in enumerate(lengths):
         text = [*TOKENS[row, :length], *nodes[path], *TOKENS[row, 8:]]
@@ -133,7 +137,10 @@ def test_foreign_token_makes_only_its_row_nan(forward):
 
 def test_donated_cache_and_no_second_compilation(tiny, whole):
     graph, params = nnx.split(tiny.model)
-    step = jax.jit(lambda params, tokens, cache: nnx.merge(graph, params)(tokens, cache=cache), donate_argnums=2)
+    step = jax.jit(
+        lambda params, tokens, cache: nnx.merge(graph, params)(tokens, cache=cache),
+        donate_argnums=2,
+    )
     cache = tiny.model.init_cache(3, SLOTS)
     for at in range(3):
         old = cache

@@ -35,7 +35,12 @@ def short(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("source", "side"),
-    [((28, 14, 1), (7, 7, 1)), ((32, 16, 3), (16, 16, 3)), ((5, 3, 2), (1, 1, 2)), ((1, 1, 1), (2, 3, 1))],
+    [
+        ((28, 14, 1), (7, 7, 1)),
+        ((32, 16, 3), (16, 16, 3)),
+        ((5, 3, 2), (1, 1, 2)),
+        ((1, 1, 1), (2, 3, 1)),
+    ],
 )
 def test_every_size_is_rebuilt(source, side):
     config = models.VaeConfig(source, side, latent=3, channels=8, hidden=16, features=6)
@@ -45,7 +50,13 @@ def test_every_size_is_rebuilt(source, side):
         network = nnx.merge(graph, params)
         mean, variance = network.encode(source)
         features = network.project(side)
-        return mean, variance, features, network.score(features, mean), network.reconstruct(mean, features)
+        return (
+            mean,
+            variance,
+            features,
+            network.score(features, mean),
+            network.reconstruct(mean, features),
+        )
 
     shapes = jax.eval_shape(whole, params, jnp.zeros((2, *source)), jnp.zeros((2, *side)))
     assert [shape.shape for shape in shapes] == [(2, 3), (2, 3), (2, 6), (2,), (2, *source)]
@@ -53,8 +64,16 @@ def test_every_size_is_rebuilt(source, side):
 
 def test_the_papers_sizes():
     network = vae.abstract(models.VaeConfig())
-    assert network.encoder[3].kernel.shape == (128 * 7 * 4, 512) and network.law.kernel.shape == (512, 8)
-    assert network.hidden.kernel.shape == (4 + 128, 512) and network.pixels.kernel.shape == (3, 3, 32, 1)
+    assert network.encoder[3].kernel.shape == (128 * 7 * 4, 512) and network.law.kernel.shape == (
+        512,
+        8,
+    )
+    assert network.hidden.kernel.shape == (4 + 128, 512) and network.pixels.kernel.shape == (
+        3,
+        3,
+        32,
+        1,
+    )
 
 
 def test_dropout_is_for_training():
@@ -108,7 +127,9 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, short, monkeypatch, 
         models.load_vae(tmp_path)
     monkeypatch.setattr(vae_training, "_step", step)
     seen = []
-    model, losses = train(tmp_path, epochs=3, resume=True, progress=lambda done, total: seen.append((done, total)))
+    model, losses = train(
+        tmp_path, epochs=3, resume=True, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(3, 3)]
     assert losses == short[1].losses
     assert model.fingerprint == short[1].model.fingerprint
@@ -167,10 +188,19 @@ def test_another_run_in_the_folder(short, changes, message):
         ({"learning_rate": float("nan")}, "learning_rate: expected a positive number, got nan"),
         ({"epochs": 0}, "epochs: expected an int of at least 1, got 0"),
         ({"seed": -1}, "seed: expected one int within"),
-        ({"batch": 1}, "batch: expected at least two images a step, got a batch of 1 and 512 images"),
-        ({"images": ramps(512)[:, :7]}, "images: expected right halves of 8 x 4 x 1, got 7 x 4 x 1"),
+        (
+            {"batch": 1},
+            "batch: expected at least two images a step, got a batch of 1 and 512 images",
+        ),
+        (
+            {"images": ramps(512)[:, :7]},
+            "images: expected right halves of 8 x 4 x 1, got 7 x 4 x 1",
+        ),
         ({"images": ramps(512) * 3}, r"images: expected values within \[-1, 1\]"),
-        ({"config": dataclasses.replace(CONFIG, side_shape=(3, 2, 1))}, "side_shape: expected a square that fits"),
+        (
+            {"config": dataclasses.replace(CONFIG, side_shape=(3, 2, 1))},
+            "side_shape: expected a square that fits",
+        ),
     ],
 )
 def test_bad_input(tmp_path, changes, message):
@@ -180,13 +210,22 @@ def test_bad_input(tmp_path, changes, message):
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path):
-    with pytest.raises(ValueError, match=r"expected finite losses, got .* in epoch 1; try a smaller learning rate"):
+    with pytest.raises(
+        ValueError, match=r"expected finite losses, got .* in epoch 1; try a smaller learning rate"
+    ):
         train(tmp_path, learning_rate=1e18)
     assert vae_checkpoints.find(tmp_path) is None
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"channels": 6}, {"latent": 0}, {"dropout": 1.0}, {"source_shape": (8, 4)}, {"side_shape": (0, 1, 1)}]
+    "sizes",
+    [
+        {"channels": 6},
+        {"latent": 0},
+        {"dropout": 1.0},
+        {"source_shape": (8, 4)},
+        {"side_shape": (0, 1, 1)},
+    ],
 )
 def test_bad_sizes(sizes):
     (name,) = sizes
@@ -203,5 +242,7 @@ def test_folders_without_a_model(tmp_path, short):
     for file in broken.rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ValueError, match="expected a checkpoint of a training run, got one that cannot be read"):
+    with pytest.raises(
+        ValueError, match="expected a checkpoint of a training run, got one that cannot be read"
+    ):
         models.load_vae(broken)

@@ -18,15 +18,24 @@ from gls_jax.models import packages
 pytestmark = [
     pytest.mark.peer,
     # Warnings of the peers about themselves are not ours to fix.
-    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning"),
+    pytest.mark.filterwarnings(
+        "default::DeprecationWarning", "default::FutureWarning", "default::UserWarning"
+    ),
 ]
 
 CHATS = {
     "one": [{"role": "user", "content": "What is 2 + 2?"}],
-    "system": [{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": "naïve 你好 🙂 <b>&'\"</b>"}],
+    "system": [
+        {"role": "system", "content": " Be brief.\n"},
+        {"role": "user", "content": "naïve 你好 🙂 <b>&'\"</b>"},
+    ],
     "turns": [
         {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello!", "tool_calls": [{"name": "f", "arguments": {"é": [1, None, "<x>"]}}]},
+        {
+            "role": "assistant",
+            "content": "Hello!",
+            "tool_calls": [{"name": "f", "arguments": {"é": [1, None, "<x>"]}}],
+        },
         {"role": "user", "content": ""},
     ],
 }
@@ -56,11 +65,15 @@ TEMPLATES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = Tokenizer(kinds.BPE({byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    tokenizer = Tokenizer(
+        kinds.BPE({byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, [])
+    )
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in special])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 256)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -96,6 +109,10 @@ def test_gguf(chat):
 def compare(template, tokenizer, peer, messages):
     for begins in (True, False):
         text = template.render(messages, add_generation_prompt=begins)
-        assert text == peer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begins)
-        ids = peer.apply_chat_template(messages, tokenize=True, add_generation_prompt=begins, return_dict=False)
+        assert text == peer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=begins
+        )
+        ids = peer.apply_chat_template(
+            messages, tokenize=True, add_generation_prompt=begins, return_dict=False
+        )
         assert tokenizer.encode(text, add_special_tokens=False).ids == ids

@@ -18,7 +18,9 @@ from gls_jax.models import packages
 pytestmark = [
     pytest.mark.peer,
     # Warnings of the peers about themselves are not ours to fix.
-    pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::UserWarning"),
+    pytest.mark.filterwarnings(
+        "default::DeprecationWarning", "default::FutureWarning", "default::UserWarning"
+    ),
 ]
 
 TEXT = (
@@ -133,7 +135,10 @@ def test_smollm2_token_ids_where_digits_follow_spaces(smollm2, peer_tokenizer, t
 
     peer = Tokenizer.from_str(peer_tokenizer.backend_tokenizer.to_str())
     rule = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-    split, spell = pre_tokenizers.Split(Regex(rule), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)
+    split, spell = (
+        pre_tokenizers.Split(Regex(rule), "isolated"),
+        pre_tokenizers.ByteLevel(False, use_regex=False),
+    )
     peer.pre_tokenizer = pre_tokenizers.Sequence([split, spell])
     assert smollm2.tokenizer.encode(text).ids == peer.encode(text).ids
 
@@ -165,7 +170,11 @@ LLAMA3 = {
 @pytest.mark.parametrize("old_dialect", [False, True], ids=["v5", "v4"])
 def test_saved_by_transformers(tmp_path, change, shard, old_dialect):
     sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
-    fields = sizes | {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2} | change
+    fields = (
+        sizes
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+        | change
+    )
     torch.manual_seed(0)
     peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields)).eval()
     for name, weight in peer.named_parameters():
@@ -185,7 +194,9 @@ def rewrite_as_v4(path):
 
     fields = json.loads(path.read_text())
     rope = fields.pop("rope_parameters")
-    if "full_attention" in rope:  # Gemma 3 had a pattern and a second base before it had tables by layer type
+    if (
+        "full_attention" in rope
+    ):  # Gemma 3 had a pattern and a second base before it had tables by layer type
         fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
         kinds = fields.pop("layer_types")
@@ -213,10 +224,14 @@ FAMILIES = {
     "qwen3-windows": ("Qwen3", QWEN_WINDOWS),
     "gemma2": ("Gemma2", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gemma2-untied": ("Gemma2", GEMMA | {"tie_word_embeddings": False}),
-    "gemma3": ("Gemma3", GEMMA | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma3": (
+        "Gemma3",
+        GEMMA | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     "gemma3-scaled": (
         "Gemma3",
-        GEMMA | {"num_hidden_layers": 7, "rope_parameters": GEMMA3_ROPE, "tie_word_embeddings": False},
+        GEMMA
+        | {"num_hidden_layers": 7, "rope_parameters": GEMMA3_ROPE, "tie_word_embeddings": False},
     ),
 }
 
@@ -225,14 +240,26 @@ def save_family(folder, name):
     """Random checkpoint of a family, with no weight left at its trivial start."""
     family, change = FAMILIES[name]
     sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
-    fields = sizes | {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2} | change
-    config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")(**fields)
+    fields = (
+        sizes
+        | {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+        | change
+    )
+    config = getattr(
+        transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    )(**fields)
     torch.manual_seed(0)
     # The default attention leaves out soft-caps.
-    peer = getattr(transformers, f"{family}ForCausalLM")._from_config(config, attn_implementation="eager").eval()
+    peer = (
+        getattr(transformers, f"{family}ForCausalLM")
+        ._from_config(config, attn_implementation="eager")
+        .eval()
+    )
     for path, weight in peer.named_parameters():
         if "norm" in path:  # all ones, or all zeros where one is added, after initialisation
-            torch.nn.init.uniform_(weight, *((-0.5, 0.5) if family.startswith("Gemma") else (0.5, 1.5)))
+            torch.nn.init.uniform_(
+                weight, *((-0.5, 0.5) if family.startswith("Gemma") else (0.5, 1.5))
+            )
         elif path.endswith("bias"):
             torch.nn.init.normal_(weight)
     peer.save_pretrained(folder)

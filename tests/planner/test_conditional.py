@@ -13,7 +13,10 @@ from tests.problems import NUM_DRAFTS, NUM_ITEMS, PROBLEMS, logs, many
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-TRIALS, ALPHA = 50_000, 1e-9  # a family of 18 tests: a correct kernel fails one of them with probability below 1e-7
+TRIALS, ALPHA = (
+    50_000,
+    1e-9,
+)  # a family of 18 tests: a correct kernel fails one of them with probability below 1e-7
 
 
 def turned(law):
@@ -85,16 +88,23 @@ def test_how_many_drafts_equal_the_token(name):
 def test_an_impossible_token_is_the_limit_of_an_unlikely_one(name):
     """At the edge of top-k the law that a token was sampled from may differ in the last bit from the one read again."""
     p = np.array([[0.3, 0.7, 0.0], [0.0, 0.7, 0.3], [1.0, 0.0, 0.0]])
-    impossible, unlikely = (logs(np.array([[chance, 0.6 - chance, 0.4]] * 3)) for chance in (0, 1e-7))
+    impossible, unlikely = (
+        logs(np.array([[chance, 0.6 - chance, 0.4]] * 3)) for chance in (0, 1e-7)
+    )
     found, limit = (
-        conditional.kernels(logs(p), q, scheme=name, num_drafts=drafts_of(name)) for q in (impossible, unlikely)
+        conditional.kernels(logs(p), q, scheme=name, num_drafts=drafts_of(name))
+        for q in (impossible, unlikely)
     )
     np.testing.assert_allclose(found, limit, atol=1e-5)
-    np.testing.assert_allclose(found[1, :, 0], 1, atol=1e-6)  # what is never drafted is never accepted
+    np.testing.assert_allclose(
+        found[1, :, 0], 1, atol=1e-6
+    )  # what is never drafted is never accepted
 
 
 def test_likelihood_ratio_of_impossible_tokens():
-    ratio = conditional.likelihood_ratio(logs(np.array([[0.0, 1.0], [0.5, 0.5]])), logs(np.array([[0.0, 1.0]] * 2)))
+    ratio = conditional.likelihood_ratio(
+        logs(np.array([[0.0, 1.0], [0.5, 0.5]])), logs(np.array([[0.0, 1.0]] * 2))
+    )
     assert ratio[0] == 0 and 1e6 < ratio[1] < np.inf
 
 

@@ -19,14 +19,22 @@ COSTS = planner.Costs(
     beside={"gls": {1: 10.0, 7: 70.0}, "single": {1: 8.0}},
     step=5.0,
 )
-WIDE = Setting("gls", 4, 4, (4, 2, 1, 1))  # levels of 4, 8, 8, 8 nodes: as many as seven chains of 4
+WIDE = Setting(
+    "gls", 4, 4, (4, 2, 1, 1)
+)  # levels of 4, 8, 8, 8 nodes: as many as seven chains of 4
 
 
 def test_parts_of_a_round():
-    chains = 3 * 3.0 + 170 + 20 * 3 / 4  # three levels read two tokens each, 1 + 6 verified, two chains of 3
+    chains = (
+        3 * 3.0 + 170 + 20 * 3 / 4
+    )  # three levels read two tokens each, 1 + 6 verified, two chains of 3
     assert COSTS.round("gls", Setting("gls", 2, 3).shape) == pytest.approx(chains)
-    assert COSTS.round("gls", WIDE.shape) == pytest.approx((3 + 7 + 15 + 15) + 500 + 70)  # reads 2, 4, 8, 8 tokens
-    assert COSTS.round("single", Setting("single", 1, 2).shape) == pytest.approx((3 + 1) + 120 + 8 * 2 / 4)
+    assert COSTS.round("gls", WIDE.shape) == pytest.approx(
+        (3 + 7 + 15 + 15) + 500 + 70
+    )  # reads 2, 4, 8, 8 tokens
+    assert COSTS.round("single", Setting("single", 1, 2).shape) == pytest.approx(
+        (3 + 1) + 120 + 8 * 2 / 4
+    )
 
 
 def test_rates_are_of_the_batch_and_the_speedup_is_not():
@@ -51,7 +59,9 @@ def test_a_call_is_one_of_several(monkeypatch):
 
 def test_measured_is_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(costs, "_call", lambda model, batch, size, slots: float(size))
-    monkeypatch.setattr(costs, "_round", lambda target, drafter, batch, options: options.get("num_drafts", 0.5))
+    monkeypatch.setattr(
+        costs, "_round", lambda target, drafter, batch, options: options.get("num_drafts", 0.5)
+    )
     model = decoding.from_function(lambda params, tokens: params[tokens], jnp.zeros((3, 3)), 3)
     shapes = [WIDE.shape, Setting("gls", 2, 3).shape]
     found = planner.measure(model, model, ["gls", "single"], shapes)
@@ -85,14 +95,23 @@ def test_a_file_of_costs(tmp_path):
         ({"slots": 1.5}, "slots: expected an int of at least 1 .*, got 1.5"),
         ({"draft": {"1": 0.1, "2": 0}}, "draft.2: expected seconds, finite and above 0, got 0"),
         ({"target": {"1": -0.1}}, "target.1: expected seconds, finite and above 0, got -0.1"),
-        ({"target": {"1": float("nan")}}, "target.1: expected seconds, finite and above 0, got nan"),
+        (
+            {"target": {"1": float("nan")}},
+            "target.1: expected seconds, finite and above 0, got nan",
+        ),
         ({"target": {"1": True}}, "target.1: expected seconds, finite and above 0, got True"),
         ({"target": {"8": 0.1}}, "target: expected a call of 1 token, got none"),
-        ({"target": {"1": 0.1, "-4": 0.1}}, "target: expected seconds by numbers of at least 1, got {'1': 0.1, '-4'"),
+        (
+            {"target": {"1": 0.1, "-4": 0.1}},
+            "target: expected seconds by numbers of at least 1, got {'1': 0.1, '-4'",
+        ),
         ({"draft": {"0": 0.1}}, "draft: expected seconds by numbers of at least 1, got {'0'"),
         ({"draft": {}}, "draft: expected seconds by numbers of at least 1, got {}"),
         ({"draft": 0.1}, "draft: expected seconds by numbers of at least 1, got 0.1"),
-        ({"beside": {"gls": {"1": float("inf")}}}, "beside.gls.1: expected seconds, finite and at least 0, got inf"),
+        (
+            {"beside": {"gls": {"1": float("inf")}}},
+            "beside.gls.1: expected seconds, finite and at least 0, got inf",
+        ),
         ({"beside": {"gls": {}}}, "beside.gls: expected seconds by numbers of at least 1, got {}"),
         ({"step": -1}, "step: expected seconds, finite and at least 0, got -1"),
         ({"step": "0.5"}, "step: expected seconds, finite and at least 0, got '0.5'"),
@@ -112,10 +131,16 @@ def test_numbers_that_no_cost_is(tmp_path, change, line):
 
 @pytest.mark.parametrize(
     ("text", "got"),
-    [("{", "a file that cannot be read"), ("[]", "a file that cannot be read"), ("{}", "none of batch")],
+    [
+        ("{", "a file that cannot be read"),
+        ("[]", "a file that cannot be read"),
+        ("{}", "none of batch"),
+    ],
 )
 def test_a_file_of_something_else(tmp_path, text, got):
     path = tmp_path / "costs.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: expected measured costs, got {got}"):
+    with pytest.raises(
+        ValueError, match=f"{re.escape(str(path))}: expected measured costs, got {got}"
+    ):
         planner.Costs.load(path)

@@ -11,7 +11,9 @@ from gls_jax.planner import Setting, check, rounds
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-COSTS = planner.Costs(1, 64, {1: 0.01, 64: 0.1}, {1: 0.1, 64: 0.2}, {name: {1: 0.01} for name in planner.NAMES}, 0.01)
+COSTS = planner.Costs(
+    1, 64, {1: 0.01, 64: 0.1}, {1: 0.1, 64: 0.2}, {name: {1: 0.01} for name in planner.NAMES}, 0.01
+)
 
 
 def dumped(p, q, begins, **facts):
@@ -40,12 +42,17 @@ def test_truncation_is_half_of_the_distance_of_the_readings():
 def test_strong_streams_are_those_of_the_round():
     two, four = Setting("gls_strong", 2, 3), Setting("gls_strong", 4, 3)
     dump = random_dump()
-    ((alone,), together) = planner.efficiencies(dump, [two]), planner.efficiencies(dump, [four, two])
+    ((alone,), together) = (
+        planner.efficiencies(dump, [two]),
+        planner.efficiencies(dump, [four, two]),
+    )
     assert together[1].mean == alone.mean
 
 
 def test_a_text_of_another_is_refused():
-    with pytest.raises(ValueError, match="here: expected a dump of the target's own text, got one of another text"):
+    with pytest.raises(
+        ValueError, match="here: expected a dump of the target's own text, got one of another text"
+    ):
         planner.efficiencies(random_dump(own_text=False), [Setting("naive", 1, 1)])
 
 
@@ -57,7 +64,11 @@ def test_tokens_that_the_dump_says_are_impossible():
     asked = planner.settings(planner.NAMES, [3], [3])
     choices = planner.plan(dump, asked, COSTS)
     rates = [choice.tokens_per_second for choice in choices]
-    assert len(choices) == len(planner.NAMES) and np.isfinite(rates).all() and rates == sorted(rates, reverse=True)
+    assert (
+        len(choices) == len(planner.NAMES)
+        and np.isfinite(rates).all()
+        and rates == sorted(rates, reverse=True)
+    )
     assert all(1 < choice.block_efficiency < 4 for choice in choices)
 
 
@@ -74,9 +85,16 @@ def test_measured_rate_is_of_the_batch(monkeypatch):
     metrics = SimpleNamespace(histogram=np.array([[1, 1], [1, 2]]))
     run = SimpleNamespace(generation=SimpleNamespace(lengths=np.array([3, 5]), metrics=metrics))
     monkeypatch.setattr(
-        check, "decoding", SimpleNamespace(stream=lambda *_, **options: run if "scheme" in options else None)
+        check,
+        "decoding",
+        SimpleNamespace(stream=lambda *_, **options: run if "scheme" in options else None),
     )
-    monkeypatch.setattr(check, "seconds_a_round", lambda run: [0.5, 0.5, 0.7] if run else [0.2, 0.2, 9.0])
+    monkeypatch.setattr(
+        check, "seconds_a_round", lambda run: [0.5, 0.5, 0.7] if run else [0.2, 0.2, 9.0]
+    )
     found = planner.generated(np.zeros(2), None, None, [[0]], Setting("gls", 1, 1), batch=2)
     assert (found.block_efficiency, found.rounds) == (1.6, 5)
-    assert (found.tokens_per_second, found.speedup) == (pytest.approx(2 * 1.6 / 0.5), pytest.approx(1.6 * 0.2 / 0.5))
+    assert (found.tokens_per_second, found.speedup) == (
+        pytest.approx(2 * 1.6 / 0.5),
+        pytest.approx(1.6 * 0.2 / 0.5),
+    )

@@ -69,7 +69,9 @@ def dumped(folder, num_positions, stop_tokens=()):
 
 def measured(setting, **options):
     keys = jax.random.split(jax.random.key(2), TEXTS)
-    return planner.generated(keys, *models(), [[0], [4]], setting, batch=TEXTS, max_new_tokens=LENGTH, **options)
+    return planner.generated(
+        keys, *models(), [[0], [4]], setting, batch=TEXTS, max_new_tokens=LENGTH, **options
+    )
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.scheme)
@@ -79,7 +81,9 @@ def test_predicted_is_measured(dump, setting):
     error = np.hypot(predicted.standard_error, found.standard_error)
     assert error < 0.015 * found.block_efficiency
     assert abs(predicted.mean - found.block_efficiency) < SIGMAS * error
-    if setting.scheme == "gls":  # what acceptances know of the tokens matters: their plain product is caught
+    if (
+        setting.scheme == "gls"
+    ):  # what acceptances know of the tokens matters: their plain product is caught
         p, q = dump.pairs()
         each = jax.vmap(lambda p, q: schemes.get("gls").acceptance(p, q, 3))(p, q)
         product = 1 + np.sum(np.cumprod(np.full(4, np.mean(each))))
@@ -90,25 +94,35 @@ def test_rounds_follow_one_another():
     """A hard position is where rounds begin: half of the rounds, though one position in three."""
     reach = np.tile(np.array([[1.0], [0.0], [0.0]]), (100, 1))  # 2 tokens, then 1, then 2, ...
     found = rounds.block_efficiency(reach, np.arange(300) == 0)
-    assert found.mean == pytest.approx(1.5, abs=0.01) and found.by_position[0] == pytest.approx(0.5, abs=0.01)
+    assert found.mean == pytest.approx(1.5, abs=0.01) and found.by_position[0] == pytest.approx(
+        0.5, abs=0.01
+    )
     two = np.isin(np.arange(300), [0, 150])
-    assert rounds.block_efficiency(np.tile([[0.5, 0.25]], (300, 1)), two).mean == pytest.approx(1.75, abs=0.02)
+    assert rounds.block_efficiency(np.tile([[0.5, 0.25]], (300, 1)), two).mean == pytest.approx(
+        1.75, abs=0.02
+    )
 
 
 def test_texts_that_end_early(tmp_path):
     """Half of the texts are no longer than a round: what is accepted behind a stop token is not delivered."""
     setting, stops = SETTINGS[0], [1, 2]
-    dump = dumped(tmp_path, TEXTS * LENGTH, stop_tokens=stops)  # the programs of the longer texts do
+    dump = dumped(
+        tmp_path, TEXTS * LENGTH, stop_tokens=stops
+    )  # the programs of the longer texts do
     assert np.median(np.diff(np.flatnonzero(dump.rows.begins))) <= setting.draft_length + 1
     (predicted,) = planner.efficiencies(dump, [setting])
     found = measured(setting, stop_tokens=stops)
     error = np.hypot(predicted.standard_error, found.standard_error)
-    assert abs(predicted.mean - found.block_efficiency) < SIGMAS * error < 0.1 * found.block_efficiency
+    assert (
+        abs(predicted.mean - found.block_efficiency) < SIGMAS * error < 0.1 * found.block_efficiency
+    )
 
 
 def test_a_round_ends_with_its_document():
     begins = np.array([True, False, True, False])
-    assert rounds.block_efficiency(np.ones((4, 3)), begins).mean == 2  # one round a document of two tokens
+    assert (
+        rounds.block_efficiency(np.ones((4, 3)), begins).mean == 2
+    )  # one round a document of two tokens
 
 
 def test_figures_by_hand():
@@ -123,8 +137,12 @@ def test_figures_by_hand():
 
 def test_standard_error_by_hand():
     sizes = [1, 2, 3]
-    found = rounds.block_efficiency(np.ones((6, 2)), np.isin(np.arange(6), [0, 1, 3]))  # one round a document
-    assert found.mean == 2 and found.standard_error == pytest.approx(statistics.stdev(sizes) / math.sqrt(3))
+    found = rounds.block_efficiency(
+        np.ones((6, 2)), np.isin(np.arange(6), [0, 1, 3])
+    )  # one round a document
+    assert found.mean == 2 and found.standard_error == pytest.approx(
+        statistics.stdev(sizes) / math.sqrt(3)
+    )
     reach = np.array([[1.0], [1.0], [0.0], [0.0]])  # two tokens in one round, and in two
     found = rounds.block_efficiency(reach, np.array([True, False, True, False]))
     assert found.mean == pytest.approx(4 / 3) and found.standard_error == pytest.approx(4 / 9)
@@ -140,7 +158,10 @@ def chains(at, depth, num_drafts=2):
     """Each way that the chains in play become fewer: its chance, and the drafts that are accepted."""
     for numbers in itertools.product(range(num_drafts + 1), repeat=depth):
         steps = itertools.pairwise([num_drafts, *numbers])
-        yield math.prod(KERNELS[at + d, j, k] for d, (j, k) in enumerate(steps)), np.count_nonzero(numbers)
+        yield (
+            math.prod(KERNELS[at + d, j, k] for d, (j, k) in enumerate(steps)),
+            np.count_nonzero(numbers),
+        )
 
 
 def tree(at, depth):
@@ -152,7 +173,9 @@ def tree(at, depth):
 
 def block(at, depth):
     """As in the paper: a prefix has weight ``w = min(1, w q / p)``, and was drafted ``p / q`` times as often."""
-    weights = itertools.accumulate(RATIO[at : at + depth], lambda weight, ratio: min(1, weight / ratio), initial=1)
+    weights = itertools.accumulate(
+        RATIO[at : at + depth], lambda weight, ratio: min(1, weight / ratio), initial=1
+    )
     drafted = np.cumprod([1, *RATIO[at : at + depth]])
     accepted = [weight * ratio for weight, ratio in zip(weights, drafted, strict=True)]
     for count, (more, most) in enumerate(itertools.pairwise([*accepted, 0])):
@@ -181,8 +204,13 @@ def ways(outcomes, at, end):
 def test_every_way_that_rounds_can_go(outcomes, reach):
     """Documents of five tokens and of two, enumerated."""
     found = rounds.block_efficiency(reach(), np.isin(np.arange(7), [0, 5]))
-    number = [sum(chance * number for chance, number in ways(outcomes, *ends)) for ends in ((0, 5), (5, 7))]
+    number = [
+        sum(chance * number for chance, number in ways(outcomes, *ends))
+        for ends in ((0, 5), (5, 7))
+    ]
     mean = 7 / sum(number)
     surplus = [5 - mean * number[0], 2 - mean * number[1]]
     assert found.mean == pytest.approx(mean)
-    assert found.standard_error == pytest.approx(statistics.stdev(surplus) * math.sqrt(2) / sum(number))
+    assert found.standard_error == pytest.approx(
+        statistics.stdev(surplus) * math.sqrt(2) / sum(number)
+    )

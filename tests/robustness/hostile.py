@@ -35,9 +35,15 @@ class Shape(NamedTuple):
         return {"float64": 1e-9, "float32": 3e-6, "bfloat16": 0.05}[self.dtype]
 
 
-SHAPES = (Shape(1, 3, "float64"), Shape(4, 4, "float32"), Shape(40, 2, "bfloat16"))  # K > N, K = N, K < N
+SHAPES = (
+    Shape(1, 3, "float64"),
+    Shape(4, 4, "float32"),
+    Shape(40, 2, "bfloat16"),
+)  # K > N, K = N, K < N
 
-_LOGITS = st.floats(-3, 3, width=32) | st.floats(-100, 100, width=32) | st.floats(-1e4, 1e4, width=32)
+_LOGITS = (
+    st.floats(-3, 3, width=32) | st.floats(-100, 100, width=32) | st.floats(-1e4, 1e4, width=32)
+)
 _FIXED = (0.0, 0.0, -np.inf, -80.0, np.nextafter(np.float32(-80), np.float32(-81)), -1e4, 1e4)
 
 
@@ -45,7 +51,9 @@ _FIXED = (0.0, 0.0, -np.inf, -80.0, np.nextafter(np.float32(-80), np.float32(-81
 def logits(draw, shape: tuple[int, ...]):
     """`f64[shape]` of a few values, free ones among them, so that ties abound; at least one a row is finite."""
     palette = np.array([*_FIXED, *draw(st.lists(_LOGITS, min_size=6, max_size=6))])
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))  # hypothesis takes a second to choose so many places
+    rng = np.random.default_rng(
+        draw(st.integers(0, 2**32 - 1))
+    )  # hypothesis takes a second to choose so many places
     found = rng.choice(palette, shape)
     only = rng.integers(shape[-1])  # in the first row everything but one item is impossible
     found[(0,) * (len(shape) - 1)] = np.where(np.arange(shape[-1]) == only, found.flat[0], -np.inf)

@@ -44,9 +44,14 @@ def killed(folder, rng, last, arguments, cache):
     """Run until one of the first `last` file operations in the folder; whether it died there."""
     delay = rng.choice([0, rng.uniform(0, 0.05)])
     where = [str(folder), str(rng.integers(1, last)), str(delay)]
-    env = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     env = compilation.quick_environment() | env
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *where, *arguments], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *where, *arguments], capture_output=True, text=True, env=env
+    )
     assert done.returncode == -signal.SIGKILL or (delay and done.returncode == 0), done.stderr
     return done.returncode != 0
 
@@ -65,7 +70,9 @@ def test_a_sweep(tmp_path):
                 done.append(int(cells["done"].sum()))
     assert sorted(done) == done and done[-1] > 0  # no block is lost
     assert cli.main([*ask, "--out", str(cut), "--resume"]) == 0
-    assert (cut / "acceptance.csv").read_bytes() == (tmp_path / "whole" / "acceptance.csv").read_bytes()
+    assert (cut / "acceptance.csv").read_bytes() == (
+        tmp_path / "whole" / "acceptance.csv"
+    ).read_bytes()
     with np.load(cut / "cells.npz") as found, np.load(tmp_path / "whole" / "cells.npz") as whole:
         assert sorted(found.files) == sorted(whole.files)
         for name in whole.files:
@@ -81,14 +88,18 @@ def test_training(tmp_path):
     ask = ["train", "--images", str(tmp_path / "images.npy"), "--epochs", "6", "--resume"]
     ask += [str(part) for name, size in sizes.items() for part in (f"--{name}", size)]
     cut, rng, epochs = tmp_path / "cut", np.random.default_rng(2), [0]
-    while len(epochs) < 4 or not epochs[-1]:  # how many operations come before the first checkpoint depends on threads
+    while (
+        len(epochs) < 4 or not epochs[-1]
+    ):  # how many operations come before the first checkpoint depends on threads
         assert killed(cut, rng, 40, [*ask, "--out", str(cut)], tmp_path / "cache")
         found = vae_checkpoints.find(cut)
         epochs.append(found.epoch if found else 0)
         assert len(epochs) < 20
     assert sorted(epochs) == epochs and 0 < epochs[-1] < 6
     images = datasets.load(str(tmp_path / "images.npy")).train
-    train = partial(models.train_vae, images=images, config=models.VaeConfig.of_images(images, **sizes))
+    train = partial(
+        models.train_vae, images=images, config=models.VaeConfig.of_images(images, **sizes)
+    )
     train = partial(train, beta=4.0, epochs=6, seed=0)
     whole, seen = train(tmp_path / "whole"), []
     resumed = train(cut, resume=True, progress=lambda done, total: seen.append(done))
@@ -148,7 +159,10 @@ def test_a_journal_of_a_killed_process(tmp_path):
     path, rng, before = tmp_path / "results.jsonl", np.random.default_rng(3), 0
     for _ in range(3):
         where = [str(path), str(rng.integers(1, 40)), str(rng.choice([0, rng.uniform(0, 0.01)]))]
-        assert subprocess.run([sys.executable, "-c", program, *where]).returncode in (-signal.SIGKILL, 0)
+        assert subprocess.run([sys.executable, "-c", program, *where]).returncode in (
+            -signal.SIGKILL,
+            0,
+        )
         done = Journal(path, True, {}).done if path.exists() else {}
         assert sorted(done) == list(range(len(done))) and len(done) >= before
         before = len(done)

@@ -49,7 +49,10 @@ def peaks(tmp_path_factory):
     ("work", "allowed"),
     [
         ("sweep", 10),  # the clocks of all trials at once: 134 MB
-        ("pair_blocks", 60),  # of twice as many pairs at once: 307 MB; the allocator settles after some thousand
+        (
+            "pair_blocks",
+            60,
+        ),  # of twice as many pairs at once: 307 MB; the allocator settles after some thousand
         ("symbols", 25),  # of all symbols' candidates: 268 MB
     ],
 )

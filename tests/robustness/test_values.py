@@ -37,7 +37,11 @@ def drawn(data, shape):
 
 def is_possible(tokens, law):
     """Tokens `[ROWS, ...]` within the vocabulary, and of positive probability."""
-    assert np.issubdtype(tokens.dtype, np.integer) and tokens.min() >= 0 and tokens.max() < law.shape[-1]
+    assert (
+        np.issubdtype(tokens.dtype, np.integer)
+        and tokens.min() >= 0
+        and tokens.max() < law.shape[-1]
+    )
     chances = np.take_along_axis(law, tokens.reshape(len(law), -1), -1)
     assert (chances >= races.LIGHTEST).all()
 
@@ -72,7 +76,9 @@ def probabilities(shape):
             "maximal": couplings.maximal_match(log_p, log_q),
             "density": bounds.list_decoding(log_p - jnp.maximum(log_q, -1e4), k, 4),
         }
-        ranked = ratios.ratio_order(*(law.astype(jnp.promote_types(law.dtype, jnp.float32)) for law in (log_p, log_q)))
+        ranked = ratios.ratio_order(
+            *(law.astype(jnp.promote_types(law.dtype, jnp.float32)) for law in (log_p, log_q))
+        )
         return values, ranked, decomposition.always_accepts(log_p, log_q, k)
 
     return lifted(every, shape)
@@ -93,8 +99,14 @@ def test_bounds_and_exact_matches(data, shape):
     assert (values["communication free"] <= values["gumbel"] + shape.slack).all()
     assert (values["gumbel"] <= values["maximal"] + shape.slack).all()
     assert (certain == (values["iid"] >= 1 - 1e-6))[abs(values["iid"] - (1 - 1e-6)) > 1e-7].all()
-    assert (np.sort(ranked.order) == np.arange(shape.items)).all() and not any(np.isnan(x).any() for x in ranked)
-    assert (np.diff(ranked.ratio) >= 0).all() and (ranked.excess >= 0).all() and (ranked.rise >= 0).all()
+    assert (np.sort(ranked.order) == np.arange(shape.items)).all() and not any(
+        np.isnan(x).any() for x in ranked
+    )
+    assert (
+        (np.diff(ranked.ratio) >= 0).all()
+        and (ranked.excess >= 0).all()
+        and (ranked.rise >= 0).all()
+    )
 
 
 @cache
@@ -108,11 +120,23 @@ def samples(shape):
         (_, leaders), _ = races.leaders(key, shape.drafts, log_p.astype(dtype), log_q.astype(dtype))
         darts = couplings.weighted_minhash(key, log_p, log_q)
         spoken, bits = couplings.dart_protocol(key, log_p, log_q, 0.01)
-        pairs = [couplings.gumbel(key, log_p, log_q), darts, couplings.maximal(key, log_p, log_q), spoken]
+        pairs = [
+            couplings.gumbel(key, log_p, log_q),
+            darts,
+            couplings.maximal(key, log_p, log_q),
+            spoken,
+        ]
         rest, total = rejection.remaining(weights_q, weights_p)
-        served, found = rejection.serve(key, listed.drafts, log_p.astype(dtype), log_q.astype(dtype), leaders >= 0)
+        served, found = rejection.serve(
+            key, listed.drafts, log_p.astype(dtype), log_q.astype(dtype), leaders >= 0
+        )
         from_p = [listed.drafts, leaders, *(pair.x for pair in pairs)]
-        from_q = [listed.target, served, *(pair.y for pair in pairs), rejection.residual_token(key, rest, log_q)]
+        from_q = [
+            listed.target,
+            served,
+            *(pair.y for pair in pairs),
+            rejection.residual_token(key, rest, log_q),
+        ]
         from_q.append(rejection.speculate(key, listed.drafts[0], weights_p, log_q))
         return from_p, from_q, listed, found, bits, total
 
@@ -144,15 +168,26 @@ def scheme_calls(scheme, shape):
         some = jax.random.bernoulli(jax.random.fold_in(key, 7), shape=(k,))
         active = jnp.stack([jnp.ones(k, bool), some, ~some])
         tokens = jax.vmap(partial(scheme.verify, key, drafts, log_p, log_q))(active)
-        hits = jnp.any(drafts == tokens[0])[None] if scheme.hits_fn is None else scheme.hits(key, log_p, log_q, k)
+        hits = (
+            jnp.any(drafts == tokens[0])[None]
+            if scheme.hits_fn is None
+            else scheme.hits(key, log_p, log_q, k)
+        )
         bound = jnp.zeros(()) if scheme.bound is None else scheme.bound(log_p, log_q, k)
         return drafts, tokens, hits, scheme.acceptance(log_p, log_q, k), bound
 
     return lifted(every, shape)
 
 
-BLOCKWISE = ("gls", "gls_strong", "gumbel_topk", "weighted_importance")  # many items are another program for them
-CASES = [(name, shape) for name in schemes.NAMES for shape in SHAPES[: 3 if name in BLOCKWISE else 2]]
+BLOCKWISE = (
+    "gls",
+    "gls_strong",
+    "gumbel_topk",
+    "weighted_importance",
+)  # many items are another program for them
+CASES = [
+    (name, shape) for name in schemes.NAMES for shape in SHAPES[: 3 if name in BLOCKWISE else 2]
+]
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
@@ -167,7 +202,9 @@ def simulator(name, shape):
     return lifted(lambda key, p, q: schemes.get(name).simulator(p, q, shape.drafts)(key), shape)
 
 
-@pytest.mark.parametrize("name", [name for name in schemes.NAMES if schemes.get(name).simulator_fn is not None])
+@pytest.mark.parametrize(
+    "name", [name for name in schemes.NAMES if schemes.get(name).simulator_fn is not None]
+)
 @few
 @given(data=st.data())
 def test_trials_without_clocks(name, data):

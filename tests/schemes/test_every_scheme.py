@@ -24,7 +24,9 @@ TRIALS = 40_000
 
 SCHEMES = [schemes.get(name) for name in schemes.NAMES]
 WITHOUT_REPLACEMENT = ("gumbel_topk", "specinfer_wor")
-CASES = [(scheme, k) for scheme in SCHEMES for k in ((1,) if scheme.max_drafts == 1 else (1, NUM_DRAFTS))]
+CASES = [
+    (scheme, k) for scheme in SCHEMES for k in ((1,) if scheme.max_drafts == 1 else (1, NUM_DRAFTS))
+]
 
 
 @cache
@@ -48,7 +50,9 @@ def law_p_value(tokens, law):
     return oracles.chi_square(np.bincount(tokens, minlength=NUM_ITEMS), law)
 
 
-each_case = pytest.mark.parametrize(("scheme", "num_drafts"), CASES, ids=lambda x: getattr(x, "name", x))
+each_case = pytest.mark.parametrize(
+    ("scheme", "num_drafts"), CASES, ids=lambda x: getattr(x, "name", x)
+)
 each_problem = pytest.mark.parametrize("problem", PROBLEMS)
 each_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda x: x.name)
 
@@ -75,11 +79,17 @@ def test_many_random_problems(scheme, num_drafts):
     p, q = many(MANY)
     count = 1000 if scheme.name == "optimal" else 4000
     keys = jax.random.split(jax.random.key(11), count)
-    simulate_all = jax.jit(lambda p, q: jax.lax.map(lambda pair: simulator(scheme, num_drafts)(keys, *pair), (p, q)))
+    simulate_all = jax.jit(
+        lambda p, q: jax.lax.map(lambda pair: simulator(scheme, num_drafts)(keys, *pair), (p, q))
+    )
     drafts, tokens = (np.asarray(x) for x in simulate_all(logs(p), logs(q)))
     both = jnp.asarray(logs(p)), jnp.asarray(logs(q))
-    exact = jax.jit(lambda laws: jax.lax.map(lambda pair: scheme.acceptance(*pair, num_drafts), laws))(both)
-    best = jax.jit(lambda laws: jax.lax.map(lambda pair: bounds.optimum_iid(*pair, num_drafts), laws))(both)
+    exact = jax.jit(
+        lambda laws: jax.lax.map(lambda pair: scheme.acceptance(*pair, num_drafts), laws)
+    )(both)
+    best = jax.jit(
+        lambda laws: jax.lax.map(lambda pair: bounds.optimum_iid(*pair, num_drafts), laws)
+    )(both)
     for m in range(MANY):
         assert law_p_value(tokens[m], q[m]) > ALPHA / 50, m
         hits = int((drafts[m] == tokens[m][:, None]).any(1).sum())
@@ -94,7 +104,9 @@ def test_iid_drafts_are_independent(name):
     p, q = PROBLEMS["plain"]
     drafts, _ = simulate(schemes.get(name), NUM_DRAFTS, p, q)
     for first, second in ((0, 1), (2, 3)):
-        joint = np.bincount(drafts[:, first] * NUM_ITEMS + drafts[:, second], minlength=NUM_ITEMS**2)
+        joint = np.bincount(
+            drafts[:, first] * NUM_ITEMS + drafts[:, second], minlength=NUM_ITEMS**2
+        )
         assert oracles.chi_square(joint, np.outer(p, p).ravel()) > ALPHA
 
 
@@ -120,7 +132,11 @@ def test_active_drafts_do_not_change_the_law(scheme):
 
     run = jax.jit(jax.vmap(trial, in_axes=(0, None)))
     keys = jax.random.split(jax.random.key(3), TRIALS)
-    for active in (np.zeros(num_drafts, bool), np.ones(num_drafts, bool), np.arange(num_drafts) % 2 == 1):
+    for active in (
+        np.zeros(num_drafts, bool),
+        np.ones(num_drafts, bool),
+        np.arange(num_drafts) % 2 == 1,
+    ):
         assert law_p_value(np.asarray(run(keys, active)), q) > ALPHA
 
 
@@ -131,20 +147,28 @@ def test_claimed_invariance_holds(scheme):
     (p, q), (other, _) = PROBLEMS["plain"], PROBLEMS["peaked"]
     verify = jax.jit(jax.vmap(scheme.verify, in_axes=(0, 0, None, None, None)))
     keys = jax.random.split(jax.random.key(5), TRIALS)[:5000]
-    drafts = simulate(scheme, num_drafts, p, q, seed=5)[0][:5000]  # the number that is compiled already
+    drafts = simulate(scheme, num_drafts, p, q, seed=5)[0][
+        :5000
+    ]  # the number that is compiled already
     everyone = np.ones(num_drafts, bool)
     tokens = verify(keys, drafts, logs(p), logs(q), everyone)
-    assert (scheme.invariance != "none") == bool((tokens == verify(keys, drafts, logs(other), logs(q), everyone)).all())
+    assert (scheme.invariance != "none") == bool(
+        (tokens == verify(keys, drafts, logs(other), logs(q), everyone)).all()
+    )
     if scheme.invariance == "strong":
         first_only = np.arange(num_drafts) == 0
-        np.testing.assert_array_equal(tokens, verify(keys, drafts[:, ::-1], logs(other), logs(q), first_only))
+        np.testing.assert_array_equal(
+            tokens, verify(keys, drafts[:, ::-1], logs(other), logs(q), first_only)
+        )
 
 
 @each_scheme
 def test_drafts_are_prefix_stable(scheme):
     keys = jax.random.split(jax.random.key(1), 500)
     counts = (1,) if scheme.max_drafts == 1 else (1, 2, NUM_ITEMS - 1, NUM_ITEMS)
-    propose = jax.jit(jax.vmap(lambda key, p: [scheme.propose(key, p, k) for k in counts], in_axes=(0, None)))
+    propose = jax.jit(
+        jax.vmap(lambda key, p: [scheme.propose(key, p, k) for k in counts], in_axes=(0, None))
+    )
     for name in ("plain", "fewer items than drafts"):
         lists = propose(keys, logs(PROBLEMS[name][0]))
         for k, drafts in zip(counts, lists, strict=True):
@@ -152,7 +176,9 @@ def test_drafts_are_prefix_stable(scheme):
 
 
 @pytest.mark.parametrize(
-    "scheme", [s for s in SCHEMES if s.hits_fn is not None or s.name in ("minhash", "optimal")], ids=lambda x: x.name
+    "scheme",
+    [s for s in SCHEMES if s.hits_fn is not None or s.name in ("minhash", "optimal")],
+    ids=lambda x: x.name,
 )
 def test_hits_are_propose_and_verify(scheme):
     """The Monte Carlo shortcut draws the same clocks as the scheme itself: trial by trial the same outcome.
@@ -160,16 +186,24 @@ def test_hits_are_propose_and_verify(scheme):
     Of the schemes without one, whose hits are put together from the two, there is one for each number of drafts.
     """
     most = scheme.max_drafts or NUM_DRAFTS
-    count = 4000 if scheme.name == "optimal" else TRIALS  # the number that is compiled already; plans take their time
+    count = (
+        4000 if scheme.name == "optimal" else TRIALS
+    )  # the number that is compiled already; plans take their time
     keys = jax.random.split(jax.random.key(0), count)[:4000]
-    hits = jax.jit(jax.vmap(lambda key, p, q: scheme.hits(key, p, q, most), in_axes=(0, None, None)))
+    hits = jax.jit(
+        jax.vmap(lambda key, p, q: scheme.hits(key, p, q, most), in_axes=(0, None, None))
+    )
     for p, q in PROBLEMS.values():
         got = np.asarray(hits(keys, logs(p), logs(q)))
         for k in {1, most}:
             drafts, tokens = (x[:4000] for x in simulate(scheme, k, p, q, count=count))
             np.testing.assert_array_equal(got[:, k - 1], (drafts == tokens[:, None]).any(1))
         # A longer list hits no less, where the target does not change with it.
-        assert (got[:, :-1] <= got[:, 1:]).all() or scheme.name.startswith("gls") or scheme.invariance != "strong"
+        assert (
+            (got[:, :-1] <= got[:, 1:]).all()
+            or scheme.name.startswith("gls")
+            or scheme.invariance != "strong"
+        )
 
 
 @each_scheme
@@ -211,7 +245,9 @@ def test_gradient_is_the_derivative(scheme):
             return scheme.acceptance(laws[0], laws[1], k)
 
         both = jax.jit(jax.value_and_grad(value))
-        (before, _), (_, slope), (after, _) = (both(jnp.asarray(step)) for step in (-1e-5, 0.0, 1e-5))
+        (before, _), (_, slope), (after, _) = (
+            both(jnp.asarray(step)) for step in (-1e-5, 0.0, 1e-5)
+        )
         assert float(slope) == pytest.approx(float(after - before) / 2e-5, rel=1e-5, abs=1e-8)
 
 
@@ -219,7 +255,9 @@ def test_gradient_is_the_derivative(scheme):
 def test_trials_agree_with_acceptance(scheme):
     p, q = PROBLEMS["plain"]
     k = scheme.max_drafts or NUM_DRAFTS
-    got = trials.acceptance(jax.random.key(7), logs(p), logs(q), scheme=scheme, num_drafts=k, num_trials=100_000)
+    got = trials.acceptance(
+        jax.random.key(7), logs(p), logs(q), scheme=scheme, num_drafts=k, num_trials=100_000
+    )
     exact = float(scheme.acceptance(logs(p), logs(q), k))
     assert oracles.binomial(round(float(got.mean) * 100_000), 100_000, exact) > ALPHA
 
@@ -227,7 +265,9 @@ def test_trials_agree_with_acceptance(scheme):
 # Diverse drafts
 
 
-@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.diverse and s.max_drafts is None], ids=lambda x: x.name)
+@pytest.mark.parametrize(
+    "scheme", [s for s in SCHEMES if s.diverse and s.max_drafts is None], ids=lambda x: x.name
+)
 def test_diverse_drafts(scheme):
     """One law a draft, one of them with zeros: law of every draft, law of the token, exact acceptance, prefix curve."""
     p = np.stack([PROBLEMS[name][0] for name in ("plain", "peaked", "zeros in p")])
@@ -239,7 +279,9 @@ def test_diverse_drafts(scheme):
     exact = scheme.acceptance_curve(logs(p), logs(q), (1, 2, 3))
     hits = int((drafts == tokens[:, None]).any(1).sum())
     assert oracles.binomial(hits, TRIALS, float(exact[2])) > ALPHA
-    assert float(exact[1]) == pytest.approx(float(scheme.acceptance(logs(p[:2]), logs(q), 2)), abs=1e-6)
+    assert float(exact[1]) == pytest.approx(
+        float(scheme.acceptance(logs(p[:2]), logs(q), 2)), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.diverse], ids=lambda x: x.name)
@@ -260,21 +302,57 @@ def test_equal_laws_are_not_diverse(scheme):
     ("call", "message"),
     [
         (lambda s, p, q: s.acceptance(p, q, 0), "num_drafts: expected an int of at least 1, got 0"),
-        (lambda s, p, q: s.propose(jax.random.key(0), p, -1), "num_drafts: expected an int of at least 1, got -1"),
+        (
+            lambda s, p, q: s.propose(jax.random.key(0), p, -1),
+            "num_drafts: expected an int of at least 1, got -1",
+        ),
         (lambda s, p, q: s.acceptance(p, q[:-1], 1), "same number of items, got 6 and 5"),
-        (lambda s, p, q: s.acceptance(p[None, None], q, 1), "log_p: expected shape|draws its list from one law"),
-        (lambda s, p, q: s.acceptance(p, q[None], 1), r"log_q: expected shape \[N\] with N >= 1, got \[1, 6\]"),
-        (lambda s, p, q: s.acceptance(np.exp(p), q, 1), "log_p: expected log-probabilities of at most 0, got 0."),
+        (
+            lambda s, p, q: s.acceptance(p[None, None], q, 1),
+            "log_p: expected shape|draws its list from one law",
+        ),
+        (
+            lambda s, p, q: s.acceptance(p, q[None], 1),
+            r"log_q: expected shape \[N\] with N >= 1, got \[1, 6\]",
+        ),
+        (
+            lambda s, p, q: s.acceptance(np.exp(p), q, 1),
+            "log_p: expected log-probabilities of at most 0, got 0.",
+        ),
         (lambda s, p, q: s.acceptance("p", q, 1), "log_p: expected an array of floats"),
-        (lambda s, p, q: s.acceptance(p.astype(complex), q, 1), "log_p: expected an array of floats"),
+        (
+            lambda s, p, q: s.acceptance(p.astype(complex), q, 1),
+            "log_p: expected an array of floats",
+        ),
         (lambda s, p, q: s.propose(7, p, 1), "typed key"),
-        (lambda s, p, q: s.verify(jax.random.key(0), jnp.zeros((1, 1), int), p, q), "drafts: expected integers"),
-        (lambda s, p, q: s.verify(jax.random.key(0), jnp.zeros(1), p, q), "drafts: expected integers"),
-        (lambda s, p, q: s.verify(jax.random.key(0), jnp.full(1, 6), p, q), "drafts: expected tokens within 0..5"),
-        (lambda s, p, q: s.verify(jax.random.key(0), jnp.full(1, -1), p, q), "drafts: expected tokens within 0..5"),
-        (lambda s, p, q: s.verify(jax.random.key(0), jnp.zeros(1, int), p, q, jnp.ones(2, bool)), "active: expected"),
-        (lambda s, p, q: s.verify(jax.random.key(0), jnp.zeros(1, int), p, q, jnp.ones(1)), "active: expected bool"),
-        (lambda s, p, q: jax.jit(s.acceptance)(p, q, 1), "num_drafts: expected an int .* got a traced value"),
+        (
+            lambda s, p, q: s.verify(jax.random.key(0), jnp.zeros((1, 1), int), p, q),
+            "drafts: expected integers",
+        ),
+        (
+            lambda s, p, q: s.verify(jax.random.key(0), jnp.zeros(1), p, q),
+            "drafts: expected integers",
+        ),
+        (
+            lambda s, p, q: s.verify(jax.random.key(0), jnp.full(1, 6), p, q),
+            "drafts: expected tokens within 0..5",
+        ),
+        (
+            lambda s, p, q: s.verify(jax.random.key(0), jnp.full(1, -1), p, q),
+            "drafts: expected tokens within 0..5",
+        ),
+        (
+            lambda s, p, q: s.verify(jax.random.key(0), jnp.zeros(1, int), p, q, jnp.ones(2, bool)),
+            "active: expected",
+        ),
+        (
+            lambda s, p, q: s.verify(jax.random.key(0), jnp.zeros(1, int), p, q, jnp.ones(1)),
+            "active: expected bool",
+        ),
+        (
+            lambda s, p, q: jax.jit(s.acceptance)(p, q, 1),
+            "num_drafts: expected an int .* got a traced value",
+        ),
     ],
 )
 def test_bad_input(scheme, call, message):
@@ -357,13 +435,19 @@ def wrong_clock(key, drafts, log_p, log_q, active):
         ("single", ratio_test_on_the_proposal_noise),
         ("gls", drop_a_stream),
         ("gls", wrong_clock),
-        *((scheme.name, proposal_noise_in_every_test(scheme.name)) for scheme in SCHEMES if scheme.needs_draft_law),
+        *(
+            (scheme.name, proposal_noise_in_every_test(scheme.name))
+            for scheme in SCHEMES
+            if scheme.needs_draft_law
+        ),
     ],
 )
 def test_planted_defects_are_caught(name, defect):
     sound = schemes.get(name)
     num_drafts = sound.max_drafts or NUM_DRAFTS
-    problem = "peaked" if name == "optimal" else "plain"  # where everything is accepted no test can be wrong
+    problem = (
+        "peaked" if name == "optimal" else "plain"
+    )  # where everything is accepted no test can be wrong
     assert not fails(sound, num_drafts, problem)
     assert fails(dataclasses.replace(sound, verify_fn=defect), num_drafts, problem)
 

@@ -24,7 +24,9 @@ def pairs(count, items, seed=0, spread=1.0):
 def test_gls_is_its_definition(problem):
     p, q = PROBLEMS[problem]
     for k in (1, 2, 5):
-        assert float(GLS.acceptance(logs(p), logs(q), k)) == pytest.approx(oracles.gls_acceptance([p] * k, q), abs=1e-6)
+        assert float(GLS.acceptance(logs(p), logs(q), k)) == pytest.approx(
+            oracles.gls_acceptance([p] * k, q), abs=1e-6
+        )
 
 
 def test_gls_diverse_is_its_definition():
@@ -64,7 +66,10 @@ def test_gls_equals_the_bound_where_the_lemma_is_tight(k):
         for p, q in pairs(10, items, seed=items):
             mass = np.eye(items)[np.argmax(q)]
             for draft in ([p] if k == 1 else []) + [q, mass]:
-                exact, bound = (float(f(logs(draft), logs(q), k)) for f in (GLS.acceptance, bounds.list_matching))
+                exact, bound = (
+                    float(f(logs(draft), logs(q), k))
+                    for f in (GLS.acceptance, bounds.list_matching)
+                )
                 assert exact == pytest.approx(bound, abs=1e-6)
     assert float(GLS.acceptance(logs(q), logs(q), k)) == pytest.approx(1, abs=1e-6)
 
@@ -77,7 +82,9 @@ def test_order_of_acceptances_on_a_thousand_pairs():
     @jax.vmap
     def curves(pair):
         exact = [s.acceptance_curve(*pair, ks) for s in (GLS, POISSON, TOPK)]
-        ends = [jnp.stack([f(*pair, k) for k in ks]) for f in (bounds.list_matching, bounds.optimum_iid)]
+        ends = [
+            jnp.stack([f(*pair, k) for k in ks]) for f in (bounds.list_matching, bounds.optimum_iid)
+        ]
         return (*exact, *ends)
 
     for items, spread in ((10, 1.0), (10, 0.3), (30, 0.1)):
@@ -138,7 +145,9 @@ def test_extreme_logits(scheme):
 def test_topk_is_its_definition(problem):
     p, q = PROBLEMS[problem]
     for k in (1, 2, 4):
-        assert float(TOPK.acceptance(logs(p), logs(q), k)) == pytest.approx(oracles.topk_acceptance(p, q, k), abs=1e-6)
+        assert float(TOPK.acceptance(logs(p), logs(q), k)) == pytest.approx(
+            oracles.topk_acceptance(p, q, k), abs=1e-6
+        )
 
 
 def test_topk_interval_holds_the_exact_value(monkeypatch):
@@ -155,7 +164,9 @@ def test_topk_interval_holds_the_exact_value(monkeypatch):
             patch.setattr(gumbel_topk, "_EXACT_ITEMS", 100)
             patch.setattr(gumbel_topk, "_HEAD", 48)
             ends = gumbel_topk.acceptance_interval(log_p, log_q, ks)
-        assert (ends.lower <= exact.estimate + 2e-6).all() and (exact.estimate <= ends.upper + 2e-6).all()
+        assert (ends.lower <= exact.estimate + 2e-6).all() and (
+            exact.estimate <= ends.upper + 2e-6
+        ).all()
         assert (ends.upper - ends.lower < 0.05).all()
         np.testing.assert_allclose(ends.estimate, exact.estimate, atol=5e-3)
 
@@ -164,11 +175,15 @@ def test_topk_of_a_vocabulary_fits_in_memory():
     """N = 151,936: the compiled program needs less than 1 GB beside its inputs; a narrow interval, right at K = 1."""
     z = np.random.default_rng(1).normal(size=(2, 151_936)) * 2.5
     laws = jax.nn.log_softmax(jnp.asarray([z[0], 0.8 * z[0] + 0.2 * z[1]], jnp.float32))
-    compiled = jax.jit(lambda p, q: gumbel_topk.acceptance_interval(p, q, (1, 8))).lower(*laws).compile()
+    compiled = (
+        jax.jit(lambda p, q: gumbel_topk.acceptance_interval(p, q, (1, 8))).lower(*laws).compile()
+    )
     assert compiled.memory_analysis().temp_size_in_bytes < 1e9
     ends = compiled(*laws)
     assert (ends.upper - ends.lower < 0.02).all()
-    gumbel = float(bounds.list_matching(*laws, 1))  # K = 1: one race, all three schemes are the Gumbel coupling
+    gumbel = float(
+        bounds.list_matching(*laws, 1)
+    )  # K = 1: one race, all three schemes are the Gumbel coupling
     assert ends.lower[0] - 1e-4 <= gumbel <= ends.upper[0] + 1e-4
     assert float(ends.estimate[0]) == pytest.approx(gumbel, abs=2e-3)
 
@@ -179,7 +194,11 @@ def test_gls_memory_is_linear_in_the_items():
     for k in (2, 32):
         value = jax.jit(lambda p, q, k=k: GLS.acceptance(p, q, k)).lower(laws, laws).compile()
         assert value.memory_analysis().temp_size_in_bytes < 1e8
-    slope = jax.jit(jax.grad(lambda p, q: GLS.acceptance(p, q, 8), argnums=(0, 1))).lower(laws, laws).compile()
+    slope = (
+        jax.jit(jax.grad(lambda p, q: GLS.acceptance(p, q, 8), argnums=(0, 1)))
+        .lower(laws, laws)
+        .compile()
+    )
     assert slope.memory_analysis().temp_size_in_bytes < 1e9
 
 
@@ -187,7 +206,9 @@ def test_poisson_is_its_formula():
     for p, q in PROBLEMS.values():
         for k in (1, 3):
             expected = (q * (1 - (1 - 1 / oracles.rates(p, q)) ** k)).sum()
-            assert float(POISSON.acceptance(logs(p), logs(q), k)) == pytest.approx(expected, abs=1e-6)
+            assert float(POISSON.acceptance(logs(p), logs(q), k)) == pytest.approx(
+                expected, abs=1e-6
+            )
 
 
 def test_small_acceptances_keep_their_digits():
@@ -204,8 +225,12 @@ def test_poisson_with_unlikely_drafts():
     """Large M: no cancellation in 1 - (1 - 1/M)^K, and never below the list matching bound."""
     p, q = np.array([1 - 1e-9, 1e-9]), np.array([1e-3, 1 - 1e-3])
     for k in (1000, 10_000):
-        value, bound = (float(f(logs(p), logs(q), k)) for f in (POISSON.acceptance, bounds.list_matching))
-        assert value == pytest.approx((q * (1 - (1 - 1 / oracles.rates(p, q)) ** k)).sum(), rel=1e-5)
+        value, bound = (
+            float(f(logs(p), logs(q), k)) for f in (POISSON.acceptance, bounds.list_matching)
+        )
+        assert value == pytest.approx(
+            (q * (1 - (1 - 1 / oracles.rates(p, q)) ** k)).sum(), rel=1e-5
+        )
         assert value >= bound - 1e-6
 
 
@@ -229,17 +254,29 @@ def test_topk_where_all_but_one_item_are_rare():
     """Ratios of e^69 and more, which matter once the likely item is in the list: never above the optimum."""
     log_p, log_q = logs([1, 1e-30, 1e-33, 1e-34]), logs([0.1, 0.2, 0.3, 0.4])
     # A match is a target 0 or 1, or one that overtakes 1 in the race for the second place: chance 1e-3 and 1e-4.
-    assert float(TOPK.acceptance(log_p, log_q, 2)) == pytest.approx(0.1 + 0.2 + 1e-3 + 1e-4, abs=1e-5)
-    assert float(TOPK.acceptance(log_p, log_q, 2)) <= float(bounds.optimum_distinct(log_p, log_q, 2)) + 1e-6
+    assert float(TOPK.acceptance(log_p, log_q, 2)) == pytest.approx(
+        0.1 + 0.2 + 1e-3 + 1e-4, abs=1e-5
+    )
+    assert (
+        float(TOPK.acceptance(log_p, log_q, 2))
+        <= float(bounds.optimum_distinct(log_p, log_q, 2)) + 1e-6
+    )
     for by_clocks in (True, False):
         found = trials.acceptance(
-            jax.random.key(1), log_p, log_q, scheme="gumbel_topk", num_drafts=2, num_trials=20_000, clocks=by_clocks
+            jax.random.key(1),
+            log_p,
+            log_q,
+            scheme="gumbel_topk",
+            num_drafts=2,
+            num_trials=20_000,
+            clocks=by_clocks,
         )
         assert oracles.binomial(round(float(found.mean) * 20_000), 20_000, 0.3011) > 1e-9
 
 
 @pytest.mark.parametrize(
-    ("name", "items"), [("gls", 1500), ("poisson", 1500), *(("gumbel_topk", n) for n in (512, 513, 1500))]
+    ("name", "items"),
+    [("gls", 1500), ("poisson", 1500), *(("gumbel_topk", n) for n in (512, 513, 1500))],
 )
 def test_gradients_on_a_cut_vocabulary_are_finite(name, items):
     """Top-k leaves most items impossible; ratios then reach the cap, and squares of small masses leave float32."""

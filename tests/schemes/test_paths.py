@@ -64,7 +64,9 @@ def draft_chains(scheme, key, start, previous, num_chains, draft_key):
         slots = tree.chain_slots(tokens, ranked=scheme.ranked)[:, t]
 
         def draft(context, law, slot, t=t):
-            return scheme.propose(draft_key(scheme, key, start, start + t, context), law, num_chains)[slot]
+            return scheme.propose(
+                draft_key(scheme, key, start, start + t, context), law, num_chains
+            )[slot]
 
         before = jax.vmap(draft)(contexts, LOG_DRAFT[start + t, before + 1], slots)
         tokens = tokens.at[:, t].set(before)
@@ -75,9 +77,13 @@ def draft_branching(scheme, key, start, previous, widths, draft_key):
     """A static tree, node by node."""
     drafts = tree.branching(widths)
     tokens = jnp.asarray(drafts.tokens)
-    for node, (parent, slot, depth) in enumerate(zip(drafts.parents, drafts.slots, drafts.depths, strict=True)):
+    for node, (parent, slot, depth) in enumerate(
+        zip(drafts.parents, drafts.slots, drafts.depths, strict=True)
+    ):
         law = LOG_DRAFT[start + depth, (previous if parent == 0 else tokens[parent - 1]) + 1]
-        made = scheme.propose(draft_key(scheme, key, start, start + depth, parent), law, drafts.num_slots)
+        made = scheme.propose(
+            draft_key(scheme, key, start, start + depth, parent), law, drafts.num_slots
+        )
         tokens = tokens.at[node].set(made[slot])
     return dataclasses.replace(drafts, tokens=tokens)
 
@@ -111,7 +117,9 @@ def generator(scheme, shape, length, draft_key=right_key):
     def run(key):
         def one_round(state, _):
             tokens, done, previous = state
-            out, path = round_of(scheme, key, jnp.minimum(done, length - 1), previous, shape, draft_key)
+            out, path = round_of(
+                scheme, key, jnp.minimum(done, length - 1), previous, shape, draft_key
+            )
             live = done < length
             tokens = jnp.where(live, jax.lax.dynamic_update_slice(tokens, out, (done,)), tokens)
             previous = jnp.where(live, path.token, previous)
@@ -135,7 +143,9 @@ def shapes(scheme):
 
 
 def name_of(value):
-    return getattr(value, "name", getattr(value, "__name__", str(value)))  # never an address: workers must agree
+    return getattr(
+        value, "name", getattr(value, "__name__", str(value))
+    )  # never an address: workers must agree
 
 
 CASES = [(scheme, shape) for scheme in SCHEMES for shape in shapes(scheme)]
@@ -143,12 +153,19 @@ CASES = [(scheme, shape) for scheme in SCHEMES for shape in shapes(scheme)]
 
 def fails(scheme, shape, draft_key=right_key, count=TRIALS):
     tokens, _ = generator(scheme, shape, 3, draft_key)(keys(count))
-    return oracles.chi_square(np.bincount(code(tokens, 3), minlength=TOKENS**3), law_of_sequences(3)) < ALPHA
+    return (
+        oracles.chi_square(np.bincount(code(tokens, 3), minlength=TOKENS**3), law_of_sequences(3))
+        < ALPHA
+    )
 
 
 @pytest.mark.parametrize(
     ("scheme", "shape"),
-    [case for case in CASES if case[0].name in ("block", "traversal", "gls", "specinfer", "specinfer_wor")],
+    [
+        case
+        for case in CASES
+        if case[0].name in ("block", "traversal", "gls", "specinfer", "specinfer_wor")
+    ],
     ids=name_of,
 )
 def test_text_has_the_law_of_the_target(scheme, shape):
@@ -156,7 +173,9 @@ def test_text_has_the_law_of_the_target(scheme, shape):
     assert not fails(scheme, shape)
 
 
-@pytest.mark.parametrize(("scheme", "shape"), [c for c in CASES if c[0].invariance == "strong"], ids=name_of)
+@pytest.mark.parametrize(
+    ("scheme", "shape"), [c for c in CASES if c[0].invariance == "strong"], ids=name_of
+)
 def test_strong_schemes_emit_what_plain_generation_emits(scheme, shape):
     """Whatever the drafts: the token of (key, position, target) alone, and for `gls_strong` of K, its streams."""
     num_slots = max(shape) if isinstance(shape, tuple) else shape
@@ -212,7 +231,10 @@ def test_traversal_at_depth_one_accepts_as_specinfer_without_replacement():
         ).length
 
     hits = int(jax.vmap(trial)(keys()).sum())
-    assert oracles.binomial(hits, TRIALS, float(schemes.get("specinfer_wor").acceptance(p, q, 2))) > ALPHA
+    assert (
+        oracles.binomial(hits, TRIALS, float(schemes.get("specinfer_wor").acceptance(p, q, 2)))
+        > ALPHA
+    )
 
 
 def test_more_is_accepted_by_looking_at_whole_trees():
@@ -230,9 +252,13 @@ def test_equal_languages_accept_everything(name):
     scheme, laws = schemes.get(name), LOG_TARGET[0, 0]
 
     def trial(key):
-        tokens = [scheme.propose(scheme.draft_key(key, 5, 5 + t, t), laws, 1) for t in range(LENGTH)]
+        tokens = [
+            scheme.propose(scheme.draft_key(key, 5, 5 + t, t), laws, 1) for t in range(LENGTH)
+        ]
         drafts = schemes.chains(jnp.stack(tokens, axis=1), ranked=scheme.ranked)
-        return scheme.verify_tree(key, 5, drafts, jnp.tile(laws, (2, 1)), jnp.tile(laws, (3, 1))).length
+        return scheme.verify_tree(
+            key, 5, drafts, jnp.tile(laws, (2, 1)), jnp.tile(laws, (3, 1))
+        ).length
 
     assert bool((jax.jit(jax.vmap(trial))(keys(500)) == LENGTH).all())
 
@@ -252,7 +278,11 @@ def test_a_dead_node_is_not_there(name):
 
 def pruned(name, alive_of):
     """Tokens of a round of two drafts at one context, of which `alive_of(tokens)` are used; and their target law."""
-    scheme, p, q = schemes.get(name), jnp.log(jnp.array([0.2, 0.3, 0.5])), jnp.log(jnp.array([0.3, 0.4, 0.3]))
+    scheme, p, q = (
+        schemes.get(name),
+        jnp.log(jnp.array([0.2, 0.3, 0.5])),
+        jnp.log(jnp.array([0.3, 0.4, 0.3])),
+    )
 
     def trial(key):
         tokens = scheme.propose(scheme.draft_key(key, 0, 0, 0), p, 2)
@@ -290,7 +320,9 @@ def test_a_missing_rank_biases_nothing(name):
         (lambda s, p: s.acceptance_curve(p, p, (1,)), "acceptance"),
         (lambda s, p: s.hits(jax.random.key(0), p, p, 1), "hits"),
         (
-            lambda s, p: trials.acceptance(jax.random.key(0), p, p, scheme=s, num_drafts=1, num_trials=5),
+            lambda s, p: trials.acceptance(
+                jax.random.key(0), p, p, scheme=s, num_drafts=1, num_trials=5
+            ),
             "hits",
         ),
     ],
@@ -314,38 +346,71 @@ def test_what_whole_path_schemes_lack(name, call, what):
             dict(scheme="spectr", log_p=LOG_DRAFT[0, np.array([0, 1, 1, 1])]),
             "scheme 'spectr' draws all siblings from one law, got different ones for nodes 0 and 2",
         ),
-        (dict(log_p=jnp.log(jnp.eye(3)[np.ones(4, int)])), "tree.tokens: expected tokens of positive probability"),
-        (dict(log_p=None), "log_p: scheme 'specinfer' needs the law each node was drawn from, got None"),
+        (
+            dict(log_p=jnp.log(jnp.eye(3)[np.ones(4, int)])),
+            "tree.tokens: expected tokens of positive probability",
+        ),
+        (
+            dict(log_p=None),
+            "log_p: scheme 'specinfer' needs the law each node was drawn from, got None",
+        ),
         (dict(key=3), "typed key"),
-        (dict(drafts=schemes.chains(jnp.full((2, 2), 3))), "tree.tokens: expected tokens within 0..2, got 3"),
+        (
+            dict(drafts=schemes.chains(jnp.full((2, 2), 3))),
+            "tree.tokens: expected tokens within 0..2, got 3",
+        ),
         (dict(scheme="block"), "scheme 'block' takes at most 1, got 2"),
         (dict(parents=[0, 3, 0, 1]), "tree.parents: expected 0..1 for node 1, got 3"),
         (dict(parents=[0, 1, -1, 1]), "tree.parents: expected 0..2 for node 2, got -1"),
         (dict(slots=[0, 0, 2, 0]), "tree.slots: expected 0..1 for node 2, got 2"),
-        (dict(slots=[0, 0, 0, 0]), "tree.slots: expected different slots for the children of one context"),
-        (dict(alive=[False, True, True, True]), "tree.alive: expected the parent of node 1 to be alive"),
-        (dict(depths=[0, 0, 0, 0]), r"tree.depths: expected \[0, 1, 0, 1\] below depth 2, got \[0, 0, 0, 0\]"),
-        (dict(slots=[0, 0, 0]), r"tree.slots: expected integer of shape \[n\], one for each token, got int"),
+        (
+            dict(slots=[0, 0, 0, 0]),
+            "tree.slots: expected different slots for the children of one context",
+        ),
+        (
+            dict(alive=[False, True, True, True]),
+            "tree.alive: expected the parent of node 1 to be alive",
+        ),
+        (
+            dict(depths=[0, 0, 0, 0]),
+            r"tree.depths: expected \[0, 1, 0, 1\] below depth 2, got \[0, 0, 0, 0\]",
+        ),
+        (
+            dict(slots=[0, 0, 0]),
+            r"tree.slots: expected integer of shape \[n\], one for each token, got int",
+        ),
         (dict(alive=[1, 1, 1, 1]), r"tree.alive: expected bool of shape \[n\]"),
     ],
 )
 def test_bad_trees(change, message):
-    given = dict(scheme="specinfer", key=jax.random.key(0), drafts=schemes.chains(jnp.zeros((2, 2), int)))
-    given |= dict(log_p=jnp.tile(LOG_DRAFT[0, 0], (4, 1)), log_q=jnp.tile(LOG_DRAFT[0, 0], (5, 1)), position=0)
+    given = dict(
+        scheme="specinfer", key=jax.random.key(0), drafts=schemes.chains(jnp.zeros((2, 2), int))
+    )
+    given |= dict(
+        log_p=jnp.tile(LOG_DRAFT[0, 0], (4, 1)), log_q=jnp.tile(LOG_DRAFT[0, 0], (5, 1)), position=0
+    )
     given |= change
-    fields = {name: np.array(change[name]) for name in ("parents", "slots", "alive", "depths") if name in change}
+    fields = {
+        name: np.array(change[name])
+        for name in ("parents", "slots", "alive", "depths")
+        if name in change
+    }
     if fields:
         given["drafts"] = dataclasses.replace(given["drafts"], **fields)
     with pytest.raises(ValueError, match=message):
         scheme = schemes.get(given["scheme"])
-        scheme.verify_tree(given["key"], given["position"], given["drafts"], given["log_p"], given["log_q"])
+        scheme.verify_tree(
+            given["key"], given["position"], given["drafts"], given["log_p"], given["log_q"]
+        )
 
 
 def test_chains_are_integers():
     for tokens in (jnp.zeros(3, int), jnp.zeros((2, 2))):
         with pytest.raises(ValueError, match=r"tokens: expected integers of shape \[K, L\], got"):
             schemes.chains(tokens)
-    with pytest.raises(ValueError, match=r"tokens: expected shape \[K, L\] with K, L >= 1, got \[0, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"tokens: expected shape \[K, L\] with K, L >= 1, got \[0, 2\]"
+    ):
         schemes.chains(jnp.zeros((0, 2), int))
 
 

@@ -15,7 +15,8 @@ from tests.problems import PROBLEMS, logs
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SINGLE, SPECINFER, WOR, SPECTR, IMPORTANCE, OPTIMAL = (
-    schemes.get(name) for name in ("single", "specinfer", "specinfer_wor", "spectr", "weighted_importance", "optimal")
+    schemes.get(name)
+    for name in ("single", "specinfer", "specinfer_wor", "spectr", "weighted_importance", "optimal")
 )
 MATCH = jax.jit(weighted_importance._match, static_argnums=3)
 EACH_PAIR = jax.jit(jax.vmap(jax.vmap(weighted_importance._wins, (None, None, 0)), (None, 0, None)))
@@ -35,14 +36,18 @@ def test_recursive_rejection_is_its_definition(problem):
             accepted, emitted = oracles.rejection([p] * k, q, replaced)
             assert float(got[k - 1]) == pytest.approx(accepted, abs=1e-6)
             np.testing.assert_allclose(emitted, q, atol=1e-9)
-    assert float(SINGLE.acceptance(logs(p), logs(q), 1)) == pytest.approx(np.minimum(p, q).sum(), abs=1e-6)
+    assert float(SINGLE.acceptance(logs(p), logs(q), 1)) == pytest.approx(
+        np.minimum(p, q).sum(), abs=1e-6
+    )
 
 
 def test_recursive_rejection_with_diverse_laws_is_its_definition():
     laws = np.stack([PROBLEMS[name][0] for name in ("plain", "zeros in p", "peaked", "flat")])
     for q in (PROBLEMS["flat"][1], PROBLEMS["disjoint"][1], laws[1]):
         accepted, emitted = oracles.rejection(list(laws), q)
-        assert float(SPECINFER.acceptance(logs(laws), logs(q), 4)) == pytest.approx(accepted, abs=1e-6)
+        assert float(SPECINFER.acceptance(logs(laws), logs(q), 4)) == pytest.approx(
+            accepted, abs=1e-6
+        )
         np.testing.assert_allclose(emitted, q, atol=1e-9)
 
 
@@ -63,7 +68,8 @@ def test_kseq_of_nearly_equal_laws():
     p = q * np.exp(0.25 * rng.normal(size=q.shape))
     p /= p.sum(1, keepdims=True)
     spectr, specinfer = (
-        jax.vmap(lambda p, q, s=s: s.acceptance(p, q, 8))(logs(p), logs(q)) for s in (SPECTR, SPECINFER)
+        jax.vmap(lambda p, q, s=s: s.acceptance(p, q, 8))(logs(p), logs(q))
+        for s in (SPECTR, SPECINFER)
     )
     assert bool((spectr >= specinfer - 2e-6).all())
     with jax.enable_x64(True):
@@ -89,7 +95,9 @@ def test_the_lightest_items_are_drafted_without_replacement(light):
     """What is left when the heavy item is refused is renormalised from next to nothing; chance of failure 1e-9."""
     p, q = jnp.array([0.0, light, light - 0.4]), jnp.log(jnp.array([0.3, 0.3, 0.4]))
     for k in (2, 3):
-        hits = jax.vmap(lambda key, k=k: WOR.hits(key, p, q, k)[-1])(jax.random.split(jax.random.key(0), 20_000))
+        hits = jax.vmap(lambda key, k=k: WOR.hits(key, p, q, k)[-1])(
+            jax.random.split(jax.random.key(0), 20_000)
+        )
         assert oracles.binomial(int(hits.sum()), 20_000, float(WOR.acceptance(p, q, k))) > 1e-9
 
 
@@ -109,17 +117,24 @@ def test_chains_estimate_is_unbiased():
 
 def test_what_is_too_much_says_so():
     law = jnp.full(100, -math.log(100))
-    with pytest.raises(ValueError, match=r"would enumerate 10.10 chains .* for 100 items and K=7.*acceptance_estimate"):
+    with pytest.raises(
+        ValueError,
+        match=r"would enumerate 10.10 chains .* for 100 items and K=7.*acceptance_estimate",
+    ):
         WOR.acceptance(law, law, 7)
     with pytest.raises(
-        ValueError, match=r"optimal.* expected at most 12 items, got 100; schemes 'weighted_importance'"
+        ValueError,
+        match=r"optimal.* expected at most 12 items, got 100; schemes 'weighted_importance'",
     ):
         OPTIMAL.verify(jax.random.key(0), jnp.zeros(2, int), law, law)
-    with pytest.raises(ValueError, match=r"laws of their own looks at 2.N sets, expected at most 12 items, got 100"):
+    with pytest.raises(
+        ValueError, match=r"laws of their own looks at 2.N sets, expected at most 12 items, got 100"
+    ):
         OPTIMAL.acceptance(jnp.stack([law, law]), law, 2)
     wide = jnp.full(5000, -math.log(5000))
     with pytest.raises(
-        ValueError, match=r"weighted_importance.*expected at most 4096 items, got 5000; trials.acceptance"
+        ValueError,
+        match=r"weighted_importance.*expected at most 4096 items, got 5000; trials.acceptance",
     ):
         IMPORTANCE.acceptance(wide, wide, 2)
     with pytest.raises(ValueError, match=r"num_chains: expected at least 2, got 1"):
@@ -129,12 +144,15 @@ def test_what_is_too_much_says_so():
     assert float(OPTIMAL.acceptance(law, law, 5)) == 1  # the value is known at any size
 
 
-@pytest.mark.parametrize("name", ["single", "specinfer", "specinfer_wor", "spectr", "weighted_importance", "optimal"])
+@pytest.mark.parametrize(
+    "name", ["single", "specinfer", "specinfer_wor", "spectr", "weighted_importance", "optimal"]
+)
 def test_impossible_drafts_are_refused(name):
     p, q = (logs(law) for law in PROBLEMS["zeros in p"])
     scheme = schemes.get(name)
     with pytest.raises(
-        ValueError, match=r"drafts: expected tokens of positive probability under log_p .at least e.-80., got 2"
+        ValueError,
+        match=r"drafts: expected tokens of positive probability under log_p .at least e.-80., got 2",
     ):
         scheme.verify(jax.random.key(0), jnp.array([2]), p, q)
     if scheme.max_drafts is None:  # out of play it may be anything
@@ -153,7 +171,9 @@ def test_truncated_program_is_solved(free):
         for _ in range(3):
             match = MATCH(*(jnp.asarray(x, jnp.float32) for x in (law, p, q)), free)
             after = np.asarray(match.law, np.float64)
-            assert np.minimum(after, q).sum() == pytest.approx(oracles.pairwise_program(law, p, q, free), abs=2e-6)
+            assert np.minimum(after, q).sum() == pytest.approx(
+                oracles.pairwise_program(law, p, q, free), abs=2e-6
+            )
             assert after.sum() == pytest.approx(1, abs=1e-5)
             law = after / after.sum()
 
@@ -183,13 +203,18 @@ def test_tournament_is_its_definition(problem):
         for laws in lists:
             accepted, emitted = oracles.tournament(laws, q, *bracket_of(laws, q, free))
             one_law = logs(p) if all(law is p for law in laws) else logs(np.stack(laws))
-            assert float(scheme.acceptance(one_law, logs(q), len(laws))) == pytest.approx(accepted, abs=2e-6)
+            assert float(scheme.acceptance(one_law, logs(q), len(laws))) == pytest.approx(
+                accepted, abs=2e-6
+            )
             np.testing.assert_allclose(emitted, q, atol=2e-6)
 
 
 def test_free_ranks_help():
     for p, q in pairs(5, 9, seed=8):
-        least, most = (float(weighted_importance.truncated_at(s).acceptance(logs(p), logs(q), 2)) for s in (1, 9))
+        least, most = (
+            float(weighted_importance.truncated_at(s).acceptance(logs(p), logs(q), 2))
+            for s in (1, 9)
+        )
         best = float(bounds.optimum_iid(logs(p), logs(q), 2))
         assert most == pytest.approx(best, abs=2e-6)  # all free: the optimum for two drafts
         assert least <= best + 2e-6
@@ -197,7 +222,9 @@ def test_free_ranks_help():
 
 def test_gradients_on_peaked_laws_are_finite():
     rng = np.random.default_rng(14)
-    slopes = jax.jit(jax.vmap(jax.grad(lambda p, q: IMPORTANCE.acceptance(p, q, 3), argnums=(0, 1))))
+    slopes = jax.jit(
+        jax.vmap(jax.grad(lambda p, q: IMPORTANCE.acceptance(p, q, 3), argnums=(0, 1)))
+    )
     for scale in (4.0, 12.0, 20.0):
         p, q = jax.nn.log_softmax(jnp.asarray(scale * rng.normal(size=(2, 200, 5)), jnp.float32))
         assert all(bool(jnp.isfinite(slope).all()) for slope in slopes(p, q))
@@ -212,7 +239,9 @@ def test_optimal_plan_attains_the_optimum():
     for p, q in [*PROBLEMS.values(), *pairs(10, 6, seed=9), *pairs(10, 6, seed=10, spread=5.0)]:
         for k in (1, 2, 3):
             plan = decomposition.best_selection([p] * k, q)
-            assert plan.acceptance == pytest.approx(float(OPTIMAL.acceptance(logs(p), logs(q), k)), abs=1e-6)
+            assert plan.acceptance == pytest.approx(
+                float(OPTIMAL.acceptance(logs(p), logs(q), k)), abs=1e-6
+            )
             assert plan.acceptance == pytest.approx(oracles.optimum_iid(p, q, k), abs=1e-6)
             sure = bool(decomposition.always_accepts(logs(p), logs(q), k))
             assert sure == (plan.acceptance > 1 - 1e-6)
@@ -225,9 +254,14 @@ def test_optimum_of_diverse_drafts_is_its_program():
         laws = np.stack([PROBLEMS[name][0] for name in names])
         for q in (PROBLEMS["flat"][1], PROBLEMS["zeros in q"][1]):
             plan = decomposition.best_selection(laws, q)
-            assert float(OPTIMAL.acceptance(logs(laws), logs(q), len(laws))) == pytest.approx(plan.acceptance, abs=1e-6)
+            assert float(OPTIMAL.acceptance(logs(laws), logs(q), len(laws))) == pytest.approx(
+                plan.acceptance, abs=1e-6
+            )
             for scheme in (SPECINFER, IMPORTANCE, schemes.get("gls")):
-                assert float(scheme.acceptance(logs(laws), logs(q), len(laws))) <= plan.acceptance + 2e-6
+                assert (
+                    float(scheme.acceptance(logs(laws), logs(q), len(laws)))
+                    <= plan.acceptance + 2e-6
+                )
 
 
 def test_set_law_and_importance_law_are_enumerations():
@@ -253,12 +287,16 @@ def test_set_law_and_importance_law_are_enumerations():
 
 
 def test_decomposition_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match=r"laws: expected shape \[K, N\] with N within 1..12, got \[2, 13\]"):
+    with pytest.raises(
+        ValueError, match=r"laws: expected shape \[K, N\] with N within 1..12, got \[2, 13\]"
+    ):
         decomposition.set_law(np.full((2, 13), 1 / 13))
     with pytest.raises(ValueError, match=r"q: expected shape \[2\], got \[3\]"):
         decomposition.best_selection([[0.5, 0.5]], [0.2, 0.3, 0.5])
     with pytest.raises(ValueError, match=r"at most 1000000 lists, got 10\^7"):
-        decomposition.importance_law(lambda drafts: drafts == drafts[0], jnp.full(10, -math.log(10)), 7)
+        decomposition.importance_law(
+            lambda drafts: drafts == drafts[0], jnp.full(10, -math.log(10)), 7
+        )
 
 
 # Order
@@ -273,7 +311,9 @@ def test_order_of_acceptances():
         @jax.jit
         def curves(laws):
             chosen = (SPECINFER, SPECTR, OPTIMAL, IMPORTANCE)
-            return [jax.lax.map(lambda pair, s=s: s.acceptance_curve(*pair, ks), laws) for s in chosen]
+            return [
+                jax.lax.map(lambda pair, s=s: s.acceptance_curve(*pair, ks), laws) for s in chosen
+            ]
 
         specinfer, spectr, optimum, importance = (np.asarray(x) for x in curves(laws))
         assert (specinfer <= spectr + 2e-6).all() and (spectr <= optimum + 2e-6).all()
