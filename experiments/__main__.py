@@ -18,8 +18,8 @@ from experiments import (
     per_token,
     same_seed,
 )
-from gls_jax import files
 from gls_jax.cli.console import progress
+from gls_jax.runs import files
 
 EXPERIMENTS = {
     "gls_fig6": gls_fig6.GlsFig6,

@@ -212,15 +212,17 @@ def start_run(
         target,
         drafter,
         prompts,
-        scheme=setting.scheme,
-        num_drafts=setting.num_drafts,
-        draft_length=setting.length,
-        tree=setting.tree,
-        temperature=setting.temperature,
-        draft_temperatures=setting.draft_temperatures,
-        top_k=TOP_K,
-        max_new_tokens=new,
-        stop_tokens=stops,
+        options=decoding.DecodeOptions(
+            scheme=setting.scheme,
+            num_drafts=setting.num_drafts,
+            draft_length=setting.length,
+            tree=setting.tree,
+            temperature=setting.temperature,
+            draft_temperatures=setting.draft_temperatures,
+            top_k=TOP_K,
+            max_new_tokens=new,
+            stop_tokens=stops,
+        ),
     )
 
 

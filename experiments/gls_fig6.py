@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments import shared
-from gls_jax import bounds, checks, pairs, races, schemes, trials
+from gls_jax import bounds, checks, races, schemes, trials
+from gls_jax.distributions import pairs
 from gls_jax.schemes import specinfer_wor
 
 BOUNDS = {

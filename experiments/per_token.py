@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from experiments import shared
 from experiments.block_efficiency import TOP_K, Setting, pair, prompts_of, start_run
-from gls_jax import bounds, checks, models, pairs, schemes
+from gls_jax import bounds, checks, models, schemes
+from gls_jax.distributions import pairs
 
 DROPPED = (12, 17)
 

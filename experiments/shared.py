@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from gls_jax import checks, decoding, files, models, pairs, prompts, races, schemes
+from gls_jax import checks, decoding, models, races, schemes
+from gls_jax.distributions import pairs, prompts
+from gls_jax.runs import files
 
 Report = Callable[[str, int, int], None]
 """Progress: what, how many done, of how many."""

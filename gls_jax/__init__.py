@@ -15,28 +15,27 @@ from gls_jax.checks import check_log_probs
 from gls_jax.sampling import ListSample, list_sample
 
 if TYPE_CHECKING:
-    from gls_jax import cluster, compression, decoding, laws, models, pairs, planner, study
+    from gls_jax import compression, decoding, distributions, models, planner, runs, studies
 
 __version__ = "0.1.0"
 __all__ = [
     "ListSample",
     "bounds",
     "check_log_probs",
-    "cluster",
     "compression",
     "couplings",
     "decoding",
     "decomposition",
-    "laws",
+    "distributions",
     "list_sample",
     "losses",
     "models",
-    "pairs",
     "planner",
     "races",
     "rejection",
+    "runs",
     "schemes",
-    "study",
+    "studies",
     "trials",
 ]
 

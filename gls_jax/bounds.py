@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks, races
+from gls_jax.exact.ratio_order import RatioOrder, excess, ratio_order
 from gls_jax.loops import varying_like
-from gls_jax.ratios import RatioOrder, excess, ratio_order
 from gls_jax.typing import LogProbs, Numbers
 
 __all__ = [

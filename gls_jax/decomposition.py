@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gls_jax import checks, races
-from gls_jax.ratios import ratio_order
+from gls_jax.exact.ratio_order import ratio_order
 from gls_jax.typing import LogProbs, Numbers
 
 __all__ = [
@@ -74,7 +74,7 @@ def _checked_laws(laws) -> np.ndarray:
         raise ValueError(
             f"laws: expected shape [K, N] with N within 1..{MOST_ITEMS}, got {list(shape)}"
         )
-    return checks.distributions(laws, "laws")
+    return checks.host_probabilities(laws, "laws")
 
 
 def _set_law(laws: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ def best_selection(laws: Numbers, q: Numbers) -> Selection:
     laws, shape = _checked_laws(laws), checks.floats(q, "q").shape
     if shape != laws.shape[1:]:
         raise ValueError(f"q: expected shape [{laws.shape[1]}], got {list(shape)}")
-    return solve_selection(laws, checks.distributions(q, "q"))
+    return solve_selection(laws, checks.host_probabilities(q, "q"))
 
 
 def solve_selection(laws: np.ndarray, q: np.ndarray) -> Selection:
@@ -183,7 +183,7 @@ def importance_law(
     [0.75, 0.25]
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
-    given, log_p = log_p, checks.draft_laws(log_p, num_drafts)
+    given, log_p = log_p, checks.draft_distributions(log_p, num_drafts)
     checks.values(given, "log_p")
     size = log_p.shape[-1]
     if size**num_drafts > _MOST_LISTS:

@@ -23,10 +23,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from gls_jax import races
 from gls_jax.loops import varying_like
 
-__all__ = ["remaining", "residual_token", "serve", "speculate"]
+__all__ = ["maximal_coupling", "recursive_rejection", "residual", "residual_token"]
 
 
-def remaining(
+def residual(
     q: Float[Array, " N"], spent: Float[Array, "#N"]
 ) -> tuple[Float[Array, " N"], Float[Array, ""]]:
     """``(q - s)+`` and its sum `Z(s)`."""
@@ -43,7 +43,7 @@ def residual_token(
     return races.winner(races.arrivals(clocks, log_rest))
 
 
-def serve(
+def recursive_rejection(
     key: PRNGKeyArray,
     drafts: Int[Array, " K"],
     log_p: Float[Array, "*k N"],
@@ -72,7 +72,7 @@ def serve(
         k, x, uniform, live = draft
         law = pool / jnp.sum(pool) if without_replacement else p if p.ndim == 1 else p[k]
         live = live & (token < 0) & (law[x] > 0)
-        rest, total = remaining(q, spent)
+        rest, total = residual(q, spent)
         token = jnp.where(live & (uniform * total * law[x] < rest[x]), x, token)
         spent = jnp.where(live, spent + total * law, spent)
         return (spent, pool.at[x].set(0) if without_replacement else pool, token), token >= 0
@@ -85,11 +85,11 @@ def serve(
     start = varying_like(start, key, drafts, p, q, active)
     each = (jnp.arange(drafts.shape[0]), drafts, uniforms, active)
     (spent, _, token), found = jax.lax.scan(test, start, each)
-    fresh = residual_token(residual_key, remaining(q, spent)[0], log_q)
+    fresh = residual_token(residual_key, residual(q, spent)[0], log_q)
     return jnp.where(token >= 0, token, fresh).astype(jnp.int32), found
 
 
-def speculate(
+def maximal_coupling(
     key: PRNGKeyArray,
     draft: Int[Array, ""],
     law: Float[Array, " N"],
@@ -102,5 +102,5 @@ def speculate(
     q = races.weights(log_q)
     test_key, residual_key = races.split_key(races.private_key(key))
     accept = live & (law[draft] > 0) & (races.uniforms(test_key, 1)[0] * law[draft] < q[draft])
-    fresh = residual_token(residual_key, remaining(q, jnp.where(live, law, 0))[0], log_q)
+    fresh = residual_token(residual_key, residual(q, jnp.where(live, law, 0))[0], log_q)
     return jnp.where(accept, draft, fresh).astype(jnp.int32)

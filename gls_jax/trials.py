@@ -6,7 +6,7 @@ Where the first K drafts of a scheme are a prefix of its first K + 1, one trial 
 serves every K of a sweep.
 
 A trial either draws the scheme's clocks, `K N` of them, and is bit for bit `propose` and `verify`
-under its key; or it draws first arrivals by inversion, `O(K log N)` (:mod:`gls_jax.simulation`),
+under its key; or it draws first arrivals by inversion, `O(K log N)` (:mod:`gls_jax.exact.inversion`),
 which is the same law by other numbers.
 
 Pairs are spread over the devices of the process, and trials where the pairs do not divide. Hits are
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,9 @@ _FROM_ITEMS = (
 )
 _DRAFT = 128  # clocks of a large vocabulary that are drawn in the time of one draft by inversion
 
+Method = Literal["noise", "inversion"]
+"""How trials are drawn: from the noise of the scheme, or by inversion."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -52,7 +55,7 @@ def acceptance(
     scheme: str | schemes.Scheme,
     num_drafts: int,
     num_trials: int,
-    clocks: bool | None = None,
+    method: Method | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -65,8 +68,7 @@ def acceptance(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: `K`.
         num_trials: number of independent trials.
-        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no
-            other way.
+        method: `"noise"` or `"inversion"`; None: the faster one that the scheme has.
         devices: of this process, to spread the work over; all of them by default. Results do not
             depend on them.
         progress: called with `(trials done, num_trials)` about once a second.
@@ -98,7 +100,7 @@ def acceptance(
             f"log_p and log_q: expected shapes [N] (log_p also [K, N]) with N >= 1, got {list(log_p.shape)} and "
             f"{list(log_q.shape)}; a batch of pairs goes to trials.sweep"
         )
-    log_p, log_q = checks.same_items(log_p, log_q)
+    log_p, log_q = checks.same_categories(log_p, log_q)
     for name, value in given.items():
         checks.values(value, name)
     estimate = _run(
@@ -108,7 +110,7 @@ def acceptance(
         scheme=scheme,
         num_drafts=(num_drafts,),
         num_trials=num_trials,
-        clocks=clocks,
+        method=method,
         devices=devices,
         progress=progress,
     )
@@ -123,7 +125,7 @@ def sweep(
     scheme: str | schemes.Scheme,
     num_drafts: Sequence[int],
     num_trials: int,
-    clocks: bool | None = None,
+    method: Method | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -136,8 +138,7 @@ def sweep(
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: the list lengths; one pass over the largest serves all.
         num_trials: independent trials a pair (shared by its list lengths).
-        clocks: whether trials draw every clock; None: where that is faster, or the scheme knows no
-            other way.
+        method: `"noise"` or `"inversion"`; None: the faster one that the scheme has.
         devices: of this process, to spread the work over; all of them by default. Results do not
             depend on them.
         progress: called with `(trials done, all trials)` about once a second.
@@ -169,7 +170,7 @@ def sweep(
             f"log_p and log_q: expected shapes [M, N] (log_p also [M, K, N]) with M, N >= 1, "
             f"got {list(log_p.shape)} and {list(log_q.shape)}"
         )
-    log_p, log_q = checks.same_items(log_p, log_q)
+    log_p, log_q = checks.same_categories(log_p, log_q)
     for name, value in given.items():
         checks.values(value, name)
     checks.keys(key)
@@ -180,7 +181,7 @@ def sweep(
     keys = (
         key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
     )
-    asked = {"scheme": scheme, "num_drafts": num_drafts, "num_trials": num_trials, "clocks": clocks}
+    asked = {"scheme": scheme, "num_drafts": num_drafts, "num_trials": num_trials, "method": method}
     return _run(keys, log_p, log_q, **asked, devices=devices, progress=progress)
 
 
@@ -192,21 +193,22 @@ def check_num_trials(value: Any) -> int:
     return num_trials
 
 
-def clocks_a_trial(
-    scheme: schemes.Scheme, num_drafts: int, num_items: int, clocks: bool | None = None
+def noise_per_trial(
+    scheme: schemes.Scheme, num_drafts: int, num_items: int, method: Method | None = None
 ) -> int:
     """What a trial costs, counted in clocks."""
-    return num_drafts * (num_items if _with_clocks(scheme, num_items, clocks) else _DRAFT)
+    return num_drafts * (num_items if _by_noise(scheme, num_items, method) else _DRAFT)
 
 
-def _with_clocks(scheme: schemes.Scheme, num_items: int, clocks: bool | None) -> bool:
-    if clocks is None:
-        return scheme.simulator_fn is None or num_items < _FROM_ITEMS
-    return clocks
+def _by_noise(scheme: schemes.Scheme, num_items: int, method: Method | None) -> bool:
+    if method is not None:
+        return checks.one_of(method, ("noise", "inversion"), "method") == "noise"
+    has_inversion = scheme.trials is not None and scheme.trials.inversion is not None
+    return not has_inversion or num_items < _FROM_ITEMS
 
 
 def _run(
-    keys, log_p, log_q, *, scheme, num_drafts, num_trials, clocks, devices, progress
+    keys, log_p, log_q, *, scheme, num_drafts, num_trials, method, devices, progress
 ) -> Estimate:
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
     counts = tuple(scheme.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
@@ -215,7 +217,7 @@ def _run(
     knobs = {
         "scheme": scheme,
         "num_drafts": counts,
-        "clocks": _with_clocks(scheme, num_items, clocks),
+        "by_noise": _by_noise(scheme, num_items, method),
     }
     new = jnp.zeros(
         ()
@@ -229,8 +231,8 @@ def _run(
         hits = np.zeros((num_pairs, len(counts)), np.int64)
         # What a pair needs to be prepared without clocks is small beside as many trials as it has
         # items.
-        least = max(1024, 0 if knobs["clocks"] else num_items)
-        cost = num_pairs * clocks_a_trial(scheme, max(counts), num_items, clocks)
+        least = max(1024, 0 if knobs["by_noise"] else num_items)
+        cost = num_pairs * noise_per_trial(scheme, max(counts), num_items, method)
         per_call = mesh.size * max(least, _CALL // cost)
         for start in range(0, num_trials, per_call):
             stop = min(start + per_call, num_trials)
@@ -259,7 +261,7 @@ def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
     return Mesh(np.reshape(devices, (groups, -1)), ("pairs", "trials"))
 
 
-@partial(jax.jit, static_argnames=("mesh", "scheme", "num_drafts", "clocks"))
+@partial(jax.jit, static_argnames=("mesh", "scheme", "num_drafts", "by_noise"))
 def _spread(keys, log_p, log_q, starts, stops, *, mesh: Mesh, **knobs):
     """Hits `i32[T, M, len(num_drafts)]` of `T` ranges of trials, every device at its own pairs and
     range.
@@ -275,7 +277,7 @@ def _spread(keys, log_p, log_q, starts, stops, *, mesh: Mesh, **knobs):
     )
 
 
-@partial(jax.jit, static_argnames=("scheme", "num_drafts", "clocks"))
+@partial(jax.jit, static_argnames=("scheme", "num_drafts", "by_noise"))
 def _count(
     keys,
     log_p,
@@ -285,21 +287,29 @@ def _count(
     *,
     scheme: schemes.Scheme,
     num_drafts: tuple[int, ...],
-    clocks: bool,
+    by_noise: bool,
 ):
     """Hits `i32[M, len(num_drafts)]` over the trials start..stop-1 of every pair."""
     start, stop = jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)
     most = max(num_drafts)
-    held = 4 if not clocks else most if scheme.streaming else most * log_q.shape[-1]
+    held = (
+        4
+        if not by_noise
+        else most
+        if scheme.trials is not None and scheme.trials.streaming
+        else most * log_q.shape[-1]
+    )
     lanes = max(1, min(4096, _CHUNK // held))
 
     def pair(args):
         key, log_p, log_q = args
-        trial = None if clocks else scheme.simulator(log_p, log_q, most)  # once for all trials
+        trial = (
+            None if by_noise else scheme.inversion_trial(log_p, log_q, most)
+        )  # once for all trials
 
         def counted(index):
             own = jax.random.fold_in(key, index)
-            found = trial(own) if trial is not None else scheme.hits(own, log_p, log_q, most)
+            found = trial(own) if trial is not None else scheme.accepted(own, log_p, log_q, most)
             return found[jnp.asarray(num_drafts) - 1] & (index < stop.astype(jnp.uint32))
 
         def chunk(at, hits):

@@ -21,7 +21,7 @@ CALLS: dict[str, Call] = {
     "races.exponentials": lambda key, p, q, d: races.exponentials(key, NUM_DRAFTS, NUM_TOKENS),
     "races.uniforms": lambda key, p, q, d: races.uniforms(key, 4),
     "races.darts": lambda key, p, q, d: races.darts(key, 3, 4, NUM_TOKENS),
-    "races.leaders": lambda key, p, q, d: races.leaders(
+    "races.first_arrivals": lambda key, p, q, d: races.first_arrivals(
         key, NUM_DRAFTS, jnp.asarray(p), jnp.asarray(q)
     ),
     "races.arrivals": lambda key, p, q, d: races.arrivals(
@@ -29,7 +29,7 @@ CALLS: dict[str, Call] = {
     ),
     "races.weights": lambda key, p, q, d: races.weights(jnp.asarray(p, jnp.float32)),
     "races.winner": lambda key, p, q, d: races.winner(jnp.asarray(p, jnp.float32)),
-    "races.clocks_from_bits": lambda key, p, q, d: races.clocks_from_bits(
+    "races.exponentials_from_bits": lambda key, p, q, d: races.exponentials_from_bits(
         *jax.random.key_data(key)
     ),
     "races.new_key": lambda key, p, q, d: jax.random.key_data(races.new_key(d[0])),
@@ -39,8 +39,10 @@ CALLS: dict[str, Call] = {
     "races.stream_key": lambda key, p, q, d: jax.random.key_data(races.stream_key(key, 1)),
     "races.candidates": lambda key, p, q, d: races.candidates(key, d, 2),
     "races.bins": lambda key, p, q, d: races.bins(key, d, 3),
-    "races.first_clocks": lambda key, p, q, d: races.first_clocks(key, d),
-    "races.list_clocks": lambda key, p, q, d: races.list_clocks(key, d, NUM_DRAFTS, 1),
+    "races.smallest_exponentials": lambda key, p, q, d: races.smallest_exponentials(key, d),
+    "races.stream_exponentials": lambda key, p, q, d: races.stream_exponentials(
+        key, d, NUM_DRAFTS, 1
+    ),
     "list_sample": lambda key, p, q, d: gls_jax.list_sample(key, p, q, NUM_DRAFTS),
     "couplings.gumbel": lambda key, p, q, d: couplings.gumbel(key, p, q),
     "couplings.weighted_minhash": lambda key, p, q, d: couplings.weighted_minhash(key, p, q),
@@ -102,14 +104,20 @@ def _scheme_calls(name: str, called: set) -> dict[str, Call]:
 
     calls: dict[str, tuple[object, Call]] = {
         "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, width)),
-        "verify": (scheme.verify_fn, lambda key, p, q, d: scheme.verify(key, d[:width], p, q)),
-        "acceptance": (scheme.acceptance_fn, lambda key, p, q, d: scheme.acceptance(p, q, width)),
+        "verify": (
+            scheme.verifies_tokens or None,
+            lambda key, p, q, d: scheme.verify(key, d[:width], p, q),
+        ),
+        "acceptance": (scheme.exact, lambda key, p, q, d: scheme.acceptance(p, q, width)),
         # Where a scheme has no hits of its own they are made of its `verify`: another function for every name.
         "hits": (
-            scheme.hits_fn or (scheme.verify_fn and name),
-            lambda key, p, q, d: scheme.hits(key, p, q, width),
+            scheme.trials or scheme.verifies_tokens or None,
+            lambda key, p, q, d: scheme.accepted(key, p, q, width),
         ),
-        "simulator": (scheme.simulator_fn, lambda key, p, q, d: scheme.simulator(p, q, width)(key)),
+        "simulator": (
+            scheme.trials and scheme.trials.inversion,
+            lambda key, p, q, d: scheme.inversion_trial(p, q, width)(key),
+        ),
         "verify_tree": (name, verify_tree),
     }
     new = {
@@ -138,6 +146,6 @@ CALLS |= {
         scheme="gls",
         num_drafts=(1, 2),
         num_trials=9,
-        clocks=False,
+        method="inversion",
     )
 }

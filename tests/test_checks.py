@@ -143,8 +143,8 @@ CALLS = {
     "Scheme.acceptance_curve": lambda log_p, log_q: WITHOUT_REPLACEMENT.acceptance_curve(
         log_p, log_q, (1, 2)
     ),
-    "Scheme.hits": lambda log_p, log_q: WITHOUT_REPLACEMENT.hits(KEY, log_p, log_q, 2),
-    "Scheme.simulator": lambda log_p, log_q: GLS.simulator(log_p, log_q, 2),
+    "Scheme.accepted": lambda log_p, log_q: WITHOUT_REPLACEMENT.accepted(KEY, log_p, log_q, 2),
+    "Scheme.inversion_trial": lambda log_p, log_q: GLS.inversion_trial(log_p, log_q, 2),
     "Scheme.verify_tree": lambda log_p, log_q: GLS.verify_tree(
         KEY, 0, TREE, [log_p] * 2, [log_q] * 3
     ),
@@ -386,7 +386,7 @@ def test_a_wrong_key_is_told_how_to_become_a_right_one(key, words):
         lambda: gls_jax.list_sample(key, P, Q, 2),
         lambda: GLS.propose(key, P, 2),
         lambda: GLS.verify(key, DRAFTS, P, Q),
-        lambda: GLS.hits(key, P, Q, 2),
+        lambda: GLS.accepted(key, P, Q, 2),
         lambda: GLS.verify_tree(key, 0, TREE, [P] * 2, [Q] * 3),
         lambda: couplings.gumbel(key, P, Q),
         lambda: couplings.weighted_minhash(key, P, Q),

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from gls_jax import cli, pairs, study
+from gls_jax import cli
+from gls_jax.distributions import pairs
+from gls_jax.studies import acceptance_study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -69,7 +71,7 @@ def test_a_model_pair(tmp_path, capsys):
 def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
     ask = [*SMALL, "--schemes", "gls", "naive"]
     assert acceptance("--out", tmp_path / "whole", *ask) == 0
-    block, calls = study._block, []
+    block, calls = acceptance_study._block, []
 
     def interrupted(*arguments):
         calls.append(arguments)

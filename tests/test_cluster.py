@@ -9,7 +9,10 @@ import sys
 import jax
 import pytest
 
-from gls_jax import cli, cluster, files, pairs, study
+from gls_jax import cli
+from gls_jax.distributions import pairs
+from gls_jax.runs import cluster, files
+from gls_jax.studies import acceptance_study
 from tests import compilation
 from tests.cli.conftest import write
 
@@ -18,10 +21,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # The command, which kills itself when it is about to compute its DIES-th block.
 PROGRAM = """
 import os, signal, sys
-from gls_jax import cli, cluster, study
+from gls_jax import cli
+from gls_jax.runs import cluster
+from gls_jax.studies import acceptance_study
 
 cluster._HEARTBEAT = 3
-dies, block = int(sys.argv.pop(1)), study._block
+dies, block = int(sys.argv.pop(1)), acceptance_study._block
 
 def counted(*arguments):
     global dies
@@ -30,7 +35,7 @@ def counted(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return block(*arguments)
 
-study._block = counted
+acceptance_study._block = counted
 sys.exit(cli.main(sys.argv[1:]))
 """
 ASK = [
@@ -114,7 +119,7 @@ def test_a_process_that_dies_costs_its_unfinished_blocks(whole, tmp_path, monkey
         "error: expected 2 processes to meet, but process 1 is gone; what is written stays, --resume goes on\n"
     )
     assert names(tmp_path) == ["cells.partial.0.npz", "cells.partial.1.npz"]
-    block, counted = study._block, []
+    block, counted = acceptance_study._block, []
     monkeypatch.setattr(study, "_block", lambda *args: counted.append(args[1]) or block(*args))
     assert cli.main(["acceptance", "--out", str(tmp_path), *map(str, ASK), "--resume"]) == 0
     assert counted == ["naive"]
@@ -243,7 +248,7 @@ def test_generate_needs_a_file_for_several_processes(capsys):
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path):
-    ask = study.Study(("naive",), (1,), 10, seed=0)
+    ask = acceptance_study.Study(("naive",), (1,), 10, seed=0)
     laws = pairs.random(jax.random.key(0), 3, 4)
     with (
         files.alone(tmp_path),
@@ -251,6 +256,6 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path):
             BlockingIOError, match="expected a folder to itself, but another run is at work"
         ),
     ):
-        study.run(ask, laws, tmp_path)
+        acceptance_study.run(ask, laws, tmp_path)
     with files.alone(tmp_path):  # free again
         pass

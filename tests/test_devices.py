@@ -9,17 +9,23 @@ import jax
 import numpy as np
 import pytest
 
-from gls_jax import pairs, study, trials
+from gls_jax import trials
+from gls_jax.distributions import pairs
+from gls_jax.studies import acceptance_study
 
-ASK = study.Study(("gls",), (1, 2), 100, seed=1)
+ASK = acceptance_study.Study(("gls",), (1, 2), 100, seed=1)
 LAWS = pairs.random(jax.random.key(0), 9, 5)
 # As many pairs as devices: one a device would be no loop to XLA, and rounds in another way.
-EIGHT = study.Study(("naive",), (1, 2, 3), 50, seed=0), pairs.random(jax.random.key(0), 8, 6)
+EIGHT = (
+    acceptance_study.Study(("naive",), (1, 2, 3), 50, seed=0),
+    pairs.random(jax.random.key(0), 8, 6),
+)
 PROGRAM = """
 import json, sys
 from pathlib import Path
 import jax, numpy as np
-from gls_jax import study, trials
+from gls_jax import trials
+from gls_jax.studies import acceptance_study
 from tests.test_devices import ASK, EIGHT, LAWS
 
 CASES = (  # scheme, pairs, items, trials, list lengths, devices: what divides and not, by clocks and by inversion
@@ -32,8 +38,8 @@ for scheme, pairs, items, count, drafts, numbers in CASES:
                          devices=jax.devices()[:number]) for number in numbers]
     bits = [[bytes(np.asarray(x)).hex() for x in row] for row in rows]
     print(json.dumps([scheme, np.asarray(rows[0].mean).tolist(), bits]))
-study.run(ASK, LAWS, Path(sys.argv[1]) / "nine")
-study.run(*EIGHT, Path(sys.argv[1]) / "eight")
+acceptance_study.run(ASK, LAWS, Path(sys.argv[1]) / "nine")
+acceptance_study.run(*EIGHT, Path(sys.argv[1]) / "eight")
 """
 
 
@@ -65,7 +71,7 @@ def test_a_study_is_the_same_on_eight_devices(eight, tmp_path, name, asked):
     """Nine pairs, so that shares are filled up: exact values and bounds bit for bit, too."""
     _, folder = eight
     assert len(jax.local_devices()) == 1
-    study.run(*asked, tmp_path)
+    acceptance_study.run(*asked, tmp_path)
     for file in ("cells.npz", "acceptance.csv"):
         assert (tmp_path / file).read_bytes() == (folder / name / file).read_bytes(), file
     with np.load(tmp_path / "cells.npz") as cells:

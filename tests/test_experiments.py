@@ -9,7 +9,8 @@ import pytest
 
 from experiments import __main__ as entry
 from experiments import daliri, diverse, gls_fig6, khisti, shared
-from gls_jax import bounds, couplings, pairs, races, schemes
+from gls_jax import bounds, couplings, races, schemes
+from gls_jax.distributions import pairs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

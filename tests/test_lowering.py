@@ -18,7 +18,7 @@ from gls_jax import (
     couplings,
     decoding,
     decomposition,
-    laws,
+    distributions,
     models,
     races,
     sampling,
@@ -26,10 +26,11 @@ from gls_jax import (
     trials,
 )
 from gls_jax.compression import list_code
-from gls_jax.decoding import engine, inputs
-from gls_jax.laws import make, sweep
+from gls_jax.decoding import engine, preparation
+from gls_jax.distributions import dump_writer
 from gls_jax.planner import conditional, costs
 from gls_jax.schemes import specinfer_wor
+from gls_jax.studies import position_study
 
 ITEMS, DRAFTS = 5, 2
 PLATFORMS = ("cuda", "tpu")
@@ -61,20 +62,20 @@ def test_methods_of_a_scheme(name):
     def alone(key, log_p, log_q):
         """What the drafter's side computes, and the exact values."""
         found = [scheme.propose(key, log_p, num_drafts)]
-        if scheme.verify_fn is not None:
+        if scheme.verifies_tokens:
             found.append(scheme.acceptance(log_p, log_q, num_drafts))
-        if scheme.bound is not None:
-            found.append(scheme.bound(log_p, log_q, num_drafts))
+        if scheme.exact is not None and scheme.exact.bound is not None:
+            found.append(scheme.exact.bound(log_p, log_q, num_drafts))
         return found
 
     def together(key, log_p, log_q, tree, laws):
         """What looks at drafts."""
         found = [scheme.verify_tree(key, 0, tree, *laws)]
-        if scheme.verify_fn is not None:
+        if scheme.verifies_tokens:
             found.append(scheme.verify(key, tree.tokens, log_p, log_q))
-            found.append(scheme.hits(key, log_p, log_q, num_drafts))
-        if scheme.simulator_fn is not None:
-            found.append(scheme.simulator(log_p, log_q, num_drafts)(key))
+            found.append(scheme.accepted(key, log_p, log_q, num_drafts))
+        if scheme.trials is not None and scheme.trials.inversion is not None:
+            found.append(scheme.inversion_trial(log_p, log_q, num_drafts)(key))
         return found
 
     lower(alone, KEY, LOG_P, LOG_Q)
@@ -104,7 +105,8 @@ def decode_loop(**options):
         "repetition_penalty": 1.1,
     }
     asked = {"max_new_tokens": 2, "num_drafts": 2, "draft_length": 2} | sampling | options
-    plan, requests, text, _, _ = inputs.prepare(KEY, model, model, [[1], [2, 3]], **asked)
+    asked = decoding.DecodeOptions(**asked)
+    plan, requests, text, _ = preparation.prepare(KEY, model, model, [[1], [2, 3]], None, asked)
     return plan, requests, text
 
 
@@ -181,7 +183,13 @@ FUNCTIONS = {
             KEY, p, q, scheme="gls", num_drafts=DRAFTS, num_trials=4
         ),
         "sweep": lambda p, q: trials.sweep(
-            KEY, p[None], q[None], scheme="gls", num_drafts=(1, DRAFTS), num_trials=4, clocks=False
+            KEY,
+            p[None],
+            q[None],
+            scheme="gls",
+            num_drafts=(1, DRAFTS),
+            num_trials=4,
+            method="inversion",
         ),
     },
 }
@@ -203,10 +211,16 @@ def test_programs_behind_files_and_figures():
         lambda params, tokens: params[tokens], jnp.zeros((ITEMS, ITEMS)), ITEMS
     )
     text = jnp.zeros((1, 3), jnp.int32)
-    lower(partial(make._cut, sampling=laws.Sampling(), num_kept=2), target, target, text, text)
+    lower(
+        partial(dump_writer._cut, sampling=distributions.Sampling(), num_kept=2),
+        target,
+        target,
+        text,
+        text,
+    )
     lower(partial(costs._calls, batch=1, size=2, slots=4), target, 3)
     pairs = LOG_P[None], LOG_Q[None]
     for name in conditional.NAMES:
         lower(partial(conditional._kernels, scheme=name, num_drafts=DRAFTS), *pairs)
-    lower(partial(sweep._exact, name="gls", num_drafts=(DRAFTS,)), *pairs)
+    lower(partial(position_study._exact, name="gls", num_drafts=(DRAFTS,)), *pairs)
     lower(lambda p, q: specinfer_wor.acceptance_estimate(KEY, p, q, DRAFTS, 4), LOG_P, LOG_Q)

@@ -31,7 +31,7 @@ MODULES = (bounds, couplings, decomposition, losses, races, schemes, trials)
 NO_ARRAYS = {  # public names of the core that no mode of JAX can touch, and why
     "races.LIGHTEST": "a number",
     "races.keys": "a module, whose functions are names of `races` or parts of them",
-    "races.ordered": "a module of the list code's search (tests/test_modes_uses.py)",
+    "races.arrival_order": "a module of the list code's search (tests/test_modes_uses.py)",
     "couplings.dart_protocol_bits": "Python numbers",
     "decomposition.MOST_ITEMS": "a number",
     "decomposition.set_law": "NumPy alone",
@@ -41,7 +41,7 @@ NO_ARRAYS = {  # public names of the core that no mode of JAX can touch, and why
     "schemes.get": "words",
     "schemes.branching": "NumPy alone",
     "schemes.chains": "part of every call of verify_tree",
-    "schemes.chain_slots": "part of `chains`",
+    "schemes.chain_draft_index": "part of `chains`",
     "schemes.spectr.discount": "part of spectr's calls",
     "schemes.weighted_importance.truncated_at": "gives a scheme",
 }
@@ -217,7 +217,7 @@ changed = [name for name in MEASURED if not all(same(one[name], other[name]) for
 def sweeps(place=lambda x: x):
     inputs = [place(array) for array in arrays[:3]]
     ask = {"scheme": "gls", "num_drafts": (1, 2), "num_trials": 99}
-    return [np.asarray(trials.sweep(*inputs, **ask, clocks=clocks).mean).tolist() for clocks in (True, False)]
+    return [np.asarray(trials.sweep(*inputs, **ask, method=method).mean).tolist() for method in ("noise", "inversion")]
 
 
 found = {"no mesh": sweeps()}

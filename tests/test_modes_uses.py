@@ -13,9 +13,11 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
-from gls_jax import compression, decoding, laws, models, pairs, planner, races, study
+from gls_jax import compression, decoding, distributions, models, planner, races
 from gls_jax.compression import GaussianCodec, ImageCodec
+from gls_jax.distributions import pairs
 from gls_jax.planner import conditional
+from gls_jax.studies import acceptance_study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -74,7 +76,8 @@ def by_a_transformer():
 
 def round_by_round():
     tree = decoding.MarginTree(4, 2, children=4)
-    run = decoding.stream(races.new_key(SEED), *bigrams(), PROMPTS, tree=tree, max_new_tokens=6)
+    options = decoding.DecodeOptions(tree=tree, max_new_tokens=6)
+    run = decoding.stream(races.new_key(SEED), *bigrams(), PROMPTS, options=options)
     return [np.concatenate(new) for new in run]
 
 
@@ -109,14 +112,14 @@ def training(tmp_path):
 
 def dump(tmp_path):
     target, drafter = bigrams()
-    asked = laws.Sampling()
+    asked = distributions.Sampling()
 
     def texts(first):
-        return laws.own_texts(
+        return distributions.own_texts(
             races.new_key(SEED), target, PROMPTS, asked, length=4, batch=2, first=first
         )
 
-    made = laws.write(
+    made = distributions.write(
         tmp_path / "dump",
         target,
         drafter,
@@ -127,14 +130,14 @@ def dump(tmp_path):
         num_kept=3,
         facts={},
     )
-    laws.acceptance(made, tmp_path / "sweep", names=["naive"], num_drafts=[1, 2])
+    studies.position_acceptance(made, tmp_path / "sweep", names=["naive"], num_drafts=[1, 2])
     return [np.frombuffer(path.read_bytes(), np.uint8) for path in sorted(tmp_path.glob("*/*.npy"))]
 
 
 def studied(tmp_path):
     random = pairs.random(races.new_key(SEED), 2, 5)
-    study.run(
-        study.Study(("naive",), num_drafts=(1, 2), num_trials=64, seed=SEED),
+    acceptance_study.run(
+        acceptance_study.Study(("naive",), num_drafts=(1, 2), num_trials=64, seed=SEED),
         random,
         tmp_path / "study",
     )
@@ -261,8 +264,8 @@ PICKLED = [
     compression.ListCode(2, 64, 4),
     compression.gaussian_density,
     decoding.MarginTree(4, 2, children=4),
-    laws.Sampling(temperature=0.5),
-    study.Study(("gls",), (1, 2), 64, SEED),
+    distributions.Sampling(temperature=0.5),
+    acceptance_study.Study(("gls",), (1, 2), 64, SEED),
     planner.Setting("gls", 2, 4, None),
     SIZES,
     NETWORK,

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from gls_jax import races
-from gls_jax.races import ordered
+from gls_jax.races import arrival_order
 
 KEY = jax.random.key(60)
 ALPHA = 1e-9  # false-failure rate of every statistical test here
@@ -17,12 +17,14 @@ ALPHA = 1e-9  # false-failure rate of every statistical test here
 
 def walks(num_items, count, places=None):
     """Items and clocks of whole walks under many keys."""
-    places = ordered.num_visits(num_items) if places is None else places
+    places = arrival_order.num_visits(num_items) if places is None else places
 
     @jax.jit
     @jax.vmap
     def run(key):
-        return ordered.visit(races.keys.words(key), ordered.start(), 0, places, num_items)[1:]
+        return arrival_order.visit(
+            races.keys.words(key), arrival_order.start(), 0, places, num_items
+        )[1:]
 
     return map(np.asarray, run(jax.random.split(KEY, count)))
 
@@ -75,10 +77,10 @@ def test_neighbours_are_unrelated():
 @pytest.mark.parametrize("num_items", [37, 64, 5000])
 def test_steps_do_not_matter(num_items):
     """A walk in steps of 16 sees what one long step sees: every item once, at the same time."""
-    stream, places = races.keys.stream_words(KEY, 3), ordered.num_visits(num_items)
-    _, items, clocks = ordered.visit(stream, ordered.start(), 0, places, num_items)
-    step = jax.jit(lambda walk, first: ordered.visit(stream, walk, first, 16, num_items))
-    walk, parts = ordered.start(), []
+    stream, places = races.keys.stream_words(KEY, 3), arrival_order.num_visits(num_items)
+    _, items, clocks = arrival_order.visit(stream, arrival_order.start(), 0, places, num_items)
+    step = jax.jit(lambda walk, first: arrival_order.visit(stream, walk, first, 16, num_items))
+    walk, parts = arrival_order.start(), []
     for first in range(0, places + 16, 16):  # one step beyond the end
         walk, *part = step(walk, first)
         parts.append(part)
@@ -92,8 +94,8 @@ def test_steps_do_not_matter(num_items):
 
 def test_streams_differ():
     """Two streams of a key, and one stream of two keys, begin with unrelated items."""
-    first = lambda key, stream: ordered.visit(  # noqa: E731
-        races.keys.stream_words(key, stream), ordered.start(), 0, 1, 2**20
+    first = lambda key, stream: arrival_order.visit(  # noqa: E731
+        races.keys.stream_words(key, stream), arrival_order.start(), 0, 1, 2**20
     )[1][0]
     keys = jax.random.split(KEY, 200)
     heads = jax.jit(jax.vmap(lambda key: jnp.stack([first(key, 0), first(key, 1)])))(keys)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import gls_jax
-from gls_jax import decoding, pairs, schemes
+from gls_jax import decoding, schemes
+from gls_jax.distributions import pairs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

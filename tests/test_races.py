@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from gls_jax import races
-from gls_jax.races import cipher
+from gls_jax.races import threefry
 from tests import oracles
 
 KEY = jax.random.key(20)
@@ -30,7 +30,7 @@ def test_clocks_are_exponential():
 def test_cipher_is_that_of_jax():
     """Both words, bit for bit: `fold_in` for the pair, `bits` for their exclusive or."""
     words = jax.random.key_data(KEY)
-    high, low = cipher.threefry2x32((words[0], words[1]), jnp.arange(100, dtype=jnp.uint32))
+    high, low = threefry.threefry2x32((words[0], words[1]), jnp.arange(100, dtype=jnp.uint32))
     folds = jax.vmap(lambda k: jax.random.key_data(jax.random.fold_in(KEY, k)))(jnp.arange(100))
     np.testing.assert_array_equal(jnp.stack([high, low], axis=1), folds)
     np.testing.assert_array_equal(high ^ low, jax.random.bits(KEY, (100,)))
@@ -45,7 +45,7 @@ def test_small_clocks_keep_their_digits():
     uniform = (
         np.asarray(bits, np.float64) + (np.asarray(more, np.float64) + 0.5) * 2.0**-32
     ) * 2.0**-32
-    clocks = np.asarray(jax.jit(races.clocks_from_bits)(bits, more), np.float64)
+    clocks = np.asarray(jax.jit(races.exponentials_from_bits)(bits, more), np.float64)
     np.testing.assert_allclose(clocks[:-2], -np.log1p(-uniform[:-2]), rtol=1e-6)
     assert 15 < clocks[-1] < 25 and clocks[0] == pytest.approx(2.0**-65)
 
@@ -99,7 +99,9 @@ def test_leaders_are_the_winners_of_the_dense_race(diverse):
     laws = jnp.log(jnp.asarray(rng.dirichlet(np.ones(37), 6), jnp.float32)).at[:, 5].set(-jnp.inf)
     log_p, log_q = (laws[:5] if diverse else laws[0]), laws[5]
     arrivals = [races.arrivals(races.exponentials(KEY, 5, 37), law) for law in (log_p, log_q)]
-    for (first, items), dense in zip(races.leaders(KEY, 5, log_p, log_q), arrivals, strict=True):
+    for (first, items), dense in zip(
+        races.first_arrivals(KEY, 5, log_p, log_q), arrivals, strict=True
+    ):
         np.testing.assert_array_equal(items, jnp.argmin(dense, axis=1))
         np.testing.assert_array_equal(first, dense.min(axis=1))
 
@@ -120,7 +122,7 @@ def test_uniforms_are_those_of_the_clocks():
         u, -np.expm1(-np.asarray(races.exponentials(KEY, 1, 4096)[0], np.float64)), rtol=1e-6
     )
     np.testing.assert_array_equal(races.uniforms(KEY, 1), u[:1])
-    ends = np.asarray(cipher.uniform(*(jnp.asarray([0, 2**32 - 1], jnp.uint32),) * 2))
+    ends = np.asarray(threefry.uniform(*(jnp.asarray([0, 2**32 - 1], jnp.uint32),) * 2))
     np.testing.assert_allclose(ends, [2.0**-65, 1 - 2.0**-24], rtol=1e-7)
     assert ends[1] < 1
 
@@ -130,7 +132,7 @@ def test_item_and_height_of_a_word_are_the_integer_product():
     rng = np.random.default_rng(6)
     high, low = rng.integers(0, 2**32, (2, 200), dtype=np.uint32)
     high[:4], low[:4] = [0, 2**32 - 1, 0, 2**32 - 1], [0, 2**32 - 1, 2**32 - 1, 0]
-    scale = jax.jit(cipher.scale, static_argnums=2)
+    scale = jax.jit(threefry.scale, static_argnums=2)
     for size in (1, 3, 10, 65_535, 65_536, 151_936, 2**31 - 1):
         edges = [
             -(-item * 2**64 // size) - late for item in range(1, min(size, 100)) for late in (0, 1)

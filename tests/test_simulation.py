@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gls_jax import races, schemes, simulation, trials
+from gls_jax import races, schemes, trials
+from gls_jax.exact import inversion
 from tests import oracles
 from tests.problems import NUM_DRAFTS, NUM_ITEMS, PROBLEMS, logs
 
@@ -58,7 +59,7 @@ def test_acceptance_is_the_exact_one(name):
     scheme = schemes.get(name)
     counts = (1, 2, 4, 30) if name == "gumbel_topk" else COUNTS
     got = trials.sweep(
-        KEY, ALL_P, ALL_Q, scheme=name, num_drafts=counts, num_trials=TRIALS, clocks=False
+        KEY, ALL_P, ALL_Q, scheme=name, num_drafts=counts, num_trials=TRIALS, method="inversion"
     )
     exact = jax.jit(jax.vmap(lambda p, q: scheme.acceptance_curve(p, q, counts)))(ALL_P, ALL_Q)
     exact = np.asarray(exact, np.float64)
@@ -78,7 +79,7 @@ def test_a_law_a_draft(name):
         scheme=name,
         num_drafts=(1, 2, 3),
         num_trials=TRIALS,
-        clocks=False,
+        method="inversion",
     )
     exact = scheme.acceptance_curve(laws, LAWS_Q[0], (1, 2, 3))
     assert binomial_tails(got, exact[None]).min() > 1e-9
@@ -93,14 +94,14 @@ def outcomes(one, log_p, log_q):
 
 def with_clocks(log_p, log_q):
     def one(key):
-        (_, draft), (_, target) = races.leaders(key, 1, log_p, log_q)
+        (_, draft), (_, target) = races.first_arrivals(key, 1, log_p, log_q)
         return target[0], draft[0]
 
     return one
 
 
-def without_clocks(log_p, log_q, stream=simulation.stream):
-    pair = simulation.tables(log_p, log_q)
+def without_clocks(log_p, log_q, stream=inversion.stream):
+    pair = inversion.tables(log_p, log_q)
     return lambda key: stream(pair, races.exponentials(jax.random.fold_in(key, 5), 1, 6)[0])[1:]
 
 
@@ -108,8 +109,8 @@ def no_delay(pair, noise):
     """Planted defect: the draft may be any item, also one that cannot have arrived yet."""
     theta, level = noise[0], noise[1] / noise[0]
     u = -jnp.expm1(-noise[2:])
-    own = simulation.target(pair, u[0], u[1])
-    other = simulation.draw(pair.p, pair.excess.shape[0], u[2], u[3])
+    own = inversion.target(pair, u[0], u[1])
+    other = inversion.draw(pair.p, pair.excess.shape[0], u[2], u[3])
     return theta, pair.order[own], pair.order[jnp.where(level > pair.excess[own], own, other)]
 
 
@@ -136,16 +137,16 @@ def test_joint_law_of_a_stream(problem):
 def test_the_target_does_not_know_when():
     """`theta` is Exp(1) whatever the target: Kolmogorov's distance, false failures 1e-7 a target."""
     log_p, log_q = map(logs, PROBLEMS["flat"])
-    pair = simulation.tables(log_p, log_q)
+    pair = inversion.tables(log_p, log_q)
     noise = races.exponentials(KEY, 20_000, 6)
-    theta, target, _ = map(np.asarray, jax.jit(jax.vmap(partial(simulation.stream, pair)))(noise))
+    theta, target, _ = map(np.asarray, jax.jit(jax.vmap(partial(inversion.stream, pair)))(noise))
     for item in range(NUM_ITEMS):
         assert scipy.stats.kstest(theta[target == item], "expon").pvalue > 1e-7
 
 
 @jax.jit
 def drawn(prepared, count, grid):
-    return jax.vmap(jax.vmap(partial(simulation.draw, prepared, count), (None, 0)), (0, None))(
+    return jax.vmap(jax.vmap(partial(inversion.draw, prepared, count), (None, 0)), (0, None))(
         grid, grid
     )
 
@@ -158,7 +159,7 @@ def test_draw_on_a_grid(size, count):
     weights = np.random.default_rng(size).gamma(0.5, size=size).astype(np.float32)
     weights[1::3] = 0
     grid = (np.arange(512, dtype=np.float32) + 0.5) / 512
-    prepared = simulation.table(jnp.asarray(weights))
+    prepared = inversion.table(jnp.asarray(weights))
     counts = np.bincount(np.asarray(drawn(prepared, count, grid)).ravel(), minlength=size)
     assert counts.shape == (size,) and not counts[count:].any() and not counts[weights == 0].any()
     shares = weights[:count] / weights[:count].sum()
@@ -171,7 +172,7 @@ def test_draw_on_a_grid(size, count):
 def test_light_items_of_a_vocabulary_keep_their_weight():
     """Float32 sums over 150,000 equal items round each of them by per mille; rows do not."""
     size = 151_936
-    prepared = simulation.table(jnp.full(size, 1 / size, jnp.float32))
+    prepared = inversion.table(jnp.full(size, 1 / size, jnp.float32))
     widths = np.diff(np.asarray(prepared.within[:-1]), axis=1, prepend=0)
     assert abs(widths * size - 1).max() < 1e-4
     flat = np.diff(np.cumsum(np.full(size, 1 / size, np.float32), dtype=np.float32))
@@ -181,17 +182,18 @@ def test_light_items_of_a_vocabulary_keep_their_weight():
 @pytest.mark.parametrize("extreme", [0.0, 1 - 2**-24, 1.0])
 def test_extreme_uniforms(extreme):
     weights = jnp.asarray([0, 0, 0.25, 0, 1e-30, 0.75, 0, 0, 0], jnp.float32)
-    prepared = simulation.table(weights)
+    prepared = inversion.table(weights)
     for u, v in ((extreme, extreme), (extreme, 0.0), (0.5, extreme)):
-        assert weights[simulation.draw(prepared, 9, jnp.float32(u), jnp.float32(v))] > 0
+        assert weights[inversion.draw(prepared, 9, jnp.float32(u), jnp.float32(v))] > 0
 
 
 def test_chosen_where_it_is_faster():
     """From some size on; the answer is that of whoever was chosen, bit for bit."""
     ask = partial(trials.acceptance, KEY, scheme="naive", num_drafts=2, num_trials=3000)
-    for (log_p, log_q), clocks in (((LAWS_P[1], LAWS_Q[1]), True), (WIDE, False)):
-        assert float(ask(log_p, log_q).mean) == float(ask(log_p, log_q, clocks=clocks).mean)
-        assert float(ask(log_p, log_q).mean) != float(ask(log_p, log_q, clocks=not clocks).mean)
+    for (log_p, log_q), method in (((LAWS_P[1], LAWS_Q[1]), "noise"), (WIDE, "inversion")):
+        other = "inversion" if method == "noise" else "noise"
+        assert float(ask(log_p, log_q).mean) == float(ask(log_p, log_q, method=method).mean)
+        assert float(ask(log_p, log_q).mean) != float(ask(log_p, log_q, method=other).mean)
 
 
 def test_memory_knows_neither_items_nor_trials():
@@ -210,5 +212,11 @@ def test_memory_knows_neither_items_nor_trials():
 def test_schemes_without_one_say_so():
     with pytest.raises(ValueError, match="scheme 'spectr' has no trials without clocks"):
         trials.acceptance(
-            KEY, LAWS_P[0], LAWS_Q[0], scheme="spectr", num_drafts=2, num_trials=10, clocks=False
+            KEY,
+            LAWS_P[0],
+            LAWS_Q[0],
+            scheme="spectr",
+            num_drafts=2,
+            num_trials=10,
+            method="inversion",
         )

@@ -5,12 +5,15 @@ import jax
 import numpy as np
 import pytest
 
-from gls_jax import figures, files, pairs, schemes, study, trials
+from gls_jax import schemes, trials
+from gls_jax.distributions import pairs
+from gls_jax.runs import files
+from gls_jax.studies import acceptance_study, figures
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 LAWS = pairs.random(jax.random.key(0), 40, 6)
-ASK = study.Study(("gls", "gumbel_topk", "naive"), (1, 3), 200, seed=1)
+ASK = acceptance_study.Study(("gls", "gumbel_topk", "naive"), (1, 3), 200, seed=1)
 
 
 def stop_after(blocks):
@@ -24,7 +27,7 @@ def stop_after(blocks):
 
 
 def test_rows_are_means_of_exact_values_and_trials(tmp_path):
-    rows = study.run(ASK, LAWS, tmp_path / "made" / "here")
+    rows = acceptance_study.run(ASK, LAWS, tmp_path / "made" / "here")
     assert [(row.scheme, row.num_drafts) for row in rows] == [
         (s, k) for s in ASK.schemes for k in ASK.num_drafts
     ]
@@ -50,12 +53,12 @@ def test_rows_are_means_of_exact_values_and_trials(tmp_path):
 
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, blocks):
-    study.run(ASK, LAWS, tmp_path / "whole")
+    acceptance_study.run(ASK, LAWS, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        study.run(ASK, LAWS, tmp_path / "cut", progress=stop_after(blocks))
+        acceptance_study.run(ASK, LAWS, tmp_path / "cut", progress=stop_after(blocks))
     assert not (tmp_path / "cut" / "acceptance.csv").exists()
     done = []
-    study.run(
+    acceptance_study.run(
         ASK, LAWS, tmp_path / "cut", resume=True, progress=lambda name, at, total: done.append(at)
     )
     for name in ("acceptance.csv",):
@@ -75,29 +78,29 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, blocks):
 
 def test_resume_does_not_repeat_finished_blocks(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
-        study.run(ASK, LAWS, tmp_path, progress=stop_after(4))
+        acceptance_study.run(ASK, LAWS, tmp_path, progress=stop_after(4))
     counted = []
-    block = study._block
+    block = acceptance_study._block
     monkeypatch.setattr(study, "_block", lambda *args: counted.append(args[1]) or block(*args))
-    study.run(ASK, LAWS, tmp_path, resume=True)
+    acceptance_study.run(ASK, LAWS, tmp_path, resume=True)
     assert counted == ["naive", "naive"]
-    study.run(ASK, LAWS, tmp_path, resume=True)  # a finished run has nothing left to do
+    acceptance_study.run(ASK, LAWS, tmp_path, resume=True)  # a finished run has nothing left to do
     assert counted == ["naive", "naive"]
 
 
 def test_an_unfinished_run_is_not_overwritten(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        study.run(ASK, LAWS, tmp_path, progress=stop_after(2))
+        acceptance_study.run(ASK, LAWS, tmp_path, progress=stop_after(2))
     before = (tmp_path / "cells.partial.0.npz").read_bytes()
     with pytest.raises(ValueError, match="an unfinished run is here; --resume goes on with it"):
-        study.run(ASK, LAWS, tmp_path)
-    other = study.Study(ASK.schemes, ASK.num_drafts, 201, seed=1)
+        acceptance_study.run(ASK, LAWS, tmp_path)
+    other = acceptance_study.Study(ASK.schemes, ASK.num_drafts, 201, seed=1)
     with pytest.raises(ValueError, match="the unfinished run here was asked something else"):
-        study.run(other, LAWS, tmp_path, resume=True)
+        acceptance_study.run(other, LAWS, tmp_path, resume=True)
     assert (tmp_path / "cells.partial.0.npz").read_bytes() == before
     (tmp_path / "cells.partial.0.npz").write_bytes(before[:100])
     with pytest.raises(ValueError, match="got a file that cannot be read"):
-        study.run(ASK, LAWS, tmp_path, resume=True)
+        acceptance_study.run(ASK, LAWS, tmp_path, resume=True)
     (tmp_path / "cells.partial.0.npz").write_bytes(before)
     arrays = files.read_arrays(tmp_path / "cells.partial.0.npz", "cells")
     for broken in ({"done": arrays["done"][:1]}, {"exact": arrays["exact"][0]}):
@@ -105,14 +108,16 @@ def test_an_unfinished_run_is_not_overwritten(tmp_path):
         with pytest.raises(
             ValueError, match="expected the cells of an earlier run, got other arrays"
         ):
-            study.run(ASK, LAWS, tmp_path, resume=True)
+            acceptance_study.run(ASK, LAWS, tmp_path, resume=True)
 
 
 def test_a_finished_run_makes_way_for_another(tmp_path):
-    study.run(ASK, LAWS, tmp_path)
-    other = study.Study(("naive",), (2,), 50, seed=3)
+    acceptance_study.run(ASK, LAWS, tmp_path)
+    other = acceptance_study.Study(("naive",), (2,), 50, seed=3)
     for resume in (False, True):
-        assert [row.num_drafts for row in study.run(other, LAWS, tmp_path, resume=resume)] == [2]
+        assert [
+            row.num_drafts for row in acceptance_study.run(other, LAWS, tmp_path, resume=resume)
+        ] == [2]
         shutil.copy(tmp_path / "acceptance.csv", tmp_path / f"{resume}.csv")
     assert (tmp_path / "True.csv").read_bytes() == (tmp_path / "False.csv").read_bytes()
 
@@ -128,5 +133,5 @@ def test_write_whole_leaves_nothing_behind(tmp_path):
 
 
 def test_figure(tmp_path):
-    figures.acceptance(tmp_path / "figure.png", study.run(ASK, LAWS, tmp_path), "title")
+    figures.acceptance(tmp_path / "figure.png", acceptance_study.run(ASK, LAWS, tmp_path), "title")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

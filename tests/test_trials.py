@@ -104,7 +104,7 @@ def test_progress_and_memory():
     laws = jax.ShapeDtypeStruct((1, 1000), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(KEY, 1))
     counter = trials._count.lower(
-        keys, laws, laws, 0, 2**30, scheme=schemes.get("gls"), num_drafts=(8,), clocks=True
+        keys, laws, laws, 0, 2**30, scheme=schemes.get("gls"), num_drafts=(8,), by_noise=True
     ).compile()
     assert counter.memory_analysis().temp_size_in_bytes < 2**23
 
@@ -127,7 +127,7 @@ def test_the_last_trial_number_is_not_too_large():
         2**31 - 1,
         scheme=schemes.get("gls"),
         num_drafts=(2,),
-        clocks=True,
+        method="noise",
     )
     assert hits.tolist() == [[10]]
 

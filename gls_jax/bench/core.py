@@ -24,7 +24,7 @@ def monte_carlo(num_items: int, num_drafts: int = 8) -> Callable[[int], Line]:
         p, q = rng.dirichlet(np.ones(num_items), 2).astype(np.float32)
         log_p, log_q = jnp.log(p), jnp.log(q)
         key = races.new_key(0)
-        ours = 2**27 // trials.clocks_a_trial(schemes.get("gls"), num_drafts, num_items)
+        ours = 2**27 // trials.noise_per_trial(schemes.get("gls"), num_drafts, num_items)
         numpys = max(8, 2**18 // num_items)
 
         def simulate() -> None:

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import decoding, prompts, races, schemes
+from gls_jax import decoding, races, schemes
 from gls_jax.bench import measure
 from gls_jax.bench.measure import Line
+from gls_jax.distributions import prompts
 
 __all__ = ["SUITE"]
 
@@ -203,7 +204,7 @@ def every_scheme(name: str, label: str, **shape: Any) -> Callable[[int], Line]:
         scheme = schemes.get(name)
         options: dict[str, Any] = dict(scheme=name, drafter=drafter, draft_length=_LENGTH) | shape
         first = measure.seconds(lambda: _generate(**options))
-        plain = lambda: _generate(scheme="gls" if scheme.verify_tree_fn else name)  # noqa: E731
+        plain = lambda: _generate(scheme=name if scheme.verifies_tokens else "gls")  # noqa: E731
         own, other = (
             np.array(turn)
             for turn in measure.turns(lambda: _generate(**options), plain, max(1, repeats // 3))

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gls_jax import files
 from gls_jax.bench.measure import Line
+from gls_jax.runs import files
 
 __all__ = ["Move", "moves", "read", "write"]
 

@@ -77,7 +77,7 @@ def against_transformers(
         # Logits in, as there: the normalisation is part of the step.
         step = lambda key, p, q: scheme.verify_tree(
             key, 0, tree, jax.nn.log_softmax(p), jax.nn.log_softmax(q)
-        )  # noqa: E731
+        )
         one, many = (
             jax.jit(step),
             jax.jit(lambda keys, p, q: jax.lax.map(lambda key: step(key, p, q), keys)),

@@ -75,12 +75,13 @@ class Acceptance:
 
     def run(self) -> None:
         """Compute, write the files, print."""
-        from gls_jax import files, study
+        from gls_jax.runs import files
+        from gls_jax.studies import acceptance_study
 
         default = (
             range(1, 9) if self.pairs == "model" or Path(self.pairs).is_dir() else range(1, 21)
         )
-        ask = study.Study(
+        ask = acceptance_study.Study(
             self.schemes,
             tuple(default) if self.num_drafts is None else self.num_drafts,
             self.num_trials,
@@ -101,12 +102,14 @@ class Acceptance:
             )  # hosts may differ in it: the others hear of it at their next meeting
             with progress(speaks) as report:
                 pairs, title = self._pairs(report)
-                rows = study.run(ask, pairs, self.out, resume=self.resume, progress=report)
+                rows = acceptance_study.run(
+                    ask, pairs, self.out, resume=self.resume, progress=report
+                )
             if speaks:
                 self._show(rows, title)
 
     def _show(self, rows, title: str) -> None:
-        from gls_jax import figures
+        from gls_jax.studies import figures
 
         figures.acceptance(self.out / "acceptance.png", rows, title)
         if self.json:
@@ -124,7 +127,8 @@ class Acceptance:
 
     def _pairs(self, report):
 
-        from gls_jax import pairs, races
+        from gls_jax import races
+        from gls_jax.distributions import pairs
 
         if self.pairs == "random":
             key = races.private_key(
@@ -147,7 +151,8 @@ class Acceptance:
         return laws, f"{laws.log_q.shape[0]} pairs of {Path(self.pairs).name}"
 
     def _model_pairs(self, report):
-        from gls_jax import decoding, models, pairs, prompts
+        from gls_jax import decoding, models
+        from gls_jax.distributions import pairs, prompts
 
         if self.top_k < 0:
             raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")

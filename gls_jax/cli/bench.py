@@ -33,8 +33,9 @@ class Bench:
 
     def run(self) -> None:
         """Print a line a benchmark, then what moved."""
-        from gls_jax import bench, files
+        from gls_jax import bench
         from gls_jax.bench import record
+        from gls_jax.runs import files
 
         if not self.moved > 0:
             raise ValueError(f"moved: expected a share above 0, got {self.moved}")

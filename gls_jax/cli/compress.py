@@ -54,7 +54,7 @@ class Compress:
 
     def run(self) -> None:
         """Read, encode, write, print."""
-        from gls_jax import files
+        from gls_jax.runs import files
 
         codec, source = self._codec_and_source()
         files.check_file(self.blob)

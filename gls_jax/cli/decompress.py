@@ -52,7 +52,7 @@ class Decompress:
 
     def run(self) -> None:
         """Read, decode, write, print."""
-        from gls_jax import files
+        from gls_jax.runs import files
 
         blob = self.blob.read_bytes()
         if self._kind(blob) == "images":

@@ -40,7 +40,7 @@ class Distributed:
         if not self.asked:
             yield True
             return
-        from gls_jax import cluster
+        from gls_jax.runs import cluster
 
         cluster.join(*self._explicit)
         try:

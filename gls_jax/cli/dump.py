@@ -17,7 +17,7 @@ from gls_jax.cli.pair import Pair
 
 if TYPE_CHECKING:
     from gls_jax.cli.acceptance import Acceptance
-    from gls_jax.laws import Dump
+    from gls_jax.distributions import Dump
 
 __all__ = ["DumpLaws", "sweep"]
 
@@ -72,9 +72,10 @@ class DumpLaws(Pair):
 
     def check(self) -> None:
         """Raise for what can be told to be wrong before models are loaded."""
-        from gls_jax import checks, files
+        from gls_jax import checks
         from gls_jax.cli import requests
-        from gls_jax.laws import DTYPES, check_context
+        from gls_jax.distributions import DTYPES, check_context
+        from gls_jax.runs import files
 
         loading.check(self.draft, self.drop_layers)
         if self.draft == "none":
@@ -93,8 +94,9 @@ class DumpLaws(Pair):
 
     def make(self, source: Any, drafter: Any, report: Callable[[str, int, int], None]) -> Dump:
         """The dump of these models."""
-        from gls_jax import laws, prompts, races
+        from gls_jax import distributions, races
         from gls_jax.cli.acceptance import read_text
+        from gls_jax.distributions import prompts
 
         target, tokenizer, sampling = source.language_model, source.tokenizer, self.sampling()
         facts: dict[str, Any] = dict(self.models)
@@ -107,12 +109,12 @@ class DumpLaws(Pair):
                 "seed": self.seed,
                 "stop_tokens": ends,
             }
-            facts |= {"own_text": True, "prompts": laws.fingerprint(begun), **own}
+            facts |= {"own_text": True, "prompts": distributions.fingerprint(begun), **own}
             context = max(map(len, begun)) + self.length
 
             def documents(first: int):
                 key, more = races.new_key(self.seed), {"length": self.length, "batch": self.batch}
-                return laws.own_texts(
+                return distributions.own_texts(
                     key, target, begun, sampling, stop_tokens=ends, first=first, **more
                 )
         else:
@@ -124,15 +126,15 @@ class DumpLaws(Pair):
             facts |= {
                 "own_text": False,
                 "text": self.text.name,
-                "tokens": laws.fingerprint(texts),
+                "tokens": distributions.fingerprint(texts),
                 "context": self.context,
             }
             context = self.context
 
             def documents(first: int):
-                return laws.pieces(texts, context, first)
+                return distributions.pieces(texts, context, first)
 
-        return laws.write(
+        return distributions.write(
             self.out,
             target,
             drafter,
@@ -150,12 +152,12 @@ class DumpLaws(Pair):
 
 def sweep(asked: Acceptance) -> None:
     """`gls-jax acceptance --pairs FOLDER`: exact acceptance at every position of a dump."""
-    from gls_jax import laws
+    from gls_jax import distributions, studies
 
-    dump = laws.open_dump(asked.pairs)
+    dump = distributions.open_dump(asked.pairs)
     counts = tuple(range(1, 9)) if asked.num_drafts is None else asked.num_drafts
     with progress() as report:
-        means = laws.acceptance(
+        means = studies.position_acceptance(
             dump,
             asked.out,
             names=asked.schemes,

@@ -8,18 +8,21 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from gls_jax.cli import loading, requests
 from gls_jax.cli.console import ERR, progress
 from gls_jax.cli.distributed import ALONE, Distributed
-from gls_jax.cli.journal import Journal
 from gls_jax.cli.reply import Reply, Stops, stops
 from gls_jax.cli.requests import Request
 from gls_jax.cli.serve import Clock, serve
 from gls_jax.cli.summary import summary, table
+from gls_jax.runs.jsonl_results import Journal
+
+if TYPE_CHECKING:
+    from gls_jax.decoding import DecodeOptions
 
 __all__ = ["Generate"]
 
@@ -121,7 +124,7 @@ class Generate:
             self._run(speaks)
 
     def _run(self, speaks: bool) -> None:
-        from gls_jax import files
+        from gls_jax.runs import files
 
         asked = self._requests()
         options = (
@@ -136,8 +139,8 @@ class Generate:
         with files.alone(self.out) if speaks else nullcontext():
             self._answer(asked, options, speaks)
 
-    def _answer(self, asked: list[Request], options: dict[str, Any], speaks: bool) -> None:
-        from gls_jax import cluster
+    def _answer(self, asked: list[Request], options: DecodeOptions, speaks: bool) -> None:
+        from gls_jax.runs import cluster
 
         asks = {request.number: self._fingerprint(request) for request in asked}
         journal = Journal(
@@ -173,6 +176,7 @@ class Generate:
                     show,
                     finished,
                     options,
+                    self.timed,
                 )
         cluster.meet()
         if speaks:
@@ -202,11 +206,11 @@ class Generate:
             return requests.from_prompts(self.prompt, **common)
         return requests.read(self.prompts, **common)
 
-    def _options(self) -> dict[str, Any]:
+    def _options(self) -> DecodeOptions:
         """Options of :func:`gls_jax.decoding.stream`, tried on a model that is not there."""
 
         from gls_jax import checks, decoding, races, schemes
-        from gls_jax.decoding import inputs
+        from gls_jax.decoding import preparation
 
         requests.check_seed(self.seed)
         checks.count(self.batch, "batch")
@@ -231,25 +235,21 @@ class Generate:
                 len(self.draft_temperature or ()) if len(self.draft_temperature or ()) > 1 else 4
             )
             drafts = 1 if self.draft == "ngram" else min(drafts, scheme.max_drafts or drafts)
-        options = {
-            "scheme": scheme,
-            "num_drafts": drafts,
-            "draft_length": 4 if self.length is None else self.length,
-            "tree": _tree(self.tree),
-            "draft_temperatures": None
-            if self.draft_temperature is None
-            else _one_or_all(self.draft_temperature),
-            "top_k": self.top_k or None,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "timed": self.timed,
-        }
+        options = decoding.DecodeOptions(
+            scheme=scheme,
+            num_drafts=drafts,
+            draft_length=4 if self.length is None else self.length,
+            tree=_tree(self.tree),
+            temperature=self.temperature,
+            draft_temperatures=_one_or_all(self.draft_temperature),
+            top_k=self.top_k or None,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
         absent = decoding.from_function(len, (), _VOCABULARY)  # type: ignore[arg-type]  # never called
         drafter = None if self.draft == "none" else absent
-        inputs.prepare(
-            races.new_key(0), absent, drafter, [[0]], temperature=self.temperature, **options
-        )
+        preparation.prepare(races.new_key(0), absent, drafter, [[0]], None, options)
         return options
 
     def _replies(self, asked: list[Request], target) -> list[Reply]:
@@ -346,5 +346,7 @@ def _tree(text: str | None):
     return decoding.MarginTree(*widths) if kind else widths
 
 
-def _one_or_all(values: tuple[float, ...]) -> float | list[float]:
+def _one_or_all(values: tuple[float, ...] | None) -> float | list[float] | None:
+    if values is None:
+        return None
     return values[0] if len(values) == 1 else list(values)

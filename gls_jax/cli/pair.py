@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gls_jax.laws import Sampling
+    from gls_jax.distributions import Sampling
 
 __all__ = ["Pair"]
 
@@ -47,8 +47,8 @@ class Pair:
 
     def sampling(self) -> Sampling:
         """The sampling parameters."""
-        from gls_jax import laws
+        from gls_jax import distributions
 
-        return laws.Sampling(
+        return distributions.Sampling(
             self.temperature, self.draft_temperature, self.top_k or None, self.top_p, self.min_p
         )

@@ -69,7 +69,8 @@ class Plan(Pair):
 
     def run(self) -> None:
         """Dump, measure, predict, print."""
-        from gls_jax import checks, files, laws, planner
+        from gls_jax import checks, decoding, distributions, planner
+        from gls_jax.runs import files
 
         lengths = range(1, len(self.acceptances) + 1) if self.acceptances else self.lengths
         trees = () if self.acceptances else [_widths(text) for text in self.trees]
@@ -96,7 +97,7 @@ class Plan(Pair):
         path = self.out / "costs.json" if self.costs is None else self.costs
         costs = self._known_costs(path, asked)
         dump = (
-            laws.open_dump(dumping.out)
+            distributions.open_dump(dumping.out)
             if not self.acceptances and (dumping.out / "dump.json").exists()
             else None
         )
@@ -123,7 +124,7 @@ class Plan(Pair):
                     [setting.shape for setting in asked],
                     batch=self.batch,
                     text_length=self.text_length,
-                    sampling=self._sampling(),
+                    sampling=decoding.DecodeOptions(**self._sampling()),
                     facts=self._facts(),
                     progress=lambda done, total: report("costs", done, total),
                 )
@@ -180,7 +181,7 @@ class Plan(Pair):
         return self.models | {"sampling": self._sampling()} | sizes
 
     def _show(self, choices, measured, costs) -> None:
-        from gls_jax import files
+        from gls_jax.runs import files
 
         records = [
             _known(each)
@@ -211,7 +212,8 @@ class Plan(Pair):
         """The best choice of each scheme, measured on texts as long as the dump's."""
         import jax
 
-        from gls_jax import planner, prompts, races
+        from gls_jax import decoding, planner, races
+        from gls_jax.distributions import prompts
 
         best = {choice.setting.scheme: choice.setting for choice in reversed(choices)}
         root = races.private_key(
@@ -228,9 +230,11 @@ class Plan(Pair):
                 [source.tokenizer.encode(text).ids for text in prompts.PROMPTS],
                 setting,
                 batch=self.batch,
-                max_new_tokens=length,
-                stop_tokens=source.config.eos_token_ids,
-                **self._sampling(),
+                options=decoding.DecodeOptions(
+                    max_new_tokens=length,
+                    stop_tokens=source.config.eos_token_ids,
+                    **self._sampling(),
+                ),
             )
         return found
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gls_jax.cli.reply import Reply
 
 if TYPE_CHECKING:
-    from gls_jax.decoding import LanguageModel, Stream
+    from gls_jax.decoding import DecodeOptions, LanguageModel, Stream
 
 __all__ = ["Clock", "serve"]
 
@@ -41,7 +41,8 @@ def serve(
     clock: Clock,
     show: Callable[[str], Any],
     finished: Callable[[dict[str, Any]], Any],
-    options: Mapping[str, Any],
+    options: DecodeOptions,
+    timed: bool,
 ) -> None:
     """Let all replies grow to their ends.
 
@@ -52,7 +53,8 @@ def serve(
         clock: where the time goes.
         show: called with each new piece of text.
         finished: called with each finished reply's record.
-        options: of :func:`gls_jax.decoding.stream`, the same for all requests.
+        options: the same for all requests, but for what each request says itself.
+        timed: whether each part of a round is timed.
 
     A reply whose logits are no law stays unfinished; the others do not.
     """
@@ -62,10 +64,10 @@ def serve(
         # A last batch of another size would compile again; rows that only fill it up end after one
         # token.
         filler = [part[0]] * (size - len(part))
-        _batch(target, drafter, part, filler, clock, show, finished, options)
+        _batch(target, drafter, part, filler, clock, show, finished, options, timed)
 
 
-def _batch(target, drafter, replies, filler, clock, show, finished, options) -> None:
+def _batch(target, drafter, replies, filler, clock, show, finished, options, timed) -> None:
     import jax.numpy as jnp
 
     from gls_jax import decoding
@@ -77,10 +79,13 @@ def _batch(target, drafter, replies, filler, clock, show, finished, options) -> 
         target,
         drafter,
         [row.prompt for row in rows],
-        max_new_tokens=[row.limit for row in replies] + [1] * len(filler),
-        temperature=[row.request.temperature for row in rows],
-        stop_tokens=[sorted(row.stops.tokens) for row in rows],
-        **options,
+        options=dataclasses.replace(
+            options,
+            max_new_tokens=[row.limit for row in replies] + [1] * len(filler),
+            temperature=[row.request.temperature for row in rows],
+            stop_tokens=[sorted(row.stops.tokens) for row in rows],
+        ),
+        timed=timed,
     )
     came, warm = 0, None
     for new in _rounds(run):

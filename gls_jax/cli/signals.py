@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gls_jax import files
+from gls_jax.runs import files
 
 __all__ = ["read"]
 

@@ -66,8 +66,9 @@ class Train:
 
     def run(self) -> None:
         """Train, test, print."""
-        from gls_jax import files, models
+        from gls_jax import models
         from gls_jax.compression import ListCode, datasets
+        from gls_jax.runs import files
 
         ListCode(
             self.num_decoders, self.num_candidates, self.num_bins

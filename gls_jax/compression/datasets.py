@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gls_jax import extras, files
+from gls_jax import extras
+from gls_jax.runs import files
 
 try:
     from PIL import Image, UnidentifiedImageError

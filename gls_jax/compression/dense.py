@@ -2,7 +2,7 @@
 along.
 
 The encoder needs one clock a candidate, for it looks at the first of `K` only
-(:func:`gls_jax.races.first_clocks`). A decoder notes the members of its bin as bits, then draws
+(:func:`gls_jax.races.smallest_exponentials`). A decoder notes the members of its bin as bits, then draws
 clocks and weights for those alone, a page at a time: memory is one block, one page and ``N / 32``
 words, whatever `N`.
 """
@@ -50,7 +50,7 @@ def choose(
     def block(leaders, number):
         items = number * size + jnp.arange(size, dtype=jnp.int32)
         log_weights = density.log_weight(shared, row, races.candidates(key, items, code.dimension))
-        scores = jnp.log(races.first_clocks(key, items)) - log_weights
+        scores = jnp.log(races.smallest_exponentials(key, items)) - log_weights
         ahead = (scores < leaders[0]) & (items < code.num_candidates)
         return (jnp.where(ahead, scores, leaders[0]), jnp.where(ahead, number, leaders[1])), None
 
@@ -79,7 +79,9 @@ def pick(
         # In pages of one shape, so that a network gives a candidate the same weight for every
         # caller.
         log_weights = density.log_weight(shared, row, races.candidates(key, items, code.dimension))
-        scores = jnp.log(races.list_clocks(key, items, code.num_streams, stream)) - log_weights
+        scores = (
+            jnp.log(races.stream_exponentials(key, items, code.num_streams, stream)) - log_weights
+        )
         score, item = leader(jnp.where(slots < bin_.total, scores, jnp.inf), items)
         ahead = score < best[0]
         return jnp.where(ahead, score, best[0]), jnp.where(ahead, item, best[1])

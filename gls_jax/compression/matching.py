@@ -76,7 +76,10 @@ def match(
     (True, True)
     """
     clocks, decoders = checks.floats(clocks, "clocks"), checks.floats(decoders, "decoders")
-    log_weights, bins = checks.law(log_weights, "log_weights"), checks.integers(bins, "bins", "[N]")
+    log_weights, bins = (
+        checks.distribution(log_weights, "log_weights"),
+        checks.integers(bins, "bins", "[N]"),
+    )
     size = log_weights.shape[0]
     if clocks.ndim != 2 or decoders.ndim != 2 or clocks.shape[0] not in (1, decoders.shape[0]):
         got = f"{clocks.shape} and {decoders.shape}"

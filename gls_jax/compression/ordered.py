@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from gls_jax import races
 from gls_jax.compression.code import Density, ListCode, leader
-from gls_jax.races import ordered
+from gls_jax.races import arrival_order
 from gls_jax.typing import Index
 
 __all__ = ["choose", "pick"]
@@ -59,7 +59,7 @@ class Lane(NamedTuple):
     """
 
     place: Int[Array, "*B"]
-    walks: ordered.Walk
+    walks: arrival_order.Walk
     score: Float[Array, "*B"]
     item: Int[Array, "*B"]
 
@@ -98,7 +98,7 @@ def _search(
     ones.
     """
     num_symbols, num_streams = searches.streams.shape
-    everything = ordered.num_visits(code.num_candidates)
+    everything = arrival_order.num_visits(code.num_candidates)
     places = 64 if searches.message is None else max(32, min(256, 1 << code.num_bins.bit_length()))
     short, long = max(8, places // num_streams), max(8, 4096 // num_streams)
     sweeps = [(_AT_ONCE // places, short, _PATIENCE * short), (_AT_ONCE // 4096, long, everything)]
@@ -139,8 +139,11 @@ def _sweep(
     """Search the first `count` symbols of the queue, each until it is sure or has visited `limit`
     places a stream.
     """
-    num_streams, everything = searches.streams.shape[1], ordered.num_visits(code.num_candidates)
-    walks = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, num_streams)), ordered.start())
+    num_streams, everything = (
+        searches.streams.shape[1],
+        arrival_order.num_visits(code.num_candidates),
+    )
+    walks = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, num_streams)), arrival_order.start())
     nowhere = jnp.zeros(lanes, jnp.int32)
     bound = density.log_bound
     assert bound is not None  # checked at the door
@@ -150,7 +153,9 @@ def _sweep(
         key, row, streams, message = jax.tree.map(lambda x: x[symbol], tuple(searches))
 
         def follow(stream, walk):
-            walk, items, clocks = ordered.visit(stream, walk, lane.place, step, code.num_candidates)
+            walk, items, clocks = arrival_order.visit(
+                stream, walk, lane.place, step, code.num_candidates
+            )
             if message is not None:
                 clocks = jnp.where(
                     races.bins(key, items, code.num_bins) == message, clocks, jnp.inf

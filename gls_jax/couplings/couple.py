@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
+from gls_jax.exact.ratio_order import excess
 from gls_jax.loops import varying_like
-from gls_jax.ratios import excess
-from gls_jax.rejection import speculate
+from gls_jax.rejection import maximal_coupling
 from gls_jax.typing import LogProbs
 
 __all__ = [
@@ -123,7 +123,7 @@ def first_dart(key: PRNGKeyArray, log_weights: LogProbs) -> Int[Array, ""]:
     1
     """
     checks.key(key)
-    law = checks.law(log_weights, "log_weights")
+    law = checks.distribution(log_weights, "log_weights")
     checks.values(log_weights, "log_weights")
     return _first_dart(key, law)
 
@@ -157,7 +157,7 @@ def maximal(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
     """
     log_p, log_q = both_laws(log_p, log_q)
     x, _ = same_race(key, log_p, log_q)
-    return Coupled(x, speculate(key, x, races.weights(log_p), log_q))
+    return Coupled(x, maximal_coupling(key, x, races.weights(log_p), log_q))
 
 
 def gumbel_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:

@@ -10,12 +10,14 @@
 from gls_jax.decoding.generation import BrokenLogits, Generation, Stream, generate, stream
 from gls_jax.decoding.metrics import Metrics
 from gls_jax.decoding.model import LanguageModel
+from gls_jax.decoding.options import DecodeOptions
 from gls_jax.decoding.processors import check_sampling, log_probs
-from gls_jax.decoding.tree import MarginTree
+from gls_jax.decoding.tree_shape import MarginTree
 from gls_jax.decoding.uncached import from_function, ngram_lookup
 
 __all__ = [
     "BrokenLogits",
+    "DecodeOptions",
     "Generation",
     "LanguageModel",
     "MarginTree",

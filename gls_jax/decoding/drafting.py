@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from gls_jax.decoding.batch_sampling import Sampling, also, over_items
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.decoding.sampling import Sampling, also, over_items
-from gls_jax.decoding.tree import Shape
+from gls_jax.decoding.tree_shape import Shape
 from gls_jax.schemes import Scheme, Tree
 from gls_jax.typing import Index
 
@@ -171,7 +171,7 @@ def draft(
         else:
             own = np.arange(count) % (count if shape.chains else count // contexts)
             slots = jnp.broadcast_to(jnp.asarray(own, jnp.int32), (batch, count))
-        propose = partial(_propose, scheme, shape.num_slots, depth, first + jnp.arange(contexts))
+        propose = partial(_propose, scheme, shape.list_size, depth, first + jnp.arange(contexts))
         tokens = jax.vmap(propose)(keys, text.length, law, slots)
         seen = None if level.seen is None else also(_spread(level.seen, count), tokens)
         visible = tuple(
@@ -186,7 +186,7 @@ def draft(
         made = (
             tokens,
             slots,
-            _spread(law, count) if scheme.needs_draft_law else None,
+            _spread(law, count) if scheme.needs_draft_probs else None,
             jnp.isnan(law[..., 0]).any(-1),
         )
         return _Level(tokens, visible, seen, alike, level.caches), made
@@ -243,10 +243,10 @@ def draft(
         depths,
         alive,
     )
-    tree = Tree(*drafted, depth=shape.depth, num_slots=shape.num_slots)
+    tree = Tree(*drafted, depth=shape.depth, list_size=shape.list_size)
     return Drafts(
         tree,
-        jnp.concatenate(laws, axis=1) if scheme.needs_draft_law else None,
+        jnp.concatenate(laws, axis=1) if scheme.needs_draft_probs else None,
         level.caches,
         jnp.where(tree.depths < shape.depth - 1, text.length[:, None] + node, -1),
         jnp.stack(broken, axis=1),
@@ -264,7 +264,7 @@ def _known(drafter: LanguageModel, tokens):
 
 
 def _propose(
-    scheme: Scheme, num_slots: int, depth, contexts: Int[Array, " C"], key, start, laws, slots
+    scheme: Scheme, list_size: int, depth, contexts: Int[Array, " C"], key, start, laws, slots
 ):
     """Tokens `[n]` of one request's level: the drafts in `slots` `[n]` of the lists of `contexts`,
     under `laws`.
@@ -272,13 +272,13 @@ def _propose(
     count, single = slots.shape[0], len(contexts) == 1
 
     def make(context, law):
-        return scheme.propose(scheme.draft_key(key, start, start + depth, context), law, num_slots)
+        return scheme.propose(scheme.draft_key(key, start, start + depth, context), law, list_size)
 
     if single:  # one law, or one a draft
         return make(contexts[0], laws[0] if laws.shape[0] == 1 else laws)[slots]
     if (
-        not scheme.ranked and count == len(contexts) == num_slots
+        not scheme.ranked and count == len(contexts) == list_size
     ):  # chains: each the race of its own stream
-        return scheme.propose_fn(scheme.draft_key(key, start, start + depth, 0), laws, num_slots)
+        return scheme.propose_fn(scheme.draft_key(key, start, start + depth, 0), laws, list_size)
     lists = jax.vmap(make)(contexts, laws)
     return jnp.take_along_axis(lists, slots.reshape(len(contexts), -1), axis=1).ravel()

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from gls_jax.decoding.batch_sampling import Sampling
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.drafting import Drafts, Text, draft
 from gls_jax.decoding.margin import draft_margin, first_fit, refit
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.decoding.sampling import Sampling
-from gls_jax.decoding.tree import Shape, ancestors
+from gls_jax.decoding.tree_shape import Shape, ancestors
 from gls_jax.schemes import Path, Scheme, Tree
 from gls_jax.typing import Index
 
@@ -169,7 +169,7 @@ def _draft(plan: Plan, requests: Requests, state: State, caches) -> Drafts:
         )
     nothing = jnp.zeros((state.live.shape[0], 0), jnp.int32)
     tree = Tree(
-        nothing, nothing, nothing, nothing, nothing > 0, depth=0, num_slots=plan.shape.num_slots
+        nothing, nothing, nothing, nothing, nothing > 0, depth=0, list_size=plan.shape.list_size
     )
     return Drafts(tree, None, (), nothing, nothing > 0)
 
@@ -266,13 +266,13 @@ def _lawful(
     steps = jnp.arange(depth + 1)
     wrong = jnp.isnan(log_q[..., 0])  # [B, context]
     levels = jnp.pad(drafts.tree.depths, ((0, 0), (1, 0)), constant_values=-1) + 1
-    if scheme.verify_fn is None:
+    if not scheme.verifies_tokens:
         at_all = jnp.any(wrong & (levels < room[:, None]), axis=1, keepdims=True)
         along = jnp.broadcast_to(at_all, (at_all.shape[0], depth + 1))
     else:
         contexts = jnp.pad(path.nodes + 1, ((0, 0), (1, 0)))
         along = jnp.take_along_axis(wrong, contexts, axis=1) & (steps <= path.length[:, None])
-    if scheme.needs_draft_law and depth:
+    if scheme.needs_draft_probs and depth:
         along |= jnp.any(drafts.broken & (steps[:-1] < room[:, None]), axis=1, keepdims=True)
     return jnp.where(jnp.any(along, axis=1), jnp.argmax(along, axis=1).astype(jnp.int32), depth + 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,10 +13,11 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from gls_jax.decoding import engine
 from gls_jax.decoding.drafting import Text
-from gls_jax.decoding.inputs import prepare
 from gls_jax.decoding.metrics import Metrics
 from gls_jax.decoding.model import HasLanguageModel, LanguageModel
-from gls_jax.decoding.tree import MarginTree
+from gls_jax.decoding.options import DecodeOptions
+from gls_jax.decoding.preparation import prepare
+from gls_jax.decoding.tree_shape import MarginTree
 from gls_jax.schemes import Scheme
 from gls_jax.typing import Numbers
 
@@ -56,19 +57,19 @@ def generate(
     prompts: Numbers,
     *,
     prompt_lengths: Numbers | None = None,
-    scheme: str | Scheme = "gumbel_topk",
-    num_drafts: int = 1,
-    draft_length: int = 4,
-    tree: Sequence[int] | MarginTree | None = None,
-    max_new_tokens: Numbers = 64,
-    temperature: Numbers = 1.0,
-    draft_temperatures: Numbers | None = None,
-    top_k: int | None = None,
-    top_p: Numbers | None = None,
-    min_p: Numbers | None = None,
-    repetition_penalty: Numbers | None = None,
-    stop_tokens: Numbers | None = (),
-    max_length: int | None = None,
+    scheme: str | Scheme = DecodeOptions.scheme,
+    num_drafts: int = DecodeOptions.num_drafts,
+    draft_length: int = DecodeOptions.draft_length,
+    tree: Sequence[int] | MarginTree | None = DecodeOptions.tree,
+    max_new_tokens: Numbers = DecodeOptions.max_new_tokens,
+    temperature: Numbers = DecodeOptions.temperature,
+    draft_temperatures: Numbers | None = DecodeOptions.draft_temperatures,
+    top_k: int | None = DecodeOptions.top_k,
+    top_p: Numbers | None = DecodeOptions.top_p,
+    min_p: Numbers | None = DecodeOptions.min_p,
+    repetition_penalty: Numbers | None = DecodeOptions.repetition_penalty,
+    stop_tokens: Numbers | None = DecodeOptions.stop_tokens,
+    max_length: int | None = DecodeOptions.max_length,
     timed: bool = False,
 ) -> Generation:
     """Texts of the target, drafted by others: exactly its law, whatever the scheme and the
@@ -127,12 +128,25 @@ def generate(
     >>> bool((fast.tokens == plain.tokens).all()), fast.metrics.rounds < plain.metrics.rounds
     (True, True)
     """
-    options = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("key", "target", "drafters", "prompts")
-    }
-    return stream(key, target, drafters, prompts, **options).finish()
+    options = DecodeOptions(
+        scheme=scheme,
+        num_drafts=num_drafts,
+        draft_length=draft_length,
+        tree=tree,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        draft_temperatures=draft_temperatures,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop_tokens=stop_tokens,
+        max_length=max_length,
+    )
+    run = stream(
+        key, target, drafters, prompts, prompt_lengths=prompt_lengths, options=options, timed=timed
+    )
+    return run.finish()
 
 
 def stream(
@@ -140,7 +154,10 @@ def stream(
     target: LanguageModel | HasLanguageModel,
     drafters: LanguageModel | HasLanguageModel | Sequence[LanguageModel | HasLanguageModel] | None,
     prompts: Numbers,
-    **options: Any,
+    *,
+    prompt_lengths: Numbers | None = None,
+    options: DecodeOptions | None = None,
+    timed: bool = False,
 ) -> Stream:
     """:func:`generate`, round by round: iterate over the result for the tokens as they are
     accepted.
@@ -150,13 +167,13 @@ def stream(
     >>> model = decoding.from_function(
     ...     lambda params, tokens: params[tokens], jnp.eye(7)[::-1] * 9, 7
     ... )
-    >>> run = decoding.stream(
-    ...     jax.random.key(1), model, model, [[3]], draft_length=2, max_new_tokens=6
-    ... )
+    >>> options = decoding.DecodeOptions(draft_length=2, max_new_tokens=6)
+    >>> run = decoding.stream(jax.random.key(1), model, model, [[3]], options=options)
     >>> [len(new[0]) for new in run], run.generation.lengths.tolist()
     ([3, 3], [6])
     """
-    return Stream(*prepare(key, target, drafters, prompts, **options))
+    options = DecodeOptions() if options is None else options
+    return Stream(*prepare(key, target, drafters, prompts, prompt_lengths, options), timed)
 
 
 class Stream(Iterator[list[Int[np.ndarray, " new"]]]):

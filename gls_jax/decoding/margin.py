@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gls_jax import races
+from gls_jax.decoding.batch_sampling import Sampling, also
 from gls_jax.decoding.drafting import Drafts, Text, read_level, read_root
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.decoding.sampling import Sampling, also
-from gls_jax.decoding.tree import MarginTree
+from gls_jax.decoding.tree_shape import MarginTree
 from gls_jax.schemes import Path, Scheme, Tree
 
 __all__ = ["Candidates", "draft_margin", "first_fit", "refit"]
@@ -168,11 +168,11 @@ def _prune(
     tree = Tree(
         tokens=take(thought.tokens.reshape(batch, -1)),
         parents=jnp.take_along_axis(after, best // width, axis=1) + 1,
-        slots=(best % width).astype(jnp.int32),
+        draft_index=(best % width).astype(jnp.int32),
         depths=(best // (shape.frontier * width)).astype(jnp.int32),
         alive=jnp.isfinite(take(flat)),
         depth=shape.depth,
-        num_slots=width,
+        list_size=width,
     )
     return Drafts(tree, None, (cache,), take(read), broken, thought._replace(nodes=after))
 

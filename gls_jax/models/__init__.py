@@ -165,7 +165,7 @@ def language_model(source: Checkpoint | Transformer) -> LanguageModel:
 
 def logits_function(model: Transformer) -> Callable[[jax.Array], jax.Array]:
     """The model as a compiled function of tokens alone, `i32[B, T]` to `f32[B, T, V]`: what
-    `gls_jax.pairs` reads.
+    `gls_jax.distributions.pairs` reads.
     """
     graph, params = nnx.split(model)
     forward = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens)[0])

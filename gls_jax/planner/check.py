@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Key
@@ -46,7 +47,7 @@ def generated(
     setting: Setting,
     *,
     batch: int,
-    **options: Any,
+    options: decoding.DecodeOptions,
 ) -> Measured:
     """Generate a text for each key, the prompts in turn, `batch` at a time.
 
@@ -56,23 +57,28 @@ def generated(
         prompts: token ids.
         setting: what is drafted.
         batch: texts decoded together, which divides their number.
-        **options: of :func:`gls_jax.decoding.generate`: length, stop tokens, sampling parameters.
+        options: length, stop tokens and sampling parameters; what is drafted comes from `setting`.
     """
     texts, seconds, steps = [], [], []
     for start in range(0, len(keys), batch):
         those = keys[start : start + batch], target
         own = [prompts[r % len(prompts)] for r in range(start, start + batch)]
-        fewer = options | {"max_new_tokens": min(_PLAIN, options.get("max_new_tokens", _PLAIN))}
-        steps += seconds_a_round(decoding.stream(*those, None, own, **fewer))
-        run = decoding.stream(
-            *those,
-            drafter,
-            own,
+        fewer = dataclasses.replace(
+            options, max_new_tokens=min(_PLAIN, int(np.max(np.asarray(options.max_new_tokens))))
+        )
+        steps += seconds_a_round(decoding.stream(*those, None, own, options=fewer))
+        drafting = dataclasses.replace(
+            options,
             scheme=setting.scheme,
             num_drafts=setting.num_drafts,
             draft_length=setting.draft_length,
             tree=setting.tree,
-            **options,
+        )
+        run = decoding.stream(
+            *those,
+            drafter,
+            own,
+            options=drafting,
         )
         seconds += seconds_a_round(run)
         made = run.generation

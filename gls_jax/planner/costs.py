@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import checks, decoding, files, races, schemes
-from gls_jax.decoding import LanguageModel
+from gls_jax import checks, decoding, races, schemes
+from gls_jax.decoding import DecodeOptions, LanguageModel
 from gls_jax.decoding.cache import with_length
-from gls_jax.decoding.tree import Shape
+from gls_jax.decoding.tree_shape import Shape
+from gls_jax.runs import files
 
 __all__ = ["Costs", "measure", "seconds_a_round"]
 
@@ -139,7 +140,7 @@ def measure(
     *,
     batch: int = 1,
     text_length: int = 256,
-    sampling: dict[str, Any] | None = None,
+    sampling: DecodeOptions | None = None,
     facts: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Costs:
@@ -151,7 +152,7 @@ def measure(
         shapes: what will be drafted: sizes are chosen to cover them.
         batch: requests decoded together.
         text_length: tokens of a text, prompt included, that the caches hold.
-        sampling: sampling parameters as :func:`gls_jax.decoding.generate` takes them.
+        sampling: options whose sampling parameters are used; None for the defaults.
         facts: what else the costs depend on, as JSON: names of the models, the device.
         progress: called with `(measurements done, measurements)`.
 
@@ -164,22 +165,20 @@ def measure(
     calls = [1, *(1 + size for size in _doubling(max(int(sizes.sum()) for sizes in nodes)))]
     slots = checks.count(text_length, "text_length") + calls[-1]
     free = _free(target, target.vocab_size, 0.0), _free(drafter, target.vocab_size, 0.5)
+    sampling = dataclasses.replace(sampling or DecodeOptions(), max_new_tokens=_TOKENS)
     tasks: dict[tuple[str, int], Callable[[], float]] = {
         **{
             ("draft", size): partial(_call, drafter, batch, size, slots)
             for size in sorted({*reads, 2})
         },
         **{("target", size): partial(_call, target, batch, size, slots) for size in calls},
-        ("step", 0): partial(_round, free[0], None, batch, sampling or {}),
+        ("step", 0): partial(_round, free[0], None, batch, sampling),
     }
     for name in names:
         for chains in sorted({1, math.ceil(max(_chains(name, shape) for shape in shapes))}):
-            options = {
-                "scheme": name,
-                "num_drafts": chains,
-                "draft_length": _LENGTH,
-                **(sampling or {}),
-            }
+            options = dataclasses.replace(
+                sampling, scheme=name, num_drafts=chains, draft_length=_LENGTH
+            )
             tasks[name, chains] = partial(_round, *free, batch, options)
     for done, task in enumerate(tasks.values()):
         if progress is not None:
@@ -245,11 +244,9 @@ def _calls(model: LanguageModel, count, *, batch: int, size: int, slots: int):
 
 
 def _round(
-    target: LanguageModel, drafter: LanguageModel | None, batch: int, options: dict[str, Any]
+    target: LanguageModel, drafter: LanguageModel | None, batch: int, options: DecodeOptions
 ) -> float:
-    run = decoding.stream(
-        races.new_key(0), target, drafter, [[0]] * batch, max_new_tokens=_TOKENS, **options
-    )
+    run = decoding.stream(races.new_key(0), target, drafter, [[0]] * batch, options=options)
     return statistics.median(seconds_a_round(run))
 
 

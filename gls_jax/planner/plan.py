@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from gls_jax import checks, schemes
-from gls_jax.decoding.tree import Shape, shape_of
-from gls_jax.laws import Dump
+from gls_jax.decoding.tree_shape import Shape, shape_of
+from gls_jax.distributions import Dump
 from gls_jax.planner import conditional, rounds
 from gls_jax.planner.costs import Costs
 from gls_jax.planner.rounds import Efficiency
+from gls_jax.schemes.scheme import PathVerification
 
 __all__ = [
     "NAMES",
@@ -28,7 +29,14 @@ __all__ = [
     "settings",
 ]
 
-NAMES: tuple[str, ...] = (*conditional.NAMES, "block")
+_PATH_SCHEMES = {
+    name: scheme.verification.survival
+    for name in schemes.PATH_NAMES
+    if isinstance((scheme := schemes.get(name)).verification, PathVerification)
+    and scheme.verification.survival is not None
+}
+
+NAMES: tuple[str, ...] = (*conditional.NAMES, *_PATH_SCHEMES)
 """Schemes that can be planned."""
 
 
@@ -110,7 +118,7 @@ def efficiencies(
     Args:
         dump: laws along texts of the target's own.
         asked: the settings.
-        tails: how what the dump cut off is read, see :meth:`gls_jax.laws.Dump.pairs`.
+        tails: how what the dump cut off is read, see :meth:`gls_jax.distributions.Dump.pairs`.
         progress: called with `(settings done, settings)`.
 
     Raises:
@@ -130,8 +138,8 @@ def efficiencies(
         return conditional.kernels(*pairs, scheme=name, num_drafts=num_drafts)
 
     def reach(setting: Setting) -> np.ndarray:
-        if setting.scheme == "block":
-            return rounds.reach_of_block(conditional.likelihood_ratio(*pairs), setting.draft_length)
+        if setting.scheme in _PATH_SCHEMES:
+            return _PATH_SCHEMES[setting.scheme](*pairs, setting.draft_length)
         # The streams of `gls_strong` are those of the round; other kernels hold those of fewer
         # drafts.
         own = (

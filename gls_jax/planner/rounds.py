@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gls_jax.decoding.tree import Shape
+from gls_jax.decoding.tree_shape import Shape
 
-__all__ = ["Efficiency", "block_efficiency", "reach_of_block", "reach_of_chains", "reach_of_tree"]
+__all__ = ["Efficiency", "block_efficiency", "reach_of_chains", "reach_of_tree"]
 
 
 class Efficiency(NamedTuple):
@@ -53,20 +53,6 @@ def reach_of_tree(kernels: np.ndarray, widths: tuple[int, ...]) -> np.ndarray:
     """
     hits = [1 - _ahead(kernels[:, width, 0], depth) for depth, width in enumerate(widths)]
     return np.cumprod(np.stack(hits, axis=1), axis=1)
-
-
-def reach_of_block(ratio: np.ndarray, length: int) -> np.ndarray:
-    """Block verification of one chain: the smallest product of ``p_y / q_y`` over the prefixes so
-    far, or 1.
-
-    Its weights are ``w_i = min(1, w_{i-1} q / p)``, and a prefix is accepted with probability
-    ``w_i`` where it was drafted: given the text, ``w_i prod p / q = min(prod_{j <= i} p_j / q_j,
-    w_{i-1} prod_{j < i} p_j / q_j)``.
-    """
-    product = np.cumprod(
-        np.stack([_ahead(ratio, depth) for depth in range(length)], axis=1), axis=1
-    )
-    return np.minimum(np.minimum.accumulate(product, axis=1), 1)
 
 
 def block_efficiency(reach: np.ndarray, begins: np.ndarray) -> Efficiency:

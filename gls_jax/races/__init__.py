@@ -6,7 +6,7 @@ share.
 
 Clocks are counter based: ``S[k, i]`` is a function of ``(key, k, i)`` alone. A padded vocabulary,
 one more stream, a vmapped batch or a sharded axis therefore changes nobody's clocks, and
-:func:`leaders` can run a race without ever holding the ``[K, N]`` array. :func:`darts` are counter
+:func:`first_arrivals` can run a race without ever holding the ``[K, N]`` array. :func:`darts` are counter
 based in the same way: points under curves instead of clocks.
 
 Key tree: request key -> :func:`position_key` -> stream. :func:`private_key` is the one branch that
@@ -15,38 +15,43 @@ comes from there. :func:`new_key` makes the key at the root; nothing below it de
 `jax_default_prng_impl` or `jax_threefry_partitionable`.
 """
 
-from gls_jax.races import keys, ordered
-from gls_jax.races.clocks import (
+from gls_jax.races import arrival_order, keys
+from gls_jax.races.darts import darts
+from gls_jax.races.keys import new_key, position_key, private_key, split_key, stream_key
+from gls_jax.races.list_code_noise import (
+    bins,
+    candidates,
+    smallest_exponentials,
+    stream_exponentials,
+)
+from gls_jax.races.noise import (
     LIGHTEST,
     arrivals,
-    clocks_from_bits,
     exponentials,
-    leaders,
+    exponentials_from_bits,
+    first_arrivals,
     uniforms,
     weights,
     winner,
 )
-from gls_jax.races.common import bins, candidates, first_clocks, list_clocks
-from gls_jax.races.darts import darts
-from gls_jax.races.keys import new_key, position_key, private_key, split_key, stream_key
 
 __all__ = [
     "LIGHTEST",
+    "arrival_order",
     "arrivals",
     "bins",
     "candidates",
-    "clocks_from_bits",
     "darts",
     "exponentials",
-    "first_clocks",
+    "exponentials_from_bits",
+    "first_arrivals",
     "keys",
-    "leaders",
-    "list_clocks",
     "new_key",
-    "ordered",
     "position_key",
     "private_key",
+    "smallest_exponentials",
     "split_key",
+    "stream_exponentials",
     "stream_key",
     "uniforms",
     "weights",

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gls_jax import checks
-from gls_jax.races import cipher
+from gls_jax.races import threefry
 from gls_jax.races.keys import words
 from gls_jax.typing import Index
 
@@ -48,5 +48,5 @@ def darts(
     count, num_items = checks.count(count, "count"), checks.count(num_items, "num_items")
     checks.index(start, "start", last=2**31 - count)
     numbers = jnp.asarray(start).astype(jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
-    item, more, least = cipher.scale(*cipher.threefry2x32(words(key), numbers), num_items)
-    return item.astype(jnp.int32), cipher.uniform(more, least)
+    item, more, least = threefry.scale(*threefry.threefry2x32(words(key), numbers), num_items)
+    return item.astype(jnp.int32), threefry.uniform(more, least)

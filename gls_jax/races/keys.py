@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PRNGKeyArray
 
 from gls_jax import checks
-from gls_jax.races import cipher
+from gls_jax.races import threefry
 from gls_jax.typing import Index, Numbers
 
 __all__ = [
@@ -24,9 +24,7 @@ __all__ = [
     "words",
 ]
 
-_IMPLEMENTATION = (
-    "threefry2x32"  # the cipher that the races compute themselves, from the two words of such a key
-)
+_IMPLEMENTATION = "threefry2x32"  # the threefry that the races compute themselves, from the two words of such a key
 _PRIVATE = 0xFFFFFFFF  # the last fold: stream indices never reach it
 
 
@@ -108,14 +106,14 @@ def partitionable_bits() -> AbstractContextManager[Any]:
     return jax.threefry_partitionable(True)
 
 
-def words(key: PRNGKeyArray) -> cipher.Words:
-    """The key's two words, for the cipher."""
+def words(key: PRNGKeyArray) -> threefry.Words:
+    """The key's two words, for the threefry."""
     data = jax.random.key_data(key)
     return data[..., 0], data[..., 1]
 
 
-def stream_words(key: PRNGKeyArray, streams: Numbers) -> cipher.Words:
+def stream_words(key: PRNGKeyArray, streams: Numbers) -> threefry.Words:
     """`fold_in(key, k)` for every stream `k` that is asked for, as two words each."""
-    folded = cipher.threefry2x32(words(key), jnp.asarray(streams).astype(jnp.uint32))
+    folded = threefry.threefry2x32(words(key), jnp.asarray(streams).astype(jnp.uint32))
     # Two ciphers fused into one chain take XLA:CPU of jaxlib 0.12 minutes to compile, or for ever.
     return jax.lax.optimization_barrier(folded)

@@ -26,8 +26,8 @@ from gls_jax.schemes import (
     traversal,
     weighted_importance,
 )
-from gls_jax.schemes.base import Scheme
-from gls_jax.schemes.tree import Path, Tree, branching, chain_slots, chains
+from gls_jax.schemes.draft_tree import Path, Tree, branching, chain_draft_index, chains
+from gls_jax.schemes.scheme import Scheme
 
 __all__ = [
     "NAMES",
@@ -36,7 +36,7 @@ __all__ = [
     "Scheme",
     "Tree",
     "branching",
-    "chain_slots",
+    "chain_draft_index",
     "chains",
     "get",
 ]

@@ -19,15 +19,17 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gls_jax import races
+from gls_jax.exact.counting import LEAST_EMITTED
 from gls_jax.loops import varying_like
 from gls_jax.rejection import residual_token
-from gls_jax.schemes.base import Scheme
+from gls_jax.schemes.draft_tree import Path, Tree, path_to
 from gls_jax.schemes.gls import propose  # one race
-from gls_jax.schemes.tree import Path, Tree, path_to
-from gls_jax.typing import Index
+from gls_jax.schemes.scheme import PathVerification, Scheme
+from gls_jax.typing import Index, LogProbs
 
 __all__ = ["SCHEME", "propose", "verify_tree"]
 
@@ -71,13 +73,41 @@ def verify_tree(
     return path_to(tree, last - 1, residual_token(residual_key, rest[last], log_q[last]))
 
 
+def likelihood_ratio(log_p: LogProbs, log_q: LogProbs) -> np.ndarray:
+    """``p_y / q_y`` of the token y in column 0, `f64[P]`.
+
+    A token can stand in the text and be impossible under the distribution read again: rounding at
+    the edge of top-k. It counts as barely possible.
+    """
+    log_q_emitted = np.maximum(np.asarray(log_q)[:, 0], LEAST_EMITTED)
+    return np.exp(np.asarray(log_p, np.float64)[:, 0] - log_q_emitted)
+
+
+def survival_from_ratios(ratios: np.ndarray, length: int) -> np.ndarray:
+    """How far a round accepts its chain, `[P, L]`, from the likelihood ratios along the text `[P]`.
+
+    The weights are ``w_i = min(1, w_{i-1} q / p)``, and a prefix is accepted with probability
+    ``w_i`` where it was drafted. Given the text that is ``w_i prod p / q``, which equals
+    ``min(prod_{j <= i} p_j / q_j, w_{i-1} prod_{j < i} p_j / q_j)``: the smallest product over the
+    prefixes so far, or 1.
+    """
+    # Behind the end of the text the last position is repeated; no round is counted there.
+    positions = np.arange(len(ratios))[:, None] + np.arange(length)
+    products = np.cumprod(ratios[np.minimum(positions, len(ratios) - 1)], axis=1)
+    return np.minimum(np.minimum.accumulate(products, axis=1), 1)
+
+
+def survival(log_p: LogProbs, log_q: LogProbs, length: int) -> np.ndarray:
+    return survival_from_ratios(likelihood_ratio(log_p, log_q), length)
+
+
 SCHEME = Scheme(
     name="block",
     invariance="none",
     max_drafts=1,
-    needs_draft_law=True,
+    needs_draft_probs=True,
     diverse=False,
-    summary="one path, accepted jointly: the longest prefix that the product of ratios allows",
+    ranked=False,
     propose_fn=propose,
-    verify_tree_fn=verify_tree,
+    verification=PathVerification(verify_tree, survival=survival),
 )

@@ -32,14 +32,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from gls_jax import bounds, checks, races, simulation
-from gls_jax.quadrature import clock_nodes
-from gls_jax.ratios import RatioOrder, cumulative, ratio_order, total
+from gls_jax import bounds, checks, races
+from gls_jax.exact import inversion
+from gls_jax.exact.counting import KERNEL_STEP, binomial_counts, one_more, with_empty_row
+from gls_jax.exact.quadrature import exponential_nodes
+from gls_jax.exact.ratio_order import RatioOrder, cumulative, ratio_order, total
 from gls_jax.sampling import draft_list, target_of_list
-from gls_jax.schemes.base import Scheme
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 from gls_jax.typing import LogProbs
 
-__all__ = ["SCHEME", "acceptance", "acceptance_active", "hits", "propose", "simulator", "verify"]
+__all__ = [
+    "SCHEME",
+    "acceptance",
+    "acceptance_active",
+    "accepted",
+    "inversion_trial",
+    "propose",
+    "verify",
+]
 
 _LEAST_MASS = (
     1e-18  # of what stands in a denominator: items behind less draft mass are never matched anyway
@@ -62,32 +72,32 @@ def verify(
     return target_of_list(clocks, log_q, active)
 
 
-def hits(
+def accepted(
     key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Bool[Array, " K"]:
     """One trial for every K: the target of the first K streams is a running minimum over streams."""
-    (_, drafts), (first, items) = races.leaders(key, num_drafts, log_p, log_q)
-    return _hits(first, items, drafts)
+    (_, drafts), (first, items) = races.first_arrivals(key, num_drafts, log_p, log_q)
+    return _accepted(first, items, drafts)
 
 
-def simulator(
+def inversion_trial(
     log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: K independent streams, each by inversion."""
-    prepare, each = simulation.tables, None
+    prepare, each = inversion.tables, None
     if log_p.ndim == 2:  # a law a stream
-        prepare, each = jax.vmap(simulation.tables, (0, None)), 0
+        prepare, each = jax.vmap(inversion.tables, (0, None)), 0
     pair = prepare(log_p, log_q)
 
     def trial(key):
-        return _hits(
-            *jax.vmap(simulation.stream, (each, 0))(pair, races.exponentials(key, num_drafts, 6))
+        return _accepted(
+            *jax.vmap(inversion.stream, (each, 0))(pair, races.exponentials(key, num_drafts, 6))
         )
 
     return trial
 
 
-def _hits(first, items, drafts) -> Bool[Array, " K"]:
+def _accepted(first, items, drafts) -> Bool[Array, " K"]:
     """For every K: whether what arrives first in the first K streams is drafted in one of them."""
     listed = jnp.arange(drafts.shape[0]) <= jnp.arange(drafts.shape[0])[:, None]  # [K, stream]
     targets = items[jnp.argmin(jnp.where(listed, first, jnp.inf), axis=1)]
@@ -150,7 +160,7 @@ def _acceptance_iid(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Float[A
 def _integral(
     places: _Places, live: Float[Array, " N"], cases: tuple[tuple[int, int], ...]
 ) -> Float[Array, " C"]:
-    nodes, weights = clock_nodes(tuple(k for _, k in cases), live.dtype)
+    nodes, weights = exponential_nodes(tuple(k for _, k in cases), live.dtype)
     values = jax.lax.map(lambda m: _integrand(places, live, m, cases), jnp.asarray(nodes))
     return jnp.sum(values * weights.T, axis=0)
 
@@ -160,7 +170,7 @@ def _integral_and_slopes(cases, primals, tangents):
     """Value and gradient in one pass: what a node adds to either needs no other node, and no node's
     arrays are kept.
     """
-    nodes, weights = clock_nodes(tuple(k for _, k in cases), primals[1].dtype)
+    nodes, weights = exponential_nodes(tuple(k for _, k in cases), primals[1].dtype)
 
     def add(sums, at):
         m, weight = at
@@ -233,7 +243,7 @@ def _acceptance_diverse(log_p: Float[Array, "K N"], log_q, num_drafts):
     live = ranked.p > 0
     q = jnp.exp(log_q)
     counts = tuple(range(1, log_p.shape[0] + 1))
-    nodes, weights = clock_nodes(counts, log_q.dtype)
+    nodes, weights = exponential_nodes(counts, log_q.dtype)
 
     @jax.checkpoint
     def node(m) -> Float[Array, " K"]:
@@ -255,18 +265,40 @@ def _acceptance_diverse(log_p: Float[Array, "K N"], log_q, num_drafts):
     return jnp.sum(q) - missed[jnp.asarray(num_drafts) - 1]
 
 
+def kernel(log_p, log_q, num_drafts: int, *, strong: bool = False) -> Float[Array, "J J"]:
+    ranked = ratio_order(log_p, log_q)
+    counts = tuple(range(1, num_drafts + 1))
+    theta, weights = exponential_nodes(counts, log_q.dtype, step=KERNEL_STEP)
+    excess = ranked.excess[:, None]
+    gaps = jnp.exp(-theta * excess) * -jnp.expm1(-theta * ranked.rise[:, None])
+    here = jnp.argmin(ranked.order)  # place of column 0
+    behind = jnp.arange(len(ranked.order))[:, None] >= here
+    beyond = jnp.sum(jnp.where(behind, gaps / jnp.maximum(ranked.mass[:, None], 1e-18), 0), axis=0)
+    possible = ranked.p[here] > 0
+    won = jnp.where(possible, jnp.exp(-theta * excess[here]), 0)  # the first stream drafts y
+    lost = jnp.where(possible, ranked.p[here] * beyond, 0)  # another one does
+    several = binomial_counts(num_drafts, lost)  # [J, J', n]
+
+    def row(j: int):
+        streams = num_drafts if strong else j
+        with_first = several[j - 1] * (1 - won) + one_more(several[j - 1]) * won
+        law = j / streams * with_first + (1 - j / streams) * several[j]
+        return law @ (streams * weights[streams - 1])
+
+    return with_empty_row(row(j) for j in counts)
+
+
 SCHEME = Scheme(
     name="gls",
     invariance="conditional",
     max_drafts=None,
-    needs_draft_law=False,
+    needs_draft_probs=False,
     diverse=True,
-    summary="one race a draft; the target takes the first arrival over the streams of the active drafts",
+    ranked=False,
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    hits_fn=hits,
-    simulator_fn=simulator,
-    streaming=True,
-    bound=bounds.list_matching,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(
+        acceptance, bound=bounds.list_matching, kernel=kernel, tails_bracket=True
+    ),
+    trials=Trials(accepted, inversion=inversion_trial, streaming=True),
 )

@@ -13,7 +13,9 @@ import dataclasses
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from gls_jax import bounds
 from gls_jax.schemes import gls
+from gls_jax.schemes.scheme import ExactAcceptance, TokenVerification
 
 __all__ = ["SCHEME", "verify"]
 
@@ -29,10 +31,18 @@ def verify(
     return gls.verify(key, drafts, log_p, log_q, None)
 
 
+def kernel(
+    log_p: Float[Array, " N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Float[Array, "J J"]:
+    return gls.kernel(log_p, log_q, num_drafts, strong=True)
+
+
 SCHEME = dataclasses.replace(
     gls.SCHEME,
     name="gls_strong",
     invariance="strong",
-    summary="GLS whose target looks at all K streams, active or not",
-    verify_fn=verify,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(
+        gls.acceptance, bound=bounds.list_matching, kernel=kernel, tails_bracket=True
+    ),
 )

@@ -29,12 +29,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from gls_jax import bounds, checks, races, simulation
+from gls_jax import bounds, checks, races
+from gls_jax.exact import inversion
+from gls_jax.exact.counting import KERNEL_STEP, one_more
+from gls_jax.exact.quadrature import exponential_nodes
+from gls_jax.exact.ratio_order import RatioOrder, ratio_order
 from gls_jax.loops import varying_like
-from gls_jax.quadrature import clock_nodes
-from gls_jax.ratios import RatioOrder, ratio_order
-from gls_jax.schemes.base import Scheme
 from gls_jax.schemes.poisson import verify  # the same first arrival of one race
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 from gls_jax.typing import LogProbs
 
 __all__ = [
@@ -42,9 +44,9 @@ __all__ = [
     "Interval",
     "acceptance",
     "acceptance_interval",
-    "hits",
+    "accepted",
+    "inversion_trial",
     "propose",
-    "simulator",
     "verify",
 ]
 
@@ -75,7 +77,7 @@ def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> 
     return jnp.concatenate([items, jnp.full(num_drafts - items.shape[0], items[0])])
 
 
-def hits(
+def accepted(
     key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Bool[Array, " K"]:
     """One trial for every K: the target's rank among the arrivals under `p`."""
@@ -86,7 +88,7 @@ def hits(
     return (rank < jnp.arange(1, num_drafts + 1)) & jnp.isfinite(arrivals[token])
 
 
-def simulator(
+def inversion_trial(
     log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: count the distinct items that arrive before the target's.
@@ -101,15 +103,15 @@ def simulator(
     p_heavy, heavy = jax.lax.top_k(ranked.p, head)
     light = ranked.p.at[heavy].set(0)
     q, tail, excess = (
-        simulation.table(ranked.q),
-        simulation.table(light),
+        inversion.table(ranked.q),
+        inversion.table(light),
         _tail_excess(ranked, light),
     )
 
     def trial(key):
         noise = races.exponentials(key, 1, head + 3)[0]
         theta, (u, v) = noise[0], -jnp.expm1(-noise[1:3])
-        token = simulation.draw(q, size, u, v)
+        token = inversion.draw(q, size, u, v)
         ahead = theta * jnp.maximum(ranked.ratio[token] - ranked.ratio[heavy], 0)
         rank = jnp.sum(noise[3:] < p_heavy * ahead, dtype=jnp.int32)
 
@@ -121,7 +123,7 @@ def simulator(
             step, level, rank, seen = state
             noise = races.exponentials(races.stream_key(key, step), 1, 3)[0]
             u, v = -jnp.expm1(-noise[1:])
-            item = simulation.draw(tail, jnp.searchsorted(excess, level / theta), u, v)
+            item = inversion.draw(tail, jnp.searchsorted(excess, level / theta), u, v)
             new = jnp.all(seen != item)
             seen = jnp.where(
                 jnp.arange(num_drafts) == rank, item, seen
@@ -200,7 +202,7 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
     item is in the head.
     """
     most = max(num_drafts)
-    nodes, weights = clock_nodes((1,), ranked.p.dtype)  # theta [n]
+    nodes, weights = exponential_nodes((1,), ranked.p.dtype)  # theta [n]
     ratio = ranked.ratio[places]
     _, heavy = jax.lax.top_k(ranked.p, head)
     light = ranked.p.at[heavy].set(0)
@@ -263,18 +265,35 @@ def _poisson(rate, most: int):
     return jnp.where(positive, law, counts == 0)
 
 
+def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
+    p, q = races.weights(log_p), races.weights(log_q)
+    theta, (weights,) = exponential_nodes((1,), log_q.dtype, step=KERNEL_STEP)
+    ratio = q[0] / jnp.maximum(p[0], 1e-30)
+    enters = -jnp.expm1(-theta * jnp.maximum(p[1:] * ratio - q[1:], 0)[:, None])  # [others, n]
+
+    def add(law, chance):
+        return law * (1 - chance) + one_more(law) * chance, None
+
+    nobody = jnp.zeros((num_drafts, len(theta)), p.dtype).at[0].set(1)
+    law, _ = jax.lax.scan(add, nobody, enters)
+    listed = jnp.where(p[0] > 0, jnp.cumsum(law @ weights), 0)  # among the first 1, 2, ... K
+    # Fewer possible items than drafts: the rest of the list repeats the first.
+    counts = jnp.arange(1, num_drafts + 1)
+    repeats = jnp.maximum(counts - jnp.sum(p > 0), 0)
+    kernel = jnp.zeros((num_drafts + 1, num_drafts + 1), p.dtype).at[0, 0].set(1)
+    kernel = kernel.at[counts, 0].set(1 - listed)
+    return kernel.at[counts, 1].add(listed - listed[0]).at[counts, 1 + repeats].add(listed[0])
+
+
 SCHEME = Scheme(
     name="gumbel_topk",
     invariance="strong",
     max_drafts=None,
-    needs_draft_law=False,
+    needs_draft_probs=False,
     diverse=False,
     ranked=True,
-    summary="one clock an item; the list is the first K items to arrive, all distinct",
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    hits_fn=hits,
-    simulator_fn=simulator,
-    bound=bounds.list_matching,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(acceptance, bound=bounds.list_matching, kernel=kernel),
+    trials=Trials(accepted, inversion=inversion_trial),
 )

@@ -16,12 +16,14 @@ where a race draws `N` clocks.
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from gls_jax import bounds
+from gls_jax import bounds, races
 from gls_jax.couplings import first_dart, minhash_match
-from gls_jax.schemes.base import Scheme
+from gls_jax.exact.counting import single_draft_kernel
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
 from gls_jax.typing import LogProbs
 
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
@@ -55,15 +57,22 @@ def bound(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]
     return bounds.communication_free(row, log_q)
 
 
+def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
+    p, q = races.weights(log_p), races.weights(log_q)
+    distance = jnp.sum(jnp.abs(p - q)) / 2
+    return single_draft_kernel(
+        jnp.minimum(1, p[0] / q[0]) * (1 + jnp.abs(p[0] - q[0])) / (1 + distance)
+    )
+
+
 SCHEME = Scheme(
     name="minhash",
     invariance="strong",
     max_drafts=1,
-    needs_draft_law=False,
+    needs_draft_probs=False,
     diverse=True,
-    summary="one draft; each side takes the first shared dart under its own law",
+    ranked=False,
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    bound=bound,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(acceptance, bound=bound, kernel=kernel, tails_bracket=True),
 )

@@ -11,11 +11,13 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from gls_jax import races, simulation
-from gls_jax.schemes.base import Scheme
+from gls_jax import races
+from gls_jax.exact import inversion
+from gls_jax.exact.counting import binomial_counts
 from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 
-__all__ = ["SCHEME", "acceptance", "hits", "propose", "simulator", "verify"]
+__all__ = ["SCHEME", "acceptance", "accepted", "inversion_trial", "propose", "verify"]
 
 
 def verify(
@@ -30,23 +32,23 @@ def verify(
     return races.winner(races.arrivals(clocks[0], log_q))
 
 
-def hits(
+def accepted(
     key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Bool[Array, " K"]:
-    ((_, drafts),) = races.leaders(key, num_drafts, log_p)
-    ((_, token),) = races.leaders(races.private_key(key), 1, log_q)
+    ((_, drafts),) = races.first_arrivals(key, num_drafts, log_p)
+    ((_, token),) = races.first_arrivals(races.private_key(key), 1, log_q)
     return jnp.cumsum(drafts == token) > 0
 
 
-def simulator(
+def inversion_trial(
     log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: a draft is the target's token with its probability under `p`."""
-    q = simulation.table(jnp.exp(log_q))
+    q = inversion.table(jnp.exp(log_q))
 
     def trial(key):
         noise = -jnp.expm1(-races.exponentials(key, 1, num_drafts + 2)[0])
-        token = simulation.draw(q, log_q.shape[0], *noise[:2])
+        token = inversion.draw(q, log_q.shape[0], *noise[:2])
         return jnp.cumsum(noise[2:] < races.weights(log_p[..., token])) > 0
 
     return trial
@@ -62,17 +64,19 @@ def acceptance(
     return jnp.stack([jnp.sum(q * (1 - missed[k - 1])) for k in num_drafts])
 
 
+def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
+    return binomial_counts(num_drafts, races.weights(log_p)[0])
+
+
 SCHEME = Scheme(
     name="naive",
     invariance="strong",
     max_drafts=None,
-    needs_draft_law=False,
+    needs_draft_probs=False,
     diverse=True,
-    summary="K samples of p, and a sample of q that knows nothing of them",
+    ranked=False,
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    hits_fn=hits,
-    simulator_fn=simulator,
-    streaming=True,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(acceptance, kernel=kernel, tails_bracket=True),
+    trials=Trials(accepted, inversion=inversion_trial, streaming=True),
 )

@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds, decomposition, races
 from gls_jax.decomposition import MOST_ITEMS
-from gls_jax.rejection import speculate
-from gls_jax.schemes.base import Scheme
+from gls_jax.rejection import maximal_coupling
 from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
 
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
 
@@ -48,7 +48,7 @@ def verify(
     mask = jnp.sum(jnp.where(listed, 2 ** jnp.arange(size), 0))
     clocks = races.exponentials(choice_key, 1, size)[0]
     chosen = races.winner(races.arrivals(clocks, jnp.log(choose[mask])))
-    return speculate(key, chosen, law, log_q, jnp.any(active))
+    return maximal_coupling(key, chosen, law, log_q, jnp.any(active))
 
 
 def acceptance(
@@ -94,11 +94,10 @@ SCHEME = Scheme(
     name="optimal",
     invariance="none",
     max_drafts=None,
-    needs_draft_law=True,
+    needs_draft_probs=True,
     diverse=True,
-    summary="the highest acceptance there is: one draft chosen by a linear program, then speculative sampling",
+    ranked=False,
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    verify_limit=verify_limit,
+    verification=TokenVerification(verify, limit=verify_limit),
+    exact=ExactAcceptance(acceptance),
 )

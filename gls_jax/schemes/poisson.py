@@ -17,13 +17,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from scipy.special import roots_genlaguerre
 
-from gls_jax import bounds, races, simulation
-from gls_jax.ratios import ratio_order, total
-from gls_jax.schemes.base import Scheme
+from gls_jax import bounds, races
+from gls_jax.exact import inversion
+from gls_jax.exact.counting import KERNEL_STEP, poisson_cdf
+from gls_jax.exact.quadrature import exponential_nodes
+from gls_jax.exact.ratio_order import ratio_order, total
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 
-__all__ = ["SCHEME", "acceptance", "hits", "propose", "simulator", "verify"]
+__all__ = ["SCHEME", "acceptance", "accepted", "inversion_trial", "propose", "verify"]
 
 _FIRST, _LATER = 0, 1  # streams: the first arrivals, and the root of every item's later ones
 
@@ -54,24 +59,24 @@ def verify(
     return races.winner(races.arrivals(races.exponentials(key, 1, log_q.shape[0])[_FIRST], log_q))
 
 
-def hits(
+def accepted(
     key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Bool[Array, " K"]:
     drafts = propose(key, log_p, num_drafts)
     return jnp.cumsum(drafts == verify(key, drafts, log_p, log_q, None)) > 0
 
 
-def simulator(
+def inversion_trial(
     log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: arrivals before the target's form a Poisson process of total
     ``theta excess``.
     """
-    pair = simulation.tables(log_p, log_q)
+    pair = inversion.tables(log_p, log_q)
 
     def trial(key):
         noise = races.exponentials(key, 1, num_drafts + 3)[0]
-        token = simulation.target(pair, *-jnp.expm1(-noise[1:3]))
+        token = inversion.target(pair, *-jnp.expm1(-noise[1:3]))
         return jnp.cumsum(noise[3:]) > noise[0] * pair.excess[token]
 
     return trial
@@ -89,18 +94,53 @@ def acceptance(
     return jnp.stack([total(live * jnp.where(apart, -jnp.expm1(-k * lose), 1)) for k in num_drafts])
 
 
+_GAMMA_NODES = 16  # of the Gauss-Laguerre rule over the waiting time of a later arrival
+
+
+def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
+    p, q = races.weights(log_p), races.weights(log_q)
+    theta, (weights,) = exponential_nodes((1,), log_q.dtype, step=KERNEL_STEP)
+    others_p, others_q = p.at[0].set(0), q.at[0].set(0)
+    p_y = jnp.maximum(p[0], 1e-30)
+
+    def before(time):
+        """Mean number of others' arrivals before the draft's times `[G, n]`."""
+        return jnp.sum(
+            jnp.maximum(others_p[:, None, None] * time - others_q[:, None, None] * theta, 0), axis=0
+        )
+
+    def at_least(m: int):
+        """P(the m-th arrival of y is among the first J), for every J."""
+        waits, shares = (
+            roots_genlaguerre(_GAMMA_NODES, m - 2) if m > 1 else (np.zeros(1), np.ones(1))
+        )
+        mean = jnp.minimum(before((theta * q[0] + waits.astype(np.float32)[:, None]) / p_y), 1e6)
+        share = (shares / shares.sum()).astype(np.float32)
+        below = jnp.einsum(
+            "kgn,g,n->k", poisson_cdf(mean, num_drafts), share, weights
+        )  # at most 0, 1, ... others
+        return jnp.zeros(num_drafts + 1, p.dtype).at[m:].set(below[: num_drafts + 1 - m])
+
+    always, never = jnp.ones(num_drafts + 1, p.dtype), jnp.zeros(num_drafts + 1, p.dtype)
+    tails = [
+        always,
+        *(jnp.where(p[0] > 0, at_least(m), 0) for m in range(1, num_drafts + 1)),
+        never,
+    ]
+    return jnp.stack(tails[:-1], axis=1) - jnp.stack(tails[1:], axis=1)
+
+
 SCHEME = Scheme(
     name="poisson",
     invariance="strong",
     max_drafts=None,
-    needs_draft_law=False,
+    needs_draft_probs=False,
     diverse=False,
     ranked=True,
-    summary="one Poisson process an item; the list is the first K arrivals, with repetition",
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    hits_fn=hits,
-    simulator_fn=simulator,
-    bound=bounds.list_matching,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(
+        acceptance, bound=bounds.list_matching, kernel=kernel, tails_bracket=True
+    ),
+    trials=Trials(accepted, inversion=inversion_trial),
 )

@@ -11,13 +11,25 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gls_jax.exact.counting import single_draft_kernel
 from gls_jax.schemes import specinfer
+from gls_jax.schemes.scheme import ExactAcceptance
 
 __all__ = ["SCHEME"]
+
+
+def kernel(
+    log_p: Float[Array, " N"], log_q: Float[Array, " N"], num_drafts: int
+) -> Float[Array, "J J"]:
+    return single_draft_kernel(jnp.minimum(1, jnp.exp(log_p[0] - log_q[0])))
+
 
 SCHEME = dataclasses.replace(
     specinfer.SCHEME,
     name="single",
     max_drafts=1,
-    summary="one draft, kept with probability min(1, q/p), else a sample of the residual",
+    exact=ExactAcceptance(specinfer.acceptance, kernel=kernel, tails_bracket=True),
 )

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
+from gls_jax.exact.counting import one_more, with_empty_row
 from gls_jax.loops import varying_like
-from gls_jax.rejection import remaining, serve
-from gls_jax.schemes.base import Scheme
+from gls_jax.rejection import recursive_rejection, residual
 from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 
-__all__ = ["SCHEME", "acceptance", "hits", "propose", "verify"]
+__all__ = ["SCHEME", "acceptance", "accepted", "propose", "verify"]
 
 
 def verify(
@@ -32,14 +33,16 @@ def verify(
     log_q: Float[Array, " N"],
     active: Bool[Array, " K"],
 ) -> Int[Array, ""]:
-    return serve(key, drafts, log_p, log_q, active)[0]
+    return recursive_rejection(key, drafts, log_p, log_q, active)[0]
 
 
-def hits(
+def accepted(
     key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Bool[Array, " K"]:
     """One trial for every K."""
-    return serve(key, propose(key, log_p, num_drafts), log_p, log_q, jnp.ones(num_drafts, bool))[1]
+    return recursive_rejection(
+        key, propose(key, log_p, num_drafts), log_p, log_q, jnp.ones(num_drafts, bool)
+    )[1]
 
 
 def acceptance(
@@ -48,7 +51,7 @@ def acceptance(
     p, q = races.weights(log_p), races.weights(log_q)
 
     def refuse(spent, k):
-        spent = spent + remaining(q, spent)[1] * (p if p.ndim == 1 else p[k])
+        spent = spent + residual(q, spent)[1] * (p if p.ndim == 1 else p[k])
         return spent, jnp.sum(jnp.minimum(q, spent))
 
     _, accepted = jax.lax.scan(
@@ -57,15 +60,29 @@ def acceptance(
     return accepted[jnp.asarray(num_drafts) - 1]
 
 
+def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
+    p, q = races.weights(log_p), races.weights(log_q)
+    one = jnp.zeros(num_drafts + 1, p.dtype).at[1].set(1)
+    spent, hit, rows = jnp.zeros((), p.dtype), 0 * one, []
+    for _ in range(num_drafts):
+        rest, left = residual(q, spent * p)
+        hit = (
+            hit * (1 - p[0]) + one_more(hit) * p[0] + jnp.minimum(left * p[0], rest[0]) / q[0] * one
+        )
+        rows.append(hit.at[0].add(1 - jnp.sum(hit)))
+        spent = spent + left
+    return with_empty_row(rows)
+
+
 SCHEME = Scheme(
     name="specinfer",
     invariance="none",
     max_drafts=None,
-    needs_draft_law=True,
+    needs_draft_probs=True,
     diverse=True,
-    summary="K samples of p, each tested against what the refusals before it left of q",
+    ranked=False,
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    hits_fn=hits,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(acceptance, kernel=kernel),
+    trials=Trials(accepted),
 )

@@ -28,14 +28,14 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.estimate import Estimate
+from gls_jax.exact.ratio_order import ascending
 from gls_jax.loops import varying_like
-from gls_jax.ratios import ascending
-from gls_jax.rejection import serve
-from gls_jax.schemes.base import Scheme
+from gls_jax.rejection import recursive_rejection
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 from gls_jax.typing import LogProbs
 
-__all__ = ["SCHEME", "acceptance", "acceptance_estimate", "hits", "propose", "verify"]
+__all__ = ["SCHEME", "acceptance", "acceptance_estimate", "accepted", "propose", "verify"]
 
 _LARGEST = 2 * 10**7  # chains x items enumerated: some seconds
 _CHUNK = 2**16  # numbers in one chunk of chains
@@ -48,15 +48,17 @@ def verify(
     log_q: Float[Array, " N"],
     active: Bool[Array, " K"],
 ) -> Int[Array, ""]:
-    return serve(key, drafts, log_p, log_q, active, without_replacement=True)[0]
+    return recursive_rejection(key, drafts, log_p, log_q, active, without_replacement=True)[0]
 
 
-def hits(
+def accepted(
     key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Bool[Array, " K"]:
     """One trial for every K."""
     drafts = propose(key, log_p, num_drafts)
-    return serve(key, drafts, log_p, log_q, jnp.ones(num_drafts, bool), without_replacement=True)[1]
+    return recursive_rejection(
+        key, drafts, log_p, log_q, jnp.ones(num_drafts, bool), without_replacement=True
+    )[1]
 
 
 def acceptance(
@@ -253,13 +255,11 @@ SCHEME = Scheme(
     name="specinfer_wor",
     invariance="none",
     max_drafts=None,
-    needs_draft_law=True,
+    needs_draft_probs=True,
     diverse=False,
     ranked=True,
-    summary="K distinct items, each tested against what the refusals before it left of q",
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    hits_fn=hits,
-    acceptance_limit=acceptance_limit,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(acceptance, limit=acceptance_limit),
+    trials=Trials(accepted),
 )

@@ -14,18 +14,21 @@ which the drafter must supply.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
+from gls_jax.exact.counting import one_more, with_empty_row
 from gls_jax.loops import varying_like
-from gls_jax.rejection import remaining, residual_token
-from gls_jax.schemes.base import Scheme
+from gls_jax.rejection import residual, residual_token
 from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 
-__all__ = ["SCHEME", "acceptance", "discount", "hits", "propose", "verify"]
+__all__ = ["SCHEME", "acceptance", "accepted", "discount", "propose", "verify"]
 
 
 def discount(
@@ -61,11 +64,11 @@ def verify(
         & (p[drafts] > 0)
         & (races.uniforms(test_key, drafts.shape[0]) * rho * p[drafts] < q[drafts])
     )
-    fresh = residual_token(residual_key, remaining(q, rho * p)[0], log_q)
+    fresh = residual_token(residual_key, residual(q, rho * p)[0], log_q)
     return jnp.where(jnp.any(accept), drafts[jnp.argmax(accept)], fresh).astype(jnp.int32)
 
 
-def hits(
+def accepted(
     key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Bool[Array, " K"]:
     """One trial for every K: the same tests under each K's discount; the residual is never in the
@@ -118,15 +121,35 @@ def _smooth_discount(p, q, num_drafts: int):
     return rho
 
 
+def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
+    p, q = races.weights(log_p), races.weights(log_q)
+    counts = jnp.arange(1, num_drafts + 1, dtype=p.dtype)
+    discounts = jax.vmap(partial(discount, p, q))(counts)
+
+    def row(j: int):
+        rho = discounts[j - 1]
+        kept = jnp.minimum(p, q / rho)
+        refused = jnp.maximum(1 - jnp.sum(kept), 0)
+        missed = p[0] - kept[0]  # y itself is drafted and refused
+        none = jnp.zeros(num_drafts + 1, p.dtype).at[0].set(1)  # all refused so far
+        hit = 0 * none
+        for _ in range(j):
+            hit = hit * (1 - p[0]) + one_more(hit) * p[0] + one_more(none) * kept[0] / q[0]
+            none = none * (refused - missed) + one_more(none) * missed
+        return hit.at[0].add(1 - jnp.sum(hit))
+
+    return with_empty_row(row(j) for j in range(1, num_drafts + 1))
+
+
 SCHEME = Scheme(
     name="spectr",
     invariance="none",
     max_drafts=None,
-    needs_draft_law=True,
+    needs_draft_probs=True,
     diverse=False,
-    summary="K samples of p, each kept with probability min(1, q / (rho p))",
+    ranked=False,
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    hits_fn=hits,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(acceptance, kernel=kernel, tails_bracket=True),
+    trials=Trials(accepted),
 )

@@ -30,10 +30,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
 from gls_jax.loops import varying_like
-from gls_jax.rejection import remaining, residual_token
-from gls_jax.schemes.base import Scheme
+from gls_jax.rejection import residual, residual_token
+from gls_jax.schemes.draft_tree import Path, Tree, path_to
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
-from gls_jax.schemes.tree import Path, Tree, path_to
+from gls_jax.schemes.scheme import PathVerification, Scheme
 from gls_jax.typing import Index
 
 __all__ = ["SCHEME", "propose", "verify_tree"]
@@ -73,7 +73,7 @@ def verify_tree(
         )  # the loop goes on only while nothing is accepted
 
     def _descend(state, child):
-        node = jnp.argmin(jnp.where(child, tree.slots, tree.num_slots)).astype(jnp.int32)
+        node = jnp.argmin(jnp.where(child, tree.draft_index, tree.list_size)).astype(jnp.int32)
         x, here = tree.tokens[node], state.here
         p, q = races.weights(log_p[node, x]), races.weights(log_q[here, x])
         # A list longer than its law is filled up with repetitions: they were drawn from nothing,
@@ -81,7 +81,7 @@ def verify_tree(
         earlier = tree.alive & ~state.waiting & (tree.parents == here)
         again = jnp.any(earlier & (tree.tokens == x))
         # The law of a rank is known only if all ranks before it are.
-        ranked = tree.slots[node] == jnp.sum(earlier)
+        ranked = tree.draft_index[node] == jnp.sum(earlier)
         possible = (p > 0) & ~again & ranked & (state.mass[here] > 0)
         rest = state.weight[here] * state.mass[here] * jnp.maximum(q - state.spent[here] * p, 0)
         share = state.left[here] * p
@@ -98,7 +98,7 @@ def verify_tree(
         p, q = races.weights(log_p[node]), races.weights(log_q[parent])
         weight, left = state.weight[parent], state.left[parent]
         spent = state.spent[parent] + left / (weight * state.mass[parent])
-        after = remaining(q, spent * p)[1]
+        after = residual(q, spent * p)[1]
         served = weight * after / jnp.where(left > 0, left, 1)
         total = served + 1 - weight
         refused = tree.alive & ~state.waiting & (tree.parents == parent)
@@ -119,7 +119,7 @@ def verify_tree(
     end = jax.lax.while_loop(lambda state: ~state.accepted, step, start)
     # Without children nothing is spent, and it does not matter which law multiplies the zero.
     p = races.weights(log_p[jnp.argmax(tree.alive & (tree.parents == end.here))])
-    rest, _ = remaining(races.weights(log_q[end.here]), end.spent[end.here] * p)
+    rest, _ = residual(races.weights(log_q[end.here]), end.spent[end.here] * p)
     return path_to(tree, end.here - 1, residual_token(residual_key, rest, log_q[end.here]))
 
 
@@ -127,10 +127,9 @@ SCHEME = Scheme(
     name="traversal",
     invariance="none",
     max_drafts=None,
-    needs_draft_law=True,
+    needs_draft_probs=True,
     diverse=False,
     ranked=True,
-    summary="a tree served from its leaves up: the longest path that the weights allow",
     propose_fn=propose,
-    verify_tree_fn=verify_tree,
+    verification=PathVerification(verify_tree),
 )

@@ -32,11 +32,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
+from gls_jax.exact.ratio_order import ascending
 from gls_jax.loops import varying_like
-from gls_jax.ratios import ascending
-from gls_jax.rejection import remaining, speculate
-from gls_jax.schemes.base import Scheme
+from gls_jax.rejection import maximal_coupling, residual
 from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
 
 __all__ = ["SCHEME", "acceptance", "propose", "truncated_at", "verify"]
 
@@ -88,7 +88,7 @@ def verify(
             jnp.concatenate([x, y[2 * pairs :]]) for x, y in zip(won, entrants, strict=True)
         )
     champion, law, has = (x[0] for x in entrants)
-    return speculate(key, champion, law, log_q, has)
+    return maximal_coupling(key, champion, law, log_q, has)
 
 
 def acceptance(
@@ -112,7 +112,7 @@ def acceptance(
 
     def one(k: int):
         law = champion(0, k)
-        rest, total = remaining(q, law)
+        rest, total = residual(q, law)
         over = law > jnp.maximum(q, 1e-18)
         refused = jnp.where(over, 1 - q / jnp.where(over, law, 1), 0)
 
@@ -170,8 +170,8 @@ def truncated_at(free: int) -> Scheme:
     return dataclasses.replace(
         SCHEME,
         name=f"weighted_importance_{free}",
-        verify_fn=_Truncated(verify, free),
-        acceptance_fn=_Truncated(acceptance, free),
+        verification=TokenVerification(_Truncated(verify, free)),
+        exact=ExactAcceptance(_Truncated(acceptance, free), limit=acceptance_limit),
     )
 
 
@@ -278,11 +278,10 @@ SCHEME = Scheme(
     name="weighted_importance",
     invariance="none",
     max_drafts=None,
-    needs_draft_law=True,
+    needs_draft_probs=True,
     diverse=True,
-    summary="a tournament chooses one draft by weights of a truncated program, then speculative sampling",
+    ranked=False,
     propose_fn=propose,
-    verify_fn=verify,
-    acceptance_fn=acceptance,
-    acceptance_limit=acceptance_limit,
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(acceptance, limit=acceptance_limit),
 )

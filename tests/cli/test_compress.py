@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from gls_jax import cli, files
+from gls_jax import cli
 from gls_jax.compression import GaussianCodec
+from gls_jax.runs import files
 
 CODEC = GaussianCodec(2, 2**10, 8, target_variance=0.05, side_variance=0.5)
 SIZES = ["--num-decoders", "2", "--num-candidates", "1024", "--num-bins", "8"]

@@ -6,8 +6,9 @@ import re
 import jax
 import pytest
 
-from gls_jax import cli, decoding, files, models
+from gls_jax import cli, decoding, models
 from gls_jax.cli import generate as command
+from gls_jax.runs import files
 from tests.cli.conftest import WORDS, write
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gls_jax import cli, laws, planner
+from gls_jax import cli, distributions, planner
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -51,7 +51,7 @@ def test_one_command_makes_a_plan(plan):
     assert all(
         1 < each["block_efficiency"] < 3 and each["truncation"] == 0 for each in found["choices"]
     )
-    assert len(laws.open_dump(plan / "dump")) == 40
+    assert len(distributions.open_dump(plan / "dump")) == 40
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
     out, ask = again
     facts = json.loads((out / "dump" / "dump.json").read_text())
     facts["asked"]["length"] = 17
-    facts["fingerprint"] = laws.fingerprint([facts["format"], facts["asked"]])
+    facts["fingerprint"] = distributions.fingerprint([facts["format"], facts["asked"]])
     (out / "dump" / "dump.json").write_text(json.dumps(facts))
     asked = []
 

@@ -71,7 +71,7 @@ def test_decoders_race_under_the_models_weights(codec, blob):
         weights = codec.model.score(
             codec.model.params, features[at], races.candidates(keys[at], items, 2)
         )
-        scores = jnp.log(races.list_clocks(keys[at], items, 4, 2)) - weights
+        scores = jnp.log(races.stream_exponentials(keys[at], items, 4, 2)) - weights
         wrong += int(jnp.argmin(jnp.where(bins == message[at], scores, jnp.inf))) != found.index[at]
     assert wrong == 0
 

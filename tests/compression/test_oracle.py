@@ -53,9 +53,9 @@ def test_dense_search_is_the_definition(code):
     @jax.jit
     @jax.vmap
     def noise(key):
-        clocks = jax.vmap(lambda stream: races.list_clocks(key, items, code.num_streams, stream))(
-            streams
-        )
+        clocks = jax.vmap(
+            lambda stream: races.stream_exponentials(key, items, code.num_streams, stream)
+        )(streams)
         return (
             clocks,
             races.candidates(key, items, code.dimension),
@@ -114,10 +114,10 @@ def same_law(streams):
 def test_clocks_of_a_list_are_independent_exponentials(num_streams):
     """2^16 items; at most 8 p-values, each below 1e-8 by chance with probability 1e-8. Three defects are caught."""
     items = jnp.arange(2**16)
-    draw = jax.vmap(lambda stream: races.list_clocks(KEY, items, num_streams, stream))
+    draw = jax.vmap(lambda stream: races.stream_exponentials(KEY, items, num_streams, stream))
     streams, first = (
         np.asarray(jax.jit(draw)(jnp.arange(num_streams))),
-        np.asarray(races.first_clocks(KEY, items)),
+        np.asarray(races.smallest_exponentials(KEY, items)),
     )
     assert same_law(streams) > 1e-8
     np.testing.assert_allclose(num_streams * streams.min(0), first, rtol=1e-6)
@@ -158,7 +158,7 @@ def test_bins_are_uniform_and_tell_nothing_of_their_candidates(num_bins):
     assert bins.min() == 0 and bins.max() == num_bins - 1
     assert oracles.chi_square(np.bincount(bins, minlength=num_bins), np.ones(num_bins)) > 1e-8
     normals, clocks = jax.jit(
-        lambda: (races.candidates(KEY, items, 1)[:, 0], races.first_clocks(KEY, items))
+        lambda: (races.candidates(KEY, items, 1)[:, 0], races.smallest_exponentials(KEY, items))
     )()
     for quantile in (
         scipy.stats.norm.cdf(np.asarray(normals, float)),

@@ -35,7 +35,7 @@ def ask():
     def shared(key):
         return (
             races.candidates(key, items, 1)[:, 0],
-            races.first_clocks(key, items),
+            races.smallest_exponentials(key, items),
             races.bins(key, items, BINS),
         )
 

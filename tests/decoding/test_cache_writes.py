@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from gls_jax import models, races
-from gls_jax.decoding import engine, inputs
+from gls_jax import decoding, models, races
+from gls_jax.decoding import engine, preparation
 
 LAYERS, SLOTS = 16, 4096
 # Two drafts of one chain are the hard case, for no loop stands between a write and the next read; jaxlib 0.10 copies.
@@ -26,9 +26,8 @@ def test_no_copy_of_a_cache_in_the_loop():
     }
     model = models.Transformer(models.Config(**shapes, num_layers=LAYERS), rngs=nnx.Rngs(0))
     both = (models.language_model(model),) * 2
-    plan, requests, text, _, _ = inputs.prepare(
-        races.new_key(0), *both, [[1]], draft_length=DRAFT_LENGTH, max_new_tokens=SLOTS
-    )
+    options = decoding.DecodeOptions(draft_length=DRAFT_LENGTH, max_new_tokens=SLOTS)
+    plan, requests, text, _ = preparation.prepare(races.new_key(0), *both, [[1]], None, options)
     state = jax.eval_shape(partial(engine.prefill, plan), requests, text)
     keys = state.target_cache.keys
     assert keys.shape[0] == LAYERS and keys.shape[2] > SLOTS

@@ -231,7 +231,7 @@ def test_texts_are_cut_from_one_long_text(target, near):
 def test_streaming_gives_the_same_tokens(target, near):
     prompts = prompts_of(3)
     ask = dict(scheme="gumbel_topk", tree=MarginTree(8, 3), max_new_tokens=9)
-    run = decoding.stream(KEY, target, near, prompts, **ask)
+    run = decoding.stream(KEY, target, near, prompts, options=decoding.DecodeOptions(**ask))
     pieces = list(run)
     whole = decoding.generate(KEY, target, near, prompts, **ask)
     assert [np.concatenate([new[r] for new in pieces]).tolist() for r in range(3)] == texts(whole)
@@ -294,10 +294,9 @@ def test_margin_trees_with_more_read_than_verified(target):
         target,
         target,
         [list(range(1, 17))] * 2,
-        scheme="gumbel_topk",
-        temperature=1e-3,
-        max_new_tokens=64,
-        tree=shape,
+        options=decoding.DecodeOptions(
+            scheme="gumbel_topk", temperature=1e-3, max_new_tokens=64, tree=shape
+        ),
     )
     assert [len(new[0]) for new in run] == [7] * 9 + [1]
 

@@ -7,8 +7,8 @@ import pytest
 
 from gls_jax import decoding, schemes
 from gls_jax.decoding import MarginTree, margin, tree
+from gls_jax.decoding.batch_sampling import Sampling
 from gls_jax.decoding.drafting import Text
-from gls_jax.decoding.sampling import Sampling
 from tests.decoding import language
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -129,7 +129,7 @@ def test_margin_trees_are_trees(margin_drafts):
         one.check()
         assert one.alive.all()
         for context in np.unique(one.parents):
-            ranks = np.sort(np.asarray(one.slots)[np.asarray(one.parents) == context])
+            ranks = np.sort(np.asarray(one.draft_index)[np.asarray(one.parents) == context])
             np.testing.assert_array_equal(ranks, np.arange(len(ranks)))
     assert len(np.unique(np.asarray(whole.parents), axis=0)) > 5
 
@@ -151,13 +151,13 @@ def test_margin_trees_keep_the_likeliest(margin_drafts):
         chance = np.ones(shape.budget + 1)
         for node in range(shape.budget):
             e = group[int(one.parents[node])]
-            assert lists.tokens[e, one.slots[node]] == one.tokens[node]
-            chance[node + 1] = chance[one.parents[node]] * local[e, one.slots[node]]
+            assert lists.tokens[e, one.draft_index[node]] == one.tokens[node]
+            chance[node + 1] = chance[one.parents[node]] * local[e, one.draft_index[node]]
         rest = [
             chance[context] * local[e, rank]
             for context, e in group.items()
             for rank in range(shape.children)
-            if not np.any((one.parents == context) & (one.slots == rank))
+            if not np.any((one.parents == context) & (one.draft_index == rank))
         ]
         assert min(chance[1:]) >= max(rest) - 1e-6
 

@@ -7,7 +7,7 @@ import pytest
 
 from gls_jax import schemes
 from gls_jax.planner import conditional
-from gls_jax.schemes import gls
+from gls_jax.schemes import block, gls
 from tests import oracles
 from tests.problems import NUM_DRAFTS, NUM_ITEMS, PROBLEMS, logs, many
 
@@ -67,7 +67,7 @@ def test_how_many_drafts_equal_the_token(name):
     def trials(key, log_p, log_q):
         def trial(key):
             drafts = scheme.propose(key, log_p, count)
-            token = scheme.verify_fn(key, drafts, log_p, log_q, jnp.ones(count, bool))
+            token = scheme.verification.verify(key, drafts, log_p, log_q, jnp.ones(count, bool))
             return token * (count + 1) + jnp.sum(drafts == token)
 
         cells = jax.lax.map(trial, jax.random.split(key, TRIALS), batch_size=1000)
@@ -102,7 +102,7 @@ def test_an_impossible_token_is_the_limit_of_an_unlikely_one(name):
 
 
 def test_likelihood_ratio_of_impossible_tokens():
-    ratio = conditional.likelihood_ratio(
+    ratio = block.likelihood_ratio(
         logs(np.array([[0.0, 1.0], [0.5, 0.5]])), logs(np.array([[0.0, 1.0]] * 2))
     )
     assert ratio[0] == 0 and 1e6 < ratio[1] < np.inf

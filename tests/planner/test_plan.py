@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gls_jax import laws, planner
+from gls_jax import decoding, distributions, planner
 from gls_jax.planner import Setting, check, rounds
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -21,8 +21,8 @@ def dumped(p, q, begins, **facts):
     tokens = np.tile(np.arange(p.shape[1] - 1), (len(p), 1))
     with np.errstate(divide="ignore"):
         logs = [np.log(law[:, :-1]) for law in (p, q)]
-    rows = laws.Rows(tokens, *logs, p[:, -1], q[:, -1], np.array(begins))
-    return laws.Dump(Path("here"), {"asked": {"own_text": True, **facts}}, rows)
+    rows = distributions.Rows(tokens, *logs, p[:, -1], q[:, -1], np.array(begins))
+    return distributions.Dump(Path("here"), {"asked": {"own_text": True, **facts}}, rows)
 
 
 def random_dump(**facts):
@@ -92,7 +92,7 @@ def test_measured_rate_is_of_the_batch(monkeypatch):
     monkeypatch.setattr(
         check, "seconds_a_round", lambda run: [0.5, 0.5, 0.7] if run else [0.2, 0.2, 9.0]
     )
-    found = planner.generated(np.zeros(2), None, None, [[0]], Setting("gls", 1, 1), batch=2)
+    found = planner.generated(np.zeros(2), None, None, [[0]], Setting("gls", 1, 1), batch=2, options=decoding.DecodeOptions())
     assert (found.block_efficiency, found.rounds) == (1.6, 5)
     assert (found.tokens_per_second, found.speedup) == (
         pytest.approx(2 * 1.6 / 0.5),

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import decoding, laws, planner, schemes
+from gls_jax import decoding, distributions, planner, schemes
 from gls_jax.planner import rounds
+from gls_jax.schemes import block as block_scheme
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -52,14 +53,16 @@ def dumped(folder, num_positions, stop_tokens=()):
 
     def documents(first):
         options = {"length": LENGTH, "batch": TEXTS, "first": first, "stop_tokens": stop_tokens}
-        return laws.own_texts(jax.random.key(1), target, [[0], [4]], laws.Sampling(), **options)
+        return distributions.own_texts(
+            jax.random.key(1), target, [[0], [4]], distributions.Sampling(), **options
+        )
 
-    return laws.write(
+    return distributions.write(
         folder,
         target,
         drafter,
         documents,
-        laws.Sampling(),
+        distributions.Sampling(),
         num_positions=num_positions,
         context=LENGTH + 1,
         num_kept=TOKENS,
@@ -70,7 +73,7 @@ def dumped(folder, num_positions, stop_tokens=()):
 def measured(setting, **options):
     keys = jax.random.split(jax.random.key(2), TEXTS)
     return planner.generated(
-        keys, *models(), [[0], [4]], setting, batch=TEXTS, max_new_tokens=LENGTH, **options
+        keys, *models(), [[0], [4]], setting, batch=TEXTS, options=decoding.DecodeOptions(max_new_tokens=LENGTH, **options)
     )
 
 
@@ -197,7 +200,7 @@ def ways(outcomes, at, end):
     [
         (chains, partial(rounds.reach_of_chains, KERNELS, 2, 3)),
         (tree, partial(rounds.reach_of_tree, KERNELS, WIDTHS)),
-        (block, partial(rounds.reach_of_block, RATIO, 3)),
+        (block, partial(block_scheme.survival_from_ratios, RATIO, 3)),
     ],
     ids=["chains", "tree", "block"],
 )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gls_jax import compression, decoding, races, schemes
-from gls_jax.schemes import tree
+from gls_jax.schemes import draft_tree
 from tests.robustness.hostile import ROWS, few, logits, normalised
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -28,15 +28,15 @@ def round_of(name):
     def trial(key, log_p, log_q):
         tokens = jnp.zeros((width, DEPTH), jnp.int32)
         for t in range(DEPTH):
-            contexts = tree.chains(tokens).parents.reshape(width, DEPTH)[:, t]
-            slots = tree.chain_slots(tokens, ranked=scheme.ranked)[:, t]
+            contexts = draft_tree.chains(tokens).parents.reshape(width, DEPTH)[:, t]
+            slots = draft_tree.chain_draft_index(tokens, ranked=scheme.ranked)[:, t]
             keys = [scheme.draft_key(key, 0, t, context) for context in contexts]
             drafts = [
                 scheme.propose(k, log_p[t], width)[slot]
                 for k, slot in zip(keys, slots, strict=True)
             ]
             tokens = tokens.at[:, t].set(jnp.stack(drafts))
-        drafts = tree.chains(tokens, ranked=scheme.ranked)
+        drafts = draft_tree.chains(tokens, ranked=scheme.ranked)
         path = scheme.verify_tree(
             key, 0, drafts, log_p[drafts.depths], log_q[jnp.append(0, drafts.depths + 1)]
         )

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from gls_jax import cli, models
-from gls_jax.cli.journal import Journal
 from gls_jax.compression import datasets
 from gls_jax.models import vae_checkpoints
+from gls_jax.runs.jsonl_results import Journal
 from tests import compilation
 from tests.images import ramps
 
@@ -150,7 +150,7 @@ def test_a_journal_takes_only_what_is_its_own(tmp_path):
 def test_a_journal_of_a_killed_process(tmp_path):
     """Killed between, before and behind the appends of 300 results."""
     program = PROGRAM.split("from gls_jax")[0] + (
-        "import pathlib\nfrom gls_jax.cli.journal import Journal\n"
+        "import pathlib\nfrom gls_jax.runs.jsonl_results import Journal\n"
         "asks = {n: 'same' for n in range(300)}\n"
         "journal = Journal(pathlib.Path(sys.argv[1]), True, asks)\n"
         "for n in range(300):\n"

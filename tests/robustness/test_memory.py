@@ -9,7 +9,9 @@ import pytest
 PROGRAM = """
 import json, pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
-from gls_jax import compression, pairs, study, trials
+from gls_jax import compression, trials
+from gls_jax.distributions import pairs
+from gls_jax.studies import acceptance_study
 from gls_jax.bench.measure import peak_megabytes
 
 key = jax.random.key(0)
@@ -19,8 +21,8 @@ def sweep(size):
     trials.sweep(key, *laws, scheme="gls", num_drafts=(1, 4), num_trials=size)
 
 def pair_blocks(size):
-    ask = study.Study(("naive",), (1, 2), 1000, seed=0)
-    study.run(ask, pairs.random(key, size, 6), pathlib.Path(sys.argv[1]) / str(size))
+    ask = acceptance_study.Study(("naive",), (1, 2), 1000, seed=0)
+    acceptance_study.run(ask, pairs.random(key, size, 6), pathlib.Path(sys.argv[1]) / str(size))
 
 code = compression.ListCode(num_decoders=2, num_candidates=2**12, num_bins=8, search="ordered")
 

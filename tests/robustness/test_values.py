@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gls_jax import bounds, couplings, decomposition, races, ratios, rejection, sampling, schemes
+from gls_jax import bounds, couplings, decomposition, races, rejection, sampling, schemes
+from gls_jax.exact import ratio_order
 from tests.robustness.hostile import ROWS, SHAPES, few, problems
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -76,7 +77,7 @@ def probabilities(shape):
             "maximal": couplings.maximal_match(log_p, log_q),
             "density": bounds.list_decoding(log_p - jnp.maximum(log_q, -1e4), k, 4),
         }
-        ranked = ratios.ratio_order(
+        ranked = ratio_order.ratio_order(
             *(law.astype(jnp.promote_types(law.dtype, jnp.float32)) for law in (log_p, log_q))
         )
         return values, ranked, decomposition.always_accepts(log_p, log_q, k)
@@ -117,7 +118,9 @@ def samples(shape):
         dtype = jnp.promote_types(log_p.dtype, jnp.float32)
         weights_p, weights_q = (races.weights(law.astype(dtype)) for law in (log_p, log_q))
         listed = sampling.list_sample(key, log_p, log_q, shape.drafts)
-        (_, leaders), _ = races.leaders(key, shape.drafts, log_p.astype(dtype), log_q.astype(dtype))
+        (_, leaders), _ = races.first_arrivals(
+            key, shape.drafts, log_p.astype(dtype), log_q.astype(dtype)
+        )
         darts = couplings.weighted_minhash(key, log_p, log_q)
         spoken, bits = couplings.dart_protocol(key, log_p, log_q, 0.01)
         pairs = [
@@ -126,8 +129,8 @@ def samples(shape):
             couplings.maximal(key, log_p, log_q),
             spoken,
         ]
-        rest, total = rejection.remaining(weights_q, weights_p)
-        served, found = rejection.serve(
+        rest, total = rejection.residual(weights_q, weights_p)
+        served, found = rejection.recursive_rejection(
             key, listed.drafts, log_p.astype(dtype), log_q.astype(dtype), leaders >= 0
         )
         from_p = [listed.drafts, leaders, *(pair.x for pair in pairs)]
@@ -137,7 +140,7 @@ def samples(shape):
             *(pair.y for pair in pairs),
             rejection.residual_token(key, rest, log_q),
         ]
-        from_q.append(rejection.speculate(key, listed.drafts[0], weights_p, log_q))
+        from_q.append(rejection.maximal_coupling(key, listed.drafts[0], weights_p, log_q))
         return from_p, from_q, listed, found, bits, total
 
     return lifted(every, shape)
@@ -170,10 +173,10 @@ def scheme_calls(scheme, shape):
         tokens = jax.vmap(partial(scheme.verify, key, drafts, log_p, log_q))(active)
         hits = (
             jnp.any(drafts == tokens[0])[None]
-            if scheme.hits_fn is None
-            else scheme.hits(key, log_p, log_q, k)
+            if scheme.trials is None
+            else scheme.accepted(key, log_p, log_q, k)
         )
-        bound = jnp.zeros(()) if scheme.bound is None else scheme.bound(log_p, log_q, k)
+        bound = jnp.zeros(()) if scheme.exact.bound is None else scheme.exact.bound(log_p, log_q, k)
         return drafts, tokens, hits, scheme.acceptance(log_p, log_q, k), bound
 
     return lifted(every, shape)
@@ -199,11 +202,18 @@ def test_schemes(data, name, shape):
 
 @cache
 def simulator(name, shape):
-    return lifted(lambda key, p, q: schemes.get(name).simulator(p, q, shape.drafts)(key), shape)
+    return lifted(
+        lambda key, p, q: schemes.get(name).inversion_trial(p, q, shape.drafts)(key), shape
+    )
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in schemes.NAMES if schemes.get(name).simulator_fn is not None]
+    "name",
+    [
+        name
+        for name in schemes.NAMES
+        if (trials := schemes.get(name).trials) is not None and trials.inversion is not None
+    ],
 )
 @few
 @given(data=st.data())

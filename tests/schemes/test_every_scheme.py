@@ -177,7 +177,7 @@ def test_drafts_are_prefix_stable(scheme):
 
 @pytest.mark.parametrize(
     "scheme",
-    [s for s in SCHEMES if s.hits_fn is not None or s.name in ("minhash", "optimal")],
+    [s for s in SCHEMES if s.trials is not None or s.name in ("minhash", "optimal")],
     ids=lambda x: x.name,
 )
 def test_hits_are_propose_and_verify(scheme):
@@ -191,7 +191,7 @@ def test_hits_are_propose_and_verify(scheme):
     )  # the number that is compiled already; plans take their time
     keys = jax.random.split(jax.random.key(0), count)[:4000]
     hits = jax.jit(
-        jax.vmap(lambda key, p, q: scheme.hits(key, p, q, most), in_axes=(0, None, None))
+        jax.vmap(lambda key, p, q: scheme.accepted(key, p, q, most), in_axes=(0, None, None))
     )
     for p, q in PROBLEMS.values():
         got = np.asarray(hits(keys, logs(p), logs(q)))
@@ -212,8 +212,8 @@ def test_bounds_hold(scheme):
     for p, q in PROBLEMS.values():
         for k in range(1, (scheme.max_drafts or NUM_DRAFTS) + 1):
             exact = float(scheme.acceptance(logs(p), logs(q), k))
-            if scheme.bound is not None:
-                assert exact >= float(scheme.bound(logs(p), logs(q), k)) - 2e-6
+            if scheme.exact.bound is not None:
+                assert exact >= float(scheme.exact.bound(logs(p), logs(q), k)) - 2e-6
             if (
                 scheme.name not in WITHOUT_REPLACEMENT
             ):  # else the drafts are not i.i.d., and acceptance may and does exceed that optimum
@@ -389,7 +389,7 @@ def fails(scheme, num_drafts=NUM_DRAFTS, problem="plain"):
 
 def fresh_token_on_rejection(key, drafts, log_p, log_q, active):
     """The public decoder's bias: where no draft matches, a fresh sample of q instead of the coupled token."""
-    coupled = schemes.get("gls").verify_fn(key, drafts, log_p, log_q, active)
+    coupled = schemes.get("gls").verification.verify(key, drafts, log_p, log_q, active)
     clocks = races.exponentials(races.private_key(key), 1, log_q.shape[0])[0]
     fresh = races.winner(races.arrivals(clocks, log_q))
     return jnp.where(jnp.any(drafts == coupled), coupled, fresh)
@@ -413,7 +413,7 @@ def proposal_noise_in_every_test(name):
         clocks = races.exponentials(key, len(drafts), log_q.shape[0])[streams, drafts]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(races, "uniforms", lambda _, count: -jnp.expm1(-clocks[:count]))
-            return scheme.verify_fn(key, drafts, log_p, log_q, active)
+            return scheme.verification.verify(key, drafts, log_p, log_q, active)
 
     return verify
 
@@ -438,7 +438,7 @@ def wrong_clock(key, drafts, log_p, log_q, active):
         *(
             (scheme.name, proposal_noise_in_every_test(scheme.name))
             for scheme in SCHEMES
-            if scheme.needs_draft_law
+            if scheme.needs_draft_probs
         ),
     ],
 )

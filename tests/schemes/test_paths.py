@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gls_jax import races, schemes, trials
-from gls_jax.schemes import tree
+from gls_jax.schemes import draft_tree
 from tests import oracles
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -60,8 +60,8 @@ def draft_chains(scheme, key, start, previous, num_chains, draft_key):
     tokens = jnp.zeros((num_chains, LENGTH), jnp.int32)
     before = jnp.full(num_chains, previous)
     for t in range(LENGTH):
-        contexts = tree.chains(tokens).parents.reshape(num_chains, LENGTH)[:, t]
-        slots = tree.chain_slots(tokens, ranked=scheme.ranked)[:, t]
+        contexts = draft_tree.chains(tokens).parents.reshape(num_chains, LENGTH)[:, t]
+        slots = draft_tree.chain_draft_index(tokens, ranked=scheme.ranked)[:, t]
 
         def draft(context, law, slot, t=t):
             return scheme.propose(
@@ -70,19 +70,19 @@ def draft_chains(scheme, key, start, previous, num_chains, draft_key):
 
         before = jax.vmap(draft)(contexts, LOG_DRAFT[start + t, before + 1], slots)
         tokens = tokens.at[:, t].set(before)
-    return tree.chains(tokens, ranked=scheme.ranked)
+    return draft_tree.chains(tokens, ranked=scheme.ranked)
 
 
 def draft_branching(scheme, key, start, previous, widths, draft_key):
     """A static tree, node by node."""
-    drafts = tree.branching(widths)
+    drafts = draft_tree.branching(widths)
     tokens = jnp.asarray(drafts.tokens)
     for node, (parent, slot, depth) in enumerate(
-        zip(drafts.parents, drafts.slots, drafts.depths, strict=True)
+        zip(drafts.parents, drafts.draft_index, drafts.depths, strict=True)
     ):
         law = LOG_DRAFT[start + depth, (previous if parent == 0 else tokens[parent - 1]) + 1]
         made = scheme.propose(
-            draft_key(scheme, key, start, start + depth, parent), law, drafts.num_slots
+            draft_key(scheme, key, start, start + depth, parent), law, drafts.list_size
         )
         tokens = tokens.at[node].set(made[slot])
     return dataclasses.replace(drafts, tokens=tokens)
@@ -318,7 +318,7 @@ def test_a_missing_rank_biases_nothing(name):
         (lambda s, p: s.verify(jax.random.key(0), jnp.zeros(1, int), p, p), "verify"),
         (lambda s, p: s.acceptance(p, p, 1), "acceptance"),
         (lambda s, p: s.acceptance_curve(p, p, (1,)), "acceptance"),
-        (lambda s, p: s.hits(jax.random.key(0), p, p, 1), "hits"),
+        (lambda s, p: s.accepted(jax.random.key(0), p, p, 1), "accepted"),
         (
             lambda s, p: trials.acceptance(
                 jax.random.key(0), p, p, scheme=s, num_drafts=1, num_trials=5
@@ -362,10 +362,10 @@ def test_what_whole_path_schemes_lack(name, call, what):
         (dict(scheme="block"), "scheme 'block' takes at most 1, got 2"),
         (dict(parents=[0, 3, 0, 1]), "tree.parents: expected 0..1 for node 1, got 3"),
         (dict(parents=[0, 1, -1, 1]), "tree.parents: expected 0..2 for node 2, got -1"),
-        (dict(slots=[0, 0, 2, 0]), "tree.slots: expected 0..1 for node 2, got 2"),
+        (dict(draft_index=[0, 0, 2, 0]), "tree.draft_index: expected 0..1 for node 2, got 2"),
         (
-            dict(slots=[0, 0, 0, 0]),
-            "tree.slots: expected different slots for the children of one context",
+            dict(draft_index=[0, 0, 0, 0]),
+            "tree.draft_index: expected different draft_index for the children of one context",
         ),
         (
             dict(alive=[False, True, True, True]),
@@ -376,8 +376,8 @@ def test_what_whole_path_schemes_lack(name, call, what):
             r"tree.depths: expected \[0, 1, 0, 1\] below depth 2, got \[0, 0, 0, 0\]",
         ),
         (
-            dict(slots=[0, 0, 0]),
-            r"tree.slots: expected integer of shape \[n\], one for each token, got int",
+            dict(draft_index=[0, 0, 0]),
+            r"tree.draft_index: expected integer of shape \[n\], one for each token, got int",
         ),
         (dict(alive=[1, 1, 1, 1]), r"tree.alive: expected bool of shape \[n\]"),
     ],

@@ -95,7 +95,7 @@ def test_the_lightest_items_are_drafted_without_replacement(light):
     """What is left when the heavy item is refused is renormalised from next to nothing; chance of failure 1e-9."""
     p, q = jnp.array([0.0, light, light - 0.4]), jnp.log(jnp.array([0.3, 0.3, 0.4]))
     for k in (2, 3):
-        hits = jax.vmap(lambda key, k=k: WOR.hits(key, p, q, k)[-1])(
+        hits = jax.vmap(lambda key, k=k: WOR.accepted(key, p, q, k)[-1])(
             jax.random.split(jax.random.key(0), 20_000)
         )
         assert oracles.binomial(int(hits.sum()), 20_000, float(WOR.acceptance(p, q, k))) > 1e-9

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gls_jax import files
-from gls_jax.pairs import Pairs
+from gls_jax.distributions.pairs import Pairs
+from gls_jax.runs import files
 
 __all__ = ["DTYPES", "Dump", "Rows", "Writer", "fingerprint", "open_array", "open_dump"]
 
@@ -71,7 +71,7 @@ class Dump:
                 for both.
 
         Returns:
-            :class:`gls_jax.pairs.Pairs` of `f32`, normalised.
+            :class:`gls_jax.distributions.pairs.Pairs` of `f32`, normalised.
 
         Raises:
             ValueError: unknown `tails`.

@@ -26,7 +26,7 @@ from gls_jax import checks, races
 from gls_jax.loops import varying_like
 from gls_jax.typing import Index, Numbers
 
-__all__ = ["Path", "Tree", "branching", "chain_slots", "chains", "walk"]
+__all__ = ["Path", "Tree", "branching", "chain_draft_index", "chains", "walk"]
 
 
 @jax.tree_util.register_dataclass
@@ -37,29 +37,30 @@ class Tree:
     Attributes:
         tokens: `i32[n]`, the drafted token of each node.
         parents: `i32[n]`, the context each was drafted at: 0 the root, ``i + 1`` after node `i`.
-        slots: `i32[n]`, place in the list proposed at that context.
+        draft_index: `i32[n]`, place in the list proposed at that context.
         depths: `i32[n]`, 0 for children of the root.
         alive: `bool[n]`, whether the node is used; shapes stay those of the budget. It may depend
             on the tokens of the node's ancestors, but unless the scheme is strongly invariant on no
             other drafted token.
         depth: longest path, static.
-        num_slots: longest list at one context, static.
+        list_size: longest list at one context, static.
     """
 
     tokens: Int[Array, " n"]
     parents: Int[Array, " n"]
-    slots: Int[Array, " n"]
+    draft_index: Int[Array, " n"]
     depths: Int[Array, " n"]
     alive: Bool[Array, " n"]
     depth: int = dataclasses.field(metadata={"static": True})
-    num_slots: int = dataclasses.field(metadata={"static": True})
+    list_size: int = dataclasses.field(metadata={"static": True})
 
     def check(self) -> None:
         """Raise `ValueError` for shapes that differ and, where values are not traced, for what is
         not a tree.
         """
         fields = {
-            name: getattr(self, name) for name in ("tokens", "parents", "slots", "depths", "alive")
+            name: getattr(self, name)
+            for name in ("tokens", "parents", "draft_index", "depths", "alive")
         }
         size = np.shape(self.tokens)
         for name, value in fields.items():
@@ -71,11 +72,11 @@ class Tree:
                 )
         if any(isinstance(value, jax.core.Tracer) for value in fields.values()):
             return
-        _, parents, slots, depths, alive = (np.asarray(value) for value in fields.values())
+        _, parents, draft_index, depths, alive = (np.asarray(value) for value in fields.values())
         node = np.arange(size[0])
         for name, values, last in (
             ("parents", parents, node),
-            ("slots", slots, np.full_like(node, self.num_slots - 1)),
+            ("draft_index", draft_index, np.full_like(node, self.list_size - 1)),
         ):
             wrong = alive & ((values < 0) | (values > last))
             if wrong.any():
@@ -94,10 +95,10 @@ class Tree:
             raise ValueError(
                 f"tree.depths: expected {expected.tolist()} below depth {self.depth}, got {depths.tolist()}"
             )
-        places = np.stack([parents, slots], axis=1)[alive]
+        places = np.stack([parents, draft_index], axis=1)[alive]
         if len(np.unique(places, axis=0)) < len(places):
             raise ValueError(
-                "tree.slots: expected different slots for the children of one context, got one twice"
+                "tree.draft_index: expected different draft_index for the children of one context, got one twice"
             )
 
 
@@ -115,7 +116,7 @@ class Path(NamedTuple):
     token: Int[Array, ""]
 
 
-def chain_slots(tokens: Int[Array, "K L"], *, ranked: bool) -> Int[Array, "K L"]:
+def chain_draft_index(tokens: Int[Array, "K L"], *, ranked: bool) -> Int[Array, "K L"]:
     """The slot of every position of K chains; at position `t` it depends on the tokens before `t`
     only.
 
@@ -124,8 +125,8 @@ def chain_slots(tokens: Int[Array, "K L"], *, ranked: bool) -> Int[Array, "K L"]
         ranked: `Scheme.ranked`; False gives every chain its own slot throughout.
 
     >>> import jax.numpy as jnp
-    >>> from gls_jax.schemes import tree
-    >>> tree.chain_slots(jnp.array([[5, 7], [6, 7], [5, 8]]), ranked=True).tolist()
+    >>> from gls_jax.schemes import draft_tree
+    >>> draft_tree.chain_draft_index(jnp.array([[5, 7], [6, 7], [5, 8]]), ranked=True).tolist()
     [[0, 0], [1, 0], [2, 1]]
     """
     num_chains, length = tokens.shape
@@ -143,8 +144,8 @@ def chains(tokens: Numbers, *, ranked: bool = False) -> Tree:
     """K chains of length L as a tree; node ``k L + t`` is position `t` of chain `k`.
 
     >>> import jax.numpy as jnp
-    >>> from gls_jax.schemes import tree
-    >>> tree.chains(jnp.array([[5, 7], [6, 7]])).parents.tolist()
+    >>> from gls_jax.schemes import draft_tree
+    >>> draft_tree.chains(jnp.array([[5, 7], [6, 7]])).parents.tolist()
     [0, 1, 0, 3]
     """
     tokens = checks.integers(tokens, "tokens", "[K, L]")
@@ -155,11 +156,11 @@ def chains(tokens: Numbers, *, ranked: bool = False) -> Tree:
     return Tree(
         tokens=tokens.ravel(),
         parents=jnp.where(node % length == 0, 0, node),
-        slots=chain_slots(tokens, ranked=ranked).ravel(),
+        draft_index=chain_draft_index(tokens, ranked=ranked).ravel(),
         depths=node % length,
         alive=jnp.ones(node.shape, bool),
         depth=length,
-        num_slots=num_chains,
+        list_size=num_chains,
     )
 
 
@@ -169,30 +170,30 @@ def branching(widths: tuple[int, ...]) -> Tree:
 
     NumPy arrays: a shape that is known before tracing stays so inside `jit`.
 
-    >>> from gls_jax.schemes import tree
-    >>> shape = tree.branching((2, 1))
-    >>> shape.parents.tolist(), shape.slots.tolist()
+    >>> from gls_jax.schemes import draft_tree
+    >>> shape = draft_tree.branching((2, 1))
+    >>> shape.parents.tolist(), shape.draft_index.tolist()
     ([0, 0, 1, 2], [0, 1, 0, 0])
     """
     parents: list[int] = []
-    slots: list[int] = []
+    draft_index: list[int] = []
     depths: list[int] = []
     level = [0]
     for depth, width in enumerate(checks.counts(widths, "widths")):
         first = len(parents) + 1
         parents += [context for context in level for _ in range(width)]
-        slots += list(range(width)) * len(level)
+        draft_index += list(range(width)) * len(level)
         depths += [depth] * (width * len(level))
         level = list(range(first, len(parents) + 1))
     as_array = partial(np.array, dtype=np.int32)
     return Tree(
         tokens=np.zeros(len(parents), np.int32),  # type: ignore[arg-type]
         parents=as_array(parents),
-        slots=as_array(slots),
+        draft_index=as_array(draft_index),
         depths=as_array(depths),
         alive=np.ones(len(parents), bool),  # type: ignore[arg-type]
         depth=len(widths),
-        num_slots=max(widths),
+        list_size=max(widths),
     )
 
 
@@ -205,7 +206,7 @@ def walk(
     log_q: Float[Array, "c N"],
 ) -> Path:
     """Verify token by token from the root: at each context the children are the list, in their
-    slots.
+    draft_index.
 
     Nodes that repeat one another share a context, and all their children are in play. Below the
     last draft nobody is active, and the scheme emits its token as it does without drafts.
@@ -223,11 +224,11 @@ def walk(
     def step(state):
         here, last, depth, _, _ = state
         child = tree.alive & here[tree.parents]
-        slot = jnp.where(child, tree.slots, tree.num_slots)  # the others fall out of the list
+        slot = jnp.where(child, tree.draft_index, tree.list_size)  # the others fall out of the list
         node = (
-            jnp.full(tree.num_slots, jnp.argmax(child)).at[slot].set(jnp.arange(size), mode="drop")
+            jnp.full(tree.list_size, jnp.argmax(child)).at[slot].set(jnp.arange(size), mode="drop")
         )
-        active = jnp.zeros(tree.num_slots, bool).at[slot].set(True, mode="drop")
+        active = jnp.zeros(tree.list_size, bool).at[slot].set(True, mode="drop")
         now = races.position_key(key, position + depth)
         token = verify(now, tree.tokens[node], log_p[node], log_q[jnp.argmax(here)], active)
         hit = child & (tree.tokens == token)

@@ -12,19 +12,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from gls_jax import checks
-from gls_jax.races import cipher
-from gls_jax.races.clocks import clocks_from_bits
+from gls_jax.races import threefry
 from gls_jax.races.keys import stream_words, words
+from gls_jax.races.noise import exponentials_from_bits
 from gls_jax.typing import Index, Numbers
 
-__all__ = ["bins", "candidates", "first_clocks", "list_clocks"]
+__all__ = ["bins", "candidates", "smallest_exponentials", "stream_exponentials"]
 
 _FIRST, _OWNER, _VALUES = (
     1,
     2,
     3,
 )  # branches of the position's cipher; dimension d of a value is _VALUES + d
-_EXCESS = 3  # branch of a stream's cipher; `ordered` has 1 and 2
+_EXCESS = 3  # branch of a stream's cipher; `arrival_order` has 1 and 2
 
 # Giles 2010, "Approximating the erfinv function", single precision: centre and tail, highest power
 # first.
@@ -79,7 +79,7 @@ def candidates(key: PRNGKeyArray, items: Numbers, dimension: int) -> Float[Array
     """
     own, counter = _counter(key, items)
     draws = [
-        cipher.threefry2x32(own, counter, _VALUES + d)[0]
+        threefry.threefry2x32(own, counter, _VALUES + d)[0]
         for d in range(checks.count(dimension, "dimension"))
     ]
     return _normal(jnp.stack(draws, axis=-1))
@@ -98,27 +98,27 @@ def bins(key: PRNGKeyArray, items: Numbers, num_bins: int) -> Int[Array, "*items
     3
     """
     own, counter = _counter(key, items)
-    _, low = cipher.threefry2x32(own, counter, _VALUES)
+    _, low = threefry.threefry2x32(own, counter, _VALUES)
     if checks.count(num_bins, "num_bins") > 2**30:
         raise ValueError(f"num_bins: expected at most 2^30, got {num_bins}")
-    return cipher.high_product(low, jnp.uint32(num_bins)).astype(jnp.int32)
+    return threefry.high_product(low, jnp.uint32(num_bins)).astype(jnp.int32)
 
 
-def first_clocks(key: PRNGKeyArray, items: Numbers) -> Float[Array, "*items"]:
+def smallest_exponentials(key: PRNGKeyArray, items: Numbers) -> Float[Array, "*items"]:
     """`K` times the smallest of an item's `K` clocks: Exp(1), and the same for every `K`.
 
     The party that looks at all streams (the target of a list, the encoder of a list code) needs no
     other clock.
     """
     own, counter = _counter(key, items)
-    high, low = cipher.threefry2x32(own, counter, _FIRST)
-    return clocks_from_bits(high ^ low, low)
+    high, low = threefry.threefry2x32(own, counter, _FIRST)
+    return exponentials_from_bits(high ^ low, low)
 
 
-def list_clocks(
+def stream_exponentials(
     key: PRNGKeyArray, items: Numbers, num_streams: int, stream: Index
 ) -> Float[Array, "*items"]:
-    """Clocks of one of `K` streams, from the memoryless property of :func:`first_clocks`.
+    """Clocks of one of `K` streams, from the memoryless property of :func:`smallest_exponentials`.
 
     A uniform stream, the item's owner, holds ``first / K``, the others ``first / K`` plus an Exp(1)
     of their own: `K` independent Exp(1), drawn only for the items that are asked for.
@@ -133,22 +133,22 @@ def list_clocks(
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
     >>> key, items = jax.random.key(0), jnp.arange(100)
-    >>> streams = jnp.stack([races.list_clocks(key, items, 4, k) for k in range(4)])
-    >>> bool(jnp.allclose(4 * streams.min(0), races.first_clocks(key, items), rtol=1e-6))
+    >>> streams = jnp.stack([races.stream_exponentials(key, items, 4, k) for k in range(4)])
+    >>> bool(jnp.allclose(4 * streams.min(0), races.smallest_exponentials(key, items), rtol=1e-6))
     True
     """
     own, counter = _counter(key, items)
     checks.index(stream, "stream", last=checks.count(num_streams, "num_streams") - 1)
-    first = first_clocks(key, items) / num_streams
+    first = smallest_exponentials(key, items) / num_streams
     if num_streams == 1:
         return first
-    owner = cipher.scale(*cipher.threefry2x32(own, counter, _OWNER), num_streams)[0]
-    high, low = cipher.threefry2x32(stream_words(key, stream), counter, _EXCESS)
+    owner = threefry.scale(*threefry.threefry2x32(own, counter, _OWNER), num_streams)[0]
+    high, low = threefry.threefry2x32(stream_words(key, stream), counter, _EXCESS)
     owned = jnp.asarray(stream).astype(jnp.uint32) == owner
-    return jnp.where(owned, first, first + clocks_from_bits(high ^ low, low))
+    return jnp.where(owned, first, first + exponentials_from_bits(high ^ low, low))
 
 
-def _counter(key, items) -> tuple[cipher.Words, UInt32[Array, "*items"]]:
+def _counter(key, items) -> tuple[threefry.Words, UInt32[Array, "*items"]]:
     checks.key(key)
     return words(key), jnp.asarray(items).astype(jnp.uint32)
 

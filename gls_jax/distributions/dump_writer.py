@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from gls_jax import checks, files
+from gls_jax import checks
 from gls_jax.decoding import LanguageModel, check_sampling, generate, log_probs
-from gls_jax.decoding.sampling import over_items
-from gls_jax.laws.store import DTYPES, Dump, Rows, Writer, open_dump
+from gls_jax.decoding.batch_sampling import over_items
+from gls_jax.distributions.dump import DTYPES, Dump, Rows, Writer, open_dump
+from gls_jax.runs import files
 
 __all__ = ["Document", "Sampling", "check_context", "own_texts", "pieces", "write"]
 
@@ -165,7 +166,7 @@ def write(
         progress: called with `(positions done, positions)`.
 
     Returns:
-        The :class:`gls_jax.laws.Dump`.
+        The :class:`gls_jax.distributions.Dump`.
 
     Raises:
         ValueError: a parameter out of range, another dump in the folder or a broken one, or texts
@@ -228,7 +229,7 @@ def _cut(
     sampling: Sampling,
     num_kept: int,
 ):
-    """Tokens `[T, 2 m + 1]`, both laws on them, and both tails; see :class:`gls_jax.laws.Rows`."""
+    """Tokens `[T, 2 m + 1]`, both laws on them, and both tails; see :class:`gls_jax.distributions.Rows`."""
     temperatures = (sampling.of_drafter, sampling.temperature)
     logits = [
         over_items(_logits(model, tokens), target.vocab_size)[0] for model in (drafter, target)

@@ -67,14 +67,14 @@ class Shape:
 
     Attributes:
         widths: children of every context, by depth; empty for plain generation.
-        chains: whether each child of the root goes on as a chain with a slot of its own.
-        num_slots: longest list at one context.
+        chains: whether each child of the root goes on as a chain with a draft index of its own.
+        list_size: longest list at one context.
         margin: set for a margin tree; `widths` is then empty.
     """
 
     widths: tuple[int, ...]
     chains: bool
-    num_slots: int
+    list_size: int
     margin: MarginTree | None = None
 
     @property
@@ -93,13 +93,13 @@ class Shape:
         return (self.margin.depth - 1) * self.margin.frontier if self.margin else self.num_nodes
 
     def tree(self) -> Tree:
-        """The static tree, level by level; tokens, and the slots of ranked chains, are to be filled
+        """The static tree, level by level; tokens, and the draft indices of ranked chains, are to be filled
         in.
         """
         tree = branching(self.widths)
         if self.chains:
-            slots = np.arange(tree.tokens.shape[0], dtype=np.int32) % self.num_slots
-            tree = dataclasses.replace(tree, slots=slots)  # type: ignore[arg-type]
+            draft_index = np.arange(tree.tokens.shape[0], dtype=np.int32) % self.list_size
+            tree = dataclasses.replace(tree, draft_index=draft_index)  # type: ignore[arg-type]
         return tree
 
 
@@ -134,8 +134,8 @@ def ancestors(parents: Int[Array, "*b n"], depth: int) -> Bool[Array, "*b c c"]:
         depth: longest path, static.
 
     >>> import jax.numpy as jnp
-    >>> from gls_jax.decoding import tree
-    >>> tree.ancestors(jnp.array([0, 0, 1]), 2).astype(int).tolist()
+    >>> from gls_jax.decoding import tree_shape
+    >>> tree_shape.ancestors(jnp.array([0, 0, 1]), 2).astype(int).tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]
     """
     size = parents.shape[-1] + 1

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
 from gls_jax import checks
-from gls_jax.races import cipher
-from gls_jax.races.clocks import clocks_from_bits
+from gls_jax.races import threefry
+from gls_jax.races.noise import exponentials_from_bits
 from gls_jax.typing import Index
 
 __all__ = ["Walk", "num_visits", "permuted", "start", "visit"]
@@ -49,7 +49,7 @@ def num_visits(num_items: int) -> int:
 
 
 def visit(
-    stream: cipher.Words, walk: Walk, first: Index, count: int, num_items: int
+    stream: threefry.Words, walk: Walk, first: Index, count: int, num_items: int
 ) -> tuple[Walk, Int[Array, " count"], Float[Array, " count"]]:
     """The next places of a stream.
 
@@ -67,7 +67,7 @@ def visit(
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
     >>> stream = races.keys.stream_words(jax.random.key(0), 2)
-    >>> _, items, clocks = races.ordered.visit(stream, races.ordered.start(), 0, 8, 5)
+    >>> _, items, clocks = races.arrival_order.visit(stream, races.arrival_order.start(), 0, 8, 5)
     >>> sorted(items[jnp.isfinite(clocks)].tolist())
     [0, 1, 2, 3, 4]
     """
@@ -81,9 +81,9 @@ def visit(
     else:
         arrives = (items < num_items) & (places < everywhere)
         seen = walk.seen + _running_sum(arrives.astype(jnp.float32)).astype(jnp.int32)
-    high, low = cipher.threefry2x32(stream, places, _SPACINGS)
+    high, low = threefry.threefry2x32(stream, places, _SPACINGS)
     waiting = jnp.maximum(num_items - seen + 1, 1).astype(jnp.float32)
-    spacings = jnp.where(arrives, clocks_from_bits(high ^ low, low) / waiting, 0)
+    spacings = jnp.where(arrives, exponentials_from_bits(high ^ low, low) / waiting, 0)
     times = walk.time + _running_sum(spacings)
     return Walk(times[-1], seen[-1]), items, jnp.where(arrives, times, jnp.inf)
 
@@ -101,7 +101,7 @@ def _running_sum(x: Float[Array, " count"]) -> Float[Array, " count"]:
 
 
 def permuted(
-    stream: cipher.Words, places: UInt32[Array, ...], num_items: int
+    stream: threefry.Words, places: UInt32[Array, ...], num_items: int
 ) -> UInt32[Array, ...]:
     """A keyed permutation of ``0 .. num_visits(num_items) - 1``: a Feistel network on the halves of
     a number.
@@ -113,7 +113,7 @@ def permuted(
     num_rounds = max(
         8, 2 * -(-64 // max(bits, 1))
     )  # few bits mix slowly: all orders of a few items are tested
-    constants = cipher.threefry2x32(stream, jnp.arange(num_rounds, dtype=jnp.uint32), _ROUNDS)
+    constants = threefry.threefry2x32(stream, jnp.arange(num_rounds, dtype=jnp.uint32), _ROUNDS)
     adders, factors = jax.lax.optimization_barrier(
         constants
     )  # or XLA fuses, and computes them anew for every place

@@ -9,7 +9,7 @@ memoryless, starts afresh there. Under `p`, item `i` arrives from ``theta r_i`` 
 
     sum_i p_i (t - theta r_i)+ = theta excess(t / theta),   excess(u) = h(u) - 1,
 
-arrivals are expected (:mod:`gls_jax.ratios`). So with ``E ~ Exp(1)`` the first of them comes where
+arrivals are expected (:mod:`gls_jax.exact.ratio_order`). So with ``E ~ Exp(1)`` the first of them comes where
 the excess reaches ``E / theta``, and is an item of the prefix ``r_i < t / theta`` with probability
 proportional to `p_i`; it is `j` itself where ``E / theta`` exceeds the excess of `j`. One sort and
 one cumulative sum a pair, then a few binary searches a stream. The joint law of drafts and target
@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
+from gls_jax.exact.ratio_order import ratio_order
 from gls_jax.loops import varying_like
-from gls_jax.ratios import ratio_order
 from gls_jax.typing import Index, LogProbs
 
 __all__ = ["Table", "Tables", "draw", "stream", "table", "tables", "target"]
@@ -93,7 +93,9 @@ def draw(table: Table, count: Index, u: Float[Array, ""], v: Float[Array, ""]) -
 
 def tables(log_p: LogProbs, log_q: LogProbs) -> Tables:
     """Sort a pair of laws and sum it up: what all its trials share."""
-    log_p, log_q = checks.same_items(checks.law(log_p, "log_p"), checks.law(log_q, "log_q"))
+    log_p, log_q = checks.same_categories(
+        checks.distribution(log_p, "log_p"), checks.distribution(log_q, "log_q")
+    )
     ranked = ratio_order(log_p, log_q)
     excess = jnp.where(ranked.p > 0, ranked.excess, jnp.inf)
     return Tables(ranked.order, excess, table(ranked.p), table(ranked.q))
@@ -114,13 +116,14 @@ def stream(
         noise: six exponentials.
 
     Returns:
-        `(theta f[], target i32[], draft i32[])`, jointly as ``races.leaders`` has them.
+        `(theta f[], target i32[], draft i32[])`, jointly as ``races.first_arrivals`` has them.
 
     >>> import jax, jax.numpy as jnp
-    >>> from gls_jax import races, simulation
-    >>> pair = simulation.tables(*jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])))
+    >>> from gls_jax import races
+    >>> from gls_jax.exact import inversion
+    >>> pair = inversion.tables(*jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])))
     >>> noise = races.exponentials(jax.random.key(0), 1000, 6)
-    >>> _, target, draft = jax.vmap(lambda noise: simulation.stream(pair, noise))(noise)
+    >>> _, target, draft = jax.vmap(lambda noise: inversion.stream(pair, noise))(noise)
     >>> bool(abs((target == draft).mean() - (0.6 / 2.2 + 0.3 / 1.3 + 0.1)) < 0.1)
     True
     """

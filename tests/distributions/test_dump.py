@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import decoding, files, laws, schemes
-from gls_jax.laws import Sampling
+from gls_jax import decoding, distributions, schemes
+from gls_jax.distributions import Sampling
+from gls_jax.runs import files
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -30,7 +31,7 @@ SAMPLING = Sampling(temperature=0.8, draft_temperature=1.3, top_k=9)
 
 
 def documents(first):
-    return laws.own_texts(
+    return distributions.own_texts(
         jax.random.key(3), TARGET, [[1], [2, 5]], SAMPLING, length=9, batch=2, first=first
     )
 
@@ -42,7 +43,7 @@ def write(folder, sampling=SAMPLING, positions=POSITIONS, **options):
         "num_kept": KEPT,
         "facts": {"own_text": True},
     }
-    return laws.write(folder, TARGET, DRAFTER, documents, sampling, **given | options)
+    return distributions.write(folder, TARGET, DRAFTER, documents, sampling, **given | options)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_tails_apart_and_shared(dump):
 def test_the_text_is_sampled_at_the_targets_temperature():
     cold = Sampling(temperature=1e-3, draft_temperature=9)
     text, _ = next(
-        laws.own_texts(jax.random.key(3), TARGET, [[1], [2, 5]], cold, length=9, batch=2)
+        distributions.own_texts(jax.random.key(3), TARGET, [[1], [2, 5]], cold, length=9, batch=2)
     )
     assert [logits(0)[token].argmax() for token in text.tokens[:-1]] == list(text.tokens[1:])
 
@@ -106,7 +107,7 @@ def test_a_killed_dump_goes_on(dump, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "d", progress=stop)
-    part = laws.open_dump(tmp_path / "d")
+    part = distributions.open_dump(tmp_path / "d")
     assert 0 < len(part) < POSITIONS and not part.facts["finished"]
     np.lib.format.open_memmap(tmp_path / "d" / "log_p.npy", mode="r+")[len(part) :] = (
         7  # a chunk half written
@@ -137,8 +138,13 @@ def test_half_precision_says_what_it_loses(dump, tmp_path):
 def test_a_users_text_in_pieces(tmp_path):
     text = [1, 4, 2, 2, 8, 3, 1]
     own = {"num_positions": 99, "context": 4, "num_kept": TOKENS, "facts": {}}
-    dump = laws.write(
-        tmp_path, TARGET, DRAFTER, lambda first: laws.pieces([text], 4, first), Sampling(), **own
+    dump = distributions.write(
+        tmp_path,
+        TARGET,
+        DRAFTER,
+        lambda first: distributions.pieces([text], 4, first),
+        Sampling(),
+        **own,
     )
     assert dump.rows.tokens[:, 0].tolist() == [4, 2, 2, 3, 1] and dump.rows.begins.tolist() == [
         1,
@@ -168,7 +174,7 @@ def test_broken_files(tmp_path, name, content, line):
     write(tmp_path, positions=5)
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=line):
-        laws.open_dump(tmp_path)
+        distributions.open_dump(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +184,7 @@ def test_facts_that_were_never_written(tmp_path, change):
     facts = write(tmp_path, positions=5).facts
     (tmp_path / "dump.json").write_text(json.dumps(facts | change))
     with pytest.raises(ValueError, match=r"expected the facts of a dump .*got other ones"):
-        laws.open_dump(tmp_path)
+        distributions.open_dump(tmp_path)
 
 
 def shorten(path):
@@ -188,7 +194,7 @@ def shorten(path):
 
 def test_a_shortened_file_is_not_filled_up(dump, tmp_path):
     write(tmp_path / "dump", positions=5)
-    laws.acceptance(dump, tmp_path / "sweep", names=["gls"], num_drafts=[1])
+    studies.position_acceptance(dump, tmp_path / "sweep", names=["gls"], num_drafts=[1])
     for path, again, line in (
         (
             tmp_path / "dump" / "tail_q.npy",
@@ -197,7 +203,7 @@ def test_a_shortened_file_is_not_filled_up(dump, tmp_path):
         ),
         (
             tmp_path / "sweep" / "acceptance.npy",
-            lambda: laws.acceptance(
+            lambda: studies.position_acceptance(
                 dump, tmp_path / "sweep", names=["gls"], num_drafts=[1], resume=True
             ),
             "values of a sweep, float32",
@@ -218,8 +224,13 @@ def test_a_text_without_a_position_leaves_nothing(tmp_path):
         write(tmp_path / "d", context=1)
     own = {"num_positions": 9, "context": 4, "facts": {}}
     with pytest.raises(ValueError, match="expected a position in the first chunk, got none"):
-        laws.write(
-            tmp_path, TARGET, DRAFTER, lambda first: laws.pieces([[3]], 4, first), Sampling(), **own
+        distributions.write(
+            tmp_path,
+            TARGET,
+            DRAFTER,
+            lambda first: distributions.pieces([[3]], 4, first),
+            Sampling(),
+            **own,
         )
     assert not list(tmp_path.iterdir())
 
@@ -229,18 +240,18 @@ def test_one_run_a_folder(dump, tmp_path):
         with pytest.raises(BlockingIOError, match="another run is at work"):
             write(tmp_path)
         with pytest.raises(BlockingIOError, match="another run is at work"):
-            laws.acceptance(dump, tmp_path, names=["gls"], num_drafts=[1])
+            studies.position_acceptance(dump, tmp_path, names=["gls"], num_drafts=[1])
     assert not list(tmp_path.iterdir())
 
 
 def test_no_dump(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected the folder of a dump"):
-        laws.open_dump(tmp_path)
+        distributions.open_dump(tmp_path)
 
 
 def test_sweep_is_the_exact_acceptance_and_resumes(dump, tmp_path):
     ask = {"names": ["gls", "single"], "num_drafts": [1, 3]}
-    means = laws.acceptance(dump, tmp_path / "whole", **ask)
+    means = studies.position_acceptance(dump, tmp_path / "whole", **ask)
     values = np.load(tmp_path / "whole" / "acceptance.npy")
     for reading, tails in enumerate(("apart", "shared")):
         exact = jax.vmap(lambda p, q: schemes.get("gls").acceptance_curve(p, q, (1, 3)))(
@@ -257,22 +268,25 @@ def test_sweep_is_the_exact_acceptance_and_resumes(dump, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        laws.acceptance(dump, tmp_path / "part", **ask, progress=stop)
+        studies.position_acceptance(dump, tmp_path / "part", **ask, progress=stop)
     assert json.loads((tmp_path / "part" / "acceptance.json").read_text())["done"] == 1
     with pytest.raises(ValueError, match="an unfinished run is here; --resume goes on with it"):
-        laws.acceptance(dump, tmp_path / "part", **ask)
-    assert laws.acceptance(dump, tmp_path / "part", **ask, resume=True) == means
+        studies.position_acceptance(dump, tmp_path / "part", **ask)
+    assert studies.position_acceptance(dump, tmp_path / "part", **ask, resume=True) == means
     with pytest.raises(ValueError, match="was asked something else"):
-        laws.acceptance(dump, tmp_path / "part", names=["gls"], num_drafts=[1], resume=True)
+        studies.position_acceptance(
+            dump, tmp_path / "part", names=["gls"], num_drafts=[1], resume=True
+        )
     assert (
-        len(laws.acceptance(dump, tmp_path / "part", names=["gls"], num_drafts=[1])) == 1
+        len(studies.position_acceptance(dump, tmp_path / "part", names=["gls"], num_drafts=[1]))
+        == 1
     )  # in a finished one's place
 
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_broken_sweep_is_named(dump, tmp_path, resume):
     ask = {"names": ["single"], "num_drafts": [1]}
-    laws.acceptance(dump, tmp_path, **ask)
+    studies.position_acceptance(dump, tmp_path, **ask)
     facts = json.loads((tmp_path / "acceptance.json").read_text())
     for content, line in (
         ("{", "expected the facts of a sweep, got a file that cannot be read"),
@@ -281,18 +295,18 @@ def test_a_broken_sweep_is_named(dump, tmp_path, resume):
     ):
         (tmp_path / "acceptance.json").write_text(content)
         with pytest.raises(ValueError, match=r"acceptance\.json: " + line):
-            laws.acceptance(dump, tmp_path, **ask, resume=resume)
+            studies.position_acceptance(dump, tmp_path, **ask, resume=resume)
     (tmp_path / "acceptance.json").write_text(json.dumps(facts))
     (tmp_path / "acceptance.npy").unlink()
     with pytest.raises(
         FileNotFoundError, match=r"acceptance\.npy: no such file; expected the values of a sweep"
     ):
-        laws.acceptance(dump, tmp_path, **ask, resume=True)
+        studies.position_acceptance(dump, tmp_path, **ask, resume=True)
     with pytest.raises(ValueError, match=r"schemes: expected at least one of .*got none"):
-        laws.acceptance(dump, tmp_path, names=[], num_drafts=[1])
+        studies.position_acceptance(dump, tmp_path, names=[], num_drafts=[1])
 
 
-@pytest.mark.parametrize("name", laws.BRACKETED)
+@pytest.mark.parametrize("name", distributions.BRACKETED)
 def test_truth_lies_between_the_readings(name):
     """Whole vocabularies of 60 against their likeliest 6, with heavy tails."""
     rng, items, kept, count = np.random.default_rng(0), 60, 6, 30

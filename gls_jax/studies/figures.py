@@ -16,8 +16,8 @@ except ModuleNotFoundError:
     extras.require("figures")
     raise
 
-from gls_jax.files import write_whole
-from gls_jax.study import Row
+from gls_jax.runs.files import write_whole
+from gls_jax.studies.acceptance_study import Row
 
 __all__ = ["acceptance"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from gls_jax import files
+from gls_jax.runs import files
 
 __all__ = ["FIELDS", "Cells"]
 

@@ -106,7 +106,7 @@ def deal(count: int) -> range:
     """Which of `count` pieces of work are this process's; the shares of all processes make up the
     whole.
 
-    >>> from gls_jax import cluster
+    >>> from gls_jax.runs import cluster
     >>> list(cluster.deal(3))  # a process alone has them all
     [0, 1, 2]
     """

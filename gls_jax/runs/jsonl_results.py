@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gls_jax import files
+from gls_jax.runs import files
 
 __all__ = ["Journal"]
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import numpy as np
 from jax.typing import DTypeLike
 
-__all__ = ["clock_nodes"]
+__all__ = ["exponential_nodes"]
 
 _STEP = 0.25  # agrees with finer steps to 1e-10 for the integrands here (tests/test_quadrature.py)
 _STEP_SINGLE = 1 / 3  # to 3e-8, half a unit in the last place of a float32 near 1
 
 
-def clock_nodes(
+def exponential_nodes(
     rates: tuple[int, ...], dtype: DTypeLike, *, step: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nodes `m` `[n]` and weights `[len(rates), n]`, cut off where what is left is below `dtype`'s
@@ -32,7 +32,7 @@ def clock_nodes(
         `(m, w)` with ``sum_n w[c, n] f(m[n])`` close to ``int e^{-rates[c] m} f(m) dm``.
 
     >>> import numpy as np
-    >>> m, w = clock_nodes((1, 3), np.float64)
+    >>> m, w = exponential_nodes((1, 3), np.float64)
     >>> (w @ np.exp(-m)).round(9).tolist()
     [0.5, 0.25]
     """

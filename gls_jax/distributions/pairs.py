@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.decoding import log_probs
-from gls_jax.files import read_arrays
+from gls_jax.runs.files import read_arrays
 
 __all__ = ["Pairs", "load", "next_token", "random"]
 
@@ -60,7 +60,7 @@ def random(
         ValueError: an unknown family, or a size or scale that is not positive.
 
     >>> import jax
-    >>> from gls_jax import pairs
+    >>> from gls_jax.distributions import pairs
     >>> pairs.random(jax.random.key(0), 3, 10).log_p.shape
     (3, 10)
     """

@@ -24,19 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import checks, files, schemes
-from gls_jax.laws.store import Dump, fingerprint, open_array
+from gls_jax import checks, schemes
+from gls_jax.distributions.dump import Dump, fingerprint, open_array
+from gls_jax.runs import files
 
-__all__ = ["BRACKETED", "Mean", "acceptance"]
+__all__ = ["BRACKETED", "Mean", "position_acceptance"]
 
-BRACKETED: tuple[str, ...] = (
-    "gls",
-    "gls_strong",
-    "poisson",
-    "minhash",
-    "naive",
-    "single",
-    "spectr",
+BRACKETED: tuple[str, ...] = tuple(
+    name for name in schemes.NAMES if (exact := schemes.get(name).exact) and exact.tails_bracket
 )
 """Schemes for which the two readings of a dump are a lower and an upper end."""
 
@@ -62,7 +57,7 @@ class Mean:
     bracketed: bool
 
 
-def acceptance(
+def position_acceptance(
     dump: Dump,
     folder: Path,
     *,

@@ -8,15 +8,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from gls_jax import checks
 from gls_jax.loops import varying_like
-from gls_jax.races import cipher
+from gls_jax.races import threefry
 from gls_jax.races.keys import stream_words
 
 __all__ = [
     "LIGHTEST",
     "arrivals",
-    "clocks_from_bits",
     "exponentials",
-    "leaders",
+    "exponentials_from_bits",
+    "first_arrivals",
     "uniforms",
     "weights",
     "winner",
@@ -25,7 +25,7 @@ __all__ = [
 LIGHTEST = -80.0
 """Log-probabilities below this (2e-35) count as zero: their arrival times would leave float32."""
 
-_ITEMS_PER_STEP = 2  # of `leaders`; measured on XLA:CPU
+_ITEMS_PER_STEP = 2  # of `first_arrivals`; measured on XLA:CPU
 
 
 def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[Array, "K N"]:
@@ -62,13 +62,13 @@ def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[A
     return _clock((streams[0][:, None], streams[1][:, None]), items)
 
 
-def clocks_from_bits(
+def exponentials_from_bits(
     bits: UInt32[Array, "*shape"], more: UInt32[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
     """Exp(1) from 64 random bits: ``u = (bits + (more + 1/2) / 2**32) / 2**32``, ``-log1p(-u)``,
     from 2^-65 to 16.7.
     """
-    return -jnp.log1p(-cipher.uniform(bits, more))
+    return -jnp.log1p(-threefry.uniform(bits, more))
 
 
 def uniforms(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
@@ -92,8 +92,8 @@ def uniforms(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
     """
     checks.key(key)
     counter = jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
-    high, low = cipher.threefry2x32(stream_words(key, 0), counter)
-    return cipher.uniform(high ^ low, low)
+    high, low = threefry.threefry2x32(stream_words(key, 0), counter)
+    return threefry.uniform(high ^ low, low)
 
 
 def weights(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
@@ -123,7 +123,7 @@ def winner(arrivals: Float[Array, "*k N"]) -> Int[Array, "*k"]:
     )
 
 
-def leaders(
+def first_arrivals(
     key: PRNGKeyArray, num_streams: int, *log_weights: Float[Array, "*k N"]
 ) -> tuple[tuple[Float[Array, " K"], Int[Array, " K"]], ...]:
     """Winners of every stream's race under several laws, in one pass over the items and `O(K)`
@@ -143,7 +143,7 @@ def leaders(
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
     >>> key, log_p = jax.random.key(1), jnp.log(jnp.array([0.2, 0.3, 0.5]))
-    >>> ((_, items),) = races.leaders(key, 4, log_p)
+    >>> ((_, items),) = races.first_arrivals(key, 4, log_p)
     >>> bool((items == races.winner(races.arrivals(races.exponentials(key, 4, 3), log_p))).all())
     True
     """
@@ -175,6 +175,6 @@ def _inverse(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
     return jnp.where(log_weights >= LIGHTEST, jnp.exp(-log_weights), jnp.inf).astype(jnp.float32)
 
 
-def _clock(stream: cipher.Words, item: UInt32[Array, ...]) -> Float[Array, ...]:
-    high, low = cipher.threefry2x32(stream, item)
-    return clocks_from_bits(high ^ low, low)
+def _clock(stream: threefry.Words, item: UInt32[Array, ...]) -> Float[Array, ...]:
+    high, low = threefry.threefry2x32(stream, item)
+    return exponentials_from_bits(high ^ low, low)

@@ -1,14 +1,13 @@
-"""The interface of a draft-selection scheme, and its door.
+"""The interface of a draft-selection scheme: its functions in typed records, and input validation.
 
 A scheme answers three questions about one position. *Propose*: which K tokens does the drafter put
 up? *Verify*: which token does the target emit? *Acceptance*: how often is that token among the
-drafts, exactly? What makes it a scheme and not a bias: the emitted token has law exactly `q`,
+drafts, exactly? One property makes it lossless: the emitted token has distribution exactly `q`,
 provided the drafts came from `propose` with the same key.
 
-Over several positions there is one more, :meth:`Scheme.verify_tree`: which path of a whole tree of
-drafts does the target accept, and which token follows it? A scheme that answers the three questions
-answers this one by walking down from the root; `block` and `traversal` look at whole paths and
-answer only this one.
+Over several positions there is a fourth, :meth:`Scheme.verify_tree`: which path of a tree of drafts
+does the target accept, and which token follows it? A scheme that verifies tokens answers it by
+walking down from the root. `block` and `traversal` compare whole paths and answer only this one.
 """
 
 from __future__ import annotations
@@ -16,44 +15,84 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
-from gls_jax.schemes.tree import Path, Tree, walk
+from gls_jax.schemes import protocols
+from gls_jax.schemes.draft_tree import Path, Tree, walk
 from gls_jax.typing import Index, LogProbs, Numbers
 
-__all__ = ["Scheme"]
-
-# `K` drafts, `N` tokens, `C` lengths of lists; `*k` is `K`, or nothing where all drafts have one
-# law.
-Propose: TypeAlias = Callable[[PRNGKeyArray, Float[Array, "*k N"], int], Int[Array, " K"]]
-Verify: TypeAlias = Callable[
-    [PRNGKeyArray, Int[Array, " K"], Float[Array, "*k N"], Float[Array, " N"], Bool[Array, " K"]],
-    Int[Array, ""],
-]
-VerifyTree: TypeAlias = Callable[
-    [PRNGKeyArray, Index, Tree, Float[Array, "n N"], Float[Array, "c N"]], Path
-]
-Acceptance: TypeAlias = Callable[
-    [Float[Array, "*k N"], Float[Array, " N"], tuple[int, ...]], Float[Array, " C"]
-]
-Hits: TypeAlias = Callable[
-    [PRNGKeyArray, Float[Array, "*k N"], Float[Array, " N"], int], Bool[Array, " K"]
-]
-Trial: TypeAlias = Callable[[PRNGKeyArray], Bool[Array, " K"]]
-Simulator: TypeAlias = Callable[[Float[Array, "*k N"], Float[Array, " N"], int], Trial]
-Bound: TypeAlias = Callable[
-    [LogProbs, LogProbs, int], Float[Array, ""]
-]  # called as it is, with any array
-Limit: TypeAlias = Callable[[int, int], str | None]
+__all__ = ["ExactAcceptance", "PathVerification", "Scheme", "TokenVerification", "Trials"]
 
 
-def _no_limit(num_items: int, num_drafts: int) -> None:
+def _no_limit(num_categories: int, num_drafts: int) -> None:
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenVerification:
+    """Verification of one position.
+
+    Attributes:
+        verify: the token to emit.
+        limit: why `verify` cannot serve so many categories and drafts, or None.
+    """
+
+    verify: protocols.Verify
+    limit: protocols.Limit = _no_limit
+
+
+@dataclasses.dataclass(frozen=True)
+class PathVerification:
+    """Verification of whole paths.
+
+    Attributes:
+        verify_tree: the accepted path and the token after it.
+        survival: how far a chain is accepted given the text, for the planner; None if not known.
+    """
+
+    verify_tree: protocols.VerifyTree
+    survival: protocols.Survival | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactAcceptance:
+    """What is known about the acceptance without simulation.
+
+    Attributes:
+        curve: exact acceptance for several list lengths.
+        limit: why `curve` cannot serve so many categories and drafts, or None.
+        bound: a lower bound, where one is known.
+        kernel: accepted drafts given the emitted token, for the planner; None if not known.
+        tails_bracket: whether reading truncated distributions with disjoint and with merged tails
+            brackets the truth, see :mod:`gls_jax.studies.position_study`.
+    """
+
+    curve: protocols.AcceptanceCurve
+    limit: protocols.Limit = _no_limit
+    bound: protocols.Bound | None = None
+    kernel: protocols.EmittedTokenKernel | None = None
+    tails_bracket: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """Monte Carlo trials that serve every list length at once.
+
+    Attributes:
+        accepted: a trial with the noise of `propose` and `verify`.
+        inversion: the same trial by inversion, in `O(K log N)`: equal in distribution, with other
+            random numbers. None if the scheme has none.
+        streaming: whether `accepted` runs in `O(K)` memory instead of holding the noise.
+    """
+
+    accepted: protocols.Accepted
+    inversion: protocols.InversionTrial | None = None
+    streaming: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,47 +102,45 @@ class Scheme:
     Attributes:
         name: name in the registry.
         invariance: what the emitted token does not depend on. `"none"`; `"conditional"`: given the
-            drafts, not on the draft laws; `"strong"`: not on the drafts either, it is a function of
-            key and target law alone (for `gls_strong` of `K` too).
+            drafts, not on the draft distributions; `"strong"`: not on the drafts either, it is a
+            function of the key and the target distribution alone (for `gls_strong` of `K` too).
         max_drafts: largest `K`, or None.
-        needs_draft_law: whether `verify` looks at `log_p`.
-        diverse: whether each draft may have a law of its own, `log_p` of shape `[K, N]`.
-        summary: what it does, in one line.
-        propose_fn, verify_fn, acceptance_fn: the mathematics, behind the door of the methods below.
-        verify_tree_fn: of schemes that look at whole paths; they have neither `verify_fn` nor
-            `acceptance_fn`.
-        ranked: whether the list is the ranks of ONE race, so that drafts at one context take ranks
-            0, 1, ...; else draft k is a stream of its own.
-        verify_limit, acceptance_limit: why `verify` or the exact acceptance is not to be had for so
-            many items and drafts, `(num_items, num_drafts) -> str`, or None.
-        hits_fn: a trial for every K at once; None where it must be put together from `propose` and
-            `verify`.
-        simulator_fn: the same trial without clocks, `(log_p, log_q, num_drafts) -> (key ->
-            bool[K])`: what is prepared once a pair, and a trial in `O(K log N)`, see
-            :mod:`gls_jax.simulation`. Equal law, other random numbers.
-        streaming: whether `hits_fn` passes over the items with `O(K)` memory instead of holding the
-            clocks.
-        bound: lower bound on the acceptance `(log_p, log_q, num_drafts) -> f[]`, where one is
-            known.
+        needs_draft_probs: whether verification reads `log_p`.
+        diverse: whether each draft may have a distribution of its own, `log_p` of shape `[K, N]`.
+        ranked: whether the list holds the ranks of ONE race, so that the drafts at one tree node
+            take ranks 0, 1, ...; otherwise draft k has a stream of its own.
+        propose_fn: the list of drafts.
+        verification: of tokens, or of whole paths.
+        exact: exact acceptance; None for schemes that verify whole paths.
+        trials: trials for every list length at once; None where they are put together from `propose`
+            and `verify`.
     """
 
     name: str
     invariance: Literal["none", "conditional", "strong"]
     max_drafts: int | None
-    needs_draft_law: bool
+    needs_draft_probs: bool
     diverse: bool
-    summary: str
-    propose_fn: Propose = dataclasses.field(repr=False)
-    verify_fn: Verify | None = dataclasses.field(default=None, repr=False)
-    acceptance_fn: Acceptance | None = dataclasses.field(default=None, repr=False)
-    verify_tree_fn: VerifyTree | None = dataclasses.field(default=None, repr=False)
-    ranked: bool = False
-    verify_limit: Limit = dataclasses.field(default=_no_limit, repr=False)
-    acceptance_limit: Limit = dataclasses.field(default=_no_limit, repr=False)
-    hits_fn: Hits | None = dataclasses.field(default=None, repr=False)
-    simulator_fn: Simulator | None = dataclasses.field(default=None, repr=False)
-    streaming: bool = False
-    bound: Bound | None = dataclasses.field(default=None, repr=False)
+    ranked: bool
+    propose_fn: protocols.Propose = dataclasses.field(repr=False)
+    verification: TokenVerification | PathVerification = dataclasses.field(repr=False)
+    exact: ExactAcceptance | None = dataclasses.field(default=None, repr=False)
+    trials: Trials | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def verifies_tokens(self) -> bool:
+        """Whether it verifies one position at a time, and not whole paths."""
+        return isinstance(self.verification, TokenVerification)
+
+    def verify_limit(self, num_categories: int, num_drafts: int) -> str | None:
+        """Why `verify` cannot serve so many categories and drafts, or None where it can."""
+        if isinstance(self.verification, PathVerification):
+            return None
+        return self.verification.limit(num_categories, num_drafts)
+
+    def acceptance_limit(self, num_categories: int, num_drafts: int) -> str | None:
+        """Why there is no exact acceptance for so many categories and drafts, or None."""
+        return _exact_of(self, "acceptance").limit(num_categories, num_drafts)
 
     def propose(self, key: PRNGKeyArray, log_p: LogProbs, num_drafts: int) -> Int[Array, " K"]:
         """Draft `num_drafts` tokens; the first K do not change when more are drafted.
@@ -122,7 +159,7 @@ class Scheme:
         """
         checks.key(key)
         num_drafts = self.check_num_drafts(num_drafts)
-        laws = checks.draft_laws(
+        laws = checks.draft_distributions(
             log_p, num_drafts, diverse=self.diverse, owner=f"scheme '{self.name}'"
         )
         checks.values(log_p, "log_p")
@@ -168,10 +205,10 @@ class Scheme:
             if active is None
             else checks.flags(active, "active", num_drafts)
         )
-        if self.needs_draft_law:
+        if self.needs_draft_probs:
             checks.possible_tokens(drafts, log_p, active, races.LIGHTEST, "drafts")
         _refuse(self.verify_limit(log_q.shape[0], num_drafts))
-        return _compiled(self.verify_fn, (key, drafts, log_p, log_q, active), ())
+        return _compiled(_verify_of(self, "verify"), (key, drafts, log_p, log_q, active), ())
 
     def acceptance(self, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
         """Exact probability that the emitted token is among the drafts.
@@ -200,9 +237,11 @@ class Scheme:
         counts = tuple(self.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
         log_p, log_q = self._problem(log_p, log_q, max(counts))
         _refuse(self.acceptance_limit(log_q.shape[0], max(counts)))
-        return jnp.clip(_compiled(self.acceptance_fn, (log_p, log_q), (counts,)), 0, 1)
+        return jnp.clip(
+            _compiled(_exact_of(self, "acceptance").curve, (log_p, log_q), (counts,)), 0, 1
+        )
 
-    def hits(
+    def accepted(
         self, key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, num_drafts: int
     ) -> Bool[Array, " K"]:
         """One trial for every list length at once: whether the target accepts any of the first 1,
@@ -210,44 +249,44 @@ class Scheme:
         """
         checks.key(key)
         log_p, log_q, num_drafts = self._trial_inputs(log_p, log_q, num_drafts)
-        if self.hits_fn is not None:
-            return _compiled(self.hits_fn, (key, log_p, log_q), (num_drafts,))
-        verify_fn, drafts = self.verify_fn, self.propose_fn(key, log_p, num_drafts)
-        assert verify_fn is not None  # a token-level scheme
+        if self.trials is not None:
+            return _compiled(self.trials.accepted, (key, log_p, log_q), (num_drafts,))
+        verify = _verify_of(self, "accepted")
+        drafts = self.propose_fn(key, log_p, num_drafts)
 
         def hit(k: int):
             laws = log_p if log_p.ndim == 1 else log_p[:k]
-            return jnp.any(drafts[:k] == verify_fn(key, drafts[:k], laws, log_q, jnp.ones(k, bool)))
+            return jnp.any(drafts[:k] == verify(key, drafts[:k], laws, log_q, jnp.ones(k, bool)))
 
         return jnp.stack([hit(k) for k in range(1, num_drafts + 1)])
 
-    def simulator(self, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Trial:
+    def inversion_trial(self, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> protocols.Trial:
         """Trials of one pair without clocks, where the scheme knows how: in law those of
-        :meth:`hits`.
+        :meth:`accepted`.
 
         Returns:
             A function of a key. What it needs to know of the pair is computed here, once for all
             trials.
 
         Raises:
-            ValueError: what `hits` raises, or a scheme that needs its clocks.
+            ValueError: what `accepted` raises, or a scheme that has no trials by inversion.
 
         >>> import jax, jax.numpy as jnp
         >>> from gls_jax import schemes
         >>> log_p, log_q = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]))
-        >>> trial = schemes.get("gls").simulator(log_p, log_q, 4)
+        >>> trial = schemes.get("gls").inversion_trial(log_p, log_q, 4)
         >>> trial(jax.random.key(0)).shape
         (4,)
         """
         log_p, log_q, num_drafts = self._trial_inputs(log_p, log_q, num_drafts)
-        if self.simulator_fn is None:
+        if self.trials is None or self.trials.inversion is None:
             raise ValueError(
-                f"scheme '{self.name}' has no trials without clocks; expected one of those with simulator_fn"
+                f"scheme '{self.name}' has no trials by inversion; expected method='noise', or another scheme"
             )
-        return self.simulator_fn(log_p, log_q, num_drafts)
+        return self.trials.inversion(log_p, log_q, num_drafts)
 
     def _trial_inputs(self, log_p, log_q, num_drafts: int) -> tuple[jax.Array, jax.Array, int]:
-        self.check_token_level("hits")
+        self.check_token_level("accepted")
         num_drafts = self.check_num_drafts(num_drafts)
         log_p, log_q = self._problem(log_p, log_q, num_drafts)
         _refuse(self.verify_limit(log_q.shape[0], num_drafts))
@@ -264,7 +303,7 @@ class Scheme:
         """The accepted path of a tree of drafts, and the token to emit after it.
 
         What is emitted, path and token, has the law of the target, provided each node's token came
-        from `propose` under :meth:`draft_key`, in the node's slot, at the law of its context. Which
+        from `propose` under :meth:`draft_key`, in the node's draft index, at the law of its context. Which
         nodes there are may depend on the tokens of their ancestors, but on no others: pruning a
         tree by the tokens it drafted biases every scheme that is not strongly invariant.
 
@@ -281,7 +320,7 @@ class Scheme:
             :class:`gls_jax.schemes.Path`.
 
         Raises:
-            ValueError: shapes that do not fit, more slots than the scheme takes drafts, tokens
+            ValueError: shapes that do not fit, longer lists than the scheme takes, tokens
                 outside the vocabulary, what is not a tree or, at nodes that are alive, what
                 :func:`gls_jax.check_log_probs` raises.
 
@@ -302,31 +341,33 @@ class Scheme:
         if not isinstance(tree, Tree):
             raise ValueError(f"tree: expected a gls_jax.schemes.Tree, got {type(tree).__name__}")
         tree.check()
-        self.check_num_drafts(tree.num_slots)
+        self.check_num_drafts(tree.list_size)
         size = tree.tokens.shape[0]
         given_p, given_q = log_p, log_q
-        log_q = checks.laws(log_q, size + 1, "log_q")
+        log_q = checks.distribution_rows(log_q, size + 1, "log_q")
         checks.alive_rows(given_q, tree.alive, "log_q", root=True)
         if size == 0:
-            token = _compiled(_without_drafts, (key, position, log_q[0]), (self, tree.num_slots))
+            token = _compiled(_without_drafts, (key, position, log_q[0]), (self, tree.list_size))
             return Path(jnp.zeros(tree.depth, jnp.int32) - 1, jnp.zeros((), jnp.int32), token)
-        if log_p is None and self.needs_draft_law:
+        if log_p is None and self.needs_draft_probs:
             raise ValueError(
                 f"log_p: scheme '{self.name}' needs the law each node was drawn from, got None"
             )
-        log_p = log_q[1:] if log_p is None else checks.laws(log_p, size, "log_p")
-        log_p, log_q = checks.same_items(log_p, log_q)
+        log_p = log_q[1:] if log_p is None else checks.distribution_rows(log_p, size, "log_p")
+        log_p, log_q = checks.same_categories(log_p, log_q)
         if given_p is not None:
             checks.alive_rows(given_p, tree.alive, "log_p")
         checks.index(position, "position", last=2**32 - 2 - tree.depth)
         checks.alive_tokens(tree.tokens, tree.alive, log_q.shape[1], "tree.tokens")
-        if self.needs_draft_law:
+        if self.needs_draft_probs:
             checks.possible_tokens(tree.tokens, log_p, tree.alive, races.LIGHTEST, "tree.tokens")
             if not self.diverse:
-                checks.one_law_each(log_p, tree.parents, tree.alive, f"scheme '{self.name}'")
-        if self.verify_tree_fn is not None:
-            return _compiled(self.verify_tree_fn, (key, position, tree, log_p, log_q), ())
-        _refuse(self.verify_limit(log_q.shape[1], tree.num_slots))
+                checks.siblings_share_distribution(
+                    log_p, tree.parents, tree.alive, f"scheme '{self.name}'"
+                )
+        if isinstance(self.verification, PathVerification):
+            return _compiled(self.verification.verify_tree, (key, position, tree, log_p, log_q), ())
+        _refuse(self.verify_limit(log_q.shape[1], tree.list_size))
         return _compiled(_walk, (key, position, tree, log_p, log_q), (self,))
 
     def draft_key(
@@ -348,7 +389,7 @@ class Scheme:
         """
         checks.index(start, "start")
         checks.index(context, "context")
-        if self.verify_tree_fn is None:
+        if self.verifies_tokens:
             return races.position_key(key, position)
         return races.position_key(
             races.position_key(races.position_key(key, start), position), context
@@ -356,11 +397,7 @@ class Scheme:
 
     def check_token_level(self, name: str) -> None:
         """Raise `ValueError` where the scheme has no `name` of a single position."""
-        if self.verify_fn is None:
-            raise ValueError(
-                f"scheme '{self.name}' verifies whole paths and has no {name} of one position; expected verify_tree, "
-                f"or a token-level scheme"
-            )
+        _verify_of(self, name)
 
     def check_num_drafts(self, num_drafts: int) -> int:
         """`num_drafts` as an int within 1..max_drafts, or a `ValueError`."""
@@ -377,21 +414,39 @@ class Scheme:
         )
 
 
-def _without_drafts(key, position, log_q, scheme: Scheme, num_slots: int) -> Int[Array, ""]:
+def _verify_of(scheme: Scheme, name: str) -> protocols.Verify:
+    """The `verify` of a scheme that verifies tokens; `name` says what needs it."""
+    if isinstance(scheme.verification, PathVerification):
+        raise ValueError(
+            f"scheme '{scheme.name}' verifies whole paths and has no {name} of one position; "
+            "expected verify_tree, or a token-level scheme"
+        )
+    return scheme.verification.verify
+
+
+def _exact_of(scheme: Scheme, name: str) -> ExactAcceptance:
+    _verify_of(scheme, name)
+    if scheme.exact is None:
+        raise ValueError(f"scheme '{scheme.name}': expected an exact acceptance, got none")
+    return scheme.exact
+
+
+def _without_drafts(key, position, log_q, scheme: Scheme, list_size: int) -> Int[Array, ""]:
     """Plain generation: what is emitted below the last draft."""
-    if scheme.verify_fn is None:  # nothing to look at: a draft of one's own law
+    if not scheme.verifies_tokens:  # nothing to look at: a draft of one's own law
         return scheme.propose_fn(scheme.draft_key(key, position, position, 0), log_q, 1)[0]
-    nobody = jnp.zeros(num_slots, jnp.int32)
-    laws = jnp.tile(log_q, (num_slots, 1)) if scheme.diverse else log_q
-    return scheme.verify_fn(races.position_key(key, position), nobody, laws, log_q, nobody > 0)
+    nobody = jnp.zeros(list_size, jnp.int32)
+    laws = jnp.tile(log_q, (list_size, 1)) if scheme.diverse else log_q
+    return _verify_of(scheme, "verify_tree")(
+        races.position_key(key, position), nobody, laws, log_q, nobody > 0
+    )
 
 
 def _walk(key, position, tree, log_p, log_q, scheme: Scheme) -> Path:
-    verify_fn = scheme.verify_fn
-    assert verify_fn is not None  # `verify_tree` has seen to the others
+    verify_token = _verify_of(scheme, "verify_tree")
 
     def verify(key, drafts, laws, log_q, active):
-        return verify_fn(key, drafts, laws if scheme.diverse else laws[0], log_q, active)
+        return verify_token(key, drafts, laws if scheme.diverse else laws[0], log_q, active)
 
     return walk(verify, key, position, tree, log_p, log_q)
 

@@ -24,9 +24,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gls_jax import bounds, checks, cluster, files, races, schemes, trials
-from gls_jax.cells import FIELDS, Cells
-from gls_jax.pairs import Pairs
+from gls_jax import bounds, checks, races, schemes, trials
+from gls_jax.distributions.pairs import Pairs
+from gls_jax.runs import cluster, files
+from gls_jax.runs.results_grid import FIELDS, Cells
 
 __all__ = ["Row", "Study", "run", "write_csv"]
 
@@ -172,7 +173,7 @@ def _block_size(study: Study, pairs: Pairs) -> int:
     count, items = pairs.log_q.shape
     most = max(study.num_drafts)
     clocks = study.num_trials * max(
-        trials.clocks_a_trial(schemes.get(name), most, items) for name in study.schemes
+        trials.noise_per_trial(schemes.get(name), most, items) for name in study.schemes
     )
     return max(1, min(count, 32, _BLOCK_CLOCKS // clocks))
 
@@ -191,7 +192,7 @@ def _block(
     cells: dict = {
         "bound": np.full((len(log_q), len(study.num_drafts)), np.nan)
     }  # of a scheme that has none
-    if scheme.bound is not None:
+    if scheme.exact is not None and scheme.exact.bound is not None:
         cells["bound"] = _shared_out(_bound, log_p, log_q, name=name, num_drafts=study.num_drafts)
     known = tuple(k for k in study.num_drafts if scheme.acceptance_limit(size, k) is None)
     if known:
@@ -234,8 +235,9 @@ def _exact(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
 
 @partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
 def _bound(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
-    bound = schemes.get(name).bound
-    assert bound is not None
+    exact = schemes.get(name).exact
+    assert exact is not None and exact.bound is not None
+    bound = exact.bound
     return _each(mesh, lambda p, q: jnp.stack([bound(p, q, k) for k in num_drafts]), log_p, log_q)
 
 

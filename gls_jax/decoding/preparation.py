@@ -13,12 +13,12 @@ from jaxtyping import Array, Key, PRNGKeyArray
 
 from gls_jax import checks, schemes
 from gls_jax.decoding import engine
+from gls_jax.decoding.batch_sampling import Sampling
 from gls_jax.decoding.drafting import Text
 from gls_jax.decoding.model import HasLanguageModel, LanguageModel
+from gls_jax.decoding.options import DecodeOptions
 from gls_jax.decoding.processors import check_sampling
-from gls_jax.decoding.sampling import Sampling
-from gls_jax.decoding.tree import MarginTree, Shape, shape_of
-from gls_jax.schemes import Scheme
+from gls_jax.decoding.tree_shape import Shape, shape_of
 from gls_jax.typing import Numbers
 
 __all__ = ["prepare"]
@@ -31,41 +31,33 @@ def prepare(
     target: LanguageModel | HasLanguageModel,
     drafters: LanguageModel | HasLanguageModel | Sequence[LanguageModel | HasLanguageModel] | None,
     prompts: Numbers,
-    *,
-    prompt_lengths: Numbers | None = None,
-    scheme: str | Scheme = "gumbel_topk",
-    num_drafts: int = 1,
-    draft_length: int = 4,
-    tree: Sequence[int] | MarginTree | None = None,
-    max_new_tokens: Numbers = 64,
-    temperature: Numbers = 1.0,
-    draft_temperatures: Numbers | None = None,
-    top_k: int | None = None,
-    top_p: Numbers | None = None,
-    min_p: Numbers | None = None,
-    repetition_penalty: Numbers | None = None,
-    stop_tokens: Numbers | None = (),
-    max_length: int | None = None,
-    timed: bool = False,
-) -> tuple[engine.Plan, engine.Requests, Text, int, bool]:
-    """Plan, requests, texts, and how much is wanted; arguments as in
-    :func:`gls_jax.decoding.generate`.
+    prompt_lengths: Numbers | None,
+    options: DecodeOptions,
+) -> tuple[engine.Plan, engine.Requests, Text, int]:
+    """Plan, requests, texts, and the most new tokens of a request.
+
+    Arguments are those of :func:`gls_jax.decoding.stream`; everything that can be said to be wrong
+    is said here.
     """
     target = _model(target, "target")
+    scheme = options.scheme
     scheme = scheme if isinstance(scheme, schemes.Scheme) else schemes.get(scheme)
-    num_drafts = checks.count(num_drafts, "num_drafts")
+    num_drafts = checks.count(options.num_drafts, "num_drafts")
     models, chains = _drafters(drafters, target, num_drafts)
     tokens, lengths = _prompts(prompts, prompt_lengths, target.vocab_size)
     batch = len(lengths)
-    shape = shape_of(scheme, num_drafts, draft_length, tree)
-    if reason := scheme.verify_limit(target.vocab_size, shape.num_slots):
+    shape = shape_of(scheme, num_drafts, options.draft_length, options.tree)
+    if reason := scheme.verify_limit(target.vocab_size, shape.list_size):
         raise ValueError(reason)
     if not models:
-        shape, draft_temperatures = Shape((), False, shape.num_slots), None
-    if temperature is None:
+        shape = Shape((), False, shape.list_size)
+    draft_temperatures = options.draft_temperatures if models else None
+    if options.temperature is None:
         raise ValueError("temperature: expected 0 or a finite number of at least 1e-6, got None")
-    check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    draft_temperature = _draft_temperature(draft_temperatures, temperature, batch, shape)
+    check_sampling(
+        options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty
+    )
+    draft_temperature = _draft_temperature(draft_temperatures, options.temperature, batch, shape)
     if (len(models) > 1 or draft_temperature.shape[1] > 1) and not (
         scheme.diverse and shape.chains
     ):
@@ -77,15 +69,16 @@ def prepare(
         )
     each = partial(_per_request, batch=batch)
     sampling = Sampling(
-        temperature=each(temperature, "temperature"),
+        temperature=each(options.temperature, "temperature"),
         draft_temperature=draft_temperature,
-        top_p=each(top_p, "top_p"),
-        min_p=each(min_p, "min_p"),
-        repetition_penalty=each(repetition_penalty, "repetition_penalty"),
-        top_k=None if top_k is None or top_k >= target.vocab_size else int(top_k),
+        top_p=each(options.top_p, "top_p"),
+        min_p=each(options.min_p, "min_p"),
+        repetition_penalty=each(options.repetition_penalty, "repetition_penalty"),
+        top_k=_top_k(options.top_k, target.vocab_size),
     )
-    new = _new_tokens(max_new_tokens, batch)
+    new = _new_tokens(options.max_new_tokens, batch)
     limits = lengths + new
+    max_length = options.max_length
     if max_length is not None:
         if (longest := int(lengths.max())) >= checks.count(max_length, "max_length"):
             raise ValueError(
@@ -96,11 +89,16 @@ def prepare(
     num_slots = room + _bucket(int(new.max())) + 1 + max(shape.num_nodes, shape.num_read)
     tokens = np.pad(tokens, ((0, 0), (0, room - tokens.shape[1])))
     text = Text(jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32), None)
-    stops = jnp.asarray(_stops(stop_tokens, batch, target.vocab_size))
+    stops = jnp.asarray(_stops(options.stop_tokens, batch, target.vocab_size))
     requests = engine.Requests(
         target, models, _keys(key, batch), sampling, jnp.asarray(limits, jnp.int32), stops
     )
-    return engine.Plan(scheme, shape, chains, num_slots), requests, text, int(new.max()), timed
+    return engine.Plan(scheme, shape, chains, num_slots), requests, text, int(new.max())
+
+
+def _top_k(value: int | None, vocab_size: int) -> int | None:
+    """None where all tokens are kept, so that nothing is sorted."""
+    return None if value is None or value >= vocab_size else int(value)
 
 
 def _model(value, name: str) -> LanguageModel:
@@ -206,16 +204,16 @@ def _draft_temperature(value, temperature, batch: int, shape: Shape) -> jax.Arra
     if value is None:
         return _per_request(temperature, "temperature", batch=batch)[:, None]
     numbers = _array(
-        value, "draft_temperatures", f"one number, or one for each of {shape.num_slots} drafts"
+        value, "draft_temperatures", f"one number, or one for each of {shape.list_size} drafts"
     )
     try:
         check_sampling(numbers)
     except ValueError as error:
         raise ValueError(f"draft_{error}") from None
     numbers = numbers.astype(np.float32)
-    if numbers.shape not in ((), (1,), (shape.num_slots,)):
+    if numbers.shape not in ((), (1,), (shape.list_size,)):
         raise ValueError(
-            f"draft_temperatures: expected one, or one for each of {shape.num_slots} drafts, got {numbers.tolist()}"
+            f"draft_temperatures: expected one, or one for each of {shape.list_size} drafts, got {numbers.tolist()}"
         )
     numbers = np.unique(numbers) if len(np.unique(numbers)) == 1 else numbers
     return jnp.asarray(np.broadcast_to(numbers, (batch, numbers.size)))

@@ -1,0 +1,62 @@
+"""Input checks of the public functions: one line that names what was got and what was expected.
+
+Shapes, types and static sizes are always checked, under `jit` while it traces, and raise
+``ValueError``. Values of arrays are checked where they are known, once per public call, see
+:func:`check_log_probs`. What the library computes itself, residuals or weights of a race, goes to
+the functions behind the public ones, and no check sees it.
+"""
+
+from gls_jax.checks.arrays import as_array, flags, floats, integers, known_values, on_device
+from gls_jax.checks.drafts import (
+    alive_rows,
+    alive_tokens,
+    possible_tokens,
+    siblings_share_distribution,
+    tokens,
+)
+from gls_jax.checks.log_probabilities import check_log_probs, logits, values
+from gls_jax.checks.prng_keys import key, keys
+from gls_jax.checks.problems import (
+    distribution,
+    distribution_rows,
+    draft_distributions,
+    host_probabilities,
+    list_problem,
+    problem,
+    same_categories,
+    within_unit,
+)
+from gls_jax.checks.sizes import active_of, count, counts, index, local_devices, one_of
+
+__all__ = [
+    "active_of",
+    "alive_rows",
+    "alive_tokens",
+    "as_array",
+    "check_log_probs",
+    "count",
+    "counts",
+    "distribution",
+    "distribution_rows",
+    "draft_distributions",
+    "flags",
+    "floats",
+    "host_probabilities",
+    "index",
+    "integers",
+    "key",
+    "keys",
+    "known_values",
+    "list_problem",
+    "local_devices",
+    "logits",
+    "on_device",
+    "one_of",
+    "possible_tokens",
+    "problem",
+    "same_categories",
+    "siblings_share_distribution",
+    "tokens",
+    "values",
+    "within_unit",
+]

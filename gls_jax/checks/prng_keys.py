@@ -1,0 +1,37 @@
+"""Random keys: typed, and of the one implementation that the races compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["key", "keys"]
+
+_KEY_IMPL = "threefry2x32"
+
+
+def key(value: Any) -> None:
+    """One typed threefry key: another generator would give other clocks to the other party."""
+    keys(value)
+    if value.shape != ():
+        raise ValueError(
+            f"key: expected one key of shape [], got shape {list(value.shape)}; lift with jax.vmap"
+        )
+
+
+def keys(value: Any) -> None:
+    """Typed threefry keys of any shape."""
+    if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+        got = f"{type(value).__name__}" + (
+            f" of dtype {value.dtype}" if hasattr(value, "dtype") else ""
+        )
+        if getattr(value, "dtype", None) == np.uint32:  # what jax.random.PRNGKey makes
+            got += f'; an old key becomes one by jax.random.wrap_key_data(key, impl="{_KEY_IMPL}")'
+        raise ValueError(f"key: expected a typed key from jax.random.key(seed), got {got}")
+    if (impl := str(jax.random.key_impl(value))) != _KEY_IMPL:
+        raise ValueError(
+            f'key: expected impl {_KEY_IMPL!r}, got {impl!r}; make it by jax.random.key(seed, impl="{_KEY_IMPL}")'
+        )

@@ -1,0 +1,1 @@
+"""What the exact acceptances of all schemes share."""

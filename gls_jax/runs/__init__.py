@@ -1,0 +1,1 @@
+"""Long work: files written whole, resuming, many processes, tables of results."""
