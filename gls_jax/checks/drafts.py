@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gls_jax.checks import log_probabilities
 from gls_jax.checks.arrays import known_values
-from gls_jax.checks.log_probabilities import values
 
 __all__ = ["alive_rows", "alive_tokens", "possible_tokens", "siblings_share_distribution", "tokens"]
 
@@ -71,4 +71,4 @@ def alive_rows(log_probs: Any, alive: jax.Array, name: str, *, root: bool = Fals
     """
     known = known_values(log_probs)
     if known is not None and (used := known_values(alive)) is not None:
-        values(known[np.append(True, used) if root else used], name)
+        log_probabilities.values(known[np.append(True, used) if root else used], name)

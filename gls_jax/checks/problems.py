@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gls_jax.checks import log_probabilities
 from gls_jax.checks.arrays import floats, known_values
-from gls_jax.checks.log_probabilities import values
 
 __all__ = [
     "distribution",
@@ -70,8 +70,8 @@ def distribution_rows(value: Any, count: int, name: str) -> jax.Array:
 def problem(log_p: Any, log_q: Any) -> tuple[jax.Array, jax.Array]:
     """The log-probabilities of one problem, `f[N]` each, in their common float type."""
     both = same_categories(distribution(log_p, "log_p"), distribution(log_q, "log_q"))
-    values(log_p, "log_p")
-    values(log_q, "log_q")
+    log_probabilities.values(log_p, "log_p")
+    log_probabilities.values(log_q, "log_q")
     return both
 
 
@@ -83,8 +83,8 @@ def list_problem(
         draft_distributions(log_p, num_drafts, diverse=diverse, owner=owner),
         distribution(log_q, "log_q"),
     )
-    values(log_p, "log_p")
-    values(log_q, "log_q")
+    log_probabilities.values(log_p, "log_p")
+    log_probabilities.values(log_q, "log_q")
     return both
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import decoding, distributions, schemes
+from gls_jax import decoding, distributions, schemes, studies
 from gls_jax.distributions import Sampling
 from gls_jax.runs import files
 
@@ -306,7 +306,7 @@ def test_a_broken_sweep_is_named(dump, tmp_path, resume):
         studies.position_acceptance(dump, tmp_path, names=[], num_drafts=[1])
 
 
-@pytest.mark.parametrize("name", distributions.BRACKETED)
+@pytest.mark.parametrize("name", studies.BRACKETED)
 def test_truth_lies_between_the_readings(name):
     """Whole vocabularies of 60 against their likeliest 6, with heavy tails."""
     rng, items, kept, count = np.random.default_rng(0), 60, 6, 30

@@ -60,7 +60,9 @@ def test_a_call_is_one_of_several(monkeypatch):
 def test_measured_is_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(costs, "_call", lambda model, batch, size, slots: float(size))
     monkeypatch.setattr(
-        costs, "_round", lambda target, drafter, batch, options: options.get("num_drafts", 0.5)
+        costs,
+        "_round",
+        lambda target, drafter, batch, options: 0.5 if drafter is None else options.num_drafts,
     )
     model = decoding.from_function(lambda params, tokens: params[tokens], jnp.zeros((3, 3)), 3)
     shapes = [WIDE.shape, Setting("gls", 2, 3).shape]

@@ -87,12 +87,22 @@ def test_measured_rate_is_of_the_batch(monkeypatch):
     monkeypatch.setattr(
         check,
         "decoding",
-        SimpleNamespace(stream=lambda *_, **options: run if "scheme" in options else None),
+        SimpleNamespace(
+            stream=lambda keys, target, drafter, prompts, **_: None if drafter is None else run
+        ),
     )
     monkeypatch.setattr(
         check, "seconds_a_round", lambda run: [0.5, 0.5, 0.7] if run else [0.2, 0.2, 9.0]
     )
-    found = planner.generated(np.zeros(2), None, None, [[0]], Setting("gls", 1, 1), batch=2, options=decoding.DecodeOptions())
+    found = planner.generated(
+        np.zeros(2),
+        None,
+        "drafter",
+        [[0]],
+        Setting("gls", 1, 1),
+        batch=2,
+        options=decoding.DecodeOptions(),
+    )
     assert (found.block_efficiency, found.rounds) == (1.6, 5)
     assert (found.tokens_per_second, found.speedup) == (
         pytest.approx(2 * 1.6 / 0.5),

@@ -73,7 +73,12 @@ def dumped(folder, num_positions, stop_tokens=()):
 def measured(setting, **options):
     keys = jax.random.split(jax.random.key(2), TEXTS)
     return planner.generated(
-        keys, *models(), [[0], [4]], setting, batch=TEXTS, options=decoding.DecodeOptions(max_new_tokens=LENGTH, **options)
+        keys,
+        *models(),
+        [[0], [4]],
+        setting,
+        batch=TEXTS,
+        options=decoding.DecodeOptions(max_new_tokens=LENGTH, **options),
     )
 
 
