@@ -151,7 +151,7 @@ def draft_static_tree(
     seen = text.seen
     levels: list[_Level] = []
     first_parent = 0
-    # Levels have different sizes, and each is compiled by itself.
+    # Levels have different sizes, so each is compiled separately.
     for depth, width in enumerate(plan.shape.widths):
         if levels:
             logits, state = read_level(drafter, state, text, depth - 1, levels[-1].tokens)
@@ -313,7 +313,7 @@ def _propose(plan: Plan, depth, first_parent, key, start, log_p, draft_index):
         parent_key = scheme.draft_key(key, start, start + depth, parent)
         return scheme.propose(parent_key, log_p, list_size)
 
-    # All others are a list at each parent, of which its children take their draft indices.
+    # Otherwise there is a list at each parent, and each child is the draft at its index.
     num_parents = len(log_p)
     lists = jax.vmap(list_at)(first_parent + jnp.arange(num_parents), log_p)
     return jnp.take_along_axis(lists, draft_index.reshape(num_parents, -1), axis=1).ravel()
@@ -325,11 +325,11 @@ def _as_drafts(plan: Plan, text: Text, nodes: _Level) -> Drafts:
     tree = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), plan.shape.tree())
     tree = dataclasses.replace(tree, tokens=nodes.tokens, draft_index=nodes.draft_index)
     # A single drafter wrote the nodes behind the text, in their order, without the last level.
-    slots = text.length[:, None] + np.arange(plan.shape.num_nodes, dtype=np.int32)
+    cache_slots = text.length[:, None] + np.arange(plan.shape.num_nodes, dtype=np.int32)
     return Drafts(
         tree=tree,
         log_p=nodes.log_p,
-        cache_slots=jnp.where(tree.depths < tree.depth - 1, slots, -1),
+        cache_slots=jnp.where(tree.depths < tree.depth - 1, cache_slots, -1),
         is_invalid=nodes.is_invalid,
     )
 

@@ -37,6 +37,7 @@ _PREFILL = 256
 def prefill(plan: Plan, requests: Requests, text: Text) -> State:
     """The state before the first round: caches filled with the prompts."""
     batch_size, prompt_size = text.tokens.shape
+    # The text has room for one more round than a cache, so that no token falls off its end.
     num_tokens = plan.num_cache_slots + plan.shape.depth + 1
     tokens = jnp.pad(text.tokens, ((0, 0), (0, num_tokens - prompt_size)))
     seen = None
@@ -158,8 +159,7 @@ def _select(
     path = jax.vmap(plan.scheme.verify_tree)(requests.keys, text.length, tree, drafts.log_p, log_q)
     tokens = _path_tokens(tree, path)
 
-    # Emit the path up to the first stop token, within the maximal length. The stop token is
-    # emitted.
+    # Emit the path up to the first stop token, included, and up to the maximal length.
     is_stop = jnp.any(tokens[..., None] == requests.stop_tokens[:, None], axis=-1)
     is_stop &= steps <= path.length[:, None]
     first_stop = jnp.argmax(is_stop, axis=1).astype(jnp.int32)
@@ -174,7 +174,7 @@ def _select(
     is_emitted = steps < count[:, None]
     has_stopped = jnp.any(is_stop & is_emitted, axis=1)
 
-    # Commit. What the round teaches and counts is that of active requests with valid logits.
+    # Commit. The statistics are those of active requests with valid logits.
     new_text = _append(text, tokens, is_emitted)
     drafter_caches, target_cache = _keep_accepted(
         requests,
@@ -293,7 +293,7 @@ def _num_valid(scheme: Scheme, drafts: Drafts, log_q, path: Path, num_left):
         is_failure = is_invalid & (levels < num_left[:, None])
         first_failure = jnp.int32(0)
     num_valid = jnp.where(jnp.any(is_failure, axis=1), first_failure, depth + 1)
-    # Invalid drafts spoil the whole round: all of it was drawn and verified with them.
+    # The whole path was verified with the drafts: invalid draft distributions invalidate all of it.
     if scheme.needs_draft_probs:
         is_failure = drafts.is_invalid & (jnp.arange(depth) < num_left[:, None])
         num_valid = jnp.where(jnp.any(is_failure, axis=1), 0, num_valid)

@@ -75,7 +75,7 @@ class _Frontier(NamedTuple):
         numbers, tokens: `i32[B, F]`.
         log_prob: `f32[B, F]`, as in `_Level`.
         seen: `bool[B, F, N]`, the tokens of the text up to each; None without a penalty.
-        drafter: which sees the cache slots of their parents.
+        drafter: its state, with the slots that the F candidates see.
     """
 
     numbers: Array
@@ -184,7 +184,7 @@ def update_spread_fit(
     emitted = jnp.sum(jnp.where(is_at_list, tokens[:, None], 0), -1, dtype=jnp.int32)
     emitted = jnp.where(jnp.any(is_at_list, -1), emitted, -1)
 
-    # Where the target emitted one of the candidates, the likelihood of tau is its probability.
+    # If the target emitted one of the candidates, its probability is the likelihood of tau.
     is_emitted = (candidates.tokens == emitted[..., None]) & jnp.isfinite(candidates.scores)
     log_prob = jax.nn.log_softmax(candidates.scores[..., None] / TAUS, axis=2)
     return spread_fit + jnp.sum(jnp.where(is_emitted[..., None], log_prob, 0), axis=(1, 2))
@@ -253,7 +253,7 @@ def _most_probable_of(
         numbers=first_number + indices,
         tokens=tokens,
         log_prob=log_prob,
-        # Each continues the text of its parent, and sees what its parent saw, and its parent.
+        # A candidate has the text of its list's node, followed by itself.
         seen=None if seen is None else add_tokens(_take(seen, list_indices), tokens),
         drafter=state._replace(visible=_take(state.visible, list_indices)),
     )

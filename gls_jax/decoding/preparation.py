@@ -139,7 +139,7 @@ def _distinct_drafters(drafters: Drafters, target: LanguageModel, num_drafts: in
     models = []
     for first, *_ in chains.values():
         model = _language_model(per_chain[first], f"drafters[{first}]")
-        # An unknown tokenizer is taken on trust.
+        # A model whose tokenizer is unknown is accepted.
         vocabularies = {model.vocabulary, target.vocabulary} - {None}
         if len(vocabularies) > 1:
             raise ValueError(

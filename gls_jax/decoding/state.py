@@ -70,7 +70,7 @@ class Text(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a round changes; `Requests` holds what it does not.
+    """State that changes in each round; `Requests` holds what stays the same.
 
     Attributes:
         text: the texts so far.

@@ -65,16 +65,16 @@ def from_function(fn: Callable[[Any, Array], Array], params: Any, vocab_size: in
 
 
 def ngram_lookup(vocab_size: int, longest: int = 3) -> LanguageModel:
-    """A drafter without a model: it proposes what followed the last time that the text ended so.
+    """A drafter without a model: it copies what followed the same tokens earlier in the text.
 
-    Of the earlier places whose last tokens are those of the text, it takes one with the longest
-    match, of at most `longest` tokens, and of several the latest. The token that followed there has
+    It looks for earlier occurrences of the last tokens of the text. The longest match counts, of at
+    most `longest` tokens, and of equally long ones the latest. The token that followed it has
     probability 1. If even the last token is new, that token is repeated. (Prompt lookup decoding,
     Saxena 2023.)
 
     Args:
         vocab_size: `V`, of the target.
-        longest: most tokens compared.
+        longest: the most tokens of a match.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import decoding

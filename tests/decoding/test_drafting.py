@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 ALWAYS_RIGHT = [
     dict(scheme="gumbel_topk", num_drafts=3, draft_length=4),
     dict(scheme="gumbel_topk", tree=MarginTree(8, 4, 2, 4)),
-    # As many nodes with one child each as the longest list has drafts: not chains for all that.
+    # A level with as many nodes as the longest list has drafts must not be taken for chains.
     dict(scheme="gls", tree=(2, 1)),
     dict(scheme="gls", tree=(2, 1, 2)),
 ]

@@ -145,9 +145,11 @@ def apply_without_mask(params, tokens, positions, mask, cache):
     ids=["not-moved", "no-mask"],
 )
 def test_planted_defect_in_the_cache(change):
-    broken = dataclasses.replace(language.target, **change)
+    defective = dataclasses.replace(language.target, **change)
     assert (
-        p_value(generate("gls", language.drafters[0], target=broken, num_drafts=3, draft_length=2))
+        p_value(
+            generate("gls", language.drafters[0], target=defective, num_drafts=3, draft_length=2)
+        )
         < ALPHA
     )
 
