@@ -79,7 +79,7 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return block(*arguments)
 
-    monkeypatch.setattr(study, "_block", interrupted)
+    monkeypatch.setattr(acceptance_study, "_block", interrupted)
     assert acceptance("--out", tmp_path / "cut", *ask) == 130
     assert "--resume goes on from here" in capsys.readouterr().err
     assert acceptance("--out", tmp_path / "cut", *ask, "--resume") == 0
