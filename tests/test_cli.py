@@ -13,7 +13,17 @@ from gls_jax.studies import acceptance_study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-SMALL = ["--num-pairs", "3", "--num-items", "4", "--num-trials", "50", "--num-drafts", "1", "2"]
+SMALL = [
+    "--num-pairs",
+    "3",
+    "--num-categories",
+    "4",
+    "--num-trials",
+    "50",
+    "--num-drafts",
+    "1",
+    "2",
+]
 
 
 def acceptance(*arguments):

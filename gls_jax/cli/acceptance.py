@@ -15,7 +15,7 @@ from gls_jax import decoding, distributions, races, studies
 from gls_jax.cli.console import print_table, progress
 from gls_jax.cli.distributed import ALONE, Distributed
 from gls_jax.cli.option_groups import DEFAULT_MODELS, ModelNames, top_k_or_all
-from gls_jax.distributions import pairs
+from gls_jax.distributions.pairs import Pairs
 from gls_jax.distributions.prompts import PROMPTS
 from gls_jax.distributions.text_dump import read_document
 from gls_jax.runs import files
@@ -135,12 +135,12 @@ class Acceptance:
         records = [dataclasses.asdict(row) for row in rows]
         print(json.dumps({"title": title, "out": str(self.out), "rows": records}))
 
-    def _pairs(self, report: Callable[[str, int, int], None]) -> tuple[pairs.Pairs, str]:
+    def _pairs(self, report: Callable[[str, int, int], None]) -> tuple[Pairs, str]:
         """The pairs of distributions, and what to call them."""
         if self.pairs == "random":
             # The simulation uses the other folds of this seed.
             key = races.private_key(races.new_key(self.seed))
-            problems = pairs.random(
+            problems = distributions.pairs.random(
                 key, self.num_pairs, self.num_categories, family=self.family, scale=self.scale
             )
             kind = f"{self.family} {self.scale:g}"
@@ -152,10 +152,10 @@ class Acceptance:
             raise ValueError(
                 f"pairs: expected random, model or a file ending in .npz, got {self.pairs!r}"
             )
-        problems = pairs.load(self.pairs)
+        problems = distributions.pairs.load(self.pairs)
         return problems, f"{problems.log_q.shape[0]} pairs of {Path(self.pairs).name}"
 
-    def _model_pairs(self, report: Callable[[str, int, int], None]) -> tuple[pairs.Pairs, str]:
+    def _model_pairs(self, report: Callable[[str, int, int], None]) -> tuple[Pairs, str]:
         """Next-token distributions of two models."""
         # Everything is checked before models are loaded.
         top_k = top_k_or_all(self.top_k)
@@ -170,11 +170,11 @@ class Acceptance:
         from gls_jax.models import logits_function
 
         pair = self.models.load(report)
-        assert pair.target.tokenizer is not None and pair.draft_checkpoint is not None
-        problems = pairs.next_token(
+        assert pair.draft_checkpoint is not None
+        problems = distributions.pairs.next_token(
             logits_function(pair.target.model),
             logits_function(pair.draft_checkpoint.model),
-            [pair.target.tokenizer.encode(text).ids for text in texts],
+            [pair.tokenizer.encode(text).ids for text in texts],
             num_positions=self.num_positions,
             max_context=self.context,
             temperature=self.temperature,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import tyro
@@ -21,7 +21,7 @@ Command: TypeAlias = (
     Acceptance | Generate | DumpDistributions | Plan | Train | Compress | Decompress
 )
 
-COMMANDS: dict[str, type[Command]] = {
+COMMANDS: dict[str, Callable[..., Command]] = {
     "acceptance": Acceptance,
     "generate": Generate,
     "dump": DumpDistributions,
@@ -39,7 +39,6 @@ side information.
 
 def parse(arguments: Sequence[str]) -> Command:
     """The command with its options; help and errors of options end the program."""
-    command: Command = tyro.extras.subcommand_cli_from_dict(
+    return tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog="gls-jax", description=_ABOUT, args=arguments
     )
-    return command

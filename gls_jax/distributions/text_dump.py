@@ -140,8 +140,7 @@ _Texts = tuple[Callable[[int], Iterator[list[Document]]], int, dict[str, Any]]
 def _sampled_texts(request: DumpRequest, pair: ModelPair) -> _Texts:
     """Continuations of the built-in prompts."""
     target = pair.target
-    assert target.tokenizer is not None
-    prompts = [target.tokenizer.encode(text).ids for text in PROMPTS]
+    prompts = [pair.tokenizer.encode(text).ids for text in PROMPTS]
     stop_tokens = list(target.config.eos_token_ids)
 
     def documents(first: int) -> Iterator[list[Document]]:
@@ -170,8 +169,8 @@ def _sampled_texts(request: DumpRequest, pair: ModelPair) -> _Texts:
 
 def _text_file(request: DumpRequest, pair: ModelPair) -> _Texts:
     """Pieces of the user's text."""
-    assert request.text is not None and pair.target.tokenizer is not None
-    tokens = pair.target.tokenizer.encode(read_document(request.text)).ids
+    assert request.text is not None
+    tokens = pair.tokenizer.encode(read_document(request.text)).ids
     if len(tokens) < 2:
         raise ValueError(f"{request.text}: expected a text of at least 2 tokens, got {len(tokens)}")
     metadata = {

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gls_jax import decoding, models
 from gls_jax.models import layer_selection
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ["ModelPair", "check_pair", "load_pair"]
 
@@ -20,7 +24,8 @@ class ModelPair:
 
     Attributes:
         target_name: name, folder or file of the target.
-        target: checkpoint of the target, with a tokenizer.
+        target: checkpoint of the target.
+        tokenizer: tokenizer of the target, and so of both models.
         draft_name: name of the drafter, with the layers that it leaves out.
         draft_checkpoint: checkpoint of the drafter, or None if the drafter has no weights.
         drafter: the drafter as decoding takes it, or None for generation without drafts.
@@ -28,6 +33,7 @@ class ModelPair:
 
     target_name: str
     target: models.Checkpoint
+    tokenizer: Tokenizer
     draft_name: str
     draft_checkpoint: models.Checkpoint | None
     drafter: decoding.LanguageModel | None
@@ -98,6 +104,7 @@ def load_pair(
         return ModelPair(
             target_name=target_name,
             target=target,
+            tokenizer=target.tokenizer,
             draft_name=str(draft),
             draft_checkpoint=None,
             drafter=without_weights,
@@ -125,6 +132,7 @@ def load_pair(
     return ModelPair(
         target_name=target_name,
         target=target,
+        tokenizer=target.tokenizer,
         draft_name=draft_name,
         draft_checkpoint=checkpoint,
         drafter=drafter,

@@ -204,7 +204,8 @@ def _reusable_dump(request: PlanRequest) -> Dump | None:
         return None
     dump = open_dump(wanted.folder)
     configuration = dump.facts["asked"]
-    expected = wanted.model_names | {"sampling": dataclasses.asdict(wanted.sampling)}
+    expected: dict[str, Any] = dict(wanted.model_names)
+    expected["sampling"] = dataclasses.asdict(wanted.sampling)
     if not request.is_given_dump:
         expected |= {"seed": wanted.seed, "positions": wanted.num_positions}
         # A dump that cut nothing off also serves a request to keep more.
@@ -248,7 +249,7 @@ def _measure_best(
 ) -> dict[Setting, Measured]:
     """Generate texts with the best setting of each scheme, as long as those of the dump."""
     target = pair.target
-    assert target.tokenizer is not None and pair.drafter is not None
+    assert pair.drafter is not None
     # The fastest setting of a scheme comes last here, and replaces the slower ones.
     best = {choice.setting.scheme: choice.setting for choice in reversed(choices)}
     # The texts of the dump use other folds of this seed.
@@ -260,7 +261,7 @@ def _measure_best(
         stop_tokens=target.config.eos_token_ids,
         **_decode_sampling(request.dump.sampling),
     )
-    prompts = [target.tokenizer.encode(text).ids for text in PROMPTS]
+    prompts = [pair.tokenizer.encode(text).ids for text in PROMPTS]
     measured = {}
     for num_done, setting in enumerate(best.values()):
         report("check", num_done, len(best))

@@ -32,7 +32,7 @@ from gls_jax.runs.jsonl_results import JsonlResults
 
 if TYPE_CHECKING:
     # gls_jax.models imports flax, decoding does not.
-    from gls_jax.models import ChatTemplate, Checkpoint
+    from gls_jax.models import ChatTemplate
     from gls_jax.models.model_pair import ModelPair
 
 __all__ = ["Answers", "answer"]
@@ -197,22 +197,21 @@ def _new_replies(
     """Replies that are still empty."""
     from gls_jax import models
 
-    target = pair.target
     template = models.chat_template(pair.target_name) if options.chat else None
     if template is None and options.system is not None:
         raise ValueError(
             f"{pair.target_name}: expected a chat template for a system message, got none"
         )
     # A chat model ends its turn with a token of the template, a base model with end-of-text.
-    model_tokens = list(target.config.eos_token_ids)
+    model_tokens = list(pair.target.config.eos_token_ids)
     if template is not None:
-        end_of_turn = template.end_of_turn(target.tokenizer)
+        end_of_turn = template.end_of_turn(pair.tokenizer)
         if end_of_turn is not None:
             model_tokens.append(end_of_turn)
-    stops = stop_conditions(options.stop, model_tokens, target.tokenizer)
+    stops = stop_conditions(options.stop, model_tokens, pair.tokenizer)
     new_reply = partial(
         _new_reply,
-        target=target,
+        pair=pair,
         template=template,
         system=options.system,
         stops=stops,
@@ -224,7 +223,7 @@ def _new_replies(
 def _new_reply(
     request: TextRequest,
     *,
-    target: Checkpoint,
+    pair: ModelPair,
     template: ChatTemplate | None,
     system: str | None,
     stops: StopConditions,
@@ -232,8 +231,8 @@ def _new_reply(
 ) -> Reply:
     from gls_jax.models import Detokenizer
 
-    prompt = encode_prompt(request, target.tokenizer, template, system)
-    context_window = target.config.max_positions
+    prompt = encode_prompt(request, pair.tokenizer, template, system)
+    context_window = pair.target.config.max_positions
     if len(prompt) >= context_window:
         raise ValueError(
             f"{request.where}: expected fewer tokens than the model's context of "
@@ -251,7 +250,7 @@ def _new_reply(
         key=key,
         max_new_tokens=min(request.max_new_tokens, context_window - len(prompt)),
         stops=stops,
-        detokenizer=Detokenizer(target.tokenizer, seen_tokens),
+        detokenizer=Detokenizer(pair.tokenizer, seen_tokens),
     )
 
 

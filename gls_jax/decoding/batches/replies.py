@@ -39,6 +39,7 @@ def stop_conditions(
         model_tokens: stop tokens of the model itself, always included.
         tokenizer: tokenizer of the model.
     """
+    # The same characters may also be an ordinary token, which a text need not consist of.
     special_tokens = tokenizer.get_added_tokens_decoder()
     tokens, texts = set(model_tokens), []
     for stop in stops:
@@ -92,6 +93,7 @@ class Reply:
             if self.finish_reason is not None:
                 break
             self._add(int(token))
+        # Text that was shown cannot be taken back when it turns out to be a stop.
         num_held = 0 if self.finish_reason is not None else self._num_held()
         end = len(self.text) - num_held
         piece = self.text[self._num_shown : end]
@@ -135,6 +137,7 @@ class Reply:
             self._finish("length")
 
     def _finish(self, reason: str) -> None:
+        # Bytes that never became a character are shown as such.
         self.text += self.detokenizer.finish()
         self.finish_reason = reason
 

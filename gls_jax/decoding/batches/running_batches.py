@@ -53,7 +53,7 @@ class Timer:
             seconds: of these rounds in all.
         """
         added = {name: end[name] - start[name] for name in ("draft", "verify", "select")}
-        # Transfers between host and device, text, files.
+        # What remains are transfers between host and device, text and files.
         added["other"] = seconds - sum(added.values())
         earlier = self.parts or {}
         self.parts = {name: earlier.get(name, 0.0) + added[name] for name in added}
@@ -125,12 +125,12 @@ def run_batches(
         # Another batch size would compile again, so the last batch is filled up.
         num_fillers = batch_size - len(batch)
         started = time.perf_counter()
-        run = _start(target, drafter, batch, num_fillers, options, timed)
-        _finish(run, batch, started, timer, on_text or _ignore_text, on_finished)
+        run = _start_batch(target, drafter, batch, num_fillers, options, timed)
+        _finish_batch(run, batch, started, timer, on_text or _ignore_text, on_finished)
     return timer
 
 
-def _start(
+def _start_batch(
     target: LanguageModel,
     drafter: LanguageModel | None,
     batch: Sequence[Reply],
@@ -139,8 +139,10 @@ def _start(
     timed: bool,
 ) -> Stream:
     """Begin to decode a batch, filled up with copies of its first request that end at once."""
-    rows = [*batch, *[batch[0]] * num_fillers]
+    fillers = [batch[0]] * num_fillers
+    rows = [*batch, *fillers]
     limits = [reply.max_new_tokens for reply in batch] + [1] * num_fillers
+    # Whatever differs between requests is one list with an entry for each row.
     batch_options = dataclasses.replace(
         options,
         max_new_tokens=limits,
@@ -152,7 +154,7 @@ def _start(
     return stream(keys, target, drafter, prompts, options=batch_options, timed=timed)
 
 
-def _finish(
+def _finish_batch(
     run: Stream,
     batch: Sequence[Reply],
     started: float,
@@ -164,8 +166,8 @@ def _finish(
     num_tokens, warm_tokens = 0, 0
     warm_end, warm_parts = None, None
     for new_tokens in _until_broken(run):
-        # Text is shown as it comes.
-        finished_rows = []
+        # The engine may emit tokens behind the end of a reply, which only the text shows.
+        finished_rows: list[int] = []
         for row, reply in enumerate(batch):
             if reply.finish_reason is None:
                 num_before = len(reply.tokens)
@@ -174,15 +176,17 @@ def _finish(
                 num_tokens += len(reply.tokens) - num_before
                 if reply.finish_reason is not None:
                     finished_rows.append(row)
+        # A finished reply is kept at once: a run that is interrupted does not lose it.
         if finished_rows:
             metrics = run.generation.metrics
             for row in finished_rows:
                 accepted, draft_calls = metrics.histogram[row], metrics.draft_calls[row]
                 on_finished(batch[row].record(accepted, draft_calls))
+        # The first round also reads the prompts and compiles, so its time is kept apart.
         if warm_end is None:
             warm_end, warm_tokens = time.perf_counter(), num_tokens
             warm_parts = run.generation.metrics.seconds
-        # A stop text ends a reply earlier than the engine would.
+        # The engine itself knows nothing of stop texts, and would go on.
         if all(reply.finish_reason is not None for reply in batch):
             break
 
@@ -210,5 +214,5 @@ def _ignore_text(piece: str) -> None:
     pass
 
 
-def _never_called(params, tokens):
+def _never_called(params: Any, tokens: Any) -> Any:
     raise AssertionError

@@ -190,6 +190,7 @@ def request_hash(request: TextRequest, configuration: Mapping[str, Any], seed: i
         seed: common seed.
     """
     fields = dataclasses.asdict(request)
+    # The name of the file may change between runs.
     del fields["where"]
     if request.seed is None:
         # The key is the common one folded with the number of the request.
@@ -199,6 +200,7 @@ def request_hash(request: TextRequest, configuration: Mapping[str, Any], seed: i
 
 
 def _check_unicode(prompt: str | Messages) -> None:
+    # JSON can write half of a surrogate pair, which no tokenizer accepts.
     try:
         json.dumps(prompt, ensure_ascii=False).encode()
     except UnicodeEncodeError:
