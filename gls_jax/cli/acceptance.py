@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -20,6 +20,7 @@ from gls_jax.distributions.prompts import PROMPTS
 from gls_jax.distributions.text_dump import read_document
 from gls_jax.runs import files
 from gls_jax.studies import acceptance_study
+from gls_jax.typing import Report
 
 __all__ = ["Acceptance"]
 
@@ -135,7 +136,7 @@ class Acceptance:
         records = [dataclasses.asdict(row) for row in rows]
         print(json.dumps({"title": title, "out": str(self.out), "rows": records}))
 
-    def _pairs(self, report: Callable[[str, int, int], None]) -> tuple[Pairs, str]:
+    def _pairs(self, report: Report) -> tuple[Pairs, str]:
         """The pairs of distributions, and what to call them."""
         if self.pairs == "random":
             # The simulation uses the other folds of this seed.
@@ -155,7 +156,7 @@ class Acceptance:
         problems = distributions.pairs.load(self.pairs)
         return problems, f"{problems.log_q.shape[0]} pairs of {Path(self.pairs).name}"
 
-    def _model_pairs(self, report: Callable[[str, int, int], None]) -> tuple[Pairs, str]:
+    def _model_pairs(self, report: Report) -> tuple[Pairs, str]:
         """Next-token distributions of two models."""
         # Everything is checked before models are loaded.
         top_k = top_k_or_all(self.top_k)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from gls_jax.typing import Report
 
 __all__ = ["ERR", "print_table", "progress"]
 
@@ -15,7 +17,7 @@ ERR = Console(stderr=True)
 
 
 @contextmanager
-def progress(is_shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+def progress(is_shown: bool = True) -> Iterator[Report]:
     """Yields `report(kind of work, done, total)`, with one bar for each kind of work.
 
     Bars are shown where stderr is a terminal, and disappear at the end.

@@ -93,7 +93,6 @@ class Generate:
         with self.processes.joined() as is_primary:
             # Everything is checked before models are loaded.
             requests = self._requests()
-            self.text.check()
             options = self._decode_options()
             batches.check_options(options, has_drafter=self.models.draft != "none")
             self.models.check()

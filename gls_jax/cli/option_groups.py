@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gls_jax.distributions import Sampling
+from gls_jax.typing import Report
 
 if TYPE_CHECKING:
     # gls_jax.models imports flax, which only some commands need.
@@ -43,7 +43,7 @@ class ModelNames:
             raise ValueError(f"draft: expected {expected}, got {self.draft}")
         model_pair.check_pair(self.draft, self.drop_layers)
 
-    def load(self, report: Callable[[str, int, int], None]) -> ModelPair:
+    def load(self, report: Report) -> ModelPair:
         """Load both models."""
         from gls_jax.models import model_pair
 

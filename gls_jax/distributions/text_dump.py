@@ -20,6 +20,7 @@ from gls_jax.distributions.dump_writer import (
 )
 from gls_jax.distributions.prompts import PROMPTS
 from gls_jax.runs import files
+from gls_jax.typing import Report
 
 if TYPE_CHECKING:
     # gls_jax.models imports flax, this package does not.
@@ -82,7 +83,7 @@ def dump_pair(
     pair: ModelPair,
     *,
     resume: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Report | None = None,
 ) -> Dump:
     """Dump the next-token distributions of two models along texts.
 

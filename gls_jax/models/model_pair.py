@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gls_jax import decoding, models
 from gls_jax.models import layer_selection
+from gls_jax.typing import Report
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,7 +68,7 @@ def load_pair(
     draft: str | None = None,
     drop_layers: str | None = None,
     *,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Report | None = None,
 ) -> ModelPair:
     """Load a target and its drafter.
 

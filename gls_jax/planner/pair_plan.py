@@ -29,14 +29,13 @@ from gls_jax.planner import (
     plan,
 )
 from gls_jax.runs import files
+from gls_jax.typing import Report
 
 if TYPE_CHECKING:
     # gls_jax.models imports flax, this package does not.
     from gls_jax.models.model_pair import ModelPair
 
 __all__ = ["PairPlan", "PlanRequest", "plan_pair"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +128,7 @@ def plan_pair(
     request: PlanRequest,
     load_models: Callable[[], ModelPair],
     *,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> PairPlan:
     """Plan the decoding of a pair of models.
 
@@ -225,7 +224,7 @@ def _check_same(path: Path, configuration: dict[str, Any], expected: dict[str, A
             )
 
 
-def _measure_costs(request: PlanRequest, pair: ModelPair, report: Progress) -> Costs:
+def _measure_costs(request: PlanRequest, pair: ModelPair, report: Report) -> Costs:
     assert pair.drafter is not None
     return measure(
         pair.target.language_model,
@@ -245,7 +244,7 @@ def _measure_best(
     pair: ModelPair,
     choices: Sequence[Choice],
     length: int,
-    report: Progress,
+    report: Report,
 ) -> dict[Setting, Measured]:
     """Generate texts with the best setting of each scheme, as long as those of the dump."""
     target = pair.target

@@ -8,16 +8,14 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, races
-from gls_jax.decoding.batches.replies import Reply, StopConditions, stop_conditions
+from gls_jax.decoding.batches.replies import Reply, stop_conditions
 from gls_jax.decoding.batches.running_batches import Timer, run_batches
 from gls_jax.decoding.batches.text_requests import (
     TextOptions,
@@ -29,10 +27,10 @@ from gls_jax.decoding.metrics import Metrics
 from gls_jax.decoding.options import DecodeOptions
 from gls_jax.runs import cluster, files
 from gls_jax.runs.jsonl_results import JsonlResults
+from gls_jax.typing import Report
 
 if TYPE_CHECKING:
     # gls_jax.models imports flax, decoding does not.
-    from gls_jax.models import ChatTemplate
     from gls_jax.models.model_pair import ModelPair
 
 __all__ = ["Answers", "answer"]
@@ -94,7 +92,7 @@ def answer(
     resume: bool = False,
     timed: bool = False,
     on_text: Callable[[str], object] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Report | None = None,
 ) -> Answers:
     """Answer requests with a target and its drafter, and append each result to a file.
 
@@ -174,7 +172,7 @@ def answer(
 def _keep(
     results: JsonlResults,
     share_size: int,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Report | None,
 ) -> Callable[[dict[str, Any]], None]:
     """A function that keeps a record and reports the progress, which starts here."""
     total = len(results.done) + share_size
@@ -209,49 +207,33 @@ def _new_replies(
         if end_of_turn is not None:
             model_tokens.append(end_of_turn)
     stops = stop_conditions(options.stop, model_tokens, pair.tokenizer)
-    new_reply = partial(
-        _new_reply,
-        pair=pair,
-        template=template,
-        system=options.system,
-        stops=stops,
-        common_key=races.new_key(options.seed),
-    )
-    return [new_reply(request) for request in requests]
 
-
-def _new_reply(
-    request: TextRequest,
-    *,
-    pair: ModelPair,
-    template: ChatTemplate | None,
-    system: str | None,
-    stops: StopConditions,
-    common_key: PRNGKeyArray,
-) -> Reply:
-    from gls_jax.models import Detokenizer
-
-    prompt = encode_prompt(request, pair.tokenizer, template, system)
+    common_key = races.new_key(options.seed)
     context_window = pair.target.config.max_positions
-    if len(prompt) >= context_window:
-        raise ValueError(
-            f"{request.where}: expected fewer tokens than the model's context of "
-            f"{context_window}, got {len(prompt)}"
+    replies = []
+    for request in requests:
+        prompt = encode_prompt(request, pair.tokenizer, template, options.system)
+        if len(prompt) >= context_window:
+            raise ValueError(
+                f"{request.where}: expected fewer tokens than the model's context of "
+                f"{context_window}, got {len(prompt)}"
+            )
+        if request.seed is None:
+            key = jax.random.fold_in(common_key, request.number)
+        else:
+            key = races.new_key(request.seed)
+        # The reply of a chat is a text of its own; any other reply continues the prompt.
+        seen_tokens = prompt if template is None else ()
+        reply = Reply(
+            request=request,
+            prompt=prompt,
+            key=key,
+            max_new_tokens=min(request.max_new_tokens, context_window - len(prompt)),
+            stops=stops,
+            detokenizer=models.Detokenizer(pair.tokenizer, seen_tokens),
         )
-    if request.seed is None:
-        key = jax.random.fold_in(common_key, request.number)
-    else:
-        key = races.new_key(request.seed)
-    # The reply of a chat is a text of its own; any other reply continues the prompt.
-    seen_tokens = prompt if template is None else ()
-    return Reply(
-        request=request,
-        prompt=prompt,
-        key=key,
-        max_new_tokens=min(request.max_new_tokens, context_window - len(prompt)),
-        stops=stops,
-        detokenizer=Detokenizer(pair.tokenizer, seen_tokens),
-    )
+        replies.append(reply)
+    return replies
 
 
 def _problem(
