@@ -49,16 +49,13 @@ def remaining_layers(dropped: Sequence[LayerRange], num_layers: int) -> tuple[in
     highest = max((last for _, last in dropped), default=0)
     if highest >= num_layers:
         raise ValueError(f"drop_layers: expected layers within 0-{num_layers - 1}, got {highest}")
-    kept_layers = []
-    for layer in range(num_layers):
-        is_dropped = any(first <= layer <= last for first, last in dropped)
-        if not is_dropped:
-            kept_layers.append(layer)
+    dropped_layers = {layer for first, last in dropped for layer in range(first, last + 1)}
+    kept_layers = tuple(layer for layer in range(num_layers) if layer not in dropped_layers)
     if not kept_layers:
         raise ValueError(
             f"drop_layers: expected some of the {num_layers} layers to stay, got all of them"
         )
-    return tuple(kept_layers)
+    return kept_layers
 
 
 def middle_fifth(num_layers: int) -> LayerRange:
@@ -81,11 +78,11 @@ def check_kept_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[in
     """
     if layers is None:
         return tuple(range(num_layers))
-    kept_layers = tuple(operator.index(layer) for layer in layers)
-    is_increasing = kept_layers == tuple(sorted(set(kept_layers)))
-    if not kept_layers or not is_increasing or kept_layers[0] < 0 or kept_layers[-1] >= num_layers:
+    kept_layers = [operator.index(layer) for layer in layers]
+    valid_layers = sorted(set(kept_layers) & set(range(num_layers)))
+    if not kept_layers or kept_layers != valid_layers:
         raise ValueError(
             f"layers: expected increasing indices from 0 to {num_layers - 1}, at least one, "
-            f"got {list(kept_layers)}"
+            f"got {kept_layers}"
         )
-    return kept_layers
+    return tuple(kept_layers)
