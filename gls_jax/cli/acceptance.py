@@ -79,6 +79,7 @@ class Acceptance:
         if Path(self.pairs).is_dir():
             self._run_dump()
             return
+        # A model takes long, and beyond 8 drafts little is gained.
         longest = 8 if self.pairs == "model" else 20
         study = acceptance_study.Study(
             self.schemes, self._list_lengths(longest), self.num_trials, self.seed
@@ -112,6 +113,7 @@ class Acceptance:
                 "distributed: expected one process for a dump, got the options of several"
             )
         files.check_folder(self.out)
+        # A dump has too many positions to simulate: exact values and their means only.
         dump = distributions.open_dump(self.pairs)
         with progress() as report:
             means = studies.position_acceptance(
@@ -168,6 +170,7 @@ class Acceptance:
         texts = PROMPTS if self.text is None else (read_document(self.text),)
         self.models.check(refused=("ngram", "none"))
 
+        # Needs the extra `lm`, which other pairs do not.
         from gls_jax.models import logits_function
 
         pair = self.models.load(report)
@@ -207,6 +210,7 @@ def _dump_table(means: Sequence[studies.Mean], title: str) -> Table:
     for name in ("scheme", "K", "exact, disjoint tails", "exact, merged tails", "truth"):
         table.add_column(name, justify="left" if name in ("scheme", "truth") else "right")
     for mean in means:
+        # For some schemes the two readings of the tails are bounds, for others only close.
         truth = "between" if mean.bracketed else "near"
         values = (_format(mean.apart), _format(mean.shared))
         table.add_row(mean.scheme, str(mean.num_drafts), *values, truth)

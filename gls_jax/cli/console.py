@@ -28,6 +28,7 @@ def progress(is_shown: bool = True) -> Iterator[Report]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
+    # In a log file, or for processes that print nothing, bars would only be noise.
     is_disabled = not (is_shown and ERR.is_terminal)
     with Progress(*columns, console=ERR, transient=True, disable=is_disabled) as bars:
         tasks: dict = {}

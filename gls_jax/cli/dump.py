@@ -65,6 +65,7 @@ class DumpDistributions:
             context=self.context,
             seed=self.seed,
         )
+        # Everything is checked before models are loaded.
         self.models.check(refused=("none",))
         request.check()
         with progress() as report:

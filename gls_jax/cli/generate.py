@@ -144,6 +144,7 @@ class Generate:
             raise ValueError("tree: expected no --drafts and no --length beside a tree, got one")
         scheme = schemes.get(self.scheme)
         temperatures = self.draft_temperature or ()
+        # Look-up of n-grams has one guess; other drafters follow their temperatures.
         num_drafts = self.drafts
         if num_drafts is None and self.models.draft == "ngram":
             num_drafts = 1
@@ -172,6 +173,7 @@ class Generate:
         return configuration
 
     def _print(self, answers: batches.Answers, is_text_shown: bool) -> None:
+        # The text that was shown ends without a newline.
         if is_text_shown:
             print(flush=True)
         records = answers.records
@@ -188,6 +190,7 @@ class Generate:
                 if len(records) > 1:
                     print(f"--- {record['request']}")
                 print(record["text"])
+        # On stderr, so that stdout can go into a file or another program.
         ERR.print(_summary_table(figures, f"{self.models.target}, {self.scheme}"))
 
 
@@ -203,6 +206,7 @@ def _parse_tree(text: str | None) -> list[int] | MarginTree | None:
     if text == "margin":
         return MarginTree()
     is_margin = text.startswith("margin:")
+    # A margin tree has a budget and a depth, a static tree one width for each depth.
     numbers = text.removeprefix("margin:").split(",")
     if not all(number.isdecimal() for number in numbers) or (is_margin and len(numbers) != 2):
         raise ValueError(
@@ -231,6 +235,7 @@ def _summary_table(figures: dict[str, Any], title: str) -> Table:
     table.add_row("tokens a second after that", _format(figures["tokens_per_second"]))
     for part, seconds in figures.get("parts", {}).items():
         share = seconds / max(figures["seconds"], 1e-9)
+        # Indented: a part of the time above.
         table.add_row(f"  {part}", f"{seconds:.2f} s, {share:.0%}")
     return table
 

@@ -33,6 +33,7 @@ def check(arguments: Sequence[str]) -> None:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         advice = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {command!r}{advice}")
+    # Help only shows options, whose descriptions need no further packages.
     needed_extras = ["cli"]
     is_help = "-h" in arguments or "--help" in arguments
     if not is_option and not is_help:
@@ -56,6 +57,7 @@ def _extras_of(command: str, arguments: Sequence[str]) -> list[str]:
             needed.append("figures")
         if pairs == "model":
             needed.append("lm")
+    # A plan from measured acceptances and costs loads no models.
     is_from_files = _is_given(arguments, "--acceptances") and _is_given(arguments, "--costs")
     if command in ("generate", "dump") or (command == "plan" and not is_from_files):
         needed.append("lm")

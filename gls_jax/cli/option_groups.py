@@ -83,5 +83,6 @@ def top_k_or_all(top_k: int) -> int | None:
     return top_k or None
 
 
+# One object for all commands: a dataclass must not call functions for its defaults.
 DEFAULT_MODELS = ModelNames()
 DEFAULT_SAMPLING = SamplingOptions()

@@ -97,6 +97,7 @@ class Plan:
         if self.json:
             print(text)
         else:
+            # After a check the table compares, and has only rows with both figures.
             shown = plan.choices[: self.show]
             if self.check:
                 shown = [choice for choice in plan.choices if choice.setting in plan.measured]
@@ -167,6 +168,7 @@ def _table(plan: PairPlan, choices: list[planner.Choice]) -> Table:
     for choice in choices:
         setting = choice.setting
         drafts = f"{setting.num_drafts} x {setting.draft_length}"
+        # A tree is written by its widths: 4-2-1.
         if setting.tree:
             drafts = "-".join(str(width) for width in setting.tree)
         row = [setting.scheme, drafts, *_format(choice)]
@@ -177,6 +179,7 @@ def _table(plan: PairPlan, choices: list[planner.Choice]) -> Table:
 
 
 def _format(figures: planner.Choice | planner.Measured) -> list[str]:
+    # Acceptances that were given as numbers come without an error.
     error = figures.standard_error
     return [
         f"{figures.block_efficiency:.2f}",

@@ -156,6 +156,7 @@ def _sampled_texts(request: DumpRequest, pair: ModelPair) -> _Texts:
             first=first,
         )
 
+    # A resumed dump must continue the same texts, so all that they depend on is recorded.
     metadata = {
         "own_text": True,
         "prompts": fingerprint(prompts),
@@ -164,6 +165,7 @@ def _sampled_texts(request: DumpRequest, pair: ModelPair) -> _Texts:
         "seed": request.seed,
         "stop_tokens": stop_tokens,
     }
+    # Every text is padded to the longest one, so that the models are compiled once.
     longest_prompt = max(len(prompt) for prompt in prompts)
     return documents, longest_prompt + request.length, metadata
 
@@ -172,6 +174,7 @@ def _text_file(request: DumpRequest, pair: ModelPair) -> _Texts:
     """Pieces of the user's text."""
     assert request.text is not None
     tokens = pair.tokenizer.encode(read_document(request.text)).ids
+    # A distribution is that of a token given the ones before it.
     if len(tokens) < 2:
         raise ValueError(f"{request.text}: expected a text of at least 2 tokens, got {len(tokens)}")
     metadata = {

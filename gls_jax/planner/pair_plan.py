@@ -147,7 +147,7 @@ def plan_pair(
     costs = _reusable_costs(request)
     dump = None if request.acceptances else _reusable_dump(request)
 
-    # Models are loaded only where something is missing: planning from files takes no time.
+    # Loading takes long, so models are loaded only where something is missing.
     pair = None
     is_dump_missing = dump is None and not request.acceptances
     if costs is None or is_dump_missing or request.num_check_texts:
@@ -157,6 +157,7 @@ def plan_pair(
         dump = dump_pair(request.dump, pair, resume=True, progress=report)
     if costs is None:
         assert pair is not None
+        # Saved at once, so that a run that is interrupted later does not measure again.
         costs = _measure_costs(request, pair, report)
         costs.save(request.costs_path)
 
@@ -165,6 +166,7 @@ def plan_pair(
     else:
         choices = plan(dump, request.settings, costs, progress=partial(report, "settings"))
 
+    # Texts of the check are as long as those of the dump: long texts have other acceptances.
     measured = {}
     if pair is not None and request.num_check_texts:
         length = DumpRequest.length
@@ -188,6 +190,7 @@ def _reusable_costs(request: PlanRequest) -> Costs | None:
         except ValueError:
             # They were measured for fewer schemes or smaller shapes.
             return None
+    # Costs that the user gave are never replaced, so a gap in them is an error.
     costs.check(sizes)
     if costs.batch != request.batch:
         raise ValueError(

@@ -143,6 +143,7 @@ def answer(
         unanswered = [request for request in requests if request.number not in results.done]
         share = [unanswered[i] for i in cluster.deal(len(unanswered))]
 
+        # Models are loaded only for requests that have no result.
         timer = Timer()
         if share:
             pair = load_models()

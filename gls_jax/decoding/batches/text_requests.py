@@ -134,6 +134,7 @@ def read_requests(path: Path, *, max_new_tokens: int, temperature: float) -> lis
     """
     defaults = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     requests = []
+    # Not `splitlines`, which also splits at characters that JSON strings may contain.
     for number, line in enumerate(files.read_text(path).split("\n")):
         if line.strip():
             where = f"{path}, line {number + 1}"
