@@ -79,7 +79,7 @@ class Acceptance:
         if Path(self.pairs).is_dir():
             self._run_dump()
             return
-        # A model takes long, and beyond 8 drafts little is gained.
+        # Distributions of models have many categories, and every list length takes its time.
         longest = 8 if self.pairs == "model" else 20
         study = acceptance_study.Study(
             self.schemes, self._list_lengths(longest), self.num_trials, self.seed
@@ -113,7 +113,7 @@ class Acceptance:
                 "distributed: expected one process for a dump, got the options of several"
             )
         files.check_folder(self.out)
-        # A dump has too many positions to simulate: exact values and their means only.
+        # Along a dump nothing is simulated: there are exact values, position by position.
         dump = distributions.open_dump(self.pairs)
         with progress() as report:
             means = studies.position_acceptance(

@@ -166,7 +166,7 @@ def plan_pair(
     else:
         choices = plan(dump, request.settings, costs, progress=partial(report, "settings"))
 
-    # Texts of the check are as long as those of the dump: long texts have other acceptances.
+    # The texts of the check are as long as those of the dump, so the two can be compared.
     measured = {}
     if pair is not None and request.num_check_texts:
         length = DumpRequest.length
