@@ -20,6 +20,7 @@ __all__ = [
     "read_array",
     "read_arrays",
     "read_json",
+    "read_text",
     "write_arrays",
     "write_whole",
 ]
@@ -161,6 +162,19 @@ def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
 def read_json(path: Path, expected: str) -> Any:
     """What a JSON file says; errors as in :func:`read_array`."""
     return _read(path, expected, lambda: json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_text(path: Path) -> str:
+    """Text of a file in UTF-8.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: bytes that are not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected a UTF-8 text file, got other bytes") from None
 
 
 def _read(path: Path, expected: str, load: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ import pytest
 from gls_jax import cli, decoding, models
 from gls_jax.cli import generate as command
 from gls_jax.runs import files
+from gls_jax.runs.jsonl_results import JsonlResults
 from tests.cli.conftest import WORDS, write
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -146,16 +147,16 @@ def test_several_texts_come_at_the_end(ask, capsys):
 def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     assert generate(*ask, "--out", whole, "--batch", "3") == 0
-    append, calls = command.Journal.append, []
+    append, calls = JsonlResults.append, []
 
-    def interrupted(journal, record):
+    def interrupted(results, record):
         calls.append(record)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        append(journal, record)
+        append(results, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.Journal, "append", interrupted)
+        patch.setattr(JsonlResults, "append", interrupted)
         assert generate(*ask, "--out", cut, "--batch", "3") == 130
     assert capsys.readouterr().err.endswith("interrupted; --resume goes on from here\n")
     assert cut.read_text().count("\n") == 2
@@ -221,7 +222,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
         (["--top-p", "2"], r"top_p: expected a number within \(0, 1\]"),
         (["--top-k", "-1"], "top_k: expected 0"),
         (["--batch", "0"], "batch: expected an int of at least 1, got 0"),
-        (["--seed", "-1"], "seed: expected an int within"),
+        (["--seed", "-1"], "seed: expected one int within"),
         (
             ["--max-new-tokens", "0"],
             "prompt 1: max_new_tokens: expected an int of at least 1, got 0",
@@ -263,7 +264,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
         ('{"messages": ["a"]}', "messages: expected a list of objects with role and content"),
         ('{"prompt": "a", "max_new_tokens": 0}', "max_new_tokens: expected an int of at least 1"),
         ('{"prompt": "a", "temperature": "hot"}', "temperature: expected 0 or a finite number"),
-        ('{"prompt": "a", "seed": 1.5}', "seed: expected an int within"),
+        ('{"prompt": "a", "seed": 1.5}', "seed: expected one int within"),
         ('{"prompt": "\\ud83d"}', "expected text, got half a character"),
     ],
 )
