@@ -11,7 +11,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from gls_jax.cli import layers
 from gls_jax.cli.console import progress
 from gls_jax.cli.distributed import ALONE, Distributed
 from gls_jax.cli.dump import sweep
@@ -153,22 +152,22 @@ class Acceptance:
     def _model_pairs(self, report):
         from gls_jax import decoding, models
         from gls_jax.distributions import pairs, prompts
+        from gls_jax.models import layer_selection
 
         if self.top_k < 0:
             raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")
         for temperature in (self.temperature, self.draft_temperature):
             decoding.check_sampling(temperature, self.top_k or None)
         texts = prompts.PROMPTS if self.text is None else (read_text(self.text),)
-        dropped = layers.parse(self.drop_layers)
+        dropped = layer_selection.parse_ranges(self.drop_layers)
         target = models.load(self.target)
         if target.tokenizer is None:
             raise ValueError(f"{self.target}: expected a tokenizer beside the weights, found none")
         if self.draft is not None:
             drafter, name = models.load(self.draft), self.draft
         else:
-            drafter = models.load(
-                self.target, layers=layers.others(dropped, target.config.num_layers)
-            )
+            kept = layer_selection.remaining_layers(dropped, target.config.num_layers)
+            drafter = models.load(self.target, layers=kept)
             name = (
                 f"{self.target} without layers {self.drop_layers}"
                 if self.drop_layers

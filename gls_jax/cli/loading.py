@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gls_jax.cli import layers
-
 if TYPE_CHECKING:
     from gls_jax.decoding import LanguageModel
     from gls_jax.models import Checkpoint
@@ -19,7 +17,10 @@ _WITHOUT_MODEL = ("ngram", "none")
 
 def check(draft: str | None, drop_layers: str | None) -> None:
     """Raise for a drafter that cannot be had, as far as that can be told without loading it."""
-    layers.parse(drop_layers or "")
+    # Imported late: the package takes a second, which `--help` must not wait for.
+    from gls_jax.models import layer_selection
+
+    layer_selection.parse_ranges(drop_layers or "")
     if draft in _WITHOUT_MODEL and drop_layers is not None:
         raise ValueError(f"drop_layers: expected a drafter that is a model, got --draft {draft}")
     if draft not in (None, "smollm2", *_WITHOUT_MODEL) and not Path(draft).exists():
@@ -43,6 +44,7 @@ def load(
         not have. OSError: a model that cannot be read.
     """
     from gls_jax import decoding, models
+    from gls_jax.models import layer_selection
 
     report("models", 0, 2)
     source = models.load(target)
@@ -52,13 +54,14 @@ def load(
     if draft in _WITHOUT_MODEL:
         return source, None if draft == "none" else decoding.ngram_lookup(source.config.vocab_size)
     drafter = source if draft is None else models.load(draft)
-    count = drafter.config.num_layers
+    num_layers = drafter.config.num_layers
     if drop_layers is None and draft is None:
-        dropped = [(2 * count // 5, max(2 * count // 5, 3 * count // 5 - 1))]
+        dropped = [layer_selection.middle_fifth(num_layers)]
     else:
-        dropped = layers.parse(drop_layers or "")
+        dropped = layer_selection.parse_ranges(drop_layers or "")
     if dropped:
-        model = models.keep_layers(drafter.model, layers.others(dropped, count))
+        kept_layers = layer_selection.remaining_layers(dropped, num_layers)
+        model = models.keep_layers(drafter.model, kept_layers)
         drafter = drafter._replace(model=model, config=model.config)
     drafting = drafter.language_model
     if drafting.vocabulary not in (None, source.language_model.vocabulary):
