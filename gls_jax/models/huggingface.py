@@ -104,10 +104,9 @@ def _open_shards(folder: Path) -> tuple[Mapping[str, str], dict[str, Any]]:
     index_path = folder / _INDEX_FILE
     if index_path.is_file():
         weight_map = _read_json(index_path).get("weight_map")
-        is_map = isinstance(weight_map, dict) and all(
+        if not isinstance(weight_map, dict) or not all(
             isinstance(shard_name, str) for shard_name in weight_map.values()
-        )
-        if not is_map:
+        ):
             raise ValueError(
                 f"{index_path}: expected an object weight_map of file names, got something else"
             )

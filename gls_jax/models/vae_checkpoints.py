@@ -130,8 +130,11 @@ def load_vae(folder: str | Path) -> ImageModel:
             f"{folder}: expected a finished training run, "
             f"got {newest.epoch} of {num_epochs} epochs; resume it first"
         )
-    # JSON has lists where `VaeConfig` has tuples; it converts them.
-    config = VaeConfig(**newest.metadata["config"])
+    sizes: dict[str, Any] = dict(newest.metadata["config"])
+    # JSON has lists in place of tuples.
+    for name in ("source_shape", "side_shape"):
+        sizes[name] = tuple(sizes[name])
+    config = VaeConfig(**sizes)
     graph, params = nnx.split(abstract(config))
     state = restore(folder, newest.epoch, {"params": params})
     return image_model(nnx.merge(graph, state["params"]), config)
