@@ -34,31 +34,47 @@ from gls_jax import decoding, models
 tokens = jnp.asarray(np.random.default_rng(0).integers(0, 62, (8, 6)), jnp.int32)
 step = jax.jit(lambda model, tokens, cache: model.apply(model.params, tokens, None, None, cache))
 
-def run(folder, mesh):
-    model = models.load(folder, mesh=mesh).language_model
+def run(model):
     first, cache = step(model, tokens[:, :4], model.init_cache(8, 12))
     last, cache = step(model, tokens[:, 4:], cache)
-    specs = {".".join(map(str, path)): list(leaf.sharding.spec) for path, leaf in
-             ((tuple(k.key for k in path if hasattr(k, "key")), leaf)
-              for path, leaf in jax.tree_util.tree_leaves_with_path(model.params))} if mesh else {}
-    return np.concatenate([first, last], 1), specs, cache, last
+    return np.concatenate([first, last], 1), cache, last
+
+def specs(params):
+    by_path = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [str(step.key) for step in path if hasattr(step, "key")]
+        by_path[".".join(names)] = list(leaf.sharding.spec)
+    return by_path
+
+def shard_shape(array):
+    return str(array.sharding.shard_shape(array.shape))
 
 def texts(mesh):
-    found = models.load(sys.argv[1], mesh=mesh)
-    drafter = models.language_model(models.keep_layers(found.model, [0, 2]))
-    return decoding.generate(jax.random.key(0), found.language_model, drafter, [[1, 2, 3], [4, 5]], scheme="gls",
-                             num_drafts=2, draft_length=2, max_new_tokens=8).tokens.tolist()
+    target = models.load(sys.argv[1], mesh=mesh)
+    drafter = models.language_model(models.keep_layers(target.model, [0, 2]))
+    generation = decoding.generate(
+        jax.random.key(0), target.language_model, drafter, [[1, 2, 3], [4, 5]],
+        scheme="gls", num_drafts=2, draft_length=2, max_new_tokens=8,
+    )
+    return generation.tokens.tolist()
 
 print(json.dumps([texts(None), texts(jax.make_mesh((2, 4), ("data", "model")))]))
-for folder, shapes in zip(sys.argv[1:], (((2, 1), (2, 2), (1, 8)), ((2, 4),)), strict=True):
-    alone, *_ = run(folder, None)
+mesh_shapes = (((2, 1), (2, 2), (1, 8)), ((2, 4),))
+for folder, shapes in zip(sys.argv[1:], mesh_shapes, strict=True):
+    expected, _, _ = run(models.load(folder).language_model)
     for shape in shapes:
-        mesh = jax.make_mesh(shape, ("data", "model"), devices=jax.devices()[: shape[0] * shape[1]])
-        logits, specs, cache, last = run(folder, mesh)
-        print(json.dumps({"shape": shape, "std": float(alone.std()),
-                          "error": float(np.abs(logits - alone).max() / np.abs(alone).max()),
-                          "specs": specs, "cache": str(cache.keys.sharding.shard_shape(cache.keys.shape)),
-                          "logits": str(last.sharding.shard_shape(last.shape))}))
+        devices = jax.devices()[: shape[0] * shape[1]]
+        mesh = jax.make_mesh(shape, ("data", "model"), devices=devices)
+        model = models.load(folder, mesh=mesh).language_model
+        logits, cache, last = run(model)
+        print(json.dumps({
+            "shape": shape,
+            "std": float(expected.std()),
+            "error": float(np.abs(logits - expected).max() / np.abs(expected).max()),
+            "specs": specs(model.params),
+            "cache": shard_shape(cache.keys),
+            "logits": shard_shape(last),
+        }))
 """
 
 
