@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatTemplate", "chat_template"]
 
-# Stands for a reply, to see what a template writes after one.
+# A reply that shows what a template writes after one.
 _REPLY = "gls-jax"
 
 

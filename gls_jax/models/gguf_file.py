@@ -16,7 +16,7 @@ from gls_jax import extras
 from gls_jax.models.config import Config, errors_name, number_field, rope_factors
 from gls_jax.models.weights import Tensors
 
-# Our parameter path to the tensor's name; `{}` stands for the layer's index.
+# Our parameter path to the tensor's name; `{}` is the layer's index.
 NAMES = {
     "embedding": "token_embd.weight",
     "norm.weight": "output_norm.weight",

@@ -12,7 +12,7 @@ from gls_jax.models.families import from_huggingface
 from gls_jax.models.weights import Tensors
 from gls_jax.runs import files
 
-# Our parameter path to the tensor's name; `{}` stands for the layer's index.
+# Our parameter path to the tensor's name; `{}` is the layer's index.
 NAMES = {
     "embedding": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
@@ -95,7 +95,7 @@ def read_tensors(folder: Path, config: Config) -> Tensors:
 
 
 def names(config: Config) -> dict[str, str]:
-    """Our parameter paths to the names in a folder; `{}` stands for the layer's index."""
+    """Our parameter paths to the names in a folder; `{}` is the layer's index."""
     return NAMES | _FOUR_NORMS if config.post_norms else NAMES
 
 

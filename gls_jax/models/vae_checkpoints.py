@@ -22,7 +22,7 @@ __all__ = ["NewestCheckpoint", "find", "load_vae", "restore", "save"]
 
 _OPTIONS = orbax.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
 # Names of the metadata in the file: `asked` is the configuration of the run, `config` the sizes of
-# the model, `epochs` how many were ordered, `losses` those of every epoch.
+# the model, `epochs` the number of epochs to train, `losses` the losses of every finished epoch.
 _METADATA_FIELDS = {"asked", "config", "epochs", "losses"}
 
 
@@ -43,7 +43,7 @@ def find(folder: Path) -> NewestCheckpoint | None:
     """The newest checkpoint in the folder, None if there is none.
 
     Raises:
-        ValueError: a checkpoint that cannot be read, or that is none of an image model.
+        ValueError: a checkpoint that cannot be read, or of anything but an image model.
     """
     if not folder.is_dir():
         return None

@@ -29,7 +29,7 @@ class Tensors:
     Attributes:
         source: the file or folder, for errors.
         shapes: shape of every tensor by its name in the file.
-        names: our parameter path to the name in the file; `{}` is the place of the layer's index.
+        names: our parameter path to the name in the file; `{}` is the layer's index.
         read: one tensor by its name in the file, as a NumPy array of any float type.
     """
 

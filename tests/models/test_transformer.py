@@ -183,7 +183,6 @@ def test_bfloat16_weights_give_float32_logits(tiny, whole):
 )
 def test_shapes_that_do_not_fit_are_one_line(tiny, tokens, positions, mask, rows, word):
     cache = tiny.model.init_cache(rows, 8) if rows else None
-    arrays = (None if x is None else jnp.asarray(x) for x in (tokens, positions, mask))
     with pytest.raises(ValueError, match=rf"^{word}: expected .* got ") as caught:
-        tiny.model(*arrays, cache)
+        tiny.model(tokens, positions, mask, cache)
     assert "\n" not in str(caught.value)
