@@ -22,6 +22,7 @@ from rich.table import Table
 
 from gls_jax import checks, decoding, models, races, schemes
 from gls_jax.distributions import pairs, prompts
+from gls_jax.models import layer_selection
 from gls_jax.runs import files
 
 Report = Callable[[str, int, int], None]
@@ -61,15 +62,14 @@ def smollm2(dropped: tuple[int, int] | None = None) -> Model:
     return Model(logits, lambda text: found.tokenizer.encode(text).ids, found.config.num_layers)
 
 
-def others(dropped: tuple[int, int], num_layers: int) -> list[int]:
-    """The layers that stay."""
+def others(dropped: tuple[int, int], num_layers: int) -> tuple[int, ...]:
+    """Layers that remain without those from the first to the last of `dropped`."""
     first, last = dropped
-    layers = [layer for layer in range(num_layers) if not first <= layer <= last]
-    if not 0 <= first <= last < num_layers or not layers:
+    if not 0 <= first <= last < num_layers or last - first + 1 == num_layers:
         raise ValueError(
             f"drop: expected the first and last of some of the layers 0-{num_layers - 1}, got {dropped}"
         )
-    return layers
+    return layer_selection.remaining_layers([dropped], num_layers)
 
 
 def next_token_laws(

@@ -1,4 +1,4 @@
-"""A loaded model as the bundle of pure functions that decoding takes."""
+"""Model adapter: a loaded model as the pure functions that `gls_jax.decoding` calls."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+# `Apply` and `InitCache` are static arguments of compiled functions. As frozen dataclasses they are
+# equal for models of one architecture, so a second model of it reuses the compiled program.
 @dataclasses.dataclass(frozen=True)
 class Apply:
-    """The model as a pure function; equal for models of one architecture, so that neither compiles
-    twice.
+    """The model as a pure function of its weights.
 
     Attributes:
         graph: the model without its weights.
@@ -45,12 +46,15 @@ class Apply:
         mask: Array | None,
         cache: Cache | None,
     ) -> tuple[jax.Array, Cache | None]:
-        """`f32[B, T, V]` logits and the cache: `Transformer` on these parameters."""
+        """`f32[B, T, V]` logits and the cache: `Transformer` with these weights."""
         tokens = sharding.constrain(jnp.asarray(tokens), P("data", None), self.mesh)
-        logits, cache = nnx.merge(self.graph, params)(tokens, positions, mask, cache)
-        # Whole rows of logits on each device: what samples from them does not depend on the mesh.
+        model = nnx.merge(self.graph, params)
+        logits, cache = model(tokens, positions, mask, cache)
+        # Each device has whole rows of logits: samples then do not depend on the mesh.
         logits = sharding.constrain(logits, P("data", None, None), self.mesh)
-        return logits, None if cache is None else sharding.constrain_cache(cache, self.mesh)
+        if cache is not None:
+            cache = sharding.constrain_cache(cache, self.mesh)
+        return logits, cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +67,19 @@ class InitCache:
 
     def __call__(self, batch: int, length: int) -> Cache:
         """Empty cache of `length` slots for each of `batch` rows."""
-        return sharding.constrain_cache(
-            init_cache(self.config, self.dtype, batch, length), self.mesh
-        )
+        cache = init_cache(self.config, self.dtype, batch, length)
+        return sharding.constrain_cache(cache, self.mesh)
 
 
 def language_model(model: Transformer, tokenizer: Tokenizer | None = None) -> LanguageModel:
-    """Bundle for `gls_jax.decoding`; the weights are shared, not copied.
+    """Model adapter for `gls_jax.decoding`; the weights are shared, not copied.
 
     Args:
         model: a loaded or random model.
-        tokenizer: its tokenizer: models whose vocabularies differ are then told apart.
+        tokenizer: its tokenizer, if known; decoding then refuses a drafter with another vocabulary.
 
     >>> from flax import nnx
-    >>> from gls_jax.models import Config, Transformer, bundle
+    >>> from gls_jax.models import Config, Transformer, decoding_adapter
     >>> config = Config(
     ...     vocab_size=32,
     ...     hidden_size=8,
@@ -85,24 +88,24 @@ def language_model(model: Transformer, tokenizer: Tokenizer | None = None) -> La
     ...     num_heads=2,
     ...     num_kv_heads=1,
     ... )
-    >>> one, two = (
-    ...     bundle.language_model(Transformer(config, rngs=nnx.Rngs(seed))) for seed in (0, 1)
-    ... )
-    >>> one.vocab_size, one.apply == two.apply, hash(one.apply) == hash(two.apply)
+    >>> first = decoding_adapter.language_model(Transformer(config, rngs=nnx.Rngs(0)))
+    >>> second = decoding_adapter.language_model(Transformer(config, rngs=nnx.Rngs(1)))
+    >>> first.vocab_size, first.apply == second.apply, hash(first.apply) == hash(second.apply)
     (32, True, True)
     """
     graph, params = nnx.split(model)
     embedding = model.embedding[...]
     mesh = sharding.mesh_of(embedding)
     return LanguageModel(
-        params,
-        Apply(graph, mesh),
-        InitCache(model.config, embedding.dtype, mesh),
-        model.config.vocab_size,
-        vocabulary=None if tokenizer is None else _fingerprint(tokenizer),
+        params=params,
+        apply=Apply(graph, mesh),
+        init_cache=InitCache(model.config, embedding.dtype, mesh),
+        vocab_size=model.config.vocab_size,
+        vocabulary=None if tokenizer is None else _vocabulary_hash(tokenizer),
     )
 
 
-def _fingerprint(tokenizer: Tokenizer) -> str:
-    vocabulary = sorted(tokenizer.get_vocab(with_added_tokens=True).items())
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+def _vocabulary_hash(tokenizer: Tokenizer) -> str:
+    token_ids = tokenizer.get_vocab(with_added_tokens=True)
+    text = json.dumps(sorted(token_ids.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
