@@ -219,7 +219,7 @@ class Plan(Pair):
         root = races.private_key(
             races.new_key(self.seed)
         )  # the dump's texts have the other folds of this seed
-        keys = jax.vmap(lambda r: jax.random.fold_in(root, r))(jax.numpy.arange(self.check))
+        keys = races.keys.fold_in_each(root, jax.numpy.arange(self.check))
         found = {}
         for done, setting in enumerate(best.values()):
             report("check", done, len(best))

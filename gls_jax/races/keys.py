@@ -15,7 +15,9 @@ from gls_jax.races import threefry
 from gls_jax.typing import Index, Numbers
 
 __all__ = [
+    "fold_in_each",
     "new_key",
+    "partitionable_bits",
     "position_key",
     "private_key",
     "split_key",
@@ -91,9 +93,12 @@ def split_key(key: PRNGKeyArray, count: int = 2) -> Key[Array, " count"]:
     True
     """
     checks.key(key)
-    return jax.vmap(partial(jax.random.fold_in, key))(
-        jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
-    )
+    return fold_in_each(key, jnp.arange(checks.count(count, "count"), dtype=jnp.uint32))
+
+
+def fold_in_each(key: PRNGKeyArray, numbers: Numbers) -> Key[Array, " count"]:
+    """The keys ``jax.random.fold_in(key, n)`` of several numbers `n`, `[count]` integers."""
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(numbers))
 
 
 def partitionable_bits() -> AbstractContextManager[Any]:

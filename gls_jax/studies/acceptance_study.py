@@ -186,8 +186,7 @@ def _block(
     """
     indices = np.minimum(np.arange(start, start + size), stop - 1)
     log_p, log_q = (jnp.asarray(laws[indices]) for laws in pairs)
-    root = races.new_key(study.seed)
-    keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(indices))
+    keys = races.keys.fold_in_each(races.new_key(study.seed), indices)
     scheme, size = schemes.get(name), log_q.shape[1]
     cells: dict = {
         "bound": np.full((len(log_q), len(study.num_drafts)), np.nan)
