@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks, races
+from gls_jax.exact.counting import add_bernoulli
 from gls_jax.exact.ratio_order import RatioOrder, excess, ratio_order
 from gls_jax.loops import varying_like
 from gls_jax.typing import LogProbs, Numbers
@@ -256,14 +257,13 @@ def optimum_distinct(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float
     # From where nothing has arrived to where the lightest item has.
     times = jnp.exp(jnp.arange(-38, 84, step, dtype=log_q.dtype))
 
-    def add(count, item):  # count [node, K]: chance of 0, ..., K - 1 arrivals in H
+    def add(count, item):  # count [K, node]: chance of 0, ..., K - 1 arrivals in H
         p, rate = item
-        enters = -jnp.expm1(-p * times)[:, None]
-        count = count * (1 - enters) + jnp.pad(count[:, :-1], ((0, 0), (1, 0))) * enters
-        few = step * jnp.sum(rate * times * jnp.exp(-rate * times) * jnp.sum(count, axis=1))
+        count = add_bernoulli(count, -jnp.expm1(-p * times))
+        few = step * jnp.sum(rate * times * jnp.exp(-rate * times) * jnp.sum(count, axis=0))
         return count, jnp.where(rate > 0, 1 - few, 1)
 
-    start = jnp.zeros((times.shape[0], num_drafts), log_q.dtype).at[:, 0].set(1)
+    start = jnp.zeros((num_drafts, times.shape[0]), log_q.dtype).at[0].set(1)
     _, contained = jax.lax.scan(add, varying_like(start, ranked), (ranked.p, outside))
     return _optimum(ranked, contained)
 

@@ -70,11 +70,11 @@ def inversion_trial(
     """The same trial without clocks: arrivals before the target's form a Poisson process of total
     ``theta excess``.
     """
-    pair = inversion.tables(log_p, log_q)
+    pair = inversion.pair_tables(log_p, log_q)
 
     def trial(key):
         noise = races.exponentials(key, 1, num_drafts + 3)[0]
-        token = inversion.target(pair, *-jnp.expm1(-noise[1:3]))
+        token = inversion.draw_target(pair, *-jnp.expm1(-noise[1:3]))
         return jnp.cumsum(noise[3:]) > noise[0] * pair.excess[token]
 
     return trial
