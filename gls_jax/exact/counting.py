@@ -54,7 +54,9 @@ def add_bernoulli(
 
 def one_more(counts: Float[Array, "J ..."]) -> Float[Array, "J ..."]:
     """Distribution of the count plus one; the last entry is cut off."""
-    return jnp.pad(counts[:-1], [(1, 0)] + [(0, 0)] * (counts.ndim - 1))
+    padding = [(0, 0)] * counts.ndim
+    padding[0] = (1, 0)
+    return jnp.pad(counts[:-1], padding)
 
 
 def binomial_counts(num_trials: int, probability: Float[Array, ...]) -> Float[Array, "J J *n"]:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
-from gls_jax.exact.ratio_order import ratio_order
+from gls_jax.exact.ratio_order import in_rows, ratio_order
 from gls_jax.loops import varying_like
 from gls_jax.typing import Index, LogProbs
 
@@ -75,8 +75,7 @@ class PairTables(NamedTuple):
 def weight_table(weights: Float[Array, " N"]) -> WeightTable:
     """Prepare weights for :func:`draw_index`."""
     row_size = math.isqrt(weights.shape[0] - 1) + 1
-    rows = jnp.pad(weights, (0, -weights.shape[0] % row_size)).reshape(-1, row_size)
-    within = _running_sum(rows.T).T
+    within = _running_sum(in_rows(weights, row_size).T).T
     before = jnp.concatenate([jnp.zeros(1, within.dtype), _running_sum(within[:-1, -1])])
     return WeightTable(within=within, before=before)
 
