@@ -168,7 +168,7 @@ FUNCTIONS = {
     },
     "decomposition": {
         "always_accepts": lambda p, q: decomposition.always_accepts(p, q, DRAFTS),
-        "importance_law": lambda p, q: decomposition.importance_law(
+        "selected_distribution": lambda p, q: decomposition.selected_distribution(
             lambda drafts: drafts == drafts[0], p, DRAFTS
         ),
     },
@@ -192,7 +192,11 @@ FUNCTIONS = {
         ),
     },
 }
-ON_THE_HOST = {"dart_protocol_bits", "set_law", "best_selection"}  # whole numbers and NumPy
+ON_THE_HOST = {
+    "dart_protocol_bits",
+    "set_distribution",
+    "best_selection",
+}  # whole numbers and NumPy
 
 
 @pytest.mark.parametrize("module", FUNCTIONS)

@@ -369,7 +369,9 @@ def test_limits_and_names():
     with pytest.raises(ValueError, match=r"expected one of gls, gls_strong, .* got 'gumbel'"):
         schemes.get("gumbel")
     for name in ("poisson", "gumbel_topk"):
-        with pytest.raises(ValueError, match=f"scheme '{name}' draws its list from one distribution"):
+        with pytest.raises(
+            ValueError, match=f"scheme '{name}' draws its list from one distribution"
+        ):
             schemes.get(name).acceptance(np.stack([p, p]), q, 2)
     with pytest.raises(ValueError, match=r"expected 2 rows \(num_drafts\), got shape \[3, 6\]"):
         schemes.get("gls").acceptance(np.stack([p, p, p]), q, 2)
