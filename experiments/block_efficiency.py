@@ -14,12 +14,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import questions, shared
-from gls_jax import checks, decoding, models
+from gls_jax import checks, decoding, models, races
 
 LENGTH, TOP_K = 4, 50
 TREE = (4, 2, 1, 1)  # 28 nodes
@@ -173,9 +172,7 @@ class BlockEfficiency:
 
     def _histogram(self, target, drafter, prompts, setting: Setting, seed: int) -> np.ndarray:
         """Rounds by accepted drafts of every prompt, `i64[prompts, depth + 1]`."""
-        keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(seed), r))(
-            np.arange(len(prompts))
-        )
+        keys = races.keys.fold_in_each(shared.root_key(seed), np.arange(len(prompts)))
         found = []
         for start in range(0, len(prompts), self.batch):
             some = slice(start, start + self.batch)

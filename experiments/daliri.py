@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import shared
-from gls_jax import bounds, couplings, trials
+from gls_jax import bounds, couplings, races, trials
 
 COUPLINGS = {
     "gumbel": (couplings.gumbel, couplings.gumbel_match),
@@ -113,7 +113,7 @@ class Daliri:
                 np.arange(start, start + _BLOCK), count - 1
             )  # the last block is filled up: one compilation
             part = [np.ascontiguousarray(law[at]) for law in laws]
-            keys = jax.vmap(partial(jax.random.fold_in, key))(at)
+            keys = races.keys.fold_in_each(key, at)
             asked = ("agreement", c, self.num_trials, self.seed, name, start, *part)
             found = keep(
                 partial(

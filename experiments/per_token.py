@@ -14,13 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import shared
 from experiments.block_efficiency import TOP_K, Setting, pair, prompts_of, start_run
-from gls_jax import bounds, checks, models, schemes
+from gls_jax import bounds, checks, models, races, schemes
 from gls_jax.distributions import pairs
 
 DROPPED = (12, 17)
@@ -106,7 +105,7 @@ def places(target, drafter, prompts, logits, setting: Setting, rounds: int, seed
     """At each place where a round began: whether a draft was accepted, and the laws `[M, N]` of
     draft and target.
     """
-    keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(seed), r))(np.arange(len(prompts)))
+    keys = races.keys.fold_in_each(shared.root_key(seed), np.arange(len(prompts)))
     run = start_run(target, drafter, prompts, keys, setting, 2 * rounds)
     texts, hits, begun = [list(prompt) for prompt in prompts], [], []
     for _ in range(rounds):

@@ -13,13 +13,12 @@ from collections import Counter
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import shared
 from experiments.block_efficiency import Setting, pair, prompts_of, start_run
-from gls_jax import checks, models
+from gls_jax import checks, models, races
 
 SCHEMES = ("gls", "gls_strong", "gumbel_topk", "specinfer")
 
@@ -121,9 +120,7 @@ class SameSeed:
         return [shared.table(title, header, rows)]
 
     def _texts(self, target, drafter, prompts, setting: Setting) -> np.ndarray:
-        keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(self.seed), r))(
-            np.arange(len(prompts))
-        )
+        keys = races.keys.fold_in_each(shared.root_key(self.seed), np.arange(len(prompts)))
         run = start_run(target, drafter, prompts, keys, setting, self.new_tokens)
         return np.asarray(run.finish().tokens)
 

@@ -41,9 +41,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    if (
-        name in __all__
-    ):  # a module that is imported when asked for: models needs flax, the others take their time
+    # Imported on first use: `models` needs flax, and the others take time to import.
+    if name in __all__:
         return import_module(f"gls_jax.{name}")
     raise AttributeError(f"module 'gls_jax' has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""What a simulation reports: a mean that carries its standard error."""
+"""The result of a simulation: a mean with its standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         mean: of the trials.
-        standard_error: of the mean; how it is estimated, and from what, its maker says.
+        standard_error: of the mean; the function that returns it documents the estimator.
         num_trials: independent trials behind the mean.
     """
 

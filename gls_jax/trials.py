@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
-from gls_jax import checks, schemes
+from gls_jax import checks, races, schemes
 from gls_jax.estimate import Estimate
 from gls_jax.loops import varying_like
 from gls_jax.typing import LogProbs
@@ -178,9 +178,7 @@ def sweep(
         raise ValueError(
             f"key: expected one typed key or {log_q.shape[0]} of them, got {list(key.shape)}"
         )
-    keys = (
-        key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(log_q.shape[0]))
-    )
+    keys = key if key.ndim else races.keys.fold_in_each(key, jnp.arange(log_q.shape[0]))
     asked = {"scheme": scheme, "num_drafts": num_drafts, "num_trials": num_trials, "method": method}
     return _run(keys, log_p, log_q, **asked, devices=devices, progress=progress)
 

@@ -1,5 +1,6 @@
-"""Types of arguments that functions convert to arrays; results are annotated as arrays,
-`Float[Array, "K N"]`.
+"""Types of arguments that functions convert to arrays.
+
+Results are annotated as arrays, `Float[Array, "K N"]`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ Numbers: TypeAlias = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLi
 """An array of JAX or NumPy, one number, or lists of numbers."""
 
 LogProbs: TypeAlias = Numbers
-"""Log-probabilities: floats that sum to 1 under `exp` on the last axis, `-inf` where the
-probability is zero.
-"""
+"""Log-probabilities: floats whose `exp` sums to 1 on the last axis; `-inf` is probability zero."""
 
 Index: TypeAlias = int | np.integer | Integer[Array, ""]
 """One integer, which may be traced."""

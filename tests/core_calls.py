@@ -69,7 +69,7 @@ CALLS: dict[str, Call] = {
     "bounds.optimum_distinct": lambda key, p, q, d: bounds.optimum_distinct(p, q, NUM_DRAFTS),
     "bounds.prefix_order": lambda key, p, q, d: bounds.prefix_order(p, q),
     "bounds.list_decoding": lambda key, p, q, d: bounds.list_decoding(p, NUM_DRAFTS, 4),
-    "decomposition.importance_law": lambda key, p, q, d: decomposition.importance_law(
+    "decomposition.selected_distribution": lambda key, p, q, d: decomposition.selected_distribution(
         lambda drafts: jnp.arange(NUM_DRAFTS) == jnp.argmin(drafts), p, NUM_DRAFTS
     ),
     "decomposition.always_accepts": lambda key, p, q, d: decomposition.always_accepts(

@@ -136,7 +136,7 @@ def test_batches_and_gradients():
             lambda p, q: bounds.list_matching(p, q, 0),
             "num_drafts: expected an int of at least 1, got 0",
         ),
-        (lambda p, q: bounds.list_matching(p, q[:-1], 1), "same number of items"),
+        (lambda p, q: bounds.list_matching(p, q[:-1], 1), "same number of categories"),
         (
             lambda p, q: bounds.list_matching_strong(p, q, 3, 2),
             r"num_active: expected at most num_drafts \(2\), got 3",

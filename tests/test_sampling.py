@@ -56,7 +56,7 @@ def test_low_precision_and_lists_are_taken_as_float32():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((jnp.zeros(3), jnp.zeros(2), 2), "same number of items, got 3 and 2"),
+        ((jnp.zeros(3), jnp.zeros(2), 2), "same number of categories, got 3 and 2"),
         (
             (jnp.zeros((3, 2)), jnp.zeros(2), 2),
             r"expected 2 rows \(num_drafts\), got shape \[3, 2\]",

@@ -177,7 +177,7 @@ def test_certain_outcomes_have_an_error_bar():
         (lambda: trials.acceptance(0, P, Q, scheme="gls", num_drafts=1, num_trials=1), "typed key"),
         (
             lambda: trials.acceptance(KEY, P[:3], Q, scheme="gls", num_drafts=1, num_trials=1),
-            "same number of items",
+            "same number of categories",
         ),
     ],
 )

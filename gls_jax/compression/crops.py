@@ -74,7 +74,7 @@ def crops(
             f"images: expected shape [n, h, w, channels], h and w at least {size}, got {list(images.shape)}"
         )
     free = jnp.array([images.shape[1] - size + 1, images.shape[2] - size + 1], jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    keys = races.keys.fold_in_each(key, jnp.arange(count))
     place = lambda key: jax.random.randint(key, (images.shape[0], 2), 0, free, jnp.int32)  # noqa: E731
     with races.keys.partitionable_bits():
         places = jax.vmap(place, out_axes=1)(keys)

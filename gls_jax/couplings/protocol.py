@@ -1,4 +1,4 @@
-"""A conversation that makes the coupling maximal, for few bits."""
+"""A protocol of few bits that makes the coupling nearly maximal."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.couplings.couple import (
     MOST_DARTS,
-    SHARED,
+    SHARED_STREAM,
     Coupled,
-    block,
-    both_laws,
+    dart_offsets,
     first_under,
-    of,
+    gather_in_bounds,
     same_race,
 )
 from gls_jax.loops import varying_like
@@ -26,39 +25,41 @@ from gls_jax.typing import LogProbs
 
 __all__ = ["dart_protocol", "dart_protocol_bits"]
 
-_HELP = 1  # the stream of the darts that Bob offers when the first was not his
+_OFFERED_STREAM = 1  # of the darts that Bob offers in the second step
 
 
 def dart_protocol(
     key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, epsilon: float
 ) -> tuple[Coupled, Int[Array, ""]]:
-    """Nearly maximal coupling for few bits: each party knows its own law only, and they talk about
-    shared darts.
+    """Nearly maximal coupling for few bits: the parties talk about shared darts.
 
-    1. Alice sends the index of her first dart under `p` in stream 0; its item is `x`. Bob answers
-       one bit: does it lie under `q` too? If so ``y = x``, which happens with probability ``1 -
-       TV``.
-    2. If not, Bob sends the index of each dart under `q` in stream 1, one by one, and Alice answers
-       each with one bit; the first that does not lie under `p` is `y`, a sample of ``(q - p)+ /
-       TV``. That takes ``1 / TV`` darts, but only with probability `TV`: one dart on average.
+    Each party knows only its own distribution.
 
-    Indices are sent as the darts passed over since the last message, a geometric number, in a Rice
-    code with ``b = ceil(log2(N ln 2))`` low bits: at most ``b + 2`` on average, so about ``2 b +
-    6`` bits a run. Two caps:
+    1. Alice sends the number of her first dart under `p` in stream 0; its category is `x`. Bob
+       answers one bit: does it lie under `q` too? If so ``y = x``. That happens with probability
+       ``1 - TV``.
+    2. If not, Bob sends the number of each dart under `q` in stream 1, one by one, and Alice
+       answers each with one bit. The first that does not lie under `p` is `y`, a sample of ``(q -
+       p)+ / TV``. This takes ``1 / TV`` darts, but only with probability `TV`: one dart on average.
+
+    A number is sent as the count of darts passed over since the last message. It is geometric, and
+    a Rice code with ``b = ceil(log2(N ln 2))`` low bits needs at most ``b + 2`` bits for it on
+    average. So a run takes about ``2 b + 6`` bits. There are two caps:
 
     * ``C = ceil(N ln(2 / epsilon))`` darts a message. Alice has none among them with probability at
-      most `epsilon / 2`; then she says so with the longest codeword and both fall back on
-      :func:`gumbel`, `x` and `y` of exact laws. For Bob the same word says that `C` darts passed,
-      and he goes on. So no message is longer than :func:`dart_protocol_bits` ``= log2 N + log2(1 /
-      epsilon) + O(1)``.
-    * ``D = ceil(2 N / (e epsilon))`` darts of stream 1. Bob runs out of them with probability ``TV
-      (1 - TV / N)^D <= N / (e D) <= epsilon / 2``; then he takes a sample of all of `q`.
+      most `epsilon / 2`. Then she says so with the longest codeword, the escape, and both parties
+      use :func:`gumbel` instead, which gives exact samples `x` and `y`. From Bob the escape means
+      that `C` darts were passed over, and he continues. So no message is longer than
+      :func:`dart_protocol_bits` ``= log2 N + log2(1 / epsilon) + O(1)``.
+    * ``D = ceil(2 N / (e epsilon))`` darts of stream 1. Bob uses all of them up with probability
+      ``TV (1 - TV / N)^D <= N / (e D) <= epsilon / 2``. Then he takes a sample of all of `q`.
 
-    Hence `x` has law `p` exactly, `y` has law `q` up to `epsilon / 2` in total variation, and ``P(x
-    = y)`` lies within `epsilon / 2` of ``1 - TV``. Every message and the mean are ``O(log(N /
-    epsilon))`` bits. The worst case of the TOTAL is not, and no cap makes it so: once step 1 fails
-    the rounds are geometric with mean ``1 / TV``, so stopping after `R` of them loses up to ``max
-    TV (1 - TV)^R``, about ``1 / (e R)``: `R` must be of order ``1 / epsilon``.
+    Hence `x` has distribution `p` exactly, `y` has distribution `q` up to `epsilon / 2` in total
+    variation, and ``P(x = y)`` is within `epsilon / 2` of ``1 - TV``. Every message and the mean
+    total are ``O(log(N / epsilon))`` bits. The worst total is longer, and no cap can change that.
+    Once step 1 fails, the number of rounds is geometric with mean ``1 / TV``, so stopping after `R`
+    rounds loses up to ``max TV (1 - TV)^R``, about ``1 / (e R)``: `R` must be of order ``1 /
+    epsilon``.
 
     The construction is ours, after Daliri et al. 2024 (arXiv 2408.07978), who state ``O(log(N /
     epsilon))`` bits.
@@ -66,11 +67,11 @@ def dart_protocol(
     Args:
         key: one typed key, the same for both parties.
         log_p, log_q: Alice's and Bob's log-probabilities, `[N]` each.
-        epsilon: what the caps may cost, a Python float within (0, 1); ``N / epsilon`` at most about
-            2.9e9.
+        epsilon: twice the error that each cap may cause, a Python float within (0, 1); ``N /
+            epsilon`` at most about 2.9e9.
 
     Returns:
-        :class:`Coupled`, and `bits i32[]`: all that crossed in this run, in both directions.
+        :class:`Coupled`, and `bits i32[]`: all bits sent in this run, in both directions.
 
     Raises:
         ValueError: `epsilon` out of range, a key that is not one typed threefry key, shapes that do
@@ -85,93 +86,116 @@ def dart_protocol(
     (True, True)
     """
     checks.key(key)
-    log_p, log_q = both_laws(log_p, log_q)
-    return _dart_protocol(key, log_p, log_q, _code(log_p.shape[0], epsilon))
+    log_p, log_q = checks.problem(log_p, log_q)
+    return _dart_protocol(key, log_p, log_q, _rice_code(log_p.shape[0], epsilon))
 
 
-def dart_protocol_bits(num_items: int, epsilon: float) -> int:
-    """Length of the longest message of :func:`dart_protocol`, its escape: ``floor(C / 2^b) + 1 +
-    b`` bits.
+def dart_protocol_bits(num_categories: int, epsilon: float) -> int:
+    """Length of the longest message of :func:`dart_protocol`: ``floor(C / 2^b) + 1 + b`` bits.
 
     >>> from gls_jax import couplings
     >>> [couplings.dart_protocol_bits(n, 1e-3) for n in (1, 10, 50_000)]
     [9, 13, 22]
     """
-    code = _code(checks.count(num_items, "num_items"), epsilon)
-    return code.length(code.reach)
+    code = _rice_code(checks.count(num_categories, "num_categories"), epsilon)
+    return code.length(code.escape)
 
 
-class _Code(NamedTuple):
-    """Rice code of the darts passed over, `0..reach`, of which `reach` is the escape; `budget`:
-    darts of stream 1.
+class _RiceCode(NamedTuple):
+    """Rice code of the number of darts passed over.
+
+    Attributes:
+        low_bits: `b`.
+        escape: `C`; the numbers sent are `0..C - 1`, and `C` itself is the escape.
+        budget: `D`, darts of stream 1 that may be used.
     """
 
     low_bits: int
-    reach: int
+    escape: int
     budget: int
 
-    def length(self, passed):
-        return (passed >> self.low_bits) + 1 + self.low_bits
+    def length(self, num_passed):
+        """Bits of a codeword: the quotient in unary, then the low bits."""
+        return (num_passed >> self.low_bits) + 1 + self.low_bits
 
 
-def _code(num_items: int, epsilon: float) -> _Code:
+def _rice_code(num_categories: int, epsilon: float) -> _RiceCode:
     if not (isinstance(epsilon, float) and 0 < epsilon < 1):
         got = repr(epsilon) if isinstance(epsilon, (int, float, str)) else type(epsilon).__name__
         raise ValueError(f"epsilon: expected a Python float strictly between 0 and 1, got {got}")
-    if 2 * num_items / (math.e * epsilon) > MOST_DARTS - 1:
+    if 2 * num_categories / (math.e * epsilon) > MOST_DARTS - 1:
         raise ValueError(
-            f"epsilon: expected num_items / epsilon of at most 2.9e9, got {num_items / epsilon:.2g}"
+            f"epsilon: expected num_categories / epsilon of at most 2.9e9, "
+            f"got {num_categories / epsilon:.2g}"
         )
-    budget = math.ceil(2 * num_items / (math.e * epsilon))
-    low_bits = max(0, math.ceil(math.log2(num_items * math.log(2))))
-    return _Code(low_bits, math.ceil(num_items * math.log(2 / epsilon)), budget)
+    return _RiceCode(
+        low_bits=max(0, math.ceil(math.log2(num_categories * math.log(2)))),
+        escape=math.ceil(num_categories * math.log(2 / epsilon)),
+        budget=math.ceil(2 * num_categories / (math.e * epsilon)),
+    )
 
 
-def _first_refused(key, p: Float[Array, " N"], q: Float[Array, " N"], code: _Code, wanted):
-    """Number and item of the first dart under `q` and not under `p`, and the bits of step 2; where
-    wanted at all.
+def _second_step(key, p, q, code: _RiceCode, is_needed):
+    """The first dart under `q` and not under `p`: its number `i32[]`, category and bits sent.
+
+    The number is `code.budget` if no dart before that one is accepted. Where the step is not
+    needed, no bits are sent.
     """
-    num_items, escape = p.shape[0], code.length(code.reach)
-    numbers = block(num_items)
+    num_categories = p.shape[0]
+    escape_length = code.length(code.escape)
+    offsets = dart_offsets(num_categories)
+
+    def is_searching(state):
+        start, accepted, _, _ = state
+        return (start < code.budget) & (accepted == code.budget)
 
     def throw(state):
-        start, _, begun, bits = state  # begun: the dart after the last that Bob sent
-        items, heights = races.darts(key, start, numbers.size, num_items)
-        at = start + numbers
-        under_q = (heights < of(q, items)) & (at < code.budget)
-        found = jnp.min(jnp.where(under_q & (heights >= of(p, items)), at, code.budget))
-        sent = under_q & (at <= found)
-        after = jax.lax.cummax(jnp.where(sent, at + 1, begun))
-        passed = at - jnp.concatenate([begun[None], after[:-1]])
-        message = (
-            passed // code.reach * escape + code.length(passed % code.reach) + 1
-        )  # one bit is Alice's answer
-        return (
-            start + numbers.size,
-            found,
-            after[-1],
-            bits + jnp.sum(jnp.where(sent, message, 0), dtype=jnp.int32),
-        )
+        # `next_number`: of the dart after the last one that Bob sent.
+        start, _, next_number, bits = state
+        numbers = start + offsets
+        categories, heights = races.darts(key, start, offsets.size, num_categories)
+        is_under_q = heights < gather_in_bounds(q, categories)
+        is_under_q = is_under_q & (numbers < code.budget)
+        is_above_p = heights >= gather_in_bounds(p, categories)
+        accepted = jnp.min(jnp.where(is_under_q & is_above_p, numbers, code.budget))
+        # Bob sends his darts up to the first one that Alice accepts.
+        is_sent = is_under_q & (numbers <= accepted)
+        next_numbers = jax.lax.cummax(jnp.where(is_sent, numbers + 1, next_number))
+        num_passed = numbers - jnp.concatenate([next_number[None], next_numbers[:-1]])
+        # An escape for every `C` darts passed over, the codeword of the rest, and Alice's answer.
+        escape_bits = num_passed // code.escape * escape_length
+        message_bits = escape_bits + code.length(num_passed % code.escape) + 1
+        new_bits = jnp.sum(jnp.where(is_sent, message_bits, 0), dtype=jnp.int32)
+        return start + offsets.size, accepted, next_numbers[-1], bits + new_bits
 
-    start = jnp.where(wanted, 0, code.budget).astype(jnp.int32)
-    state = varying_like((start, jnp.int32(code.budget), start, jnp.int32(0)), key, p, q)
-    searching = lambda state: (state[0] < code.budget) & (state[1] == code.budget)  # noqa: E731
-    _, number, begun, bits = jax.lax.while_loop(searching, throw, state)
-    silence = jnp.where(
-        number == code.budget, -(-(code.budget - begun) // code.reach), 0
-    )  # escapes up to the end
-    return number, races.darts(key, number, 1, num_items)[0][0], bits + silence * escape
+    start = jnp.where(is_needed, 0, code.budget).astype(jnp.int32)
+    state = (start, jnp.int32(code.budget), start, jnp.int32(0))
+    state = varying_like(state, key, p, q)
+    _, number, next_number, bits = jax.lax.while_loop(is_searching, throw, state)
+    # Bob has passed over the rest of the budget: he sends escapes up to its end.
+    num_escapes = -(-(code.budget - next_number) // code.escape)
+    num_escapes = jnp.where(number == code.budget, num_escapes, 0)
+    categories, _ = races.darts(key, number, 1, num_categories)
+    return number, categories[0], bits + num_escapes * escape_length
 
 
 @partial(jax.jit, static_argnames="code")
-def _dart_protocol(key, log_p, log_q, code: _Code) -> tuple[Coupled, Int[Array, ""]]:
-    p, q = races.weights(log_p), races.weights(log_q)
-    passed, x, height = first_under(races.stream_key(key, SHARED), p, code.reach)
-    escaped = passed == code.reach
-    common = ~escaped & (height < q[x])
-    wanted = ~escaped & ~common
-    number, fresh, help_bits = _first_refused(races.stream_key(key, _HELP), p, q, code, wanted)
-    spare = same_race(races.private_key(key), log_p, log_q)
-    y = jnp.where(common, x, jnp.where(wanted & (number < code.budget), fresh, spare.y))
-    bits = code.length(passed) + (~escaped).astype(jnp.int32) + help_bits
-    return Coupled(jnp.where(escaped, spare.x, x), y), bits
+def _dart_protocol(key, log_p, log_q, code: _RiceCode) -> tuple[Coupled, Int[Array, ""]]:
+    p = races.weights(log_p)
+    q = races.weights(log_q)
+    # Step 1: Alice's first dart, and whether Bob can take it.
+    shared_key = races.stream_key(key, SHARED_STREAM)
+    num_passed, x, height = first_under(shared_key, p, code.escape)
+    has_escaped = num_passed == code.escape
+    is_common = ~has_escaped & (height < q[x])
+    # Step 2: Bob's darts, until Alice accepts one.
+    is_needed = ~has_escaped & ~is_common
+    offered_key = races.stream_key(key, _OFFERED_STREAM)
+    number, accepted, step_bits = _second_step(offered_key, p, q, code, is_needed)
+    # Samples for the two cases in which the darts run out.
+    fallback = same_race(races.private_key(key), log_p, log_q)
+    y = jnp.where(is_needed & (number < code.budget), accepted, fallback.y)
+    y = jnp.where(is_common, x, y)
+    x = jnp.where(has_escaped, fallback.x, x)
+    bits = code.length(num_passed) + (~has_escaped).astype(jnp.int32) + step_bits
+    return Coupled(x=x, y=y), bits

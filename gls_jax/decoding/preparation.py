@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PRNGKeyArray
 
-from gls_jax import checks, schemes
+from gls_jax import checks, races, schemes
 from gls_jax.decoding import engine
 from gls_jax.decoding.batch_sampling import Sampling
 from gls_jax.decoding.drafting import Text
@@ -273,6 +273,4 @@ def _bucket(size: int) -> int:
     return max(_SMALLEST_BUCKET, 1 << (size - 1).bit_length())
 
 
-@jax.jit
-def _folds(key, rows):
-    return jax.vmap(partial(jax.random.fold_in, key))(rows)
+_folds = jax.jit(races.keys.fold_in_each)

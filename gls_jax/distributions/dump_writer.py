@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from gls_jax import checks
+from gls_jax import checks, races
 from gls_jax.decoding import LanguageModel, check_sampling, generate, log_probs
 from gls_jax.decoding.batch_sampling import over_items
 from gls_jax.distributions.dump import DTYPES, Dump, Rows, Writer, open_dump
@@ -106,7 +106,7 @@ def own_texts(
         numbers = np.arange(chunk * batch, (chunk + 1) * batch)
         some = [prompts[int(r) % len(prompts)] for r in numbers]
         made = generate(
-            jax.vmap(partial(jax.random.fold_in, key))(numbers),
+            races.keys.fold_in_each(key, numbers),
             target,
             None,
             some,

@@ -257,7 +257,7 @@ def _measure_best(
     # The texts of the dump use other folds of this seed.
     key = races.private_key(races.new_key(request.dump.seed))
     text_numbers = jnp.arange(request.num_check_texts)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(text_numbers)
+    keys = races.keys.fold_in_each(key, text_numbers)
     options = DecodeOptions(
         max_new_tokens=length,
         stop_tokens=target.config.eos_token_ids,

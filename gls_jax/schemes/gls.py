@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds, checks, races
 from gls_jax.exact import inversion
-from gls_jax.exact.counting import KERNEL_STEP, binomial_counts, one_more, with_empty_row
+from gls_jax.exact.counting import KERNEL_STEP, add_bernoulli, binomial_counts, with_empty_row
 from gls_jax.exact.quadrature import exponential_nodes
 from gls_jax.exact.ratio_order import RatioOrder, cumulative, ratio_order, total
 from gls_jax.sampling import draft_list, target_of_list
@@ -84,14 +84,14 @@ def inversion_trial(
     log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: K independent streams, each by inversion."""
-    prepare, each = inversion.tables, None
+    prepare, each = inversion.pair_tables, None
     if log_p.ndim == 2:  # a law a stream
-        prepare, each = jax.vmap(inversion.tables, (0, None)), 0
+        prepare, each = jax.vmap(inversion.pair_tables, (0, None)), 0
     pair = prepare(log_p, log_q)
 
     def trial(key):
         return _accepted(
-            *jax.vmap(inversion.stream, (each, 0))(pair, races.exponentials(key, num_drafts, 6))
+            *jax.vmap(inversion.one_stream, (each, 0))(pair, races.exponentials(key, num_drafts, 6))
         )
 
     return trial
@@ -281,7 +281,7 @@ def kernel(log_p, log_q, num_drafts: int, *, strong: bool = False) -> Float[Arra
 
     def row(j: int):
         streams = num_drafts if strong else j
-        with_first = several[j - 1] * (1 - won) + one_more(several[j - 1]) * won
+        with_first = add_bernoulli(several[j - 1], won)
         law = j / streams * with_first + (1 - j / streams) * several[j]
         return law @ (streams * weights[streams - 1])
 

@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds, checks, races
 from gls_jax.exact import inversion
-from gls_jax.exact.counting import KERNEL_STEP, one_more
+from gls_jax.exact.counting import KERNEL_STEP, add_bernoulli, poisson_counts
 from gls_jax.exact.quadrature import exponential_nodes
 from gls_jax.exact.ratio_order import RatioOrder, ratio_order
 from gls_jax.loops import varying_like
@@ -103,15 +103,15 @@ def inversion_trial(
     p_heavy, heavy = jax.lax.top_k(ranked.p, head)
     light = ranked.p.at[heavy].set(0)
     q, tail, excess = (
-        inversion.table(ranked.q),
-        inversion.table(light),
+        inversion.weight_table(ranked.q),
+        inversion.weight_table(light),
         _tail_excess(ranked, light),
     )
 
     def trial(key):
         noise = races.exponentials(key, 1, head + 3)[0]
         theta, (u, v) = noise[0], -jnp.expm1(-noise[1:3])
-        token = inversion.draw(q, size, u, v)
+        token = inversion.draw_index(q, size, u, v)
         ahead = theta * jnp.maximum(ranked.ratio[token] - ranked.ratio[heavy], 0)
         rank = jnp.sum(noise[3:] < p_heavy * ahead, dtype=jnp.int32)
 
@@ -123,7 +123,7 @@ def inversion_trial(
             step, level, rank, seen = state
             noise = races.exponentials(races.stream_key(key, step), 1, 3)[0]
             u, v = -jnp.expm1(-noise[1:])
-            item = inversion.draw(tail, jnp.searchsorted(excess, level / theta), u, v)
+            item = inversion.draw_index(tail, jnp.searchsorted(excess, level / theta), u, v)
             new = jnp.all(seen != item)
             seen = jnp.where(
                 jnp.arange(num_drafts) == rank, item, seen
@@ -211,7 +211,8 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
             jnp.zeros((len(places), len(nodes), most), ratio.dtype).at[..., 0].set(1)
         )  # nobody counted yet
     else:
-        law = _poisson(_tail_excess(ranked, light)[places, None] * nodes, most)
+        rates = _tail_excess(ranked, light)[places, None] * nodes
+        law = jnp.moveaxis(poisson_counts(rates, most - 1), 0, -1)
 
     heads = ranked.p[heavy], ranked.ratio[heavy]
 
@@ -222,7 +223,7 @@ def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, .
         def add(law, item):
             p, r = item
             enters = -jnp.expm1(-nodes * (p * jnp.maximum(ratio - r, 0)))
-            return law * (1 - enters) + jnp.pad(law[:-1], ((1, 0), (0, 0))) * enters, None
+            return add_bernoulli(law, enters), None
 
         return jax.lax.scan(add, varying_like(law.T, law, ratio, heads), heads)[0].T
 
@@ -254,17 +255,6 @@ def _tail_excess(ranked: RatioOrder, light) -> Float[Array, " N"]:
     )
 
 
-def _poisson(rate, most: int):
-    """`P(count = 0), ..., P(count = most - 1)` along a new last axis."""
-    counts = jnp.arange(most, dtype=rate.dtype)
-    positive = rate[..., None] > 0
-    rate = jnp.where(
-        positive, rate[..., None], 1
-    )  # keeps gradients finite where nothing is in the tail
-    law = jnp.exp(counts * jnp.log(rate) - rate - jax.lax.lgamma(counts + 1))
-    return jnp.where(positive, law, counts == 0)
-
-
 def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
     p, q = races.weights(log_p), races.weights(log_q)
     theta, (weights,) = exponential_nodes((1,), log_q.dtype, step=KERNEL_STEP)
@@ -272,7 +262,7 @@ def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
     enters = -jnp.expm1(-theta * jnp.maximum(p[1:] * ratio - q[1:], 0)[:, None])  # [others, n]
 
     def add(law, chance):
-        return law * (1 - chance) + one_more(law) * chance, None
+        return add_bernoulli(law, chance), None
 
     nobody = jnp.zeros((num_drafts, len(theta)), p.dtype).at[0].set(1)
     law, _ = jax.lax.scan(add, nobody, enters)

@@ -44,11 +44,11 @@ def inversion_trial(
     log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
 ) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
     """The same trial without clocks: a draft is the target's token with its probability under `p`."""
-    q = inversion.table(jnp.exp(log_q))
+    q = inversion.weight_table(jnp.exp(log_q))
 
     def trial(key):
         noise = -jnp.expm1(-races.exponentials(key, 1, num_drafts + 2)[0])
-        token = inversion.draw(q, log_q.shape[0], *noise[:2])
+        token = inversion.draw_index(q, log_q.shape[0], *noise[:2])
         return jnp.cumsum(noise[2:] < races.weights(log_p[..., token])) > 0
 
     return trial

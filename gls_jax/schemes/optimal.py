@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds, decomposition, races
-from gls_jax.decomposition import MOST_ITEMS
+from gls_jax.decomposition import MOST_CATEGORIES
 from gls_jax.rejection import maximal_coupling
 from gls_jax.schemes.gls import propose  # K independent races
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
@@ -57,9 +57,9 @@ def acceptance(
     if log_p.ndim == 1:
         return jnp.stack([bounds.optimum_iid(log_p, log_q, k) for k in num_drafts])
     size = log_q.shape[0]
-    if size > MOST_ITEMS:
+    if size > MOST_CATEGORIES:
         raise ValueError(
-            f"log_p: the optimum for drafts with laws of their own looks at 2^N sets, expected at most {MOST_ITEMS} "
+            f"log_p: the optimum for drafts with laws of their own looks at 2^N sets, expected at most {MOST_CATEGORIES} "
             f"items, got {size}; with one law it is known at any size"
         )
     member = (jnp.arange(2**size)[:, None] >> jnp.arange(size) & 1).astype(log_q.dtype)
@@ -70,10 +70,10 @@ def acceptance(
 
 def verify_limit(num_items: int, num_drafts: int) -> str | None:
     """Why there is no plan for so many items."""
-    if num_items <= MOST_ITEMS:
+    if num_items <= MOST_CATEGORIES:
         return None
     return (
-        f"log_q: scheme 'optimal' solves a linear program over the 2^N sets of drafts, expected at most {MOST_ITEMS} "
+        f"log_q: scheme 'optimal' solves a linear program over the 2^N sets of drafts, expected at most {MOST_CATEGORIES} "
         f"items, got {num_items}; schemes 'weighted_importance' and 'spectr' come near it at any size"
     )
 
@@ -87,7 +87,7 @@ def _plan(laws, q, active):
 def _solved(laws: bytes, q: bytes, size: int):
     rows = np.frombuffer(laws, np.float32).reshape(-1, size).astype(np.float64)
     plan = decomposition.solve_selection(rows, np.frombuffer(q, np.float32).astype(np.float64))
-    return plan.choose.astype(np.float32), plan.law.astype(np.float32)
+    return plan.choose.astype(np.float32), plan.distribution.astype(np.float32)
 
 
 SCHEME = Scheme(

@@ -37,10 +37,8 @@ def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> 
     clocks = races.exponentials(key, 1, log_p.shape[0])[_FIRST]
     # Only an item whose first arrival is among the K first can have an arrival among them.
     _, items = jax.lax.top_k(-races.arrivals(clocks, log_p), min(num_drafts, log_p.shape[0]))
-    later = races.stream_key(key, _LATER)
-    gaps = jax.vmap(
-        lambda item: races.exponentials(jax.random.fold_in(later, item), 1, num_drafts)[0]
-    )(items)
+    keys = races.keys.fold_in_each(races.stream_key(key, _LATER), items)
+    gaps = jax.vmap(lambda key: races.exponentials(key, 1, num_drafts)[0])(keys)
     times = jnp.cumsum(gaps.at[:, 0].set(clocks[items]), axis=1)  # [item, arrival]
     _, order = jax.lax.top_k(
         -races.arrivals(times, log_p[items, None]).ravel(), num_drafts
@@ -72,11 +70,11 @@ def inversion_trial(
     """The same trial without clocks: arrivals before the target's form a Poisson process of total
     ``theta excess``.
     """
-    pair = inversion.tables(log_p, log_q)
+    pair = inversion.pair_tables(log_p, log_q)
 
     def trial(key):
         noise = races.exponentials(key, 1, num_drafts + 3)[0]
-        token = inversion.target(pair, *-jnp.expm1(-noise[1:3]))
+        token = inversion.draw_target(pair, *-jnp.expm1(-noise[1:3]))
         return jnp.cumsum(noise[3:]) > noise[0] * pair.excess[token]
 
     return trial

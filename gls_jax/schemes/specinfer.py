@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
-from gls_jax.exact.counting import one_more, with_empty_row
+from gls_jax.exact.counting import add_bernoulli, with_empty_row
 from gls_jax.loops import varying_like
 from gls_jax.rejection import recursive_rejection, residual
 from gls_jax.schemes.gls import propose  # K independent races
@@ -66,9 +66,7 @@ def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
     spent, hit, rows = jnp.zeros((), p.dtype), 0 * one, []
     for _ in range(num_drafts):
         rest, left = residual(q, spent * p)
-        hit = (
-            hit * (1 - p[0]) + one_more(hit) * p[0] + jnp.minimum(left * p[0], rest[0]) / q[0] * one
-        )
+        hit = add_bernoulli(hit, p[0]) + jnp.minimum(left * p[0], rest[0]) / q[0] * one
         rows.append(hit.at[0].add(1 - jnp.sum(hit)))
         spent = spent + left
     return with_empty_row(rows)

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import races
-from gls_jax.exact.counting import one_more, with_empty_row
+from gls_jax.exact.counting import add_bernoulli, one_more, with_empty_row
 from gls_jax.loops import varying_like
 from gls_jax.rejection import residual, residual_token
 from gls_jax.schemes.gls import propose  # K independent races
@@ -134,7 +134,7 @@ def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
         none = jnp.zeros(num_drafts + 1, p.dtype).at[0].set(1)  # all refused so far
         hit = 0 * none
         for _ in range(j):
-            hit = hit * (1 - p[0]) + one_more(hit) * p[0] + one_more(none) * kept[0] / q[0]
+            hit = add_bernoulli(hit, p[0]) + one_more(none) * kept[0] / q[0]
             none = none * (refused - missed) + one_more(none) * missed
         return hit.at[0].add(1 - jnp.sum(hit))
 

@@ -15,17 +15,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from gls_jax import bounds, checks, races, schemes, trials
 from gls_jax.distributions.pairs import Pairs
+from gls_jax.exact import batched
 from gls_jax.runs import cluster, files
 from gls_jax.runs.results_grid import FIELDS, Cells
 
@@ -186,18 +184,19 @@ def _block(
     """
     indices = np.minimum(np.arange(start, start + size), stop - 1)
     log_p, log_q = (jnp.asarray(laws[indices]) for laws in pairs)
-    root = races.new_key(study.seed)
-    keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(indices))
+    keys = races.keys.fold_in_each(races.new_key(study.seed), indices)
     scheme, size = schemes.get(name), log_q.shape[1]
     cells: dict = {
         "bound": np.full((len(log_q), len(study.num_drafts)), np.nan)
     }  # of a scheme that has none
     if scheme.exact is not None and scheme.exact.bound is not None:
-        cells["bound"] = _shared_out(_bound, log_p, log_q, name=name, num_drafts=study.num_drafts)
+        cells["bound"] = batched.over_pairs(
+            _bound_curve, log_p, log_q, static=(name, study.num_drafts)
+        )
     known = tuple(k for k in study.num_drafts if scheme.acceptance_limit(size, k) is None)
     if known:
         values = np.full((len(log_q), len(study.num_drafts)), np.nan)
-        exact = _shared_out(_exact, log_p, log_q, name=name, num_drafts=known)
+        exact = batched.acceptance_curves(scheme, log_p, log_q, known)
         values[:, np.isin(study.num_drafts, known)] = exact
         cells["exact"] = values
     if scheme.verify_limit(size, max(study.num_drafts)) is None:
@@ -213,44 +212,12 @@ def _block(
     return {field: np.asarray(values)[: stop - start] for field, values in cells.items()}
 
 
-def _shared_out(function: Callable, log_p, log_q, **static) -> np.ndarray:
-    """`function` of pairs `[M, N]`, shared out over the devices; repetitions of the last pair make
-    the shares equal.
-    """
-    # A loop of one round is no loop to XLA, and its sums may round in another way: two pairs a
-    # device at least.
-    devices = jax.local_devices()[: max(1, len(log_q) // 2)]
-    filled = np.minimum(np.arange(-(-len(log_q) // len(devices)) * len(devices)), len(log_q) - 1)
-    mesh = Mesh(devices, "pairs")
-    laws = jax.device_put((log_p[filled], log_q[filled]), NamedSharding(mesh, P("pairs")))
-    with jax.set_mesh(mesh):  # a mesh that the caller has set is not this one
-        return np.asarray(function(*laws, mesh=mesh, **static))[: len(log_q)]
-
-
-@partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
-def _exact(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
-    scheme = schemes.get(name)
-    return _each(mesh, lambda p, q: scheme.acceptance_curve(p, q, num_drafts), log_p, log_q)
-
-
-@partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
-def _bound(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
+def _bound_curve(log_p, log_q, name: str, num_drafts: tuple[int, ...]) -> jax.Array:
+    """The scheme's lower bound on the acceptance of one pair, for several K."""
     exact = schemes.get(name).exact
     assert exact is not None and exact.bound is not None
     bound = exact.bound
-    return _each(mesh, lambda p, q: jnp.stack([bound(p, q, k) for k in num_drafts]), log_p, log_q)
-
-
-def _each(mesh: Mesh, function: Callable, log_p, log_q):
-    """One pair after the other on each device."""
-
-    def own(log_p, log_q):
-        return jax.lax.map(lambda laws: function(*laws), (log_p, log_q))
-
-    rows = P("pairs")
-    return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(
-        log_p, log_q
-    )
+    return jnp.stack([bound(log_p, log_q, k) for k in num_drafts])
 
 
 def _rows(study: Study, pairs: Pairs, cells: Cells) -> Iterable[Row]:

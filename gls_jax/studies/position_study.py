@@ -17,15 +17,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gls_jax import checks, schemes
 from gls_jax.distributions.dump import Dump, fingerprint, open_array
+from gls_jax.exact import batched
 from gls_jax.runs import files
 
 __all__ = ["BRACKETED", "Mean", "position_acceptance"]
@@ -136,19 +134,9 @@ def _chunk(dump: Dump, start: int, stop: int, name: str, counts: tuple[int, ...]
             np.pad(law, ((0, short), (0, 0)), mode="edge")
             for law in dump.pairs(start, stop, tails=tails)
         ]
-        values = np.asarray(_exact(*map(jnp.asarray, laws), name=name, num_drafts=known))[
-            : stop - start
-        ]
-        found[:, np.isin(counts, known), reading] = values
+        values = batched.acceptance_curves(scheme, *laws, known)
+        found[:, np.isin(counts, known), reading] = values[: stop - start]
     return found if cut else found[..., [0, 0]]
-
-
-@partial(jax.jit, static_argnames=("name", "num_drafts"))
-def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
-    scheme = schemes.get(name)
-    return jax.lax.map(
-        lambda laws: scheme.acceptance_curve(laws[0], laws[1], num_drafts), (log_p, log_q)
-    )
 
 
 def _open(folder: Path, asked: dict, shape: tuple[int, ...], resume: bool) -> tuple[np.memmap, int]:

@@ -306,10 +306,10 @@ def test_equal_laws_are_not_diverse(scheme):
             lambda s, p, q: s.propose(jax.random.key(0), p, -1),
             "num_drafts: expected an int of at least 1, got -1",
         ),
-        (lambda s, p, q: s.acceptance(p, q[:-1], 1), "same number of items, got 6 and 5"),
+        (lambda s, p, q: s.acceptance(p, q[:-1], 1), "same number of categories, got 6 and 5"),
         (
             lambda s, p, q: s.acceptance(p[None, None], q, 1),
-            "log_p: expected shape|draws its list from one law",
+            "log_p: expected shape|draws its list from one distribution",
         ),
         (
             lambda s, p, q: s.acceptance(p, q[None], 1),
@@ -369,7 +369,9 @@ def test_limits_and_names():
     with pytest.raises(ValueError, match=r"expected one of gls, gls_strong, .* got 'gumbel'"):
         schemes.get("gumbel")
     for name in ("poisson", "gumbel_topk"):
-        with pytest.raises(ValueError, match=f"scheme '{name}' draws its list from one law"):
+        with pytest.raises(
+            ValueError, match=f"scheme '{name}' draws its list from one distribution"
+        ):
             schemes.get(name).acceptance(np.stack([p, p]), q, 2)
     with pytest.raises(ValueError, match=r"expected 2 rows \(num_drafts\), got shape \[3, 6\]"):
         schemes.get("gls").acceptance(np.stack([p, p, p]), q, 2)

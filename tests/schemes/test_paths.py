@@ -344,7 +344,7 @@ def test_what_whole_path_schemes_lack(name, call, what):
         (dict(position=np.arange(2)), r"position: expected one int within 0..\d+, got ndarray"),
         (
             dict(scheme="spectr", log_p=LOG_DRAFT[0, np.array([0, 1, 1, 1])]),
-            "scheme 'spectr' draws all siblings from one law, got different ones for nodes 0 and 2",
+            "scheme 'spectr' draws all siblings from one distribution, got different ones for nodes 0 and 2",
         ),
         (
             dict(log_p=jnp.log(jnp.eye(3)[np.ones(4, int)])),

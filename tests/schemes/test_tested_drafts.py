@@ -264,9 +264,9 @@ def test_optimum_of_diverse_drafts_is_its_program():
                 )
 
 
-def test_set_law_and_importance_law_are_enumerations():
+def test_set_and_selected_distributions_are_enumerations():
     laws = np.stack([PROBLEMS[name][0] for name in ("plain", "zeros in p", "flat")])
-    chance = decomposition.set_law(laws)
+    chance = decomposition.set_distribution(laws)
     expected = np.zeros_like(chance)
     for drafts in np.ndindex(6, 6, 6):
         expected[sum(1 << x for x in set(drafts))] += np.prod(laws[range(3), drafts])
@@ -281,20 +281,20 @@ def test_set_law_and_importance_law_are_enumerations():
         copies = jnp.sum(drafts[:, None] == drafts, axis=1)
         return choose[mask, drafts] / copies
 
-    law = decomposition.importance_law(rule, logs(laws), 3)
-    np.testing.assert_allclose(law, plan.law, atol=1e-5)
-    assert np.minimum(plan.law, q).sum() == pytest.approx(plan.acceptance, abs=1e-9)
+    law = decomposition.selected_distribution(rule, logs(laws), 3)
+    np.testing.assert_allclose(law, plan.distribution, atol=1e-5)
+    assert np.minimum(plan.distribution, q).sum() == pytest.approx(plan.acceptance, abs=1e-9)
 
 
 def test_decomposition_refuses_what_it_cannot_do():
     with pytest.raises(
-        ValueError, match=r"laws: expected shape \[K, N\] with N within 1..12, got \[2, 13\]"
+        ValueError, match=r"draft_probs: expected shape \[K, N\] with N within 1..12, got \[2, 13\]"
     ):
-        decomposition.set_law(np.full((2, 13), 1 / 13))
+        decomposition.set_distribution(np.full((2, 13), 1 / 13))
     with pytest.raises(ValueError, match=r"q: expected shape \[2\], got \[3\]"):
         decomposition.best_selection([[0.5, 0.5]], [0.2, 0.3, 0.5])
     with pytest.raises(ValueError, match=r"at most 1000000 lists, got 10\^7"):
-        decomposition.importance_law(
+        decomposition.selected_distribution(
             lambda drafts: drafts == drafts[0], jnp.full(10, -math.log(10)), 7
         )
 

@@ -119,7 +119,7 @@ CALLS = {
     "decomposition.always_accepts": lambda log_p, log_q: decomposition.always_accepts(
         log_p, log_q, 2
     ),
-    "decomposition.importance_law": lambda log_p: decomposition.importance_law(
+    "decomposition.selected_distribution": lambda log_p: decomposition.selected_distribution(
         lambda drafts: drafts == 0, log_p, 2
     ),
     "trials.acceptance": lambda log_p, log_q: trials.acceptance(
@@ -150,8 +150,12 @@ CALLS = {
     ),
 }
 HOST = {  # these take probabilities
-    "decomposition.best_selection": lambda laws, q: decomposition.best_selection([laws] * 2, q),
-    "decomposition.set_law": lambda laws: decomposition.set_law([laws] * 2),
+    "decomposition.best_selection": lambda draft_probs, q: decomposition.best_selection(
+        [draft_probs] * 2, q
+    ),
+    "decomposition.set_distribution": lambda draft_probs: decomposition.set_distribution(
+        [draft_probs] * 2
+    ),
 }
 BATCH = r"jax\.vmap|trials\.sweep|\[M, N\]"
 MISUSES = {
@@ -212,7 +216,7 @@ def takes_distributions():
             functions |= {
                 f"schemes.{module.SCHEME.name}.{name}": getattr(module, name) for name in own
             }
-    names = {"log_p", "log_q", "log_probs", "log_weights", "laws"}
+    names = {"log_p", "log_q", "log_probs", "log_weights", "draft_probs"}
     return {
         name
         for name, f in functions.items()

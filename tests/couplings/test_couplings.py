@@ -455,7 +455,7 @@ def test_scheme_is_the_coupling():
         (jax.random.PRNGKey(0), np.zeros(1), np.zeros(1), "typed key"),
         (KEY, np.zeros((1, 1)), np.zeros(1), r"log_p: expected shape \[N\]"),
         (KEY, np.zeros(1), np.zeros(0), r"log_q: expected shape \[N\]"),
-        (KEY, np.zeros(2), np.zeros(3), "same number of items, got 2 and 3"),
+        (KEY, np.zeros(2), np.zeros(3), "same number of categories, got 2 and 3"),
         (KEY, "p", np.zeros(1), "log_p: expected an array of floats"),
     ],
 )
@@ -479,7 +479,7 @@ def test_bad_epsilon(epsilon):
 def test_other_bad_input():
     with pytest.raises(ValueError, match=r"log_weights: expected shape \[N\]"):
         couplings.first_dart(KEY, np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="num_items: expected an int of at least 1"):
+    with pytest.raises(ValueError, match="num_categories: expected an int of at least 1"):
         couplings.dart_protocol_bits(0, 0.1)
-    with pytest.raises(ValueError, match="same number of items"):
+    with pytest.raises(ValueError, match="same number of categories"):
         couplings.gumbel_match(np.zeros(2), np.zeros(3))

@@ -221,7 +221,7 @@ def test_low_darts_keep_their_digits():
             r"start: expected one int within 0..2147483647, got -1",
         ),
         (lambda: races.darts(KEY, 0, 0, 1), "count: expected an int of at least 1, got 0"),
-        (lambda: races.darts(KEY, 0, 1, 0), "num_items: expected an int of at least 1, got 0"),
+        (lambda: races.darts(KEY, 0, 1, 0), "num_categories: expected an int of at least 1, got 0"),
     ],
 )
 def test_bad_input(call, message):
