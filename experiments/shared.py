@@ -21,7 +21,7 @@ from rich import box
 from rich.table import Table
 
 from gls_jax import checks, decoding, models, races, schemes
-from gls_jax.distributions import pairs, prompts
+from gls_jax.distributions import next_token_pairs, pairs, prompts
 from gls_jax.runs import files
 
 Report = Callable[[str, int, int], None]
@@ -99,7 +99,7 @@ def next_token_laws(
         decoding.check_sampling(value, top_k or None)
     target, drafter = smollm2(), smollm2(dropped)
     texts = [target.encode(text)[:num_positions] for text in prompts.PROMPTS[:num_prompts]]
-    return pairs.next_token(
+    return next_token_pairs(
         target.logits,
         drafter.logits,
         texts,

@@ -152,7 +152,7 @@ class Acceptance:
 
     def _model_pairs(self, report):
         from gls_jax import decoding, models
-        from gls_jax.distributions import pairs, prompts
+        from gls_jax.distributions import next_token_pairs, prompts
 
         if self.top_k < 0:
             raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")
@@ -179,7 +179,7 @@ class Acceptance:
             and drafter.tokenizer.get_vocab() != target.tokenizer.get_vocab()
         ):
             raise ValueError(f"{name}: expected the tokenizer of {self.target}, got another one")
-        laws = pairs.next_token(
+        laws = next_token_pairs(
             models.logits_function(target.model),
             models.logits_function(drafter.model),
             [target.tokenizer.encode(text).ids for text in texts],

@@ -44,9 +44,9 @@ class Distributed:
 
         cluster.join(*self._explicit)
         try:
-            yield cluster.index() == 0
+            yield cluster.is_primary()
         except Exception as error:
-            if cluster.index() == 0:  # its end would be that of the others
+            if cluster.is_primary():  # its end would be that of the others
                 reason = " ".join(str(error).split())
                 print(
                     f"gls-jax: {reason}; waiting until the others are through",

@@ -55,14 +55,14 @@ class DumpLaws(Pair):
             dump = self.make(
                 *loading.load(self.target, self.draft, self.drop_layers, report), report
             )
-        asked, rows = dump.facts["asked"], dump.rows
+        asked, rows = dump.configuration, dump.rows
         figures = {
             "positions": len(dump),
             "documents": int(rows.begins.sum()),
             "tokens_a_position": float((rows.tokens >= 0).sum(axis=1).mean()),
             "draft_tail": float(rows.tail_p.mean()),
             "target_tail": float(rows.tail_q.mean()),
-            "log_prob_error": dump.facts["log_prob_error"],
+            "log_prob_error": dump.log_prob_error,
         }
         if self.json:
             print(json.dumps({"out": str(self.out), "asked": asked, **figures}))
@@ -97,6 +97,7 @@ class DumpLaws(Pair):
         from gls_jax import distributions, races
         from gls_jax.cli.acceptance import read_text
         from gls_jax.distributions import prompts
+        from gls_jax.runs import resume
 
         target, tokenizer, sampling = source.language_model, source.tokenizer, self.sampling()
         facts: dict[str, Any] = dict(self.models)
@@ -109,12 +110,12 @@ class DumpLaws(Pair):
                 "seed": self.seed,
                 "stop_tokens": ends,
             }
-            facts |= {"own_text": True, "prompts": distributions.fingerprint(begun), **own}
+            facts |= {"own_text": True, "prompts": resume.configuration_hash(begun), **own}
             context = max(map(len, begun)) + self.length
 
             def documents(first: int):
                 key, more = races.new_key(self.seed), {"length": self.length, "batch": self.batch}
-                return distributions.own_texts(
+                return distributions.sampled_texts(
                     key, target, begun, sampling, stop_tokens=ends, first=first, **more
                 )
         else:
@@ -126,13 +127,13 @@ class DumpLaws(Pair):
             facts |= {
                 "own_text": False,
                 "text": self.text.name,
-                "tokens": distributions.fingerprint(texts),
+                "tokens": resume.configuration_hash(texts),
                 "context": self.context,
             }
             context = self.context
 
             def documents(first: int):
-                return distributions.pieces(texts, context, first)
+                return distributions.text_pieces(texts, context, first)
 
         return distributions.write(
             self.out,
@@ -144,7 +145,7 @@ class DumpLaws(Pair):
             context=context,
             num_kept=self.num_kept,
             dtype=self.dtype,
-            facts=facts,
+            metadata=facts,
             resume=self.resume,
             progress=lambda done, total: report("next-token laws", done, total),
         )
@@ -171,10 +172,10 @@ def sweep(asked: Acceptance) -> None:
         print(json.dumps({"title": title, "out": str(asked.out), "rows": rows}))
         return
     table = Table(title=title)
-    for name in ("scheme", "K", "exact, tails apart", "exact, tails shared", "truth"):
+    for name in ("scheme", "K", "exact, disjoint tails", "exact, merged tails", "truth"):
         table.add_column(name, justify="left" if name in ("scheme", "truth") else "right")
     for mean in means:
-        values = ("" if x is None else f"{x:.4f}" for x in (mean.apart, mean.shared))
+        values = ("" if x is None else f"{x:.4f}" for x in (mean.disjoint, mean.merged))
         table.add_row(
             mean.scheme, str(mean.num_drafts), *values, "between" if mean.bracketed else "near"
         )

@@ -147,12 +147,14 @@ class Generate:
             self.out, self.resume, asks, cluster.index() if self.processes.asked else None
         )
         # All have read what there is before one of them writes.
-        cluster.meet(hashlib.sha256(json.dumps([asks, sorted(journal.done)]).encode()).hexdigest())
+        cluster.barrier(
+            hashlib.sha256(json.dumps([asks, sorted(journal.done)]).encode()).hexdigest()
+        )
         left, known = (
             [request for request in asked if request.number not in journal.done],
             len(journal.done),
         )
-        todo = [left[i] for i in cluster.deal(len(left))]
+        todo = [left[i] for i in cluster.shard(len(left))]
         streams, clock = len(asked) == 1 and bool(todo) and not self.json, Clock()
         if todo:
             with progress(speaks) as report:
@@ -178,7 +180,7 @@ class Generate:
                     options,
                     self.timed,
                 )
-        cluster.meet()
+        cluster.barrier()
         if speaks:
             journal.merge()
             self._show(

@@ -105,10 +105,10 @@ class Plan(Pair):
             own = {} if self.dump is not None else self._own(dump)
             _same(
                 dumping.out,
-                dump.facts["asked"],
+                dump.configuration,
                 self.models | {"sampling": dataclasses.asdict(dumping.sampling())} | own,
             )
-        if dump is not None and not dump.facts["finished"]:
+        if dump is not None and not dump.finished:
             dump = None
         with progress() as report:
             if costs is None or self.check or (dump is None and not self.acceptances):
@@ -125,7 +125,7 @@ class Plan(Pair):
                     batch=self.batch,
                     text_length=self.text_length,
                     sampling=decoding.DecodeOptions(**self._sampling()),
-                    facts=self._facts(),
+                    metadata=self._facts(),
                     progress=lambda done, total: report("costs", done, total),
                 )
                 costs.save(path)
@@ -138,7 +138,7 @@ class Plan(Pair):
             length = (
                 DumpLaws.length
                 if dump is None
-                else dump.facts["asked"].get("length", DumpLaws.length)
+                else dump.configuration.get("length", DumpLaws.length)
             )
             measured = self._check(choices, source, drafter, length, report) if self.check else {}
         self._show(choices, measured, costs)
@@ -146,7 +146,7 @@ class Plan(Pair):
     def _own(self, dump) -> dict:
         """What a dump in --out was asked; one that cut nothing off serves whoever would keep more."""
         kept, cut = (
-            dump.facts["asked"]["num_kept"],
+            dump.configuration["num_kept"],
             dump.rows.tail_p.any() or dump.rows.tail_q.any(),
         )
         num_kept = self.num_kept if cut else min(self.num_kept, kept)
@@ -161,7 +161,7 @@ class Plan(Pair):
         costs = planner.Costs.load(path)
         sizes = [(setting.scheme, setting.shape) for setting in asked]
         if self.costs is None:
-            _same(path, costs.facts, self._facts())
+            _same(path, costs.metadata, self._facts())
             try:
                 costs.check(sizes)
             except ValueError:
@@ -223,7 +223,7 @@ class Plan(Pair):
         found = {}
         for done, setting in enumerate(best.values()):
             report("check", done, len(best))
-            found[setting] = planner.generated(
+            found[setting] = planner.measure_generation(
                 keys,
                 source.language_model,
                 drafter,

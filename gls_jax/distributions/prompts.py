@@ -1,6 +1,4 @@
-"""English texts of several kinds, written for this library: the contexts whose next-token laws are
-read by default.
-"""
+"""English texts of several kinds, written for this library: the default prompts."""
 
 __all__ = ["PROMPTS"]
 

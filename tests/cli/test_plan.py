@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gls_jax import cli, distributions, planner
+from gls_jax.runs import resume
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -78,7 +79,7 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
     out, ask = again
     facts = json.loads((out / "dump" / "dump.json").read_text())
     facts["asked"]["length"] = 17
-    facts["fingerprint"] = distributions.fingerprint([facts["format"], facts["asked"]])
+    facts["fingerprint"] = resume.configuration_hash([facts["format"], facts["asked"]])
     (out / "dump" / "dump.json").write_text(json.dumps(facts))
     asked = []
 
@@ -86,7 +87,7 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
         asked.append((keys, setting, options))
         return planner.Measured(1.5, 0.1, 4, 7.0, 1.2)
 
-    monkeypatch.setattr(planner, "generated", generated)
+    monkeypatch.setattr(planner, "measure_generation", generated)
     assert run("plan", *ask, "--check", "4") == 0
     best, *others = json.loads((out / "plan.json").read_text())["choices"]
     assert best["measured"]["tokens_per_second"] == 7 and not any(
@@ -207,7 +208,7 @@ def test_sweep_of_a_dump(plan, tmp_path, capsys):
     ]
     assert run("acceptance", *ask) == 0
     one, four = json.loads(capsys.readouterr().out)["rows"]
-    assert one["apart"] == one["shared"] < four["apart"] < 1
+    assert one["disjoint"] == one["merged"] < four["disjoint"] < 1
 
 
 @pytest.mark.parametrize(
