@@ -26,7 +26,8 @@ __all__ = ["DTYPES", "Dump", "Rows", "Writer", "open_dump"]
 DTYPES = ("float32", "float16")
 """Types in which log-probabilities are stored."""
 
-_FORMAT, _MANIFEST = 1, "dump.json"
+_MANIFEST = "dump.json"
+_FORMAT = 1  # raised whenever earlier files would be misread
 
 
 class Rows(NamedTuple):
@@ -95,11 +96,14 @@ class Dump:
         """
         if tails not in ("disjoint", "merged"):
             raise ValueError(f"tails: expected 'disjoint' or 'merged', got {tails!r}")
+        # Only these positions are read from the disk.
         positions = slice(start, stop)
         p = np.exp(np.asarray(self.rows.log_p[positions], np.float32))
         q = np.exp(np.asarray(self.rows.log_q[positions], np.float32))
         tail_p = np.asarray(self.rows.tail_p[positions], np.float32)[:, None]
         tail_q = np.asarray(self.rows.tail_q[positions], np.float32)[:, None]
+        # The draft's tail is in the first of the two categories; disjoint, the target's is in the
+        # second, where the draft has no mass.
         no_mass = np.zeros((len(p), 1), np.float32)
         p_columns = [p, tail_p, no_mass]
         q_columns = [q, tail_q, no_mass] if tails == "merged" else [q, no_mass, tail_q]
@@ -141,8 +145,8 @@ class Writer:
         )
         if (folder / _MANIFEST).exists():
             earlier = _read_manifest(folder)
-            same = earlier.hash == self._manifest.hash
-            check_resumable(folder, "a dump", resume=resume, same_configuration=same)
+            same_configuration = earlier.hash == self._manifest.hash
+            check_resumable(folder, "a dump", resume=resume, same_configuration=same_configuration)
             self._manifest = earlier
             self._arrays = _open_arrays(folder, earlier.configuration, writable=True)
 
@@ -176,14 +180,15 @@ class Writer:
         for array, values in zip(self._arrays, rows, strict=True):
             array[start:stop] = values
             array.flush()
-        error = self._manifest.progress["log_prob_error"]
+        # What is lost by storing float16; nothing with float32.
+        log_prob_error = self._manifest.progress["log_prob_error"]
         stored = Rows(*self._arrays)
         for exact, rounded in ((rows.log_p, stored.log_p), (rows.log_q, stored.log_q)):
-            finite = np.isfinite(exact)
-            errors = np.abs(exact[finite] - rounded[start:stop][finite])
-            error = max(error, float(np.max(errors, initial=0)))
+            is_finite = np.isfinite(exact)
+            errors = np.abs(exact[is_finite] - rounded[start:stop][is_finite])
+            log_prob_error = max(log_prob_error, float(np.max(errors, initial=0)))
         progress = {"done": stop, "chunks": self.chunks + 1}
-        progress |= {"finished": finished, "log_prob_error": error}
+        progress |= {"finished": finished, "log_prob_error": log_prob_error}
         self._manifest = dataclasses.replace(self._manifest, progress=progress)
         self._manifest.write(self._folder / _MANIFEST)
 
@@ -201,6 +206,7 @@ def open_dump(folder: str | Path) -> Dump:
     done = manifest.progress["done"]
     if not done:
         raise ValueError(f"{folder}: expected a dump with at least one position done, got none")
+    # Beyond that the arrays are empty, or hold a chunk that was being written.
     rows = Rows(*(array[:done] for array in _open_arrays(folder, manifest.configuration)))
     # A token that is likely under both models takes one column, not two. Columns that are unused in
     # every row are cut off.
@@ -231,6 +237,7 @@ def _array_files(
     folder: Path, configuration: dict[str, Any]
 ) -> list[tuple[Path, str, tuple[int, ...]]]:
     """Path, dtype and shape of the array of each field of :class:`Rows`."""
+    # Arrays have their final size from the beginning.
     row = (configuration["positions"],)
     table = (configuration["positions"], configuration["width"])
     kinds = {

@@ -20,6 +20,7 @@ from gls_jax.decoding.batch_sampling import over_items
 from gls_jax.distributions.dump import DTYPES, Dump, Rows, Writer, open_dump
 from gls_jax.distributions.next_token import cut_texts
 from gls_jax.runs import files
+from gls_jax.runs.progress import Progress
 
 __all__ = ["Document", "Sampling", "check_context", "sampled_texts", "text_pieces", "write"]
 
@@ -100,6 +101,7 @@ def sampled_texts(
         first: chunk to begin with.
     """
     for chunk in itertools.count(first):
+        # Numbers of the texts decide prompts and keys, so a resumed dump has the same texts.
         numbers = np.arange(chunk * batch, (chunk + 1) * batch)
         chunk_prompts = [prompts[int(number) % len(prompts)] for number in numbers]
         generation = generate(
@@ -147,7 +149,7 @@ def write(
     dtype: str = "float32",
     metadata: dict[str, Any],
     resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Dump:
     """Dump the next-token distributions of two models along texts.
 
@@ -187,8 +189,9 @@ def write(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder):
-        # The token that follows, and the likeliest ones of both models.
-        writer = Writer(folder, configuration, num_positions, 2 * num_kept + 1, resume=resume)
+        # Columns for the token that follows and for the likeliest ones of both models.
+        num_columns = 2 * num_kept + 1
+        writer = Writer(folder, configuration, num_positions, num_columns, resume=resume)
         if writer.finished:
             return open_dump(folder)
         chunks = documents(writer.chunks)
@@ -201,10 +204,11 @@ def write(
             parts = [
                 _read(target, drafter, document, sampling, num_kept, context) for document in chunk
             ]
-            left = num_positions - writer.done
-            rows = Rows(*(np.concatenate(arrays)[:left] for arrays in zip(*parts, strict=True)))
+            num_left = num_positions - writer.done
+            fields = zip(*parts, strict=True)
+            rows = Rows(*(np.concatenate(arrays)[:num_left] for arrays in fields))
             # The next chunk is made first: it tells whether this one is the last.
-            chunk = None if len(rows.begins) == left else next(chunks, None)
+            chunk = None if len(rows.begins) == num_left else next(chunks, None)
             writer.append(rows, finished=chunk is None)
             if progress is not None:
                 progress(writer.done, num_positions)
@@ -233,8 +237,14 @@ def _read(
     # The distribution of token t is the one after t - 1.
     positions = slice(document.start - 1, len(document.tokens) - 1)
     kept_tokens, log_p, log_q, tail_p, tail_q = (np.asarray(field)[positions] for field in fields)
-    begins = np.arange(len(kept_tokens)) == 0
-    return Rows(kept_tokens, log_p, log_q, tail_p, tail_q, begins)
+    return Rows(
+        tokens=kept_tokens,
+        log_p=log_p,
+        log_q=log_q,
+        tail_p=tail_p,
+        tail_q=tail_q,
+        begins=np.arange(len(kept_tokens)) == 0,
+    )
 
 
 @partial(jax.jit, static_argnames=("sampling", "num_kept"))
@@ -264,17 +274,20 @@ def _cut(
 
 def _cut_row(log_p, log_q, tokens):
     """One position: log-probabilities `[V]` cut to `tokens` `[W]`, which may repeat."""
-    width = len(tokens)
-    is_repeated = jnp.any((tokens[:, None] == tokens) & jnp.tri(width, k=-1, dtype=bool), axis=1)
+    num_columns = len(tokens)
+    # A token of several columns is kept in the first one.
+    is_earlier = jnp.tri(num_columns, k=-1, dtype=bool)
+    is_repeated = jnp.any((tokens[:, None] == tokens) & is_earlier, axis=1)
+    # With top-k sampling the likeliest tokens can include impossible ones. The token of the text
+    # stays in column 0 even where both models exclude it.
     is_possible = jnp.isfinite(log_p[tokens]) | jnp.isfinite(log_q[tokens])
-    # The token of the text stays in column 0 even where both models exclude it.
-    is_possible = is_possible | (jnp.arange(width) == 0)
-    is_kept = is_possible & ~is_repeated
+    is_kept = (is_possible | (jnp.arange(num_columns) == 0)) & ~is_repeated
     # Unused columns go behind the others.
     order = jnp.argsort(~is_kept, stable=True)
     tokens, is_kept = tokens[order], is_kept[order]
     cut_p = jnp.where(is_kept, log_p[tokens], -jnp.inf)
     cut_q = jnp.where(is_kept, log_q[tokens], -jnp.inf)
+    # Tokens in unused columns are impossible, or in another column as well.
     tail_p = jnp.sum(jnp.exp(log_p).at[tokens].set(0))
     tail_q = jnp.sum(jnp.exp(log_q).at[tokens].set(0))
     return jnp.where(is_kept, tokens, -1), cut_p, cut_q, tail_p, tail_q
@@ -282,5 +295,5 @@ def _cut_row(log_p, log_q, tokens):
 
 def _logits(model: LanguageModel, tokens):
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    cache = model.init_cache(*tokens.shape)
+    cache = model.init_cache(*tokens.shape)  # empty: the whole text is read in one call
     return model.apply(model.params, tokens, positions, None, cache)[0]

@@ -11,6 +11,7 @@ import numpy as np
 from gls_jax import checks
 from gls_jax.decoding import log_probs
 from gls_jax.distributions.pairs import Pairs
+from gls_jax.runs.progress import Progress
 
 __all__ = ["cut_texts", "next_token_pairs"]
 
@@ -28,7 +29,7 @@ def next_token_pairs(
     temperature: float = 1.0,
     draft_temperature: float = 1.0,
     top_k: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Pairs:
     """Next-token distributions of two models after every prefix of the texts.
 

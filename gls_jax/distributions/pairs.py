@@ -60,6 +60,7 @@ def random(
     checks.key(key)
     num_pairs = checks.count(num_pairs, "num_pairs")
     num_items = checks.count(num_items, "num_items")
+    # 2^28 floats of both distributions take 2 GiB.
     if num_pairs * num_items > 2**28:
         raise ValueError(
             f"num_pairs x num_items: expected at most 2^28 numbers, got {num_pairs * num_items}"
@@ -67,6 +68,7 @@ def random(
     if not 1e-3 <= scale <= 1e6:
         raise ValueError(f"scale: expected a number within 1e-3..1e6, got {scale}")
     shape = (2, num_pairs, num_items)
+    # The same pairs also where `jax_threefry_partitionable` is switched off.
     with races.keys.partitionable_bits():
         if family == "dirichlet":
             # Gamma variates, normalised, are Dirichlet.

@@ -1,8 +1,8 @@
 """How many of J drafts are accepted at a position, given the token that the target emits there.
 
 Block efficiency is that of the target's own text, and the tokens of a text tell about the
-acceptances: a token that is accepted is an easy one. So an acceptance along a text is conditional on
-its tokens. For K chains it is a Markov chain in the number J of active chains, because noise and
+acceptances: a token that is accepted is an easy one. So an acceptance along a text is conditional
+on its tokens. For K chains it is a Markov chain in the number J of active chains, because noise and
 tests are fresh at every position. Its kernel is ``T[J, J'] = P(J' of J drafts equal the emitted
 token | it is y)``, a row for every J of K. Each scheme has its own, in its file.
 
@@ -69,6 +69,7 @@ def kernels(log_p: LogProbs, log_q: LogProbs, *, scheme: str, num_drafts: int) -
 @partial(jax.jit, static_argnames=("scheme", "num_drafts"))
 def _kernels(log_p, log_q, *, scheme: str, num_drafts: int):
     def kernel(pair):
-        return _KERNELS[scheme](*pair, num_drafts)
+        log_p, log_q = pair
+        return _KERNELS[scheme](log_p, log_q, num_drafts)
 
     return jnp.clip(jax.lax.map(kernel, (log_p, log_q), batch_size=_POSITIONS), 0, 1)

@@ -26,6 +26,7 @@ from gls_jax.decoding import DecodeOptions, LanguageModel
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.tree_shape import Shape
 from gls_jax.runs import files
+from gls_jax.runs.progress import Progress
 
 __all__ = ["Costs", "measure", "round_seconds"]
 
@@ -104,34 +105,36 @@ class Costs:
         for name, old_name in _OLD_NAMES.items():
             if old_name in content:
                 content.setdefault(name, content.pop(old_name))
-        for field in dataclasses.fields(cls):
-            if field.name not in content:
-                raise ValueError(f"{path}: expected {_EXPECTED}, got none of {field.name}")
         try:
             return cls._parse(content)
+        except KeyError as error:
+            name = error.args[0]
+            raise ValueError(f"{path}: expected {_EXPECTED}, got none of {name}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
     def _parse(cls, content: dict[str, Any]) -> Costs:
+        batch = checks.count(content["batch"], "batch")
+        cache_slots = checks.count(content["cache_slots"], "cache_slots")
+        draft, target = _by_size(content["draft"], "draft"), _by_size(content["target"], "target")
+        if 1 not in target:  # a plain step
+            raise ValueError("target: expected a call of 1 token, got none")
         for name in ("overhead", "metadata"):
             if not isinstance(content[name], dict):
                 raise ValueError(f"{name}: expected an object, got {content[name]!r}")
         overhead = {}
         for scheme, seconds in content["overhead"].items():
             overhead[scheme] = _by_size(seconds, f"overhead.{scheme}", may_be_zero=True)
-        costs = cls(
-            batch=checks.count(content["batch"], "batch"),
-            cache_slots=checks.count(content["cache_slots"], "cache_slots"),
-            draft=_by_size(content["draft"], "draft"),
-            target=_by_size(content["target"], "target"),
+        return cls(
+            batch=batch,
+            cache_slots=cache_slots,
+            draft=draft,
+            target=target,
             overhead=overhead,
             step=_seconds(content["step"], "step", may_be_zero=True),
             metadata=content["metadata"],
         )
-        if 1 not in costs.target:
-            raise ValueError("target: expected a call of 1 token, got none")
-        return costs
 
 
 def measure(
@@ -144,7 +147,7 @@ def measure(
     text_length: int = 256,
     sampling: DecodeOptions | None = None,
     metadata: dict[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Costs:
     """Time the parts of rounds.
 
@@ -168,11 +171,11 @@ def measure(
     verified = _doubling(max(int(sizes.sum()) for sizes in level_sizes))
     target_sizes = [1, *(1 + size for size in verified)]
     cache_slots = checks.count(text_length, "text_length") + target_sizes[-1]
+    draft_sizes = sorted({*draft_sizes, 2})  # two tokens at the root of every tree
     tasks: dict[tuple[str, int], Callable[[], float]] = {}
-    for size in sorted({*draft_sizes, 2}):
-        tasks["draft", size] = partial(_call_seconds, drafter, batch, size, cache_slots)
-    for size in target_sizes:
-        tasks["target", size] = partial(_call_seconds, target, batch, size, cache_slots)
+    for name, model, sizes in (("draft", drafter, draft_sizes), ("target", target, target_sizes)):
+        for size in sizes:
+            tasks[name, size] = partial(_call_seconds, model, batch, size, cache_slots)
     # The overhead: plain steps, and rounds of one chain and of as many as the shapes have.
     free_target = _free_model(target, target.vocab_size, 0.0)
     free_drafter = _free_model(drafter, target.vocab_size, 0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from gls_jax.distributions import Dump
 from gls_jax.planner import conditional, rounds
 from gls_jax.planner.costs import Costs
 from gls_jax.planner.rounds import Efficiency
+from gls_jax.runs.progress import Progress
 from gls_jax.schemes.scheme import PathVerification
 
 __all__ = [
@@ -115,7 +116,7 @@ def efficiencies(
     settings: Iterable[Setting],
     *,
     tails: str = "merged",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Efficiency]:
     """Block efficiency of each setting along the texts of a dump.
 
@@ -164,7 +165,7 @@ def plan(
     settings: Sequence[Setting],
     costs: Costs,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Choice]:
     """All settings with what is predicted for them, the fastest first.
 

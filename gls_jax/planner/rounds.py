@@ -127,11 +127,11 @@ def tokens_per_round(num_tokens: np.ndarray, num_rounds: np.ndarray) -> tuple[fl
     """
     num_texts, total = len(num_rounds), num_rounds.sum()
     mean = num_tokens.sum() / total
-    if num_texts == 1:
-        return float(mean), float("nan")
-    # Delta method: the error of a ratio is that of the mean of the residuals.
-    squares = np.sum((num_tokens - mean * num_rounds) ** 2)
-    error = np.sqrt(squares * num_texts / (num_texts - 1)) / total
+    error = np.nan
+    if num_texts > 1:
+        # Delta method: the error of a ratio is that of the sum of the residuals, over `total`.
+        squares = np.sum((num_tokens - mean * num_rounds) ** 2)
+        error = np.sqrt(squares * num_texts / (num_texts - 1)) / total
     return float(mean), float(error)
 
 

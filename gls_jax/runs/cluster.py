@@ -49,7 +49,7 @@ def join(
         _wait_for_coordinator(coordinator)
     elif coordinator is not None:
         _check_port_is_free(coordinator)
-    jax.config.update("jax_enable_recoverability", True)
+    jax.config.update("jax_enable_recoverability", True)  # the death of another ends nobody
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
 
     def initialize() -> None:

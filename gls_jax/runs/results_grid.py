@@ -132,10 +132,8 @@ class ResultsGrid:
 
     def _take(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         """Enter the blocks of a file that are not known yet."""
-        shapes = {field: self._values[field].shape for field in FIELDS}
-        shapes["done"] = self.done.shape
-        for name, shape in shapes.items():
-            if name not in arrays or arrays[name].shape != shape:
+        for name, array in {**self._values, "done": self.done}.items():
+            if name not in arrays or arrays[name].shape != array.shape:
                 raise ValueError(f"{path}: expected the cells of an earlier run, got other arrays")
         for block_index in np.flatnonzero(arrays["done"] & ~self.done):
             block = self.blocks[block_index]

@@ -71,10 +71,12 @@ class Manifest:
         """
         expected = f"the manifest of {run}"
         content = files.read_json(path, expected)
-        if not isinstance(content, dict):
+        if not isinstance(content, dict):  # some other JSON file: it lacks every key
             content = {}
         if content.get("format", format) != format:
             raise ValueError(f"{path}: expected format {format}, got {content['format']}")
+        # A manifest is trusted only where its parts fit each other: a file that was edited or cut
+        # must not lead to results of another configuration.
         try:
             stored_hash = content.pop(_HASH)
             manifest = cls(content.pop("format"), content.pop(_CONFIGURATION), content)

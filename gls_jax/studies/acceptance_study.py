@@ -25,10 +25,11 @@ from jax.sharding import PartitionSpec as P
 from gls_jax import bounds, checks, races, schemes, trials
 from gls_jax.distributions.pairs import Pairs
 from gls_jax.runs import cluster, files
+from gls_jax.runs.progress import StageProgress
 from gls_jax.runs.results_grid import FIELDS, ResultsGrid
 from gls_jax.runs.resume import configuration_hash
 
-__all__ = ["Row", "Study", "none_if_nan", "run", "write_csv"]
+__all__ = ["Row", "Study", "computable_lengths", "none_if_nan", "run", "write_csv"]
 
 _FORMAT = 2  # of the results: raised whenever the same configuration would give other numbers
 # Exponential variables simulated in one block, some seconds of work: what a stop costs at most.
@@ -92,7 +93,7 @@ def run(
     folder: Path,
     *,
     resume: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> list[Row]:
     """Carry out a study and leave `cells.npz` and `acceptance.csv` in the folder.
 
@@ -133,12 +134,12 @@ def run(
         blocks = unknown[cluster.shard(unknown.size)]
         for num_computed, block_index in enumerate(blocks, 1):
             block = grid.blocks[block_index]
-            name = study.schemes[block.scheme]
-            values = _compute_block(study, name, pairs, block.pairs, block_size)
+            scheme_name = study.schemes[block.scheme]
+            values = _compute_block(study, scheme_name, pairs, block.pairs, block_size)
             grid.put(int(block_index), values)
             grid.write(process)
             if progress is not None:
-                progress(name, num_known + num_computed, num_known + len(blocks))
+                progress(scheme_name, num_known + num_computed, num_known + len(blocks))
         # All blocks are written: the first process merges them and reports.
         cluster.barrier()
         if not cluster.is_primary():
@@ -173,6 +174,15 @@ def none_if_nan(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+def computable_lengths(
+    scheme: schemes.Scheme, num_drafts: Sequence[int], num_categories: int
+) -> tuple[int, ...]:
+    """The list lengths at which a scheme has an exact acceptance for so many categories."""
+    most = scheme.max_drafts or max(num_drafts)
+    limit = scheme.acceptance_limit
+    return tuple(k for k in num_drafts if k <= most and limit(num_categories, k) is None)
+
+
 def _configuration_hash(study: Study, pairs: Pairs) -> str:
     return configuration_hash([_FORMAT, dataclasses.asdict(study)], pairs.log_p, pairs.log_q)
 
@@ -187,25 +197,24 @@ def _block_size(study: Study, pairs: Pairs) -> int:
 
 
 def _compute_block(
-    study: Study, name: str, pairs: Pairs, block: slice, block_size: int
+    study: Study, scheme_name: str, pairs: Pairs, block: slice, block_size: int
 ) -> dict[str, np.ndarray]:
     """The values of some pairs under one scheme, by field: `f[pairs, list lengths]` each."""
     # The last block is filled up with its last pair: one shape, one compilation.
     indices = np.minimum(np.arange(block.start, block.start + block_size), block.stop - 1)
     log_p, log_q = jnp.asarray(pairs.log_p[indices]), jnp.asarray(pairs.log_q[indices])
     num_drafts, num_categories = study.num_drafts, log_q.shape[1]
-    scheme = schemes.get(name)
+    scheme = schemes.get(scheme_name)
     values: dict = {}
     if scheme.exact is not None and scheme.exact.bound is not None:
-        values["bound"] = _shared_out(_bound, log_p, log_q, name=name, num_drafts=num_drafts)
-    # Exact acceptance, where this size allows it.
-    computable = tuple(k for k in num_drafts if scheme.acceptance_limit(num_categories, k) is None)
-    if computable:
-        exact = np.full((len(log_q), len(num_drafts)), np.nan)
-        curves = _shared_out(_exact, log_p, log_q, name=name, num_drafts=computable)
-        exact[:, np.isin(num_drafts, computable)] = curves
-        values["exact"] = exact
-    # A key belongs to its pair, so that blocks of any size have the same trials.
+        values["bound"] = _shared_out(_bound, log_p, log_q, name=scheme_name, num_drafts=num_drafts)
+    # At some list lengths a scheme may be too slow or too large for this number of categories.
+    known_lengths = computable_lengths(scheme, num_drafts, num_categories)
+    if known_lengths:
+        curves = _shared_out(_exact, log_p, log_q, name=scheme_name, num_drafts=known_lengths)
+        values["exact"] = np.full((len(log_q), len(num_drafts)), np.nan)
+        values["exact"][:, np.isin(num_drafts, known_lengths)] = curves
+    # Each pair has a key of its own, so that blocks of any size have the same trials.
     if scheme.verify_limit(num_categories, max(num_drafts)) is None:
         fold_in = partial(jax.random.fold_in, races.new_key(study.seed))
         estimate = trials.sweep(
@@ -268,18 +277,17 @@ def _rows(study: Study, pairs: Pairs, grid: ResultsGrid) -> Iterable[Row]:
 
     optimum = np.asarray(jax.lax.map(optima, pairs)).mean(0)
     num_pairs = pairs.log_q.shape[0]
-    for scheme_index, name in enumerate(study.schemes):
+    for scheme_index, scheme_name in enumerate(study.schemes):
         for column, k in enumerate(study.num_drafts):
             values = {field: grid[field][scheme_index, :, column] for field in FIELDS}
-            # Pairs have independent trials: variances of the sum add up.
-            standard_error = np.sqrt((values["standard_error"] ** 2).sum()) / num_pairs
+            means = {field: array.mean() for field, array in values.items()}
+            # The trials of different pairs are independent: variances add up.
+            variance = (values["standard_error"] ** 2).sum()
+            means["standard_error"] = np.sqrt(variance) / num_pairs
             yield Row(
-                scheme=name,
+                scheme=scheme_name,
                 num_drafts=k,
-                exact=none_if_nan(values["exact"].mean()),
-                simulated=none_if_nan(values["simulated"].mean()),
-                standard_error=none_if_nan(standard_error),
-                bound=none_if_nan(values["bound"].mean()),
+                **{field: none_if_nan(mean) for field, mean in means.items()},
                 optimum_iid=float(optimum[column]),
                 num_pairs=num_pairs,
                 num_trials=study.num_trials,

@@ -16,7 +16,7 @@ scheme: with top-k sampling that keeps no more tokens than the dump.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +27,9 @@ import numpy as np
 from gls_jax import checks, schemes
 from gls_jax.distributions.dump import Dump
 from gls_jax.runs import files
+from gls_jax.runs.progress import StageProgress
 from gls_jax.runs.resume import Manifest, check_resumable
-from gls_jax.studies.acceptance_study import none_if_nan
+from gls_jax.studies.acceptance_study import computable_lengths, none_if_nan
 
 __all__ = ["BRACKETED", "Mean", "position_acceptance"]
 
@@ -68,7 +69,7 @@ def position_acceptance(
     names: Sequence[str],
     num_drafts: Sequence[int],
     resume: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> list[Mean]:
     """Exact acceptance by position, kept in the folder.
 
@@ -109,53 +110,62 @@ def position_acceptance(
         shape = (len(names), len(dump), len(counts), len(_TAILS))
         values, num_done = _open_values(folder, manifest, shape, resume)
         for block_index, (scheme_index, start) in enumerate(_blocks(configuration)):
-            name, stop = names[scheme_index], min(start + _CHUNK, len(dump))
+            scheme_name = names[scheme_index]
+            stop = min(start + _CHUNK, len(dump))
             if block_index >= num_done:
-                values[scheme_index, start:stop] = _compute_chunk(dump, start, stop, name, counts)
+                chunk_values = _compute_chunk(dump, start, stop, scheme_name, counts)
+                values[scheme_index, start:stop] = chunk_values
                 # On the disk before the manifest counts it.
                 values.flush()
                 manifest = Manifest(_FORMAT, configuration, {"done": block_index + 1})
                 manifest.write(folder / _MANIFEST)
             if progress is not None:
-                progress(name, stop, len(dump))
-        means = []
-        for scheme_index, name in enumerate(names):
-            curve = np.mean(values[scheme_index], axis=0, dtype=np.float64)
-            for k, (disjoint, merged) in zip(counts, curve, strict=True):
-                mean = Mean(name, k, none_if_nan(disjoint), none_if_nan(merged), name in BRACKETED)
-                means.append(mean)
-        return means
+                progress(scheme_name, stop, len(dump))
+        return list(_means(values, names, counts))
+
+
+def _means(values: np.ndarray, names: Sequence[str], counts: Sequence[int]) -> Iterable[Mean]:
+    for scheme_index, scheme_name in enumerate(names):
+        # float64, because a dump can have millions of positions.
+        curve = values[scheme_index].mean(axis=0, dtype=np.float64)
+        for k, (disjoint, merged) in zip(counts, curve, strict=True):
+            yield Mean(
+                scheme=scheme_name,
+                num_drafts=k,
+                disjoint=none_if_nan(disjoint),
+                merged=none_if_nan(merged),
+                bracketed=scheme_name in BRACKETED,
+            )
 
 
 def _blocks(configuration: dict) -> list[tuple[int, int]]:
-    """The blocks of a sweep in their order: index of the scheme, first position."""
+    """The blocks of a sweep in their order: index of the scheme, and first position."""
+    num_schemes = len(configuration["schemes"])
     starts = range(0, configuration["positions"], _CHUNK)
-    return [(index, start) for index in range(len(configuration["schemes"])) for start in starts]
+    return [(scheme_index, start) for scheme_index in range(num_schemes) for start in starts]
 
 
 def _compute_chunk(
-    dump: Dump, start: int, stop: int, name: str, counts: tuple[int, ...]
+    dump: Dump, start: int, stop: int, scheme_name: str, counts: tuple[int, ...]
 ) -> np.ndarray:
-    """`f32[positions, K, tails]`."""
-    scheme = schemes.get(name)
+    """Acceptances at some positions, `f32[positions, K, tails]`."""
+    num_positions = stop - start
     num_categories = dump.rows.tokens.shape[1] + 2
-    most = scheme.max_drafts or max(counts)
-    computable = tuple(
-        k for k in counts if k <= most and scheme.acceptance_limit(num_categories, k) is None
-    )
-    values = np.full((stop - start, len(counts), len(_TAILS)), np.nan, np.float32)
-    if not computable:
+    values = np.full((num_positions, len(counts), len(_TAILS)), np.nan, np.float32)
+    known_counts = computable_lengths(schemes.get(scheme_name), counts, num_categories)
+    if not known_counts:
         return values
-    tails_p, tails_q = dump.rows.tail_p[start:stop], dump.rows.tail_q[start:stop]
-    has_tails = np.any(tails_p > 0) or np.any(tails_q > 0)
+    # Without cut mass the two readings are equal: one is computed.
+    tail_p, tail_q = dump.rows.tail_p[start:stop], dump.rows.tail_q[start:stop]
+    has_tails = np.any(tail_p > 0) or np.any(tail_q > 0)
     # The last chunk is filled up with its last position: one shape, one compilation.
-    padding = ((0, _CHUNK - (stop - start)), (0, 0))
+    padding = ((0, _CHUNK - num_positions), (0, 0))
     for reading, tails in enumerate(_TAILS if has_tails else _TAILS[:1]):
         pairs = dump.pairs(start, stop, tails=tails)
         log_p = jnp.asarray(np.pad(pairs.log_p, padding, mode="edge"))
         log_q = jnp.asarray(np.pad(pairs.log_q, padding, mode="edge"))
-        exact = np.asarray(_exact(log_p, log_q, name=name, num_drafts=computable))
-        values[:, np.isin(counts, computable), reading] = exact[: stop - start]
+        curves = _exact(log_p, log_q, name=scheme_name, num_drafts=known_counts)
+        values[:, np.isin(counts, known_counts), reading] = np.asarray(curves)[:num_positions]
     return values if has_tails else values[..., [0, 0]]
 
 
@@ -177,11 +187,14 @@ def _open_values(
         num_done = earlier.progress["done"]
         # A finished sweep is replaced, unless it is to be resumed.
         if resume or num_done < len(_blocks(earlier.configuration)):
-            same = earlier.hash == manifest.hash
-            check_resumable(path, "an unfinished run", resume=resume, same_configuration=same)
-            name = "the values of a sweep"
-            values = files.open_array(folder / _VALUES, name, "float32", shape, writable=True)
-            return values, num_done
+            same_configuration = earlier.hash == manifest.hash
+            check_resumable(
+                path, "an unfinished run", resume=resume, same_configuration=same_configuration
+            )
+            earlier_values = files.open_array(
+                folder / _VALUES, "the values of a sweep", "float32", shape, writable=True
+            )
+            return earlier_values, num_done
     # The old manifest goes first: it must never count values that are not its own.
     path.unlink(missing_ok=True)
     values = np.lib.format.open_memmap(folder / _VALUES, mode="w+", dtype=np.float32, shape=shape)
