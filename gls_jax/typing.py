@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Integer
 
-__all__ = ["Index", "LogProbs", "Numbers"]
+__all__ = ["Index", "LogProbs", "Numbers", "Report"]
 
 Numbers: TypeAlias = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLike]]
 """An array of JAX or NumPy, one number, or lists of numbers."""
@@ -23,3 +23,6 @@ probability is zero.
 
 Index: TypeAlias = int | np.integer | Integer[Array, ""]
 """One integer, which may be traced."""
+
+Report: TypeAlias = Callable[[str, int, int], None]
+"""A function that takes the progress of long work: `(kind of work, steps done, steps)`."""

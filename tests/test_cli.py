@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from gls_jax import cli
+from gls_jax import cli, trials
 from gls_jax.distributions import pairs
-from gls_jax.studies import acceptance_study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -71,15 +70,15 @@ def test_a_model_pair(tmp_path, capsys):
 def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
     ask = [*SMALL, "--schemes", "gls", "naive"]
     assert acceptance("--out", tmp_path / "whole", *ask) == 0
-    block, calls = acceptance_study._block, []
+    sweep, calls = trials.sweep, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return block(*arguments)
+        return sweep(*arguments, **options)
 
-    monkeypatch.setattr(study, "_block", interrupted)
+    monkeypatch.setattr(trials, "sweep", interrupted)
     assert acceptance("--out", tmp_path / "cut", *ask) == 130
     assert "--resume goes on from here" in capsys.readouterr().err
     assert acceptance("--out", tmp_path / "cut", *ask, "--resume") == 0
@@ -101,7 +100,7 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
         (["--num-trials", "3000000000"], "num_trials: expected at most"),
         (["--num-drafts"], "num_drafts: expected at least one K, got none"),
         (["--seed", "99999999999999999999"], "seed: expected an int within"),
-        (["--num-items", "100000000000"], "num_pairs x num_items: expected at most"),
+        (["--num-items", "100000000000"], "num_pairs x num_categories: expected at most"),
         (["--pairs", "model", "--drop-layers", "17-12"], "drop_layers: expected layers such as"),
         (
             ["--pairs", "model", "--drop-layers", "0-99999999999"],

@@ -30,7 +30,6 @@ from gls_jax.decoding import engine, preparation
 from gls_jax.distributions import dump_writer
 from gls_jax.planner import conditional, costs
 from gls_jax.schemes import specinfer_wor
-from gls_jax.studies import position_study
 
 ITEMS, DRAFTS = 5, 2
 PLATFORMS = ("cuda", "tpu")
@@ -222,5 +221,6 @@ def test_programs_behind_files_and_figures():
     pairs = LOG_P[None], LOG_Q[None]
     for name in conditional.NAMES:
         lower(partial(conditional._kernels, scheme=name, num_drafts=DRAFTS), *pairs)
-    lower(partial(position_study._exact, name="gls", num_drafts=(DRAFTS,)), *pairs)
+    curve = partial(schemes.get("gls").acceptance_curve, num_drafts=(DRAFTS,))
+    lower(lambda *pairs: jax.lax.map(lambda pair: curve(*pair), pairs), *pairs)
     lower(lambda p, q: specinfer_wor.acceptance_estimate(KEY, p, q, DRAFTS, 4), LOG_P, LOG_Q)

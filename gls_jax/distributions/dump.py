@@ -19,7 +19,7 @@ import numpy as np
 
 from gls_jax.distributions.pairs import Pairs
 from gls_jax.runs import files
-from gls_jax.runs.resume import Manifest, check_resumable
+from gls_jax.runs.resume import Manifest, check_resumable, differing_entries
 
 __all__ = ["DTYPES", "Dump", "Rows", "Writer", "open_dump"]
 
@@ -145,8 +145,8 @@ class Writer:
         )
         if (folder / _MANIFEST).exists():
             earlier = _read_manifest(folder)
-            same_configuration = earlier.hash == self._manifest.hash
-            check_resumable(folder, "a dump", resume=resume, same_configuration=same_configuration)
+            differences = differing_entries(earlier.configuration, self._manifest.configuration)
+            check_resumable(folder, "a dump", resume=resume, differences=differences)
             self._manifest = earlier
             self._arrays = _open_arrays(folder, earlier.configuration, writable=True)
 

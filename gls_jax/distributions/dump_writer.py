@@ -20,7 +20,6 @@ from gls_jax.decoding.batch_sampling import over_items
 from gls_jax.distributions.dump import DTYPES, Dump, Rows, Writer, open_dump
 from gls_jax.distributions.next_token import cut_texts
 from gls_jax.runs import files
-from gls_jax.runs.progress import Progress
 
 __all__ = ["Document", "Sampling", "check_context", "sampled_texts", "text_pieces", "write"]
 
@@ -149,7 +148,7 @@ def write(
     dtype: str = "float32",
     metadata: dict[str, Any],
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Dump:
     """Dump the next-token distributions of two models along texts.
 

@@ -11,7 +11,6 @@ import numpy as np
 from gls_jax import checks
 from gls_jax.decoding import log_probs
 from gls_jax.distributions.pairs import Pairs
-from gls_jax.runs.progress import Progress
 
 __all__ = ["cut_texts", "next_token_pairs"]
 
@@ -29,7 +28,7 @@ def next_token_pairs(
     temperature: float = 1.0,
     draft_temperature: float = 1.0,
     top_k: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Pairs:
     """Next-token distributions of two models after every prefix of the texts.
 
@@ -70,6 +69,7 @@ def next_token_pairs(
         # follows a token, such as the padding, does not change its distribution.
         tokens = np.zeros((1, longest), np.int32)
         tokens[0, : len(piece)] = piece
+        # No more positions are read than are wanted.
         num_read = min(len(piece), num_positions - num_done)
         draft_logits = drafter(tokens)[0, :num_read]
         target_logits = target(tokens)[0, :num_read]

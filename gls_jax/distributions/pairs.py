@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
 def random(
     key: PRNGKeyArray,
     num_pairs: int,
-    num_items: int,
+    num_categories: int,
     *,
     family: str = "dirichlet",
     scale: float = 1.0,
@@ -41,7 +41,7 @@ def random(
     Args:
         key: one typed key.
         num_pairs: `M`.
-        num_items: `N`, categories.
+        num_categories: `N`.
         family: "dirichlet" (concentration `scale` on every category) or "gaussian" (softmax of
             normals of standard deviation `scale`).
         scale: positive.
@@ -59,15 +59,15 @@ def random(
     """
     checks.key(key)
     num_pairs = checks.count(num_pairs, "num_pairs")
-    num_items = checks.count(num_items, "num_items")
+    num_categories = checks.count(num_categories, "num_categories")
     # 2^28 floats of both distributions take 2 GiB.
-    if num_pairs * num_items > 2**28:
+    if num_pairs * num_categories > 2**28:
         raise ValueError(
-            f"num_pairs x num_items: expected at most 2^28 numbers, got {num_pairs * num_items}"
+            f"num_pairs x num_categories: expected at most 2^28 numbers, got {num_pairs * num_categories}"
         )
     if not 1e-3 <= scale <= 1e6:
         raise ValueError(f"scale: expected a number within 1e-3..1e6, got {scale}")
-    shape = (2, num_pairs, num_items)
+    shape = (2, num_pairs, num_categories)
     # The same pairs also where `jax_threefry_partitionable` is switched off.
     with races.keys.partitionable_bits():
         if family == "dirichlet":

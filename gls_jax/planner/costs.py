@@ -26,7 +26,6 @@ from gls_jax.decoding import DecodeOptions, LanguageModel
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.tree_shape import Shape
 from gls_jax.runs import files
-from gls_jax.runs.progress import Progress
 
 __all__ = ["Costs", "measure", "round_seconds"]
 
@@ -147,7 +146,7 @@ def measure(
     text_length: int = 256,
     sampling: DecodeOptions | None = None,
     metadata: dict[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Costs:
     """Time the parts of rounds.
 
@@ -165,11 +164,12 @@ def measure(
         :class:`Costs`.
     """
     checks.count(batch, "batch")
-    # Sizes double up to the largest one that a shape needs.
+    # Sizes double up to the largest one that a shape needs. The nodes of a level are read together.
     level_sizes = [np.cumprod(shape.widths) for shape in shapes]
     draft_sizes = _doubling(max(int(sizes[-1]) for sizes in level_sizes))
-    verified = _doubling(max(int(sizes.sum()) for sizes in level_sizes))
-    target_sizes = [1, *(1 + size for size in verified)]
+    node_sizes = _doubling(max(int(sizes.sum()) for sizes in level_sizes))
+    # The target also reads the last token before the drafts; alone it is a plain step.
+    target_sizes = [1, *(1 + size for size in node_sizes)]
     cache_slots = checks.count(text_length, "text_length") + target_sizes[-1]
     draft_sizes = sorted({*draft_sizes, 2})  # two tokens at the root of every tree
     tasks: dict[tuple[str, int], Callable[[], float]] = {}
@@ -213,11 +213,11 @@ def measure(
 
 def round_seconds(rounds: Iterator[Any]) -> list[float]:
     """How long each round of a stream takes."""
-    seconds, last = [], time.perf_counter()
+    seconds, round_start = [], time.perf_counter()
     for _ in rounds:
-        now = time.perf_counter()
-        seconds.append(now - last)
-        last = now
+        round_end = time.perf_counter()
+        seconds.append(round_end - round_start)
+        round_start = round_end
     return seconds
 
 
@@ -288,8 +288,9 @@ def _constant_logits(params, tokens, positions, mask, cache):
 
 
 def _interpolate(seconds: dict[int, float], size: float) -> float:
-    sizes = sorted(seconds)
-    return float(np.interp(size, sizes, [seconds[known] for known in sizes]))
+    known_sizes = sorted(seconds)
+    known_seconds = [seconds[known_size] for known_size in known_sizes]
+    return float(np.interp(size, known_sizes, known_seconds))
 
 
 def _check_size(seconds: dict[int, float], size: float, part: str) -> None:

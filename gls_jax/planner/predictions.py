@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -14,7 +14,6 @@ from gls_jax.distributions import Dump
 from gls_jax.planner import conditional, rounds
 from gls_jax.planner.costs import Costs
 from gls_jax.planner.rounds import Efficiency
-from gls_jax.runs.progress import Progress
 from gls_jax.schemes.scheme import PathVerification
 
 __all__ = [
@@ -99,16 +98,16 @@ def settings(
     num_drafts = checks.counts(num_drafts, "num_drafts")
     lengths = checks.counts(lengths, "lengths")
     tree_widths = [checks.counts(widths, "trees") for widths in trees]
-    result = []
+    all_settings = []
     for name in names:
         max_drafts = schemes.get(name).max_drafts or np.inf
         # A scheme of at most one draft has one chain, however many are asked for.
         for k in sorted({int(min(k, max_drafts)) for k in num_drafts}):
-            result += [Setting(name, k, length) for length in lengths]
+            all_settings += [Setting(name, k, length) for length in lengths]
         for widths in tree_widths:
             if max(widths) <= max_drafts:
-                result.append(Setting(name, max(widths), len(widths), widths))
-    return result
+                all_settings.append(Setting(name, max(widths), len(widths), widths))
+    return all_settings
 
 
 def efficiencies(
@@ -116,7 +115,7 @@ def efficiencies(
     settings: Iterable[Setting],
     *,
     tails: str = "merged",
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Efficiency]:
     """Block efficiency of each setting along the texts of a dump.
 
@@ -138,6 +137,7 @@ def efficiencies(
     settings = list(settings)
     most_drafts = max(setting.num_drafts for setting in settings)
 
+    # Settings of one scheme share their kernels, which take most of the time.
     @cache
     def kernels(name: str, num_drafts: int) -> np.ndarray:
         return conditional.kernels(*pairs, scheme=name, num_drafts=num_drafts)
@@ -165,7 +165,7 @@ def plan(
     settings: Sequence[Setting],
     costs: Costs,
     *,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Choice]:
     """All settings with what is predicted for them, the fastest first.
 
@@ -175,6 +175,7 @@ def plan(
         costs: of this machine, or another.
         progress: called with `(settings done, settings)`.
     """
+    # Merged tails are the prediction, disjoint ones say how far it may be off.
     merged = efficiencies(dump, settings, progress=progress)
     disjoint = merged
     if np.any(dump.rows.tail_p > _CUT_MASS) or np.any(dump.rows.tail_q > _CUT_MASS):
@@ -218,6 +219,7 @@ def check_acceptances(acceptances: Sequence[float]) -> None:
 
 
 def _choice(setting: Setting, efficiency: Efficiency, truncation: float, costs: Costs) -> Choice:
+    # A round serves all requests of the batch.
     shape = setting.shape
     rate = costs.batch * efficiency.mean / costs.round(setting.scheme, shape)
     return Choice(

@@ -119,14 +119,15 @@ def barrier(state: str = "") -> None:
 
     # `_wait_for_all` alone does not tell who is at this barrier: process 0 waits in it when it
     # leaves, too. So each process also writes its state under the barrier's number.
-    store = multihost.get_jax_distributed_client()
-    directory = f"gls_jax/{next(_barrier_numbers)}/"
-    store.key_value_set(f"{directory}{index()}", state or "-")
+    key_value_store = multihost.get_jax_distributed_client()
+    barrier_name = f"gls_jax/{next(_barrier_numbers)}/"
+    key_value_store.key_value_set(f"{barrier_name}{index()}", state or "-")
     present = _wait_for_all()
     states: dict[int, str] = {}
-    if present:
-        for name, value in store.key_value_dir_get(directory):
-            states[int(name.rpartition("/")[2])] = value
+    if present:  # else the store does not answer either
+        for name, value in key_value_store.key_value_dir_get(barrier_name):
+            process = int(name.rpartition("/")[2])
+            states[process] = value
     if missing := set(range(size())) - (present & set(states)):
         raise ConnectionError(
             f"expected {size()} processes to meet, but process {_names(missing)} is gone; "
@@ -153,13 +154,14 @@ def _check_options(
 ) -> None:
     """Raise `ValueError` where the options of :func:`join` do not go together."""
     options = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-    missing = [name for name, value in options.items() if value is None]
-    if len(missing) == len(options):
+    missing_options = [name for name, value in options.items() if value is None]
+    if len(missing_options) == len(options):
         return
-    if missing:
+    if missing_options:
         raise ValueError(
-            f"{', '.join(missing)}: expected with the other two of coordinator, num_processes and "
-            "process_id, got none; without all three the cluster is read from the environment"
+            f"{', '.join(missing_options)}: expected with the other two of coordinator, "
+            "num_processes and process_id, got none; without all three the cluster is read from "
+            "the environment"
         )
     host, _, port = str(coordinator).rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -229,9 +231,10 @@ def _wait_for_all() -> set[int]:
 
     def wait() -> None:
         try:
-            with multihost_utils.live_devices(jax.devices()) as live:
-                present.update(device.process_index for device in live)
+            with multihost_utils.live_devices(jax.devices()) as live_devices:
+                present.update(device.process_index for device in live_devices)
         except multihost_utils.ProcessFailureError as failure:
+            # They died while the others waited.
             present.difference_update(device.process_index for device in failure.failed_devices)
         except jax.errors.JaxRuntimeError:
             present.clear()  # nobody answers

@@ -21,6 +21,7 @@ __all__ = [
     "read_array",
     "read_arrays",
     "read_json",
+    "read_text",
     "write_arrays",
     "write_json",
     "write_whole",
@@ -37,16 +38,16 @@ def check_file(path: Path) -> None:
 def check_folder(path: Path) -> None:
     """Raise `OSError` where `path` cannot be a folder to write into; nothing is created."""
     # The folder may not exist yet: what counts is the closest ancestor that does.
-    ancestor = path
-    while not ancestor.exists() and ancestor != ancestor.parent:
-        ancestor = ancestor.parent
-    if not ancestor.is_dir():
+    existing_path = path
+    while not existing_path.exists() and existing_path != existing_path.parent:
+        existing_path = existing_path.parent
+    if not existing_path.is_dir():
         raise NotADirectoryError(
-            f"{path}: expected a folder that can be written, but {ancestor} is not a folder"
+            f"{path}: expected a folder that can be written, but {existing_path} is not a folder"
         )
-    if not os.access(ancestor, os.W_OK | os.X_OK):
+    if not os.access(existing_path, os.W_OK | os.X_OK):
         raise PermissionError(
-            f"{path}: expected a folder that can be written, but {ancestor} is read-only"
+            f"{path}: expected a folder that can be written, but {existing_path} is read-only"
         )
 
 
@@ -110,14 +111,17 @@ def write_whole(path: Path, write: Callable[[Any], object], mode: str = "wb") ->
         write: called with the open file.
         mode: of the file.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # In the same folder, because a rename is one step only within a file system.
+    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, mode) as file:
             write(file)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
+        os.chmod(
+            temporary_name, 0o666 & ~_umask()
+        )  # mkstemp makes files that only their owner can read
+        os.replace(temporary_name, path)
+    except BaseException:  # an interrupt, too, leaves no temporary file
+        os.unlink(temporary_name)
         raise
 
 
@@ -193,6 +197,19 @@ def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
 def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file; errors as in :func:`read_array`."""
     return _load(path, expected, lambda: json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_text(path: Path) -> str:
+    """Text of a file in UTF-8.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: bytes that are not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected a UTF-8 text file, got other bytes") from None
 
 
 def _map_array(path: Path, expected: str) -> np.memmap:

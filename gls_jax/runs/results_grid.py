@@ -77,7 +77,7 @@ class ResultsGrid:
         ]
         self.done = np.zeros(len(self.blocks), bool)
         for part in self._parts():
-            check_resumable(part, _RUN, resume=resume, same_configuration=True)
+            check_resumable(part, _RUN, resume=resume, differences=[])
         if resume:
             self.read()
 
@@ -99,7 +99,7 @@ class ResultsGrid:
             if str(arrays.get(_HASH)).startswith(self._hash):
                 self._take(path, arrays)
             elif path.name != _FINISHED:  # a finished run of another configuration is replaced
-                check_resumable(path, _RUN, resume=True, same_configuration=False)
+                check_resumable(path, _RUN, resume=True, differences=["hash"])
 
     def put(self, block_index: int, values: Mapping[str, np.ndarray]) -> None:
         """Enter the numbers of a block.

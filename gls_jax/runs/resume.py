@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from gls_jax.runs import files
 
-__all__ = ["Manifest", "check_resumable", "configuration_hash"]
+__all__ = ["Manifest", "check_resumable", "configuration_hash", "differing_entries"]
 
 # Keys of the JSON file, in the words of the first version: other keys would orphan its dumps.
 _CONFIGURATION, _HASH = "asked", "fingerprint"
@@ -91,24 +91,37 @@ class Manifest:
         return manifest
 
 
-def check_resumable(path: Path, run: str, *, resume: bool, same_configuration: bool) -> None:
+def check_resumable(path: Path, run: str, *, resume: bool, differences: Sequence[str]) -> None:
     """Raise `ValueError` unless the earlier run at `path` may go on.
 
     Args:
         path: the folder or file of the earlier run.
         run: what it is, such as "a dump".
         resume: whether the user wants to go on with it.
-        same_configuration: whether its results depend on the same as the ones wanted now.
+        differences: in what its configuration differs from the one that is wanted now, such as
+            :func:`differing_entries`.
     """
     if not resume:
         raise ValueError(
             f"{path}: {run} is here; --resume goes on with it, else give another --out"
         )
-    if not same_configuration:
+    if differences:
         raise ValueError(
             f"{path}: expected a run of the same configuration to resume, got {run} of another "
-            "one; give another --out"
+            f"one ({', '.join(differences)}); give another --out"
         )
+
+
+def differing_entries(earlier: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Names of the entries in which two configurations differ.
+
+    Args:
+        earlier: read from JSON.
+        wanted: JSON-serialisable.
+    """
+    wanted = json.loads(json.dumps(wanted))  # with lists for tuples, as in the file
+    names = sorted({*earlier, *wanted})
+    return [name for name in names if earlier.get(name) != wanted.get(name)]
 
 
 def configuration_hash(configuration: Any, *arrays: np.ndarray) -> str:

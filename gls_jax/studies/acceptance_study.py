@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,15 +19,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from gls_jax import bounds, checks, races, schemes, trials
 from gls_jax.distributions.pairs import Pairs
+from gls_jax.exact import batched
 from gls_jax.runs import cluster, files
-from gls_jax.runs.progress import StageProgress
 from gls_jax.runs.results_grid import FIELDS, ResultsGrid
 from gls_jax.runs.resume import configuration_hash
+from gls_jax.typing import Report
 
 __all__ = ["Row", "Study", "computable_lengths", "none_if_nan", "run", "write_csv"]
 
@@ -93,7 +92,7 @@ def run(
     folder: Path,
     *,
     resume: bool = False,
-    progress: StageProgress | None = None,
+    progress: Report | None = None,
 ) -> list[Row]:
     """Carry out a study and leave `cells.npz` and `acceptance.csv` in the folder.
 
@@ -207,11 +206,12 @@ def _compute_block(
     scheme = schemes.get(scheme_name)
     values: dict = {}
     if scheme.exact is not None and scheme.exact.bound is not None:
-        values["bound"] = _shared_out(_bound, log_p, log_q, name=scheme_name, num_drafts=num_drafts)
+        static = (scheme_name, num_drafts)
+        values["bound"] = batched.over_pairs(_bound_curve, log_p, log_q, static=static)
     # At some list lengths a scheme may be too slow or too large for this number of categories.
     known_lengths = computable_lengths(scheme, num_drafts, num_categories)
     if known_lengths:
-        curves = _shared_out(_exact, log_p, log_q, name=scheme_name, num_drafts=known_lengths)
+        curves = batched.acceptance_curves(scheme, log_p, log_q, known_lengths)
         values["exact"] = np.full((len(log_q), len(num_drafts)), np.nan)
         values["exact"][:, np.isin(num_drafts, known_lengths)] = curves
     # Each pair has a key of its own, so that blocks of any size have the same trials.
@@ -231,44 +231,12 @@ def _compute_block(
     return {field: np.asarray(array)[:num_pairs] for field, array in values.items()}
 
 
-def _shared_out(function: Callable, log_p, log_q, **static) -> np.ndarray:
-    """`function` of pairs `[M, N]`, shared out over the devices; repetitions of the last pair make
-    the shares equal.
-    """
-    # A loop of one round is no loop to XLA, and its sums may round in another way: two pairs a
-    # device at least.
-    devices = jax.local_devices()[: max(1, len(log_q) // 2)]
-    filled = np.minimum(np.arange(-(-len(log_q) // len(devices)) * len(devices)), len(log_q) - 1)
-    mesh = Mesh(devices, "pairs")
-    laws = jax.device_put((log_p[filled], log_q[filled]), NamedSharding(mesh, P("pairs")))
-    with jax.set_mesh(mesh):  # a mesh that the caller has set is not this one
-        return np.asarray(function(*laws, mesh=mesh, **static))[: len(log_q)]
-
-
-@partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
-def _exact(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
-    scheme = schemes.get(name)
-    return _each(mesh, lambda p, q: scheme.acceptance_curve(p, q, num_drafts), log_p, log_q)
-
-
-@partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
-def _bound(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
-    exact = schemes.get(name).exact
+def _bound_curve(log_p, log_q, scheme_name: str, num_drafts: tuple[int, ...]) -> jax.Array:
+    """The scheme's lower bound on the acceptance of one pair, for several K."""
+    exact = schemes.get(scheme_name).exact
     assert exact is not None and exact.bound is not None
     bound = exact.bound
-    return _each(mesh, lambda p, q: jnp.stack([bound(p, q, k) for k in num_drafts]), log_p, log_q)
-
-
-def _each(mesh: Mesh, function: Callable, log_p, log_q):
-    """One pair after the other on each device."""
-
-    def own(log_p, log_q):
-        return jax.lax.map(lambda laws: function(*laws), (log_p, log_q))
-
-    rows = P("pairs")
-    return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(
-        log_p, log_q
-    )
+    return jnp.stack([bound(log_p, log_q, k) for k in num_drafts])
 
 
 def _rows(study: Study, pairs: Pairs, grid: ResultsGrid) -> Iterable[Row]:

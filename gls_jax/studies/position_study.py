@@ -17,19 +17,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gls_jax import checks, schemes
 from gls_jax.distributions.dump import Dump
+from gls_jax.exact import batched
 from gls_jax.runs import files
-from gls_jax.runs.progress import StageProgress
-from gls_jax.runs.resume import Manifest, check_resumable
+from gls_jax.runs.resume import Manifest, check_resumable, differing_entries
 from gls_jax.studies.acceptance_study import computable_lengths, none_if_nan
+from gls_jax.typing import Report
 
 __all__ = ["BRACKETED", "Mean", "position_acceptance"]
 
@@ -39,7 +37,7 @@ BRACKETED: tuple[str, ...] = tuple(
 """Schemes for which the two readings of a dump are a lower and an upper bound."""
 
 _FORMAT = 2  # format 1 had other words for the tails
-_CHUNK = 256  # positions
+_CHUNK = 256  # positions that are computed together, and lost by a stop at most
 _TAILS = ("disjoint", "merged")
 _VALUES, _MANIFEST = "acceptance.npy", "acceptance.json"
 
@@ -69,7 +67,7 @@ def position_acceptance(
     names: Sequence[str],
     num_drafts: Sequence[int],
     resume: bool = False,
-    progress: StageProgress | None = None,
+    progress: Report | None = None,
 ) -> list[Mean]:
     """Exact acceptance by position, kept in the folder.
 
@@ -152,7 +150,8 @@ def _compute_chunk(
     num_positions = stop - start
     num_categories = dump.rows.tokens.shape[1] + 2
     values = np.full((num_positions, len(counts), len(_TAILS)), np.nan, np.float32)
-    known_counts = computable_lengths(schemes.get(scheme_name), counts, num_categories)
+    scheme = schemes.get(scheme_name)
+    known_counts = computable_lengths(scheme, counts, num_categories)
     if not known_counts:
         return values
     # Without cut mass the two readings are equal: one is computed.
@@ -162,19 +161,11 @@ def _compute_chunk(
     padding = ((0, _CHUNK - num_positions), (0, 0))
     for reading, tails in enumerate(_TAILS if has_tails else _TAILS[:1]):
         pairs = dump.pairs(start, stop, tails=tails)
-        log_p = jnp.asarray(np.pad(pairs.log_p, padding, mode="edge"))
-        log_q = jnp.asarray(np.pad(pairs.log_q, padding, mode="edge"))
-        curves = _exact(log_p, log_q, name=scheme_name, num_drafts=known_counts)
-        values[:, np.isin(counts, known_counts), reading] = np.asarray(curves)[:num_positions]
+        log_p = np.pad(pairs.log_p, padding, mode="edge")
+        log_q = np.pad(pairs.log_q, padding, mode="edge")
+        curves = batched.acceptance_curves(scheme, log_p, log_q, known_counts)
+        values[:, np.isin(counts, known_counts), reading] = curves[:num_positions]
     return values if has_tails else values[..., [0, 0]]
-
-
-@partial(jax.jit, static_argnames=("name", "num_drafts"))
-def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
-    scheme = schemes.get(name)
-    return jax.lax.map(
-        lambda laws: scheme.acceptance_curve(laws[0], laws[1], num_drafts), (log_p, log_q)
-    )
 
 
 def _open_values(
@@ -187,10 +178,8 @@ def _open_values(
         num_done = earlier.progress["done"]
         # A finished sweep is replaced, unless it is to be resumed.
         if resume or num_done < len(_blocks(earlier.configuration)):
-            same_configuration = earlier.hash == manifest.hash
-            check_resumable(
-                path, "an unfinished run", resume=resume, same_configuration=same_configuration
-            )
+            differences = differing_entries(earlier.configuration, manifest.configuration)
+            check_resumable(path, "an unfinished run", resume=resume, differences=differences)
             earlier_values = files.open_array(
                 folder / _VALUES, "the values of a sweep", "float32", shape, writable=True
             )

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from gls_jax.runs.resume import Manifest, check_resumable, configuration_hash
+from gls_jax.runs.resume import (
+    Manifest,
+    check_resumable,
+    configuration_hash,
+    differing_entries,
+)
 
 MANIFEST = Manifest(3, {"seed": 0, "num_drafts": [1, 2]}, {"done": 4})
 
@@ -55,12 +60,21 @@ def test_changed_configuration_does_not_fit_its_hash(tmp_path):
 
 
 def test_earlier_run_needs_resume_and_the_same_configuration(tmp_path):
-    check_resumable(tmp_path, "a run", resume=True, same_configuration=True)
-    for same in (True, False):
+    check_resumable(tmp_path, "a run", resume=True, differences=[])
+    for differences in ([], ["seed"]):
         with pytest.raises(ValueError, match="a run is here; --resume goes on with it, else give"):
-            check_resumable(tmp_path, "a run", resume=False, same_configuration=same)
-    with pytest.raises(ValueError, match="the same configuration to resume, got a run of another"):
-        check_resumable(tmp_path, "a run", resume=True, same_configuration=False)
+            check_resumable(tmp_path, "a run", resume=False, differences=differences)
+    with pytest.raises(ValueError, match=r"got a run of another one \(seed, scheme\)"):
+        check_resumable(tmp_path, "a run", resume=True, differences=["seed", "scheme"])
+
+
+def test_differing_entries_are_named():
+    earlier = {"seed": 0, "tree": [2, 1], "top_k": None}
+    assert differing_entries(earlier, {"seed": 0, "tree": (2, 1)}) == []
+    assert differing_entries(earlier, {"seed": 1, "tree": (2, 1), "length": 4}) == [
+        "length",
+        "seed",
+    ]
 
 
 def test_hash_tells_configurations_and_arrays_apart():

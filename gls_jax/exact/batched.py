@@ -1,0 +1,123 @@
+"""Exact acceptance of many pairs: in bounded memory, on all devices of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gls_jax.typing import LogProbs
+
+if TYPE_CHECKING:
+    from gls_jax import schemes
+
+__all__ = ["acceptance_curves", "over_pairs"]
+
+
+def acceptance_curves(
+    scheme: schemes.Scheme,
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: Sequence[int],
+    *,
+    batch_size: int = 1,
+) -> np.ndarray:
+    """Exact acceptance of every pair at every list length.
+
+    Args:
+        scheme: with an exact acceptance at `N` categories and these list lengths.
+        log_p: draft log-probabilities `[M, N]`, or `[M, K, N]` for a scheme with `diverse`.
+        log_q: target log-probabilities `[M, N]`.
+        num_drafts: the list lengths.
+        batch_size: pairs that a device works on at the same time.
+
+    Returns:
+        `f[M, len(num_drafts)]`.
+
+    Raises:
+        ValueError: what :meth:`gls_jax.schemes.Scheme.acceptance_curve` raises.
+
+    >>> import jax
+    >>> from gls_jax import schemes
+    >>> from gls_jax.exact import batched
+    >>> log_p, log_q = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (2, 5, 10)))
+    >>> batched.acceptance_curves(schemes.get("gls"), log_p, log_q, (1, 2, 8)).shape
+    (5, 3)
+    """
+    return over_pairs(
+        scheme.acceptance_curve,
+        log_p,
+        log_q,
+        static=(tuple(num_drafts),),
+        batch_size=batch_size,
+    )
+
+
+def over_pairs(
+    function: Callable[..., Any],
+    *arrays: Any,
+    static: tuple[Hashable, ...] = (),
+    batch_size: int = 1,
+) -> Any:
+    """Apply a function of one pair to each of `M` pairs.
+
+    Every device works through its share of the pairs, `batch_size` at a time. The values do not
+    depend on the number of devices.
+
+    Args:
+        function: called as ``function(*rows, *static)``, with one row of each array. It is compiled
+            once for each function object, shape and `static`: pass the same object every time.
+        *arrays: arrays with a leading axis of length `M`.
+        static: more arguments, known before tracing.
+        batch_size: pairs that a device works on at the same time.
+
+    Returns:
+        What `function` returns, as NumPy arrays with a leading axis of length `M`.
+    """
+    num_pairs = len(arrays[0])
+    batch_size = min(batch_size, num_pairs)
+    # XLA unrolls a loop of one round, and may then round sums in another way. Two batches a device
+    # or more, all of one size, keep the values the same on any number of devices.
+    devices = jax.local_devices()
+    num_devices = min(len(devices), max(1, num_pairs // (2 * batch_size)))
+    batches_per_device = -(-num_pairs // (num_devices * batch_size))
+    # Repetitions of the last pair fill the shares up.
+    indices = np.arange(num_devices * batches_per_device * batch_size)
+    indices = np.minimum(indices, num_pairs - 1)
+    mesh = Mesh(devices[:num_devices], "pairs")
+    filled = [array[indices] for array in arrays]
+    shares = jax.device_put(filled, NamedSharding(mesh, PartitionSpec("pairs")))
+    with jax.set_mesh(mesh):  # in place of a mesh that the caller may have set
+        values = _over_shares(
+            shares, function=function, static=static, batch_size=batch_size, mesh=mesh
+        )
+    return jax.tree.map(lambda value: np.asarray(value)[:num_pairs], values)
+
+
+@partial(jax.jit, static_argnames=("function", "static", "batch_size", "mesh"))
+def _over_shares(
+    arrays: list[jax.Array],
+    *,
+    function: Callable[..., Any],
+    static: tuple[Hashable, ...],
+    batch_size: int,
+    mesh: Mesh,
+):
+    def one_pair(rows):
+        return function(*rows, *static)
+
+    def one_share(arrays):
+        # A `vmap` over one pair costs time.
+        return jax.lax.map(one_pair, arrays, batch_size=batch_size if batch_size > 1 else None)
+
+    # `check_vma` refuses loops in `function` whose first carry is a constant. There is nothing to
+    # check: no value moves between the devices.
+    specs = PartitionSpec("pairs")
+    share_map = jax.shard_map(
+        one_share, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False
+    )
+    return share_map(arrays)
