@@ -63,7 +63,8 @@ def random(
     # 2^28 floats of both distributions take 2 GiB.
     if num_pairs * num_categories > 2**28:
         raise ValueError(
-            f"num_pairs x num_categories: expected at most 2^28 numbers, got {num_pairs * num_categories}"
+            "num_pairs x num_categories: expected at most 2^28 numbers, "
+            f"got {num_pairs * num_categories}"
         )
     if not 1e-3 <= scale <= 1e6:
         raise ValueError(f"scale: expected a number within 1e-3..1e6, got {scale}")
