@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import shared
 from experiments.block_efficiency import TOP_K, Setting, pair, prompts_of, start_run
-from gls_jax import bounds, checks, models, races, schemes
-from gls_jax.distributions import pairs
+from gls_jax import bounds, checks, models, schemes
+from gls_jax.distributions import next_token_pairs
 
 DROPPED = (12, 17)
 
@@ -105,7 +106,7 @@ def places(target, drafter, prompts, logits, setting: Setting, rounds: int, seed
     """At each place where a round began: whether a draft was accepted, and the laws `[M, N]` of
     draft and target.
     """
-    keys = races.keys.fold_in_each(shared.root_key(seed), np.arange(len(prompts)))
+    keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(seed), r))(np.arange(len(prompts)))
     run = start_run(target, drafter, prompts, keys, setting, 2 * rounds)
     texts, hits, begun = [list(prompt) for prompt in prompts], [], []
     for _ in range(rounds):
@@ -114,7 +115,7 @@ def places(target, drafter, prompts, logits, setting: Setting, rounds: int, seed
         hits.append([len(tokens) > 1 for tokens in new])
         for text, tokens in zip(texts, new, strict=True):
             text += tokens.tolist()
-    found = pairs.next_token(*logits, texts, num_positions=sum(map(len, texts)), top_k=TOP_K)
+    found = next_token_pairs(*logits, texts, num_positions=sum(map(len, texts)), top_k=TOP_K)
     first = np.cumsum([0, *map(len, texts)])[:-1]  # of each text among all positions
     where = np.concatenate(
         [first + np.array(lengths) - 1 for lengths in begun]

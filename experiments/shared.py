@@ -21,8 +21,7 @@ from rich import box
 from rich.table import Table
 
 from gls_jax import checks, decoding, models, races, schemes
-from gls_jax.distributions import pairs, prompts
-from gls_jax.models import layer_selection
+from gls_jax.distributions import next_token_pairs, pairs, prompts
 from gls_jax.runs import files
 
 Report = Callable[[str, int, int], None]
@@ -62,14 +61,15 @@ def smollm2(dropped: tuple[int, int] | None = None) -> Model:
     return Model(logits, lambda text: found.tokenizer.encode(text).ids, found.config.num_layers)
 
 
-def others(dropped: tuple[int, int], num_layers: int) -> tuple[int, ...]:
-    """Layers that remain without those from the first to the last of `dropped`."""
+def others(dropped: tuple[int, int], num_layers: int) -> list[int]:
+    """The layers that stay."""
     first, last = dropped
-    if not 0 <= first <= last < num_layers or last - first + 1 == num_layers:
+    layers = [layer for layer in range(num_layers) if not first <= layer <= last]
+    if not 0 <= first <= last < num_layers or not layers:
         raise ValueError(
             f"drop: expected the first and last of some of the layers 0-{num_layers - 1}, got {dropped}"
         )
-    return layer_selection.remaining_layers([dropped], num_layers)
+    return layers
 
 
 def next_token_laws(
@@ -99,7 +99,7 @@ def next_token_laws(
         decoding.check_sampling(value, top_k or None)
     target, drafter = smollm2(), smollm2(dropped)
     texts = [target.encode(text)[:num_positions] for text in prompts.PROMPTS[:num_prompts]]
-    return pairs.next_token(
+    return next_token_pairs(
         target.logits,
         drafter.logits,
         texts,

@@ -115,7 +115,7 @@ def dump(tmp_path):
     asked = distributions.Sampling()
 
     def texts(first):
-        return distributions.own_texts(
+        return distributions.sampled_texts(
             races.new_key(SEED), target, PROMPTS, asked, length=4, batch=2, first=first
         )
 
@@ -128,7 +128,7 @@ def dump(tmp_path):
         num_positions=6,
         context=6,
         num_kept=3,
-        facts={},
+        metadata={},
     )
     studies.position_acceptance(made, tmp_path / "sweep", names=["naive"], num_drafts=[1, 2])
     return [np.frombuffer(path.read_bytes(), np.uint8) for path in sorted(tmp_path.glob("*/*.npy"))]

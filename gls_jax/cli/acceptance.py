@@ -87,7 +87,7 @@ class Acceptance:
         # Before models are loaded.
         study.check()
         with self.processes.joined() as is_primary:
-            # Hosts may differ in this: the others hear of it when they next meet.
+            # Hosts may differ in this: the others hear of it when they next barrier.
             files.check_folder(self.out)
             with progress(is_primary) as report:
                 problems, title = self._pairs(report)
@@ -175,7 +175,7 @@ class Acceptance:
 
         pair = self.models.load(report)
         assert pair.draft_checkpoint is not None
-        problems = distributions.pairs.next_token(
+        problems = distributions.next_token_pairs(
             logits_function(pair.target.model),
             logits_function(pair.draft_checkpoint.model),
             [pair.tokenizer.encode(text).ids for text in texts],
@@ -212,7 +212,7 @@ def _dump_table(means: Sequence[studies.Mean], title: str) -> Table:
     for mean in means:
         # For some schemes the two readings of the tails are bounds, for others only close.
         truth = "between" if mean.bracketed else "near"
-        values = (_format(mean.apart), _format(mean.shared))
+        values = (_format(mean.disjoint), _format(mean.merged))
         table.add_row(mean.scheme, str(mean.num_drafts), *values, truth)
     return table
 

@@ -71,14 +71,14 @@ class DumpDistributions:
         with progress() as report:
             pair = self.models.load(report)
             dump = dump_pair(request, pair, resume=self.resume, progress=report)
-        configuration, rows = dump.facts["asked"], dump.rows
+        configuration, rows = dump.configuration, dump.rows
         figures = {
             "positions": len(dump),
             "documents": int(rows.begins.sum()),
             "tokens_a_position": float((rows.tokens >= 0).sum(axis=1).mean()),
             "draft_tail": float(rows.tail_p.mean()),
             "target_tail": float(rows.tail_q.mean()),
-            "log_prob_error": dump.facts["log_prob_error"],
+            "log_prob_error": dump.log_prob_error,
         }
         if self.json:
             print(json.dumps({"out": str(self.out), "asked": configuration, **figures}))

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gls_jax import checks, races
-from gls_jax.distributions.dump import DTYPES, Dump, fingerprint
+from gls_jax.distributions.dump import DTYPES, Dump
 from gls_jax.distributions.dump_writer import (
     Document,
     Sampling,
     check_context,
-    own_texts,
-    pieces,
+    sampled_texts,
+    text_pieces,
     write,
 )
 from gls_jax.distributions.prompts import PROMPTS
 from gls_jax.runs import files
+from gls_jax.runs.resume import configuration_hash
 from gls_jax.typing import Report
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def dump_pair(
         context=context,
         num_kept=request.num_kept,
         dtype=request.dtype,
-        facts=request.model_names | metadata,
+        metadata=request.model_names | metadata,
         resume=resume,
         progress=report,
     )
@@ -145,7 +146,7 @@ def _sampled_texts(request: DumpRequest, pair: ModelPair) -> _Texts:
     stop_tokens = list(target.config.eos_token_ids)
 
     def documents(first: int) -> Iterator[list[Document]]:
-        return own_texts(
+        return sampled_texts(
             races.new_key(request.seed),
             target.language_model,
             prompts,
@@ -159,7 +160,7 @@ def _sampled_texts(request: DumpRequest, pair: ModelPair) -> _Texts:
     # A resumed dump must continue the same texts, so all that they depend on is recorded.
     metadata = {
         "own_text": True,
-        "prompts": fingerprint(prompts),
+        "prompts": configuration_hash(prompts),
         "length": request.length,
         "batch": request.batch,
         "seed": request.seed,
@@ -180,7 +181,7 @@ def _text_file(request: DumpRequest, pair: ModelPair) -> _Texts:
     metadata = {
         "own_text": False,
         "text": request.text.name,
-        "tokens": fingerprint([tokens]),
+        "tokens": configuration_hash([tokens]),
         "context": request.context,
     }
-    return partial(pieces, [tokens], request.context), request.context, metadata
+    return partial(text_pieces, [tokens], request.context), request.context, metadata

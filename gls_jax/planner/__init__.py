@@ -1,10 +1,15 @@
-"""How fast speculative decoding will be: acceptance given the text, rounds along it, costs of this
-machine.
+"""How fast speculative decoding will be, predicted from distributions along texts and from costs.
+
+* :mod:`gls_jax.planner.conditional`: how many drafts are accepted, given the text;
+* :mod:`gls_jax.planner.rounds`: block efficiency, from rounds that follow one another;
+* :class:`Costs`: what the parts of a round cost on this machine;
+* :func:`plan`: all of it together, the fastest setting first;
+* :func:`measure_generation`: the same setting, measured.
 """
 
-from gls_jax.planner.check import Measured, generated
 from gls_jax.planner.costs import Costs, measure
-from gls_jax.planner.plan import (
+from gls_jax.planner.measured_generation import Measured, measure_generation
+from gls_jax.planner.predictions import (
     NAMES,
     Choice,
     Setting,
@@ -24,8 +29,8 @@ __all__ = [
     "check_acceptances",
     "efficiencies",
     "from_acceptances",
-    "generated",
     "measure",
+    "measure_generation",
     "plan",
     "settings",
 ]

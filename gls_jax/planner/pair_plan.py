@@ -24,8 +24,8 @@ from gls_jax.planner import (
     Setting,
     check_acceptances,
     from_acceptances,
-    generated,
     measure,
+    measure_generation,
     plan,
 )
 from gls_jax.runs import files
@@ -171,7 +171,7 @@ def plan_pair(
     if pair is not None and request.num_check_texts:
         length = DumpRequest.length
         if dump is not None:
-            length = dump.facts["asked"].get("length", length)
+            length = dump.configuration.get("length", length)
         measured = _measure_best(request, pair, choices, length, report)
     return PairPlan(request.dump.model_names, choices, measured, costs)
 
@@ -184,7 +184,7 @@ def _reusable_costs(request: PlanRequest) -> Costs | None:
     costs = Costs.load(path)
     sizes = [(setting.scheme, setting.shape) for setting in request.settings]
     if request.costs is None:
-        _check_same(path, costs.facts, _costs_metadata(request))
+        _check_same(path, costs.metadata, _costs_metadata(request))
         try:
             costs.check(sizes)
         except ValueError:
@@ -205,7 +205,7 @@ def _reusable_dump(request: PlanRequest) -> Dump | None:
     if not (wanted.folder / "dump.json").exists():
         return None
     dump = open_dump(wanted.folder)
-    configuration = dump.facts["asked"]
+    configuration = dump.configuration
     expected: dict[str, Any] = dict(wanted.model_names)
     expected["sampling"] = dataclasses.asdict(wanted.sampling)
     if not request.is_given_dump:
@@ -215,7 +215,7 @@ def _reusable_dump(request: PlanRequest) -> Dump | None:
         num_kept = wanted.num_kept
         expected["num_kept"] = num_kept if is_cut else min(num_kept, configuration["num_kept"])
     _check_same(wanted.folder, configuration, expected)
-    return dump if dump.facts["finished"] else None
+    return dump if dump.finished else None
 
 
 def _check_same(path: Path, configuration: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -237,7 +237,7 @@ def _measure_costs(request: PlanRequest, pair: ModelPair, report: Report) -> Cos
         batch=request.batch,
         text_length=request.text_length,
         sampling=DecodeOptions(**_decode_sampling(request.dump.sampling)),
-        facts=_costs_metadata(request),
+        metadata=_costs_metadata(request),
         progress=partial(report, "costs"),
     )
 
@@ -267,7 +267,7 @@ def _measure_best(
     measured = {}
     for num_done, setting in enumerate(best.values()):
         report("check", num_done, len(best))
-        measured[setting] = generated(
+        measured[setting] = measure_generation(
             keys,
             target.language_model,
             pair.drafter,

@@ -139,9 +139,9 @@ def answer(
 
         # All processes must have read the same results before one of them writes.
         state = json.dumps([hashes, sorted(results.done)])
-        cluster.meet(hashlib.sha256(state.encode()).hexdigest())
+        cluster.barrier(hashlib.sha256(state.encode()).hexdigest())
         unanswered = [request for request in requests if request.number not in results.done]
-        share = [unanswered[i] for i in cluster.deal(len(unanswered))]
+        share = [unanswered[i] for i in cluster.shard(len(unanswered))]
 
         # Models are loaded only for requests that have no result.
         timer = Timer()
@@ -159,7 +159,7 @@ def answer(
             )
 
         # All parts must be complete before they become one file.
-        cluster.meet()
+        cluster.barrier()
         if is_primary:
             results.merge()
     return Answers(

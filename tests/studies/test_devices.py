@@ -13,8 +13,8 @@ from gls_jax import trials
 from gls_jax.distributions import pairs
 from gls_jax.studies import acceptance_study
 
-ASK = acceptance_study.Study(("gls",), (1, 2), 100, seed=1)
-LAWS = pairs.random(jax.random.key(0), 9, 5)
+STUDY = acceptance_study.Study(("gls",), (1, 2), 100, seed=1)
+PAIRS = pairs.random(jax.random.key(0), 9, 5)
 # As many pairs as devices: one a device would be no loop to XLA, and rounds in another way.
 EIGHT = (
     acceptance_study.Study(("naive",), (1, 2, 3), 50, seed=0),
@@ -26,19 +26,19 @@ from pathlib import Path
 import jax, numpy as np
 from gls_jax import trials
 from gls_jax.studies import acceptance_study
-from tests.test_devices import ASK, EIGHT, LAWS
+from tests.studies.test_devices import STUDY, EIGHT, PAIRS
 
-CASES = (  # scheme, pairs, items, trials, list lengths, devices: what divides and not, by clocks and by inversion
+CASES = (  # scheme, pairs, categories, trials, list lengths, devices: what divides and not, by noise and by inversion
     ("gumbel_topk", 6, 7, 1001, (1, 3), (1, 2, 4, 8)), ("single", 1, 7, 999, (1,), (1, 8)),
     ("gls", 8, 40, 77, (2,), (1, 8)), ("gls", 1, 500, 3001, (4,), (1, 8)),
 )
-for scheme, pairs, items, count, drafts, numbers in CASES:
-    laws = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(pairs), (2, pairs, items)))
-    rows = [trials.sweep(jax.random.key(1), *laws, scheme=scheme, num_drafts=drafts, num_trials=count,
+for scheme, pairs, size, count, drafts, numbers in CASES:
+    log_probs = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(pairs), (2, pairs, size)))
+    rows = [trials.sweep(jax.random.key(1), *log_probs, scheme=scheme, num_drafts=drafts, num_trials=count,
                          devices=jax.devices()[:number]) for number in numbers]
     bits = [[bytes(np.asarray(x)).hex() for x in row] for row in rows]
     print(json.dumps([scheme, np.asarray(rows[0].mean).tolist(), bits]))
-acceptance_study.run(ASK, LAWS, Path(sys.argv[1]) / "nine")
+acceptance_study.run(STUDY, PAIRS, Path(sys.argv[1]) / "nine")
 acceptance_study.run(*EIGHT, Path(sys.argv[1]) / "eight")
 """
 
@@ -66,7 +66,7 @@ def test_sweeps_are_the_same_on_any_number_of_devices(eight):
         assert all(row == alone for row in shared), scheme
 
 
-@pytest.mark.parametrize(("name", "asked"), [("nine", (ASK, LAWS)), ("eight", EIGHT)])
+@pytest.mark.parametrize(("name", "asked"), [("nine", (STUDY, PAIRS)), ("eight", EIGHT)])
 def test_a_study_is_the_same_on_eight_devices(eight, tmp_path, name, asked):
     """Nine pairs, so that shares are filled up: exact values and bounds bit for bit, too."""
     _, folder = eight
@@ -80,8 +80,8 @@ def test_a_study_is_the_same_on_eight_devices(eight, tmp_path, name, asked):
 
 
 @pytest.mark.parametrize("devices", [[], [0], jax.devices() * 2, 3])
-def test_devices_that_are_none(devices):
+def test_invalid_devices_are_refused(devices):
     with pytest.raises(ValueError, match="devices: expected"):
         trials.sweep(
-            jax.random.key(0), *LAWS, scheme="gls", num_drafts=(1,), num_trials=1, devices=devices
+            jax.random.key(0), *PAIRS, scheme="gls", num_drafts=(1,), num_trials=1, devices=devices
         )

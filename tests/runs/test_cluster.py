@@ -1,4 +1,4 @@
-"""Two processes on loopback do what one does; what dies costs its unfinished share."""
+"""Two processes on loopback do what one does; a process that dies costs its unfinished shard."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from gls_jax import cli
+from gls_jax import cli, trials
 from gls_jax.distributions import pairs
 from gls_jax.runs import cluster, files
 from gls_jax.studies import acceptance_study
@@ -18,27 +18,26 @@ from tests.cli.conftest import write
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-# The command, which kills itself when it is about to compute its DIES-th block.
+# The command, which kills itself while it computes its DIES-th block: there is one sweep a block.
 PROGRAM = """
 import os, signal, sys
-from gls_jax import cli
+from gls_jax import cli, trials
 from gls_jax.runs import cluster
-from gls_jax.studies import acceptance_study
 
 cluster._HEARTBEAT = 3
-dies, block = int(sys.argv.pop(1)), acceptance_study._block
+dies, sweep = int(sys.argv.pop(1)), trials.sweep
 
-def counted(*arguments):
+def counted(*arguments, **options):
     global dies
     dies -= 1
     if dies == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return block(*arguments)
+    return sweep(*arguments, **options)
 
-acceptance_study._block = counted
+trials.sweep = counted
 sys.exit(cli.main(sys.argv[1:]))
 """
-ASK = [
+STUDY = [
     "--num-pairs",
     150,
     "--num-items",
@@ -61,8 +60,11 @@ def programs(tmp_path_factory):
         yield
 
 
-def together(*arguments, dies=(0, 0), apart=((), ())):
-    """Exit codes, stdout and stderr of two processes with one coordinator."""
+def run_two(*arguments, dies=(0, 0), extra=((), ())):
+    """Exit codes, stdout and stderr of two processes with one coordinator.
+
+    `dies` and `extra` are of each process: the block that it dies at, and more arguments.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     cluster_of_two = ["--coordinator", address, "--num-processes", "2", "--process-id"]
@@ -77,7 +79,7 @@ def together(*arguments, dies=(0, 0), apart=((), ())):
                 *map(str, arguments),
                 *cluster_of_two,
                 str(i),
-                *apart[i],
+                *extra[i],
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -98,12 +100,12 @@ def names(folder):
 def whole(tmp_path_factory):
     """The folder of a run in one process."""
     folder = tmp_path_factory.mktemp("whole")
-    assert cli.main(["acceptance", "--out", str(folder), *map(str, ASK)]) == 0
+    assert cli.main(["acceptance", "--out", str(folder), *map(str, STUDY)]) == 0
     return folder
 
 
 def test_two_processes_write_the_files_of_one(whole, tmp_path):
-    first, second = together("acceptance", "--out", tmp_path, *ASK, "--json")
+    first, second = run_two("acceptance", "--out", tmp_path, *STUDY, "--json")
     assert first[0] == second[0] == 0, (first, second)
     assert len(json.loads(first[1])["rows"]) == 1 and second[1] == ""
     assert names(tmp_path) == ["acceptance.csv", "acceptance.png", "cells.npz"]
@@ -111,49 +113,54 @@ def test_two_processes_write_the_files_of_one(whole, tmp_path):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_a_process_that_dies_costs_its_unfinished_blocks(whole, tmp_path, monkeypatch):
+def test_process_that_dies_costs_its_unfinished_blocks(whole, tmp_path, monkeypatch):
     """Five blocks; the second process is killed at its second, the first one finishes its own three and says so."""
-    first, second = together("acceptance", "--out", tmp_path, *ASK, dies=(0, 2))
+    first, second = run_two("acceptance", "--out", tmp_path, *STUDY, dies=(0, 2))
     assert second[0] == -9 and first[0] == 2, (first, second)
     assert first[2].endswith(
         "error: expected 2 processes to meet, but process 1 is gone; what is written stays, --resume goes on\n"
     )
     assert names(tmp_path) == ["cells.partial.0.npz", "cells.partial.1.npz"]
-    block, counted = acceptance_study._block, []
-    monkeypatch.setattr(study, "_block", lambda *args: counted.append(args[1]) or block(*args))
-    assert cli.main(["acceptance", "--out", str(tmp_path), *map(str, ASK), "--resume"]) == 0
-    assert counted == ["naive"]
+    sweep, swept = trials.sweep, []
+
+    def count(*arguments, **options):
+        swept.append(options["scheme"].name)
+        return sweep(*arguments, **options)
+
+    monkeypatch.setattr(trials, "sweep", count)
+    assert cli.main(["acceptance", "--out", str(tmp_path), *map(str, STUDY), "--resume"]) == 0
+    assert swept == ["naive"]
     assert names(tmp_path) == ["acceptance.csv", "acceptance.png", "cells.npz"]
     for name in names(tmp_path):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_processes_with_other_options_do_not_work_together(tmp_path):
-    first, second = together(
-        "acceptance", "--out", tmp_path, *ASK, apart=(("--seed", "1"), ("--seed", "2"))
+def test_processes_of_different_configurations_are_refused(tmp_path):
+    first, second = run_two(
+        "acceptance", "--out", tmp_path, *STUDY, extra=(("--seed", "1"), ("--seed", "2"))
     )
-    for code, _, said in (first, second):
+    for code, _, stderr in (first, second):
         assert code == 2
-        assert said.endswith(
-            "error: expected all processes to be asked the same and to see the same files, but process 1 differs from "
-            "process 0\n"
+        assert stderr.endswith(
+            "error: expected all processes to have the same configuration and to see the same files, but process 1 "
+            "differs from process 0\n"
         )
     assert not list(tmp_path.iterdir())
 
 
-def test_a_first_process_that_gives_up_is_heard_of(tmp_path, monkeypatch):
-    """It is not there to meet the others, though it waits for their end."""
+def test_others_hear_of_a_first_process_that_gives_up(tmp_path, monkeypatch):
+    """It does not come to the barrier, though it waits for the end of the others."""
 
-    def interrupt(*_):
+    def interrupt(*_, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(study, "_block", interrupt)
-        assert cli.main(["acceptance", "--out", str(tmp_path), *map(str, ASK)]) == 130
-    first, second = together("acceptance", "--out", tmp_path, *ASK, apart=((), ("--resume",)))
+        patch.setattr(trials, "sweep", interrupt)
+        assert cli.main(["acceptance", "--out", str(tmp_path), *map(str, STUDY)]) == 130
+    first, second = run_two("acceptance", "--out", tmp_path, *STUDY, extra=((), ("--resume",)))
     assert (first[0], second[0]) == (2, 2), (first, second)
     assert (
-        "an unfinished run is here; --resume goes on with it, else give another folder; waiting until"
+        "an unfinished run is here; --resume goes on with it, else give another --out; waiting until"
         in first[2]
     )
     assert second[2].endswith("process 0 is gone; what is written stays, --resume goes on\n")
@@ -161,10 +168,10 @@ def test_a_first_process_that_gives_up_is_heard_of(tmp_path, monkeypatch):
 
 
 def test_hosts_without_a_shared_folder_are_told(whole, tmp_path):
-    """And their parts, brought together, are a run to go on with."""
+    """Their parts, brought into one folder, are a run to resume."""
     here, there = tmp_path / "here", tmp_path / "there"
-    first, second = together(
-        "acceptance", *ASK, apart=(("--out", str(here)), ("--out", str(there)))
+    first, second = run_two(
+        "acceptance", *STUDY, extra=(("--out", str(here)), ("--out", str(there)))
     )
     assert (first[0], second[0]) == (2, 0)
     assert re.search(
@@ -172,7 +179,7 @@ def test_hosts_without_a_shared_folder_are_told(whole, tmp_path):
         first[2],
     )
     (there / "cells.partial.1.npz").rename(here / "cells.partial.1.npz")
-    assert cli.main(["acceptance", "--out", str(here), *map(str, ASK), "--resume"]) == 0
+    assert cli.main(["acceptance", "--out", str(here), *map(str, STUDY), "--resume"]) == 0
     assert (here / "acceptance.csv").read_bytes() == (whole / "acceptance.csv").read_bytes()
 
 
@@ -204,7 +211,7 @@ def test_generate_on_two_processes(tmp_path, capsys):
     # One result is here, another in the part of a process that died in the middle of its second.
     shared.write_text(lines[1] + "\n")
     (tmp_path / "shared.jsonl.part7").write_text(lines[3] + "\n" + lines[4][:30])
-    first, second = together(*ask, "--out", shared, "--batch", 2, "--resume")
+    first, second = run_two(*ask, "--out", shared, "--batch", 2, "--resume")
     assert first[0] == second[0] == 0, (first, second)
     assert first[1].splitlines()[:5] == expected and second[1] == ""
     assert shared.read_text().splitlines() == lines
@@ -233,7 +240,7 @@ def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, arguments, mess
         jax._src.xla_bridge, "backends_are_initialized", lambda: False
     )  # as in a new process
     assert (
-        cli.main(["acceptance", "--out", str(tmp_path / "made"), *map(str, ASK), *arguments]) == 2
+        cli.main(["acceptance", "--out", str(tmp_path / "made"), *map(str, STUDY), *arguments]) == 2
     )
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("gls-jax: error: ") and re.search(message, error)
@@ -247,15 +254,15 @@ def test_generate_needs_a_file_for_several_processes(capsys):
     )
 
 
-def test_a_second_run_in_a_folder_is_refused(tmp_path):
-    ask = acceptance_study.Study(("naive",), (1,), 10, seed=0)
-    laws = pairs.random(jax.random.key(0), 3, 4)
+def test_second_run_in_a_folder_is_refused(tmp_path):
+    study = acceptance_study.Study(("naive",), (1,), 10, seed=0)
+    random_pairs = pairs.random(jax.random.key(0), 3, 4)
     with (
         files.alone(tmp_path),
         pytest.raises(
             BlockingIOError, match="expected a folder to itself, but another run is at work"
         ),
     ):
-        acceptance_study.run(ask, laws, tmp_path)
+        acceptance_study.run(study, random_pairs, tmp_path)
     with files.alone(tmp_path):  # free again
         pass
