@@ -87,7 +87,7 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
         asked.append((keys, setting, options))
         return planner.Measured(1.5, 0.1, 4, 7.0, 1.2)
 
-    monkeypatch.setattr(pair_plan, "generated", generated)
+    monkeypatch.setattr(pair_plan, "measure_generation", generated)
     assert run("plan", *ask, "--check", "4") == 0
     best, *others = json.loads((out / "plan.json").read_text())["choices"]
     assert best["measured"]["tokens_per_second"] == 7 and not any(
