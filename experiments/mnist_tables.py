@@ -27,8 +27,9 @@ import numpy as np
 
 from experiments import mnist_report, shared
 from gls_jax import checks, models, races
-from gls_jax.compression import ImageCodec, ImageErrors, ImageTrials, datasets, halves, image_trials
-from gls_jax.compression.image_codec import BATCH
+from gls_jax.compression import ImageCodec, ImageErrors, ImageTrials, halves, image_trials
+from gls_jax.compression.images import datasets
+from gls_jax.compression.images.image_codec import BATCH
 
 _HELD_OUT = 10  # every tenth training image chooses beta and N
 _CHOICE_REPEATS = 2
@@ -247,7 +248,7 @@ class MnistTables:
             setting = chosen["gls", count, bins]
             codec = ImageCodec(trained[setting.beta], count, setting.num_candidates, bins)
             trials = image_trials(codec, self.seed, some)
-            sent = codec.send(trials.keys, trials.laws)
+            sent = codec.send(trials.keys, trials.latents)
             every = [
                 codec.receive(trials.keys, sent.message, trials.features[k], k).estimate
                 for k in range(count)

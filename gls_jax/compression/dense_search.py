@@ -1,10 +1,9 @@
-"""Dense search: every candidate is looked at, block by block, with the leader of each lane carried
-along.
+"""Dense search: visit every candidate, in blocks, and keep the best one so far.
 
-The encoder needs one clock a candidate, for it looks at the first of `K` only
-(:func:`gls_jax.races.first_clocks`). A decoder notes the members of its bin as bits, then draws
-clocks and weights for those alone, a page at a time: memory is one block, one page and ``N / 32``
-words, whatever `N`.
+The encoder needs one number of noise per candidate, for it looks at the first arrival of the `K`
+streams only (:func:`gls_jax.races.first_clocks`). A decoder first marks the members of its bin as
+bits. Then it draws noise and weights for these members alone, one page at a time. Memory is one
+block, one page and ``N / 32`` words, whatever `N` is.
 """
 
 from __future__ import annotations
@@ -16,51 +15,57 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 
 from gls_jax import races
-from gls_jax.compression.code import Density, ListCode, leader
+from gls_jax.compression.densities import Density
+from gls_jax.compression.list_code import ListCode, smallest_score
 from gls_jax.typing import Index
 
-__all__ = ["Members", "choose", "members", "pick"]
+__all__ = ["BinMembers", "bin_members", "decode_index", "encode_index"]
 
-BLOCK = 4096  # candidates at a time: a few such arrays fit a core's cache
-_WORD = 32
+MAX_BLOCK = 4096  # candidates at a time: a few such arrays fit a core's cache
+_WORD_BITS = 32
 
 
-class Members(NamedTuple):
+class BinMembers(NamedTuple):
     """The candidates of one bin, as bits.
 
     Bit `b` of word `w` within block `j` is candidate ``j * size + b * (size / 32) + w``.
 
     Attributes:
         words: `u32[ceil(N / 32)]`.
-        before: `i32[ceil(N / 32)]`, members in the words before.
+        num_before: `i32[ceil(N / 32)]`, number of members in all previous words.
         total: `i32[]`, members of the bin.
     """
 
     words: UInt32[Array, " W"]
-    before: Int[Array, " W"]
+    num_before: Int[Array, " W"]
     total: Int[Array, ""]
 
 
-def choose(
+def encode_index(
     code: ListCode, key: PRNGKeyArray, density: Density, shared: Any, row: Any
 ) -> Int[Array, ""]:
     """The encoder's index, ``argmin_i min_k S[k, i] / w_i``."""
-    size = _block(code)
+    block_size = _block_size(code)
 
-    def block(leaders, number):
-        items = number * size + jnp.arange(size, dtype=jnp.int32)
-        log_weights = density.log_weight(shared, row, races.candidates(key, items, code.dimension))
-        scores = jnp.log(races.first_clocks(key, items)) - log_weights
-        ahead = (scores < leaders[0]) & (items < code.num_candidates)
-        return (jnp.where(ahead, scores, leaders[0]), jnp.where(ahead, number, leaders[1])), None
+    # Each place of a block keeps its own best score. That is one comparison per candidate; the
+    # minimum over the places is taken once, at the end.
+    def visit_block(best, block):
+        best_scores, best_blocks = best
+        indices = block * block_size + jnp.arange(block_size, dtype=jnp.int32)
+        candidates = races.candidates(key, indices, code.dimension)
+        log_weights = density.log_weight(shared, row, candidates)
+        scores = jnp.log(races.first_clocks(key, indices)) - log_weights
+        is_better = (scores < best_scores) & (indices < code.num_candidates)
+        best_scores = jnp.where(is_better, scores, best_scores)
+        return (best_scores, jnp.where(is_better, block, best_blocks)), None
 
-    start = (jnp.full(size, jnp.inf, jnp.float32), jnp.zeros(size, jnp.int32))
-    numbers = jnp.arange(-(-code.num_candidates // size), dtype=jnp.int32)
-    (scores, numbers), _ = jax.lax.scan(block, start, numbers)
-    return leader(scores, numbers * size + jnp.arange(size, dtype=jnp.int32))[1]
+    start = (jnp.full(block_size, jnp.inf, jnp.float32), jnp.zeros(block_size, jnp.int32))
+    (scores, best_blocks), _ = jax.lax.scan(visit_block, start, _block_numbers(code))
+    indices = best_blocks * block_size + jnp.arange(block_size, dtype=jnp.int32)
+    return smallest_score(scores, indices)[1]
 
 
-def pick(
+def decode_index(
     code: ListCode,
     key: PRNGKeyArray,
     message: Index,
@@ -69,58 +74,85 @@ def pick(
     shared: Any,
     row: Any,
 ) -> Int[Array, ""]:
-    """A decoder's index, ``argmin S[k, i] / v_i`` over its bin; -1 where no candidate has that bin."""
+    """A decoder's index, ``argmin S[k, i] / v_i`` over its bin; -1 if the bin is empty."""
+    members = bin_members(code, key, message)
+    page_size = _page_size(code)
 
-    bin_, size = members(code, key, message), _page(code)
+    # All pages have the same shape, so that a network gives a candidate the same weight for every
+    # caller.
+    def visit_page(page, best):
+        best_score, best_index = best
+        member_numbers = page * page_size + jnp.arange(page_size, dtype=jnp.int32)
+        indices = _member_indices(code, members, member_numbers)
+        candidates = races.candidates(key, indices, code.dimension)
+        log_weights = density.log_weight(shared, row, candidates)
+        noise = races.list_clocks(key, indices, code.num_streams, stream)
+        scores = jnp.log(noise) - log_weights
+        # The last page continues after the last member.
+        is_member = member_numbers < members.total
+        score, index = smallest_score(jnp.where(is_member, scores, jnp.inf), indices)
+        is_better = score < best_score
+        return jnp.where(is_better, score, best_score), jnp.where(is_better, index, best_index)
 
-    def page(number, best):
-        slots = number * size + jnp.arange(size, dtype=jnp.int32)
-        items = _items(code, bin_, slots)
-        # In pages of one shape, so that a network gives a candidate the same weight for every
-        # caller.
-        log_weights = density.log_weight(shared, row, races.candidates(key, items, code.dimension))
-        scores = jnp.log(races.list_clocks(key, items, code.num_streams, stream)) - log_weights
-        score, item = leader(jnp.where(slots < bin_.total, scores, jnp.inf), items)
-        ahead = score < best[0]
-        return jnp.where(ahead, score, best[0]), jnp.where(ahead, item, best[1])
-
-    nobody = (jnp.full((), jnp.inf, jnp.float32), jnp.full((), -1, jnp.int32))
-    return jax.lax.fori_loop(0, (bin_.total + size - 1) // size, page, nobody)[1]
-
-
-def members(code: ListCode, key: PRNGKeyArray, message: Index) -> Members:
-    """Which candidates have the bin `message`."""
-    size = _block(code)
-    bits = jnp.arange(_WORD, dtype=jnp.uint32)[:, None]
-
-    def block(_, number):
-        items = number * size + jnp.arange(size, dtype=jnp.int32).reshape(_WORD, -1)
-        inside = (races.bins(key, items, code.num_bins) == message) & (items < code.num_candidates)
-        return None, jnp.sum(inside.astype(jnp.uint32) << bits, axis=0, dtype=jnp.uint32)
-
-    numbers = jnp.arange(-(-code.num_candidates // size), dtype=jnp.int32)
-    words = jax.lax.scan(block, None, numbers)[1].reshape(-1)
-    upto = jnp.cumsum(jax.lax.population_count(words).astype(jnp.int32))
-    return Members(words, jnp.concatenate([jnp.zeros(1, jnp.int32), upto[:-1]]), upto[-1])
+    nothing_yet = (jnp.full((), jnp.inf, jnp.float32), jnp.full((), -1, jnp.int32))
+    num_pages = (members.total + page_size - 1) // page_size
+    return jax.lax.fori_loop(0, num_pages, visit_page, nothing_yet)[1]
 
 
-def _items(code: ListCode, bin_: Members, slots: Int[Array, " P"]) -> Int[Array, " P"]:
-    """The candidates behind members number `slots`: a search for the word, then for the bit."""
-    word = jnp.searchsorted(bin_.before, slots, side="right", method="scan_unrolled") - 1
-    bits, rank, place = bin_.words[word], slots - bin_.before[word], jnp.zeros_like(slots)
-    for half in (16, 8, 4, 2, 1):  # is it among the lower bits?
-        lower = jax.lax.population_count(bits & jnp.uint32((1 << half) - 1)).astype(jnp.int32)
-        above = rank >= lower
-        place, rank = jnp.where(above, place + half, place), jnp.where(above, rank - lower, rank)
-        bits = jnp.where(above, bits >> jnp.uint32(half), bits)
-    per_block = _block(code) // _WORD
-    return word // per_block * _block(code) + place * per_block + word % per_block
+def bin_members(code: ListCode, key: PRNGKeyArray, message: Index) -> BinMembers:
+    """The candidates whose bin is `message`."""
+    block_size = _block_size(code)
+    bit_numbers = jnp.arange(_WORD_BITS, dtype=jnp.uint32)[:, None]
+
+    def mark_block(_, block):
+        first = block * block_size
+        indices = first + jnp.arange(block_size, dtype=jnp.int32).reshape(_WORD_BITS, -1)
+        is_in_bin = races.bins(key, indices, code.num_bins) == message
+        is_member = is_in_bin & (indices < code.num_candidates)
+        bits = is_member.astype(jnp.uint32) << bit_numbers
+        return None, jnp.sum(bits, axis=0, dtype=jnp.uint32)
+
+    words = jax.lax.scan(mark_block, None, _block_numbers(code))[1].reshape(-1)
+    num_until = jnp.cumsum(jax.lax.population_count(words).astype(jnp.int32))
+    num_before = jnp.concatenate([jnp.zeros(1, jnp.int32), num_until[:-1]])
+    return BinMembers(words=words, num_before=num_before, total=num_until[-1])
 
 
-def _block(code: ListCode) -> int:
-    return min(BLOCK, -(-code.num_candidates // _WORD) * _WORD)
+def _member_indices(code: ListCode, members: BinMembers, member_numbers):
+    """Candidates by their number among the members: a search for the word, then for the bit."""
+    next_word = jnp.searchsorted(
+        members.num_before, member_numbers, side="right", method="scan_unrolled"
+    )
+    word = next_word - 1
+    bits = members.words[word]
+    rank = member_numbers - members.num_before[word]
+
+    # Binary search for the set bit of this rank: is it among the lower half of the bits left?
+    position = jnp.zeros_like(member_numbers)
+    for half in (16, 8, 4, 2, 1):
+        lower_bits = bits & jnp.uint32((1 << half) - 1)
+        num_lower = jax.lax.population_count(lower_bits).astype(jnp.int32)
+        is_above = rank >= num_lower
+        position = jnp.where(is_above, position + half, position)
+        rank = jnp.where(is_above, rank - num_lower, rank)
+        bits = jnp.where(is_above, bits >> jnp.uint32(half), bits)
+
+    block_size = _block_size(code)
+    words_per_block = block_size // _WORD_BITS
+    block_start = word // words_per_block * block_size
+    return block_start + position * words_per_block + word % words_per_block
 
 
-def _page(code: ListCode) -> int:
-    """About a third of a bin: its last page is then half empty, a sixth of the work."""
-    return max(_WORD, min(1024, 1 << (code.num_candidates // (3 * code.num_bins)).bit_length()))
+def _block_size(code: ListCode) -> int:
+    """`N` rounded up to whole words, at most :data:`MAX_BLOCK`."""
+    return min(MAX_BLOCK, -(-code.num_candidates // _WORD_BITS) * _WORD_BITS)
+
+
+def _block_numbers(code: ListCode):
+    return jnp.arange(-(-code.num_candidates // _block_size(code)), dtype=jnp.int32)
+
+
+def _page_size(code: ListCode) -> int:
+    """About a third of a bin: the last page is half empty on average, a sixth of the work."""
+    third_of_bin = code.num_candidates // (3 * code.num_bins)
+    return max(_WORD_BITS, min(1024, 1 << third_of_bin.bit_length()))

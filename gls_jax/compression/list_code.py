@@ -1,57 +1,50 @@
-"""List codes: an encoder tells K decoders, in log2 L bits, which of N shared candidates it chose.
+"""`ListCode`: what a list code is, and how encoder and decoders pick a candidate.
 
-Rowan, Phan, Khisti 2025 (arXiv 2506.05632), on lossy compression with side information. Candidates
-``U_i ~ p_W``, bins ``l_i`` uniform on ``0..L-1`` and clocks ``S[k, i]`` are shared. The encoder,
-who sees the source `a`, picks ``Y = argmin_i min_k S[k, i] / w_i`` with ``w_i = p_{W|A}(U_i | a) /
-p_W(U_i)`` and sends ``l_Y``; decoder `k`, who sees side information, picks ``argmin S[k, i] / v_i``
-among the candidates of that bin. The baseline has one stream for all.
+Source: Rowan, Phan, Khisti 2025 (arXiv 2506.05632), lossy compression with side information.
 
-Only ratios of weights matter, so candidates stream by in blocks and are never held. Two searches
-give the same law:
+All parties share, for every symbol, `N` candidates ``U_i ~ p_W``, a bin ``l_i`` for each of them
+(uniform on ``0..L-1``), and exponential noise ``S[k, i]`` with one stream `k` per decoder. The
+encoder sees the source `a`, weights each candidate by ``w_i = p_{W|A}(U_i | a) / p_W(U_i)`` and
+picks ``Y = argmin_i min_k S[k, i] / w_i``. It sends the bin ``l_Y``, which takes ``log2 L`` bits.
+Decoder `k` sees its side information `t`, weights by ``v_i = p_{W|T}(U_i | t) / p_W(U_i)`` and
+picks ``argmin_i S[k, i] / v_i`` among the candidates of that bin. In the paper's baseline all
+decoders share one stream.
 
-* `dense` looks at every candidate (:mod:`gls_jax.compression.dense`);
-* `ordered` follows the clocks in the order in which they go off and stops when no later one can win
-  (:mod:`gls_jax.compression.ordered`, ours); it needs to know how large a weight can be.
+Scaling all weights by a constant changes no pick. So weights need not be normalised, and candidates
+can be generated in blocks and dropped again. Two searches do that; their picks have the same
+distribution, but they draw different noise, so both sides must use the same search:
+
+* `dense` (:mod:`gls_jax.compression.dense_search`) visits every candidate.
+* `ordered` (:mod:`gls_jax.compression.ordered_search`, ours) visits candidates in the order of
+  their noise and stops when no later one can win. It needs an upper bound on the weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
 
-__all__ = [
-    "MOST",
-    "SCHEMES",
-    "SEARCHES",
-    "Density",
-    "ListCode",
-    "Normal",
-    "gaussian_density",
-    "leader",
-]
+__all__ = ["MAX_SIZE", "SCHEMES", "SEARCHES", "ListCode", "smallest_score"]
 
 SCHEMES = ("gls", "baseline")
 SEARCHES = ("ordered", "dense")
-MOST = 2**30
+MAX_SIZE = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class ListCode:
-    """What encoder and decoders agree on beside the key.
+    """What encoder and decoders must agree on in addition to the key.
 
     Attributes:
         num_decoders: `K`.
         num_candidates: `N`, at most 2^30.
-        num_bins: `L`, at most `N`; a message is one of them.
+        num_bins: `L`, at most `N`; a message is the number of a bin.
         dimension: `D` of a candidate.
-        scheme: `gls`, or `baseline`: all decoders share one stream.
+        scheme: `gls`, or `baseline`: all decoders share one stream of noise.
         search: `ordered` or `dense`.
 
     >>> from gls_jax.compression import ListCode
@@ -69,79 +62,40 @@ class ListCode:
     search: str = "ordered"
 
     def __post_init__(self) -> None:
+        # NumPy's integers become Python's: a code is a static argument of `jit` and is written
+        # to JSON.
         for name in ("num_decoders", "num_candidates", "num_bins", "dimension"):
             object.__setattr__(self, name, checks.count(getattr(self, name), name))
         for name in ("num_candidates", "num_decoders"):
-            if getattr(self, name) > MOST:
+            if getattr(self, name) > MAX_SIZE:
                 raise ValueError(f"{name}: expected at most 2^30, got {getattr(self, name)}")
         if self.num_bins > self.num_candidates:
             raise ValueError(
-                f"num_bins: expected at most num_candidates ({self.num_candidates}), got {self.num_bins}"
+                f"num_bins: expected at most num_candidates ({self.num_candidates}), "
+                f"got {self.num_bins}"
             )
         checks.one_of(self.scheme, SCHEMES, "scheme")
         checks.one_of(self.search, SEARCHES, "search")
 
     @property
     def num_streams(self) -> int:
-        """Independent streams of clocks: one a decoder, or one for all."""
+        """Independent streams of noise: one per decoder, or one for all of them."""
         return self.num_decoders if self.scheme == "gls" else 1
 
     def stream(self, decoder: int) -> int:
-        """Which stream a decoder holds; `ValueError` for a decoder that does not exist."""
+        """The stream that a decoder uses; `ValueError` if there is no such decoder."""
         checks.index(decoder, "decoder", last=self.num_decoders - 1)
         return decoder if self.scheme == "gls" else 0
 
 
-class Density(NamedTuple):
-    """Weights of candidates, as two functions of what all symbols share and of what one symbol
-    brings (its row).
-
-    Attributes:
-        log_weight: ``(shared, row, candidates f32[B, D]) -> f32[B]``, the logarithm of a density
-            over the standard normal one, up to a constant.
-        log_bound: ``(shared, row) -> f32[]``, no `log_weight` is larger; None where that is not
-            known.
-    """
-
-    log_weight: Callable[[Any, Any, Float[Array, "B D"]], Float[Array, " B"]]
-    log_bound: Callable[[Any, Any], Float[Array, ""]] | None = None
-
-
-class Normal(NamedTuple):
-    """A row of :data:`gaussian_density`: independent normals, quick to search where all variances
-    are below 1.
-    """
-
-    mean: Float[Array | np.ndarray, "*n D"]
-    variance: Float[Array | np.ndarray, "*n D"]
-
-
-def _gaussian_weight(_, row: Normal, candidates: Float[Array, "B D"]) -> Float[Array, " B"]:
-    if row.mean.shape != candidates.shape[1:] or row.variance.shape != candidates.shape[1:]:
-        wanted = f"[n, {candidates.shape[1]}]"
-        raise ValueError(
-            f"rows: expected mean and variance of shape {wanted}, got {row.mean.shape[-1:]} columns"
-        )
-    return jnp.sum((candidates**2 - (candidates - row.mean) ** 2 / row.variance) / 2, axis=-1)
-
-
-def _gaussian_bound(_, row: Normal) -> Float[Array, ""]:
-    narrow = row.variance < 1  # else weights have no bound
-    bounds = row.mean**2 / (2 * jnp.where(narrow, 1 - row.variance, 1))
-    return jnp.sum(jnp.where(narrow, bounds, jnp.inf), axis=-1)
-
-
-gaussian_density: Density = Density(_gaussian_weight, _gaussian_bound)
-"""Diagonal normals over the standard normal: the largest weight is at ``mean / (1 - variance)``."""
-
-
-def leader(
-    scores: Float[Array, " B"], items: Int[Array, " B"]
+def smallest_score(
+    scores: Float[Array, " B"], indices: Int[Array, " B"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The smallest score and its item; the smallest item where two are equal, -1 where none is
-    below infinity.
+    """The smallest score and the index of its candidate, the smallest index of a tie.
+
+    The index is -1 if no score is finite; NaN counts as infinite.
     """
     scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
-    first = jnp.min(scores)
-    item = jnp.min(jnp.where(scores == first, items, jnp.iinfo(jnp.int32).max))
-    return first, jnp.where(first < jnp.inf, item, -1)
+    smallest = jnp.min(scores)
+    index = jnp.min(jnp.where(scores == smallest, indices, jnp.iinfo(jnp.int32).max))
+    return smallest, jnp.where(smallest < jnp.inf, index, -1)

@@ -1,17 +1,19 @@
-"""Ordered search (ours): follow the clocks in the order in which they go off, and stop when no
-later one can win.
+"""Ordered search (ours): visit candidates in the order of their noise, stop when no later one wins.
 
-An arrival at time `T` with weight `w` has the score ``T / w``. Where ``w <= w_max`` no arrival
-after ``T = best * w_max`` can beat the best score so far, so a search ends after about `w_max`
-arrivals (a decoder's after ``L w_max``, for it skips the other bins), at any `N`: the law of the
-dense search at a cost that does not grow.
+A candidate that arrives at time `T` with weight `w` has the score ``T / w``. If ``w <= w_max``, no
+candidate that arrives after ``T = best * w_max`` can beat the best score so far. So the encoder's
+search ends after about `w_max` arrivals, at any `N`. A decoder's ends after about ``L w_max``, for
+it skips the other bins. The picks have the distribution of dense search, at a cost that does not
+grow with `N`.
 
-Costs differ from symbol to symbol by orders of magnitude, so one batched loop gives each lane its
+The cost of a symbol varies by orders of magnitude. One batched loop therefore gives each lane its
 next symbol as soon as it has finished one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,27 +21,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from gls_jax import races
-from gls_jax.compression.code import Density, ListCode, leader
+from gls_jax.compression.densities import Density
+from gls_jax.compression.list_code import ListCode, smallest_score
 from gls_jax.races import ordered
 from gls_jax.typing import Index
 
-__all__ = ["choose", "pick"]
+__all__ = ["decode_indices", "encode_indices"]
 
-_AT_ONCE = 2**14  # places visited at a time, over all lanes and streams
-_PATIENCE = 16  # steps before a symbol is put aside for the second sweep
-_SLACK = 1e-4  # of the bound: weights are rounded, and a few visits more cost nothing
-
-_UNSURE = -2
+_VISITS_AT_ONCE = 2**14  # over all lanes; a lane's visits are divided among its streams
+_LONG_STEP = 4096
+_PATIENCE = 16  # short steps before a symbol is left to the second sweep
+_SLACK = 1e-4  # added to the bound: weights are rounded, and a few more visits cost nothing
+_UNDECIDED = -2
 
 
 class Searches(NamedTuple):
-    """What is searched for, a row a symbol.
+    """What is searched for, one row per symbol.
 
     Attributes:
-        keys: of the positions.
+        keys: position keys.
         rows: of the density.
-        streams: which streams to follow.
-        message: the bin to stay in; None for all.
+        streams: the streams to follow.
+        message: the bin to stay in; None for all candidates.
     """
 
     keys: Key[Array, " n"]
@@ -49,32 +52,47 @@ class Searches(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """How far the search for one symbol is.
+    """Progress of the search for one symbol.
 
     Attributes:
         place: number of the next visit.
-        walks: where each stream stands.
-        score: logarithm of the best score so far.
-        item: whose it is; -1 for nobody's.
+        walks: position in each stream.
+        best_score: logarithm of the smallest score so far.
+        best_index: its candidate; -1 if there is none yet.
     """
 
     place: Int[Array, "*B"]
     walks: ordered.Walk
-    score: Float[Array, "*B"]
-    item: Int[Array, "*B"]
+    best_score: Float[Array, "*B"]
+    best_index: Int[Array, "*B"]
 
 
-def choose(
+class Sweep(NamedTuple):
+    """One pass over a queue of symbols.
+
+    Attributes:
+        num_lanes: symbols that are searched at the same time.
+        step: visits per stream in one turn of the loop.
+        limit: visits per stream after which a symbol is given up.
+    """
+
+    num_lanes: int
+    step: int
+    limit: int
+
+
+def encode_indices(
     code: ListCode, keys: Key[Array, " n"], density: Density, shared: Any, rows: Any, count: Index
 ) -> Int[Array, " n"]:
     """The encoder's indices of the first `count` symbols: a search through all streams."""
     streams = jnp.broadcast_to(
         jnp.arange(code.num_streams, dtype=jnp.int32), (keys.shape[0], code.num_streams)
     )
-    return _search(code, Searches(keys, rows, streams, None), density, shared, count)
+    searches = Searches(keys=keys, rows=rows, streams=streams, message=None)
+    return _search(code, searches, density, shared, count)
 
 
-def pick(
+def decode_indices(
     code: ListCode,
     keys: Key[Array, " n"],
     message: Int[Array, " n"],
@@ -84,109 +102,105 @@ def pick(
     rows: Any,
     count: Index,
 ) -> Int[Array, " n"]:
-    """A decoder's indices of the first `count` symbols; -1 where no candidate has the bin
-    `message`.
-    """
+    """A decoder's indices of the first `count` symbols; -1 if no candidate has the bin."""
     streams = jnp.full((keys.shape[0], 1), stream, jnp.int32)
-    return _search(code, Searches(keys, rows, streams, message), density, shared, count)
+    searches = Searches(keys=keys, rows=rows, streams=streams, message=message)
+    return _search(code, searches, density, shared, count)
 
 
-def _search(
-    code: ListCode, searches: Searches, density: Density, shared: Any, count
-) -> Int[Array, " n"]:
-    """Two sweeps: many symbols in short steps, then the few that need thousands of visits in long
-    ones.
-    """
+def _search(code: ListCode, searches: Searches, density: Density, shared, count):
+    """Two sweeps: all symbols in short steps, then in long steps the few that need many visits."""
     num_symbols, num_streams = searches.streams.shape
-    everything = ordered.num_visits(code.num_candidates)
-    places = 64 if searches.message is None else max(32, min(256, 1 << code.num_bins.bit_length()))
-    short, long = max(8, places // num_streams), max(8, 4096 // num_streams)
-    sweeps = [(_AT_ONCE // places, short, _PATIENCE * short), (_AT_ONCE // 4096, long, everything)]
     queue = jnp.arange(num_symbols, dtype=jnp.int32)
-    found = jnp.full(num_symbols, _UNSURE, jnp.int32)
-    for lanes, step, limit in sweeps[: 1 if _PATIENCE * short >= everything else 2]:
-        found = _sweep(
-            code,
-            searches,
-            density,
-            shared,
-            queue,
-            count,
-            found,
-            lanes=lanes,
-            step=step,
-            limit=limit,
-        )
-        unsure = (found == _UNSURE) & (jnp.arange(num_symbols) < count)
-        queue = jnp.nonzero(unsure, size=num_symbols, fill_value=0)[0].astype(jnp.int32)
-        count = jnp.sum(unsure, dtype=jnp.int32)
-    return found
+    index = jnp.full(num_symbols, _UNDECIDED, jnp.int32)
+    visit = partial(_visit, code, searches, density, shared)
+    for sweep in _sweeps(code, num_streams, is_decoder=searches.message is not None):
+        index = _run_sweep(sweep, visit, num_streams, queue, count, index)
+        is_undecided = (index == _UNDECIDED) & (jnp.arange(num_symbols) < count)
+        queue = jnp.nonzero(is_undecided, size=num_symbols, fill_value=0)[0].astype(jnp.int32)
+        count = jnp.sum(is_undecided, dtype=jnp.int32)
+    return index
 
 
-def _sweep(
-    code: ListCode,
-    searches: Searches,
-    density: Density,
-    shared: Any,
-    queue,
-    count,
-    found,
-    *,
-    lanes,
-    step,
-    limit,
-) -> Int[Array, " n"]:
-    """Search the first `count` symbols of the queue, each until it is sure or has visited `limit`
-    places a stream.
+def _sweeps(code: ListCode, num_streams: int, *, is_decoder: bool) -> list[Sweep]:
+    """The second sweep is left out where the first one visits every candidate."""
+    # A decoder skips the candidates of other bins, so it takes about L times as many visits.
+    decoder_step = max(32, min(256, 1 << code.num_bins.bit_length()))
+    short_step = decoder_step if is_decoder else 64
+    step = max(8, short_step // num_streams)
+    short = Sweep(num_lanes=_VISITS_AT_ONCE // short_step, step=step, limit=_PATIENCE * step)
+    num_visits = ordered.num_visits(code.num_candidates)
+    if short.limit >= num_visits:
+        return [short]
+    step = max(8, _LONG_STEP // num_streams)
+    return [short, Sweep(num_lanes=_VISITS_AT_ONCE // _LONG_STEP, step=step, limit=num_visits)]
+
+
+def _run_sweep(sweep: Sweep, visit: Callable, num_streams: int, queue, count, index):
+    """Search the first `count` symbols of the queue; fill in the indices that become certain.
+
+    `index` is `i32[n]`, :data:`_UNDECIDED` where nothing is known yet.
     """
-    num_streams, everything = searches.streams.shape[1], ordered.num_visits(code.num_candidates)
-    walks = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes, num_streams)), ordered.start())
-    nowhere = jnp.zeros(lanes, jnp.int32)
-    bound = density.log_bound
-    assert bound is not None  # checked at the door
-    fresh = Lane(nowhere, walks, jnp.full(lanes, jnp.inf, jnp.float32), nowhere - 1)
+    num_lanes = sweep.num_lanes
+    walks = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, num_streams)), ordered.start())
+    zeros = jnp.zeros(num_lanes, jnp.int32)
+    worst = jnp.full(num_lanes, jnp.inf, jnp.float32)
+    new_lanes = Lane(place=zeros, walks=walks, best_score=worst, best_index=zeros - 1)
 
-    def visit(symbol, lane: Lane):
-        key, row, streams, message = jax.tree.map(lambda x: x[symbol], tuple(searches))
+    def turn(state):
+        queue_place, lanes, num_taken, index = state
+        symbols = queue[jnp.minimum(queue_place, count - 1)]
+        lanes, is_decided = jax.vmap(partial(visit, sweep.step))(symbols, lanes)
+        is_over = is_decided | (lanes.place >= sweep.limit)
 
-        def follow(stream, walk):
-            walk, items, clocks = ordered.visit(stream, walk, lane.place, step, code.num_candidates)
-            if message is not None:
-                clocks = jnp.where(
-                    races.bins(key, items, code.num_bins) == message, clocks, jnp.inf
-                )
-            candidates = races.candidates(key, items, code.dimension)
-            return walk, *leader(
-                jnp.log(clocks) - density.log_weight(shared, row, candidates), items
-            )
+        # Lanes whose queue has run out work on its last symbol again, and must not write.
+        target = jnp.where(is_over & (queue_place < count), symbols, index.shape[0])
+        decided = jnp.where(is_decided, lanes.best_index, _UNDECIDED)
+        index = index.at[target].set(decided, mode="drop")
 
-        # Streams stay apart: XLA:CPU does not vectorise across a reshape.
-        walks, scores, items = jax.vmap(follow)(races.keys.stream_words(key, streams), lane.walks)
-        first, winner = leader(scores, items)
-        ahead = first < lane.score
-        score, item, place = (
-            jnp.where(ahead, first, lane.score),
-            jnp.where(ahead, winner, lane.item),
-            lane.place + step,
-        )
-        largest = bound(shared, row) + _SLACK
-        sure = (jnp.log(jnp.min(walks.time)) - largest >= score) | (place >= everything)
-        return Lane(place, walks, score, item), sure
+        # A lane that is over takes the next symbol of the queue and starts anew.
+        next_place = num_taken + jnp.cumsum(is_over, dtype=jnp.int32) - 1
+        queue_place = jnp.where(is_over, next_place, queue_place)
+        lanes = jax.tree.map(partial(_where_lanes, is_over), new_lanes, lanes)
+        return queue_place, lanes, num_taken + jnp.sum(is_over, dtype=jnp.int32), index
 
-    def tick(state):
-        turn, lane, taken, found = state
-        symbols = queue[jnp.minimum(turn, count - 1)]
-        lane, sure = jax.vmap(visit)(symbols, lane)
-        over = sure | (lane.place >= limit)
-        slot = jnp.where(over & (turn < count), symbols, found.shape[0])
-        found = found.at[slot].set(jnp.where(sure, lane.item, _UNSURE), mode="drop")
-        turn = jnp.where(over, taken + jnp.cumsum(over, dtype=jnp.int32) - 1, turn)
-        lane = jax.tree.map(
-            lambda new, old: jnp.where(over.reshape(-1, *[1] * (old.ndim - 1)), new, old),
-            fresh,
-            lane,
-        )
-        return turn, lane, taken + jnp.sum(over, dtype=jnp.int32), found
+    first_places = jnp.arange(num_lanes, dtype=jnp.int32)
+    state = (first_places, new_lanes, jnp.asarray(num_lanes, jnp.int32), index)
+    return jax.lax.while_loop(lambda state: jnp.any(state[0] < count), turn, state)[3]
 
-    state = (jnp.arange(lanes, dtype=jnp.int32), fresh, jnp.asarray(lanes, jnp.int32), found)
-    return jax.lax.while_loop(lambda state: jnp.any(state[0] < count), tick, state)[3]
+
+def _visit(
+    code: ListCode, searches: Searches, density: Density, shared, step: int, symbol, lane: Lane
+):
+    """The next `step` places of each stream of a symbol; whether its index is now certain."""
+    key, row, streams, message = jax.tree.map(lambda x: x[symbol], tuple(searches))
+
+    def follow(stream, walk):
+        walk, indices, noise = ordered.visit(stream, walk, lane.place, step, code.num_candidates)
+        if message is not None:
+            is_in_bin = races.bins(key, indices, code.num_bins) == message
+            noise = jnp.where(is_in_bin, noise, jnp.inf)
+        candidates = races.candidates(key, indices, code.dimension)
+        scores = jnp.log(noise) - density.log_weight(shared, row, candidates)
+        return walk, *smallest_score(scores, indices)
+
+    # vmap keeps the streams apart: XLA:CPU does not vectorise across a reshape.
+    stream_words = races.keys.stream_words(key, streams)
+    walks, scores, indices = jax.vmap(follow)(stream_words, lane.walks)
+    score, index = smallest_score(scores, indices)
+    is_better = score < lane.best_score
+    best_score = jnp.where(is_better, score, lane.best_score)
+    best_index = jnp.where(is_better, index, lane.best_index)
+    place = lane.place + step
+
+    # No weight exceeds the bound, so from here on no score is below log(time) - log_bound.
+    assert density.log_bound is not None  # checked in symbol_validation
+    log_bound = density.log_bound(shared, row) + _SLACK
+    is_decided = jnp.log(jnp.min(walks.time)) - log_bound >= best_score
+    is_decided |= place >= ordered.num_visits(code.num_candidates)
+    lane = Lane(place=place, walks=walks, best_score=best_score, best_index=best_index)
+    return lane, is_decided
+
+
+def _where_lanes(is_over, new, old):
+    return jnp.where(is_over.reshape(-1, *[1] * (old.ndim - 1)), new, old)

@@ -12,21 +12,27 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from gls_jax import checks, races
-from gls_jax.compression import dense, ordered
-from gls_jax.compression.code import Density, ListCode
-from gls_jax.compression.groups import Progress, in_groups, over_lanes
-from gls_jax.compression.inputs import check_density, check_keys, check_messages, check_rows
+from gls_jax.compression import dense_search, ordered_search
+from gls_jax.compression.densities import Density
+from gls_jax.compression.list_code import ListCode
+from gls_jax.compression.symbol_groups import Progress, in_groups, over_lanes
+from gls_jax.compression.symbol_validation import (
+    check_density,
+    check_keys,
+    check_messages,
+    check_rows,
+)
 from gls_jax.typing import Numbers
 
-__all__ = ["Received", "Sent", "decode", "encode", "symbol_keys"]
+__all__ = ["Received", "Sent", "decode", "encode", "keys_of_seed", "symbol_keys"]
 
 
 class Sent(NamedTuple):
-    """What the encoder chose.
+    """What the encoder picked.
 
     Attributes:
         index: `i32[n]`, of the candidate.
-        message: `i32[n]`, its bin: all that is sent.
+        message: `i32[n]`, the candidate's bin. Only this is sent.
     """
 
     index: Int[np.ndarray, " n"]  # type: ignore[assignment]  # not tuple.index
@@ -34,11 +40,11 @@ class Sent(NamedTuple):
 
 
 class Received(NamedTuple):
-    """What a decoder chose.
+    """What a decoder picked.
 
     Attributes:
-        index: `i32[n]`; -1 where no candidate of the bin has a weight.
-        candidate: `f32[n, D]`, NaN there.
+        index: `i32[n]`, of the candidate; -1 if no candidate of the bin has a positive weight.
+        candidate: `f32[n, D]`, its value; NaN if there is none.
     """
 
     index: Int[np.ndarray, " n"]  # type: ignore[assignment]  # not tuple.index
@@ -46,10 +52,15 @@ class Received(NamedTuple):
 
 
 def symbol_keys(key: PRNGKeyArray, count: int) -> Key[Array, " n"]:
-    """Keys of symbols `0..count - 1`: their positions' keys."""
+    """Position keys of symbols `0..count - 1`."""
     checks.key(key)
     checks.index(count, "count", last=2**30)
     return jax.vmap(partial(races.position_key, key))(jnp.arange(count))
+
+
+def keys_of_seed(seed: int, count: int) -> Key[Array, " n"]:
+    """:func:`symbol_keys` of a blob with that seed."""
+    return symbol_keys(races.new_key(seed), count)
 
 
 def encode(
@@ -65,15 +76,15 @@ def encode(
 
     Args:
         code: what both sides agree on.
-        keys: one a symbol.
-        density: of ``p_{W|A}`` over the candidates' standard normal.
-        shared: what all symbols give `density`.
-        rows: what each brings, a pytree of arrays with leading axis `n`.
+        keys: one per symbol.
+        density: ``p_{W|A}``, relative to the candidates' standard normal.
+        shared: passed to `density` for every symbol.
+        rows: one row per symbol for `density`, a pytree of arrays with leading axis `n`.
         progress: called with `(symbols done, n)`.
 
     Raises:
         ValueError: rows of another length than `keys` or not finite, weights of another shape, no
-            candidate with a weight, or ordered search for weights without a bound.
+            candidate with a positive weight, or ordered search for weights without a bound.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import compression
@@ -83,25 +94,28 @@ def encode(
     ...     mean=jnp.array([[-1.0], [0.0], [2.0]]), variance=jnp.full((3, 1), 0.01)
     ... )
     >>> sent = compression.encode(code, keys, compression.gaussian_density, (), rows)
-    >>> got = compression.decode(
+    >>> received = compression.decode(
     ...     code, keys, sent.message, 1, compression.gaussian_density, (), rows
     ... )
-    >>> got.candidate.shape
+    >>> received.candidate.shape
     (3, 1)
     """
     check_rows(rows, check_keys(keys))
     check_density(code, density, shared, rows)
-    choosing = dataclasses.replace(
+    # The encoder's program depends neither on the bins nor on the scheme's name: codes that differ
+    # in these share one compilation.
+    encoder_code = dataclasses.replace(
         code, num_decoders=code.num_streams, num_bins=1, scheme="gls"
-    )  # compiled once
-    index = in_groups(
-        partial(_choose, code=choosing, density=density), shared, (keys, rows), progress
     )
+    run = partial(_encode_indices, code=encoder_code, density=density)
+    index = in_groups(run, shared, (keys, rows), progress)
     if (index < 0).any():
         raise ValueError(
-            f"log_weight: expected a positive weight for some candidate, got none at {np.argmin(index)}"
+            "log_weight: expected a positive weight for some candidate, "
+            f"got none at {np.argmin(index)}"
         )
-    return Sent(index, in_groups(partial(_bins, num_bins=code.num_bins), (), (keys, index)))
+    message = in_groups(partial(_symbol_bins, num_bins=code.num_bins), (), (keys, index))
+    return Sent(index=index, message=message)
 
 
 def decode(
@@ -115,65 +129,70 @@ def decode(
     *,
     progress: Progress | None = None,
 ) -> Received:
-    """Indices of one decoder, and their candidates.
+    """The indices of one decoder, and their candidates.
 
     Args:
         code: what both sides agree on.
-        keys: one a symbol, the encoder's.
+        keys: the encoder's, one per symbol.
         message: `i32[n]`.
-        decoder: which, `0..K - 1`.
-        density: of ``p_{W|T}``; weights are computed for the members of the bin only (dense
-            search).
-        shared: what all symbols give `density`.
-        rows: what each brings, a pytree of arrays with leading axis `n`.
+        decoder: `0..K - 1`.
+        density: ``p_{W|T}``. Dense search computes weights for the members of the bin only.
+        shared: passed to `density` for every symbol.
+        rows: one row per symbol for `density`, a pytree of arrays with leading axis `n`.
         progress: called with `(symbols done, n)`.
 
     Raises:
-        ValueError: as :func:`encode`; messages outside of `0..L - 1`, a decoder that does not
-            exist.
+        ValueError: as :func:`encode`; messages outside `0..L - 1`, or no such decoder.
     """
-    count, message = check_keys(keys), check_messages(message, code.num_bins)
+    count = check_keys(keys)
+    message = check_messages(message, code.num_bins)
     check_rows(message, count, "message")
     check_rows(rows, count)
     check_density(code, density, shared, rows)
-    stream, num_streams = (
-        np.int32(code.stream(decoder)),
-        1 if code.search == "ordered" else code.num_streams,
-    )
-    picking = dataclasses.replace(
-        code, num_decoders=num_streams, scheme="gls"
-    )  # compiled once for all that agree
-    run = partial(_pick, code=picking, density=density)
+    stream = np.int32(code.stream(decoder))
+    # One compilation for all codes whose programs agree: the noise of dense search depends on the
+    # number of streams, a stream of ordered search does not.
+    num_streams = 1 if code.search == "ordered" else code.num_streams
+    decoder_code = dataclasses.replace(code, num_decoders=num_streams, scheme="gls")
+    run = partial(_decode_indices, code=decoder_code, density=density)
     index, candidates = in_groups(run, (shared, stream), (keys, rows, message), progress)
-    return Received(
-        index, np.where(index[:, None] < 0, np.float32(np.nan), candidates)
-    )  # here: debug_nans stops a program
+    # NaN is put in by NumPy: in the program jax_debug_nans would raise an error.
+    candidates = np.where(index[:, None] < 0, np.float32(np.nan), candidates)
+    return Received(index=index, candidate=candidates)
 
 
 @partial(jax.jit, static_argnames=("code", "density"))
-def _choose(shared, arrays, count, *, code: ListCode, density: Density) -> Int[Array, " n"]:
+def _encode_indices(shared, arrays, count, *, code: ListCode, density: Density) -> Int[Array, " n"]:
     keys, rows = arrays
     if code.search == "ordered":
-        return ordered.choose(code, keys, density, shared, rows, count)
-    return over_lanes(lambda key, row: dense.choose(code, key, density, shared, row), arrays, count)
+        return ordered_search.encode_indices(code, keys, density, shared, rows, count)
+
+    def encode_index(key, row):
+        return dense_search.encode_index(code, key, density, shared, row)
+
+    return over_lanes(encode_index, arrays, count)
 
 
 @partial(jax.jit, static_argnames="num_bins")
-def _bins(_, arrays, count, *, num_bins: int) -> Int[Array, " n"]:
+def _symbol_bins(_, arrays, count, *, num_bins: int) -> Int[Array, " n"]:
     return jax.vmap(lambda key, index: races.bins(key, index, num_bins))(*arrays)
 
 
 @partial(jax.jit, static_argnames=("code", "density"))
-def _pick(
+def _decode_indices(
     shared, arrays, count, *, code: ListCode, density: Density
 ) -> tuple[Int[Array, " n"], Float[Array, "n D"]]:
-    (shared, stream), (keys, rows, message) = shared, arrays
+    keys, rows, message = arrays
+    shared, stream = shared
     if code.search == "ordered":
-        index = ordered.pick(code, keys, message, stream, density, shared, rows, count)
+        index = ordered_search.decode_indices(
+            code, keys, message, stream, density, shared, rows, count
+        )
     else:
-        one = lambda key, row, message: dense.pick(code, key, message, stream, density, shared, row)  # noqa: E731
-        index = over_lanes(one, arrays, count)
-    candidates = jax.vmap(lambda key, item: races.candidates(key, item, code.dimension))(
-        keys, index
-    )
-    return index, candidates
+
+        def decode_index(key, row, message):
+            return dense_search.decode_index(code, key, message, stream, density, shared, row)
+
+        index = over_lanes(decode_index, arrays, count)
+    candidates = jax.vmap(lambda key, index: races.candidates(key, index, code.dimension))
+    return index, candidates(keys, index)

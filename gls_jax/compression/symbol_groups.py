@@ -1,8 +1,8 @@
-"""Many symbols in groups of one padded shape, dealt out to the devices of this process.
+"""Run a program on many symbols, in groups of one padded shape, on all devices of this process.
 
-What a symbol gives does not depend on how many there are, on how the caller cuts them, or on the
-number of devices: every group runs the same program on the same shape, and rows never meet in a
-sum.
+The result of a symbol does not depend on how many symbols there are, on how the caller cuts them,
+or on the number of devices: every group runs the same program on the same shape, and no operation
+mixes rows.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import numpy as np
 
 from gls_jax.typing import Index
 
-__all__ = ["GROUP", "LANES", "Progress", "in_groups", "over_lanes"]
+__all__ = ["GROUP", "LANES", "Progress", "in_groups", "over_lanes", "padded"]
 
-GROUP = 4096  # symbols of one call on a device; part of the format
-LANES = 8  # symbols that a dense search holds in the cache at a time; divides GROUP
+# Symbols in one call on a device. Part of the blob format (`block` of the header).
+GROUP = 4096
+# Symbols that a dense search keeps in the cache at a time; divides GROUP.
+LANES = 8
 
 Progress = Callable[[int, int], None]
 
@@ -28,58 +30,74 @@ Progress = Callable[[int, int], None]
 def in_groups(
     run: Callable[..., Any], shared: Any, rows: Any, progress: Progress | None = None
 ) -> Any:
-    """``run(shared, group of rows, count)`` for all rows, results put together as NumPy arrays.
+    """``run(shared, group of rows, count)`` over all rows; the results joined, as NumPy arrays.
 
     Args:
-        run: jitted; takes :data:`GROUP` rows of which the first `count` are meant, gives arrays of
-            as many rows.
-        shared: what every call gets.
+        run: jitted; takes :data:`GROUP` rows of which only the first `count` matter, and returns
+            arrays with as many rows.
+        shared: passed to every call.
         rows: pytree of arrays with one leading axis `n`.
         progress: called with `(rows done, n)`.
     """
     total = jax.tree.leaves(rows)[0].shape[0]
     if not total:
-        group = jax.tree.map(_padded, rows)
-        return jax.tree.map(
-            lambda x: np.zeros((0, *x.shape[1:]), x.dtype), jax.eval_shape(run, shared, group, 0)
-        )
-    devices, results = jax.local_devices(), []
-    working: deque[tuple[int, Any]] = deque()
-    common = [jax.device_put(shared, device) for device in devices]
-    for number, first in enumerate(range(0, total, GROUP)):
-        count, place = min(GROUP, total - first), number % len(devices)
-        group = jax.tree.map(lambda x, at=first, size=count: _padded(x[at : at + size]), rows)
-        group = jax.device_put(group, devices[place])
-        working.append((count, run(common[place], group, np.int32(count))))
-        # A device has one group in hand and one in wait.
-        while len(working) > len(devices) or (working and first + count == total):
-            done, result = working.popleft()
-            results.append(jax.tree.map(lambda x, n=done: np.asarray(x)[:n], result))
-            if progress is not None:
-                progress(min(len(results) * GROUP, total), total)
+        shapes = jax.eval_shape(run, shared, _padded_group(rows, 0, 0), 0)
+        return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
+    devices = jax.local_devices()
+    shared_copies = [jax.device_put(shared, device) for device in devices]
+    running: deque[tuple[int, Any]] = deque()
+    results: list[Any] = []
+
+    def collect_oldest() -> None:
+        count, result = running.popleft()
+        results.append(jax.tree.map(lambda x: np.asarray(x)[:count], result))
+        if progress is not None:
+            progress(min(len(results) * GROUP, total), total)
+
+    for number, start in enumerate(range(0, total, GROUP)):
+        count = min(GROUP, total - start)
+        place = number % len(devices)
+        group = jax.device_put(_padded_group(rows, start, count), devices[place])
+        running.append((count, run(shared_copies[place], group, np.int32(count))))
+        # Calls return before their results are ready. With one more group than devices queued, a
+        # device does not wait for the host.
+        if len(running) > len(devices):
+            collect_oldest()
+    while running:
+        collect_oldest()
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
 def over_lanes(function: Callable[..., Any], rows: Any, count: Index) -> Any:
-    """``function`` of the first `count` rows, a few at a time; rows behind them give whatever."""
+    """``function`` of the first `count` rows, :data:`LANES` at a time; other results are undefined."""
     shapes = jax.eval_shape(jax.vmap(function), *rows)
 
-    def step(number, found):
+    def step(number, results):
         first = number * LANES
         lanes = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, LANES), rows)
-        put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, first, 0)  # noqa: E731
-        return jax.tree.map(put, found, jax.vmap(function)(*lanes))
 
-    found = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    return jax.lax.fori_loop(0, (count + LANES - 1) // LANES, step, found)
+        def write(whole, part):
+            return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 0)
+
+        return jax.tree.map(write, results, jax.vmap(function)(*lanes))
+
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    return jax.lax.fori_loop(0, (count + LANES - 1) // LANES, step, zeros)
 
 
-def _padded(rows):
-    missing = GROUP - rows.shape[0]
-    if not missing:
+def _padded_group(rows: Any, start: int, count: int) -> Any:
+    """:data:`GROUP` rows: `count` rows from `start`, then zeros."""
+    return jax.tree.map(lambda x: padded(x[start : start + count], GROUP), rows)
+
+
+def padded(rows: Any, size: int) -> Any:
+    """An array with `size` rows: the given ones, then zeros."""
+    num_missing = size - rows.shape[0]
+    if not num_missing:
         return rows
     if isinstance(rows, jax.Array) and jnp.issubdtype(rows.dtype, jax.dtypes.prng_key):
-        data = np.asarray(jax.random.key_data(rows))
-        return jax.random.wrap_key_data(_padded(data), impl=jax.random.key_impl(rows))
+        # NumPy has no keys: pad their words.
+        key_words = np.asarray(jax.random.key_data(rows))
+        return jax.random.wrap_key_data(padded(key_words, size), impl=jax.random.key_impl(rows))
     rows = np.asarray(rows)
-    return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
+    return np.concatenate([rows, np.zeros((num_missing, *rows.shape[1:]), rows.dtype)])

@@ -19,8 +19,8 @@ import optax
 from flax import nnx
 
 from gls_jax import checks, files, races
-from gls_jax.compression.crops import crops, halves
-from gls_jax.compression.image_model import ImageModel
+from gls_jax.compression.images.image_crops import crops, halves
+from gls_jax.compression.images.image_model import ImageModel
 from gls_jax.models import vae_checkpoints as checkpoints
 from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
 

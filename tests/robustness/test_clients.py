@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gls_jax import compression, decoding, races, schemes
+from gls_jax.compression import list_code
 from gls_jax.schemes import tree
 from tests.robustness.hostile import ROWS, few, logits, normalised
 
@@ -167,7 +168,7 @@ def matches():
     )
 
 
-@pytest.mark.parametrize("search", compression.code.SEARCHES)
+@pytest.mark.parametrize("search", list_code.SEARCHES)
 @few
 @given(data=st.data())
 def test_list_codes(search, data):

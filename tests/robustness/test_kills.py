@@ -15,7 +15,7 @@ import pytest
 
 from gls_jax import cli, models
 from gls_jax.cli.journal import Journal
-from gls_jax.compression import datasets
+from gls_jax.compression.images import datasets
 from gls_jax.models import vae_checkpoints
 from tests import compilation
 from tests.images import ramps

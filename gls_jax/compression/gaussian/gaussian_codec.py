@@ -1,29 +1,36 @@
-"""Gaussian Wyner-Ziv codec: an array of floats to bytes, and back with the side information of any
-one decoder.
-"""
+"""Gaussian Wyner-Ziv codec: floats to bytes, and back with the side information of one decoder."""
 
 from __future__ import annotations
 
 import dataclasses
-import operator
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from gls_jax import checks, races
-from gls_jax.compression import container, gaussian_posterior, list_code, payload
-from gls_jax.compression.code import ListCode, gaussian_density
-from gls_jax.compression.container import Container
-from gls_jax.compression.gaussian import GaussianSource
-from gls_jax.compression.groups import GROUP, Progress
-from gls_jax.compression.inputs import check_messages
+from gls_jax import checks
+from gls_jax.compression import payload, symbol_coding
+from gls_jax.compression.container import Container, Sizes, pack, sizes, unpack
+from gls_jax.compression.container_fields import check_header, header
+from gls_jax.compression.densities import gaussian_density
+from gls_jax.compression.gaussian.estimators import Observation, plug_in
+from gls_jax.compression.gaussian.gaussian_source import GaussianSource
+from gls_jax.compression.gaussian.posterior_mean import posterior_mean
+from gls_jax.compression.list_code import ListCode
+from gls_jax.compression.symbol_groups import GROUP, Progress
+from gls_jax.compression.symbol_validation import check_messages, check_seed
 from gls_jax.typing import Numbers
 
 __all__ = ["ESTIMATORS", "GaussianCodec", "Reconstruction"]
 
-ESTIMATORS = ("trusting", "posterior_mean")
-_LARGEST = 100.0  # in standard deviations, of values that are meant to be normal
+# By the name that `decode`, `simulate` and the command line take. A new estimator goes here.
+ESTIMATORS: dict[str, Callable[[Observation], Float[np.ndarray, " n"]]] = {
+    "plug_in": plug_in,
+    "posterior_mean": posterior_mean,
+}
+
+_MAX_DEVIATIONS = 100.0  # no normal value is that many standard deviations away
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +39,7 @@ class Reconstruction:
 
     Attributes:
         estimate: `f32[n]`, of the source.
-        index: `i32[n]`, of the candidate that this decoder chose.
+        index: `i32[n]`, of the candidate that this decoder picked.
         target: `f32[n]`, that candidate: the encoder's target where the indices match.
     """
 
@@ -43,23 +50,22 @@ class Reconstruction:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianCodec:
-    """Lossy compression of a standard normal source for `K` decoders, each with noisy side
-    information of its own.
+    """Lossy compression of a standard normal source for `K` decoders with noisy side information.
 
-    ``log2 L`` bits a symbol, whatever the decoders know. Decoding needs one decoder's side
-    information only.
+    ``log2 L`` bits per symbol, whatever the decoders know. Each decoder has side information of its
+    own, and decodes with that alone.
 
     Attributes:
         num_decoders: `K`.
         num_candidates: `N`, at most 2^30. Ordered search visits about ``exp(a^2 / 2) / sqrt(s_W)``
-            of them for a source value `a` and no more than `N`; at `N` = 2^15 on average 34 for
-            ``s_W = .01`` and 98 for .001, 16 and 24 % more at 2^24. A decoder visits about `L`
-            times what its side information needs, 310 for 64 bins.
+            of them for a source value `a`, and at most `N`. At `N` = 2^15 that is 34 on average
+            for ``s_W = .01`` and 98 for .001; at 2^24 it is 16 and 24 % more. A decoder visits
+            about `L` times what its side information needs, 310 for 64 bins.
         num_bins: `L`, at most `N`.
-        target_variance: `s_W`: small for high rates.
+        target_variance: `s_W`; small for high rates.
         side_variance: `s_T`.
-        scheme: `gls`, or `baseline`: all decoders share one stream.
-        search: `ordered` or `dense`: same law, other bytes.
+        scheme: `gls`, or `baseline`: all decoders share one stream of noise.
+        search: `ordered` or `dense`: the same distribution, other bytes.
 
     >>> import numpy as np
     >>> from gls_jax.compression import GaussianCodec
@@ -70,11 +76,10 @@ class GaussianCodec:
     >>> blob = codec.encode(0, source)
     >>> codec.sizes(blob).rate
     6.0
-    >>> errors = [
-    ...     (codec.decode(blob, side, k).estimate - source) ** 2 for k, side in enumerate(sides)
-    ... ]
-    >>> silence = (codec.source_law.zero_rate(sides) - source) ** 2
-    >>> bool(np.min(errors, axis=0).mean() < np.min(silence, axis=0).mean() / 2)
+    >>> estimates = [codec.decode(blob, side, k).estimate for k, side in enumerate(sides)]
+    >>> best = np.min((np.array(estimates) - source) ** 2, axis=0)
+    >>> zero_rate = np.min((codec.joint_distribution.zero_rate(sides) - source) ** 2, axis=0)
+    >>> bool(best.mean() < zero_rate.mean() / 2)
     True
     """
 
@@ -87,10 +92,8 @@ class GaussianCodec:
     search: str = "ordered"
 
     def __post_init__(self) -> None:
-        for part in (
-            self.code,
-            self.source_law,
-        ):  # they check, and turn NumPy's numbers into Python's
+        # Both parts check their fields, and turn NumPy's numbers into Python's.
+        for part in (self.code, self.joint_distribution):
             for field in dataclasses.fields(part):
                 if hasattr(self, field.name):
                     object.__setattr__(self, field.name, getattr(part, field.name))
@@ -98,93 +101,93 @@ class GaussianCodec:
 
     @property
     def code(self) -> ListCode:
-        """The list code behind it."""
-        sizes = (self.num_decoders, self.num_candidates, self.num_bins)
-        return ListCode(*sizes, scheme=self.scheme, search=self.search)
+        """Its list code."""
+        counts = (self.num_decoders, self.num_candidates, self.num_bins)
+        return ListCode(*counts, scheme=self.scheme, search=self.search)
 
     @property
-    def source_law(self) -> GaussianSource:
-        """The joint law it is made for."""
+    def joint_distribution(self) -> GaussianSource:
+        """The joint distribution of source, target and side information that it is made for."""
         return GaussianSource(self.target_variance, self.side_variance)
 
     def encode(self, seed: int, source: Numbers, *, progress: Progress | None = None) -> bytes:
         """Compress.
 
         Args:
-            seed: of the shared randomness, `0..2^32 - 1`; goes into the blob.
+            seed: of the shared randomness, `0..2^32 - 1`; stored in the blob.
             source: `f32[n]`, scaled to variance 1.
             progress: called with `(symbols done, n)`.
 
         Raises:
-            ValueError: values that are not finite or a hundred standard deviations away, or another
-                shape.
+            ValueError: another shape, values that are not finite, or more than a hundred standard
+                deviations away.
         """
-        seed, source = _seed(seed), _values(source, "source", 1.0)
-        return self.pack(
-            seed, self.send(_keys(seed, len(source)), source, progress=progress).message
-        )
+        seed = check_seed(seed)
+        source = _check_values(source, "source", deviation=1.0)
+        keys = symbol_coding.keys_of_seed(seed, len(source))
+        return self.pack(seed, self.send(keys, source, progress=progress).message)
 
     def decode(
         self,
-        blob: bytes,
+        blob: bytes | Container,
         side_information: Numbers,
         decoder: int,
         *,
-        estimator: str = "trusting",
+        estimator: str = "plug_in",
         progress: Progress | None = None,
     ) -> Reconstruction:
         """Decompress with one decoder's side information.
 
         Args:
-            blob: of :meth:`encode` of an equal codec.
+            blob: of :meth:`encode` of an equal codec, packed or unpacked.
             side_information: `f32[n]`.
-            decoder: which, `0..K - 1`: its own stream of clocks.
-            estimator: `trusting`: ``E[A | W, T]`` as in the paper, as if the candidate were the
-                encoder's; `posterior_mean` (ours): ``E[A | message, T, shared noise]``, for many
-                encodings a symbol (:mod:`gls_jax.compression.gaussian_posterior`).
+            decoder: `0..K - 1`; selects the stream of noise.
+            estimator: `plug_in`: ``E[A | W, T]`` as in the paper, as if the candidate were the
+                encoder's; `posterior_mean` (ours): ``E[A | message, T, shared noise]``, at the
+                cost of many encodings per symbol
+                (:mod:`gls_jax.compression.gaussian.posterior_mean`).
             progress: called with `(symbols done, n)`.
 
         Raises:
-            ValueError: a blob that is broken or of another codec, side information of another
-                length, a decoder that does not exist.
+            ValueError: a blob that is damaged or of another codec, side information of another
+                length, or no such decoder.
         """
-        found = container.unpack(blob)
-        container.check_header(found, self._header())
-        self._check_request(decoder, estimator)
-        side_information = self._side(side_information, len(found.messages))
-        keys = _keys(found.seed, len(found.messages))
+        container = unpack(blob)
+        check_header(container, self._header())
+        message = container.messages
+        keys = symbol_coding.keys_of_seed(container.seed, len(message))
         return self.receive(
-            keys, found.messages, side_information, decoder, estimator=estimator, progress=progress
+            keys, message, side_information, decoder, estimator=estimator, progress=progress
         )
 
     @classmethod
-    def of(cls, blob: bytes) -> GaussianCodec:
-        """The codec that made a blob."""
-        found = container.unpack(blob)
-        if found.kind != "gaussian":
-            raise ValueError(f"blob: expected one of a Gaussian codec, got kind {found.kind!r}")
+    def of(cls, blob: bytes | Container) -> GaussianCodec:
+        """The codec that made a blob, packed or unpacked."""
+        container = unpack(blob)
+        if container.kind != "gaussian":
+            raise ValueError(f"blob: expected one of a Gaussian codec, got kind {container.kind!r}")
         return cls(
-            found.num_decoders,
-            found.num_candidates,
-            found.num_bins,
-            found.parameters.get("target_variance"),  # type: ignore[arg-type]  # the law checks both
-            found.parameters.get("side_variance"),  # type: ignore[arg-type]
-            scheme=found.scheme,
-            search=found.search,
+            container.num_decoders,
+            container.num_candidates,
+            container.num_bins,
+            container.parameters.get("target_variance"),  # type: ignore[arg-type]  # checked
+            container.parameters.get("side_variance"),  # type: ignore[arg-type]  # by the codec
+            scheme=container.scheme,
+            search=container.search,
         )
 
     @staticmethod
-    def sizes(blob: bytes) -> container.Sizes:
+    def sizes(blob: bytes) -> Sizes:
         """Bits of header and payload, and the rate."""
-        return container.sizes(blob)
+        return sizes(blob)
 
     def send(
         self, keys: Key[Array, " n"], source: Numbers, *, progress: Progress | None = None
-    ) -> list_code.Sent:
-        """The encoder's indices and messages, one key a symbol: what :meth:`encode` packs."""
-        source = _values(source, "source", 1.0)
-        rows = self.source_law.target_given_source(source)
-        return list_code.encode(self.code, keys, gaussian_density, (), rows, progress=progress)
+    ) -> symbol_coding.Sent:
+        """The encoder's indices and messages, one key per symbol: what :meth:`encode` packs."""
+        source = _check_values(source, "source", deviation=1.0)
+        rows = self.joint_distribution.target_given_source(source)
+        return symbol_coding.encode(self.code, keys, gaussian_density, (), rows, progress=progress)
 
     def receive(
         self,
@@ -193,77 +196,69 @@ class GaussianCodec:
         side_information: Numbers,
         decoder: int,
         *,
-        estimator: str = "trusting",
+        estimator: str = "plug_in",
         progress: Progress | None = None,
     ) -> Reconstruction:
-        """What :meth:`decode` makes of the messages `i32[n]`."""
-        self._check_request(decoder, estimator)
+        """What :meth:`decode` makes of messages `i32[n]`."""
+        checks.one_of(estimator, tuple(ESTIMATORS), "estimator")
         message = check_messages(message, self.num_bins)
-        side = self._side(side_information, len(message))
-        law, rows = self.source_law, self.source_law.target_given_side(side)
-        quick = progress if estimator == "trusting" else None
-        found = list_code.decode(
-            self.code, keys, message, decoder, gaussian_density, (), rows, progress=quick
-        )
-        target = found.candidate[:, 0] * law.scale
-        if estimator == "trusting":
-            estimate = np.where(found.index < 0, law.zero_rate(side), law.estimate(target, side))
-        else:
-            estimate = gaussian_posterior.mean(
-                self.code, law, keys, message, side, progress=progress
+        side = _check_values(side_information, "side_information", (1 + self.side_variance) ** 0.5)
+        if len(side) != len(message):
+            raise ValueError(
+                f"side_information: expected one value per symbol ({len(message)}), got {len(side)}"
             )
-        return Reconstruction(estimate.astype(np.float32), found.index, target.astype(np.float32))
+        joint = self.joint_distribution
+        # Only one of the two steps takes long, and the progress is that one's.
+        search_progress = progress if estimator == "plug_in" else None
+        received = symbol_coding.decode(
+            self.code,
+            keys,
+            message,
+            decoder,
+            gaussian_density,
+            (),
+            joint.target_given_side(side),
+            progress=search_progress,
+        )
+        target = received.candidate[:, 0] * joint.scale
+        observed = Observation(self.code, joint, keys, message, side, target, progress)
+        estimate = ESTIMATORS[estimator](observed)
+        return Reconstruction(
+            estimate=estimate.astype(np.float32),
+            index=received.index,
+            target=target.astype(np.float32),
+        )
 
     def pack(self, seed: int, message: Int[np.ndarray, " n"]) -> bytes:
         """Messages to bytes."""
         messages = check_messages(message, self.num_bins)
-        return container.pack(Container(seed=_seed(seed), messages=messages, **self._header()))
-
-    def _check_request(self, decoder: int, estimator: str) -> None:
-        checks.one_of(estimator, ESTIMATORS, "estimator")
-        self.code.stream(decoder)
-
-    def _side(self, side_information, count: int) -> np.ndarray:
-        side = _values(side_information, "side_information", (1 + self.side_variance) ** 0.5)
-        if len(side) != count:
-            raise ValueError(
-                f"side_information: expected one value a symbol ({count}), got {len(side)}"
-            )
-        return side
+        return pack(Container(seed=check_seed(seed), messages=messages, **self._header()))
 
     def _header(self) -> dict:
         variances = {"target_variance": self.target_variance, "side_variance": self.side_variance}
-        return container.header("gaussian", self.code, GROUP, variances)
+        return header("gaussian", self.code, GROUP, variances)
 
 
-def _seed(seed) -> int:
-    return operator.index(checks.index(seed, "seed", last=2**32 - 1))
-
-
-def _keys(seed: int, count: int):
-    return list_code.symbol_keys(races.new_key(_seed(seed)), count)
-
-
-def _values(value, name: str, deviation: float) -> np.ndarray:
-    """`f32[n]`, finite and within what a normal of that standard deviation can be."""
+def _check_values(value: Numbers, name: str, deviation: float) -> np.ndarray:
+    """`f32[n]`, finite and plausible for a normal of that standard deviation."""
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"{name}: expected an array of floats, got {type(value).__name__}"
-        ) from None
-    number = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(
-        array.dtype, jnp.integer
-    )  # also bfloat16
-    if array.ndim != 1 or not number:
+        got = type(value).__name__
+        raise ValueError(f"{name}: expected an array of floats, got {got}") from None
+    # jnp's test: NumPy does not know that bfloat16 is a float.
+    is_float = jnp.issubdtype(array.dtype, jnp.floating)
+    if array.ndim != 1 or not (is_float or jnp.issubdtype(array.dtype, jnp.integer)):
         raise ValueError(
             f"{name}: expected floats of shape [n], got {array.dtype} of shape {list(array.shape)}"
         )
     if not np.isfinite(array).all():
         where = int(np.argmin(np.isfinite(array)))
         raise ValueError(f"{name}: expected finite values, got {array[where]} at {where}")
-    if (size := np.max(np.abs(array.astype(np.float64)), initial=0)) > _LARGEST * deviation:
+    largest = np.max(np.abs(array.astype(np.float64)), initial=0)
+    if largest > _MAX_DEVIATIONS * deviation:
         raise ValueError(
-            f"{name}: expected values of standard deviation {deviation:.3g}, got {size:.3g}; scale them"
+            f"{name}: expected values of standard deviation {deviation:.3g}, "
+            f"got {largest:.3g}; scale them"
         )
     return array.astype(np.float32)

@@ -1,10 +1,10 @@
-"""The source given message, side information and shared noise: an estimate that trusts no winner
-(ours).
+"""The mean of the source given message, side information and shared noise (ours).
 
-Whoever holds the shared noise can ask what the encoder would have sent for any source `a`. The
-posterior is therefore ``p(a | t)`` where that is the message, and 0 elsewhere; its mean has the
-least mean squared error there is. The encoder is asked on a grid, an eighth of the target's
-standard deviation apart, finer than its answers change.
+Whoever has the shared noise can compute what the encoder would send for any source `a`. The
+posterior is therefore ``p(a | t)`` where that equals the message, and 0 elsewhere. Its mean has the
+smallest possible mean squared error, and no decoder's pick enters it. The encoder is evaluated on a
+grid whose spacing is an eighth of the target's standard deviation; its message changes on a coarser
+scale.
 """
 
 from __future__ import annotations
@@ -12,65 +12,59 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float
 
-from gls_jax.compression import list_code
-from gls_jax.compression.code import ListCode, gaussian_density
-from gls_jax.compression.gaussian import GaussianSource
-from gls_jax.compression.groups import Progress
+from gls_jax.compression import symbol_coding
+from gls_jax.compression.densities import gaussian_density
+from gls_jax.compression.gaussian.estimators import Observation
+from gls_jax.compression.gaussian.gaussian_source import GaussianSource
 
-__all__ = ["mean"]
+__all__ = ["posterior_mean"]
 
-_REACH = 4.0  # of the grid, in standard deviations of the source given side information
-_PER_TARGET = 8.0  # points for each standard deviation of the target
-_MOST_POINTS = 2**15
-_AT_ONCE = 2**19  # questions
+_HALF_WIDTH = 4.0  # of the grid, in standard deviations of the source given side information
+_POINTS_PER_DEVIATION = 8.0  # of the target
+_MAX_POINTS = 2**15
+_ENCODINGS_AT_ONCE = 2**19
 
 
-def mean(
-    code: ListCode,
-    law: GaussianSource,
-    keys: Key[Array, " n"],
-    message: Int[np.ndarray, " n"],
-    side_information: Float[np.ndarray, " n"],
-    *,
-    progress: Progress | None = None,
-) -> Float[np.ndarray, " n"]:
-    """``E[A | message, side information, shared noise]`` of each symbol.
+def posterior_mean(observed: Observation) -> Float[np.ndarray, " n"]:
+    """``E[A | message, side information, shared noise]`` of each symbol, `f64[n]`.
 
-    Costs ``64 sqrt(var(A | T) / s_W)`` encodings a symbol, 64 to 2^15. Where no point of the grid
-    has the message, which says that the side information is not what the law takes it for, it is
-    the estimate of silence.
-
-    Args:
-        code: of the encoder.
-        law: of source and side information.
-        keys: one a symbol.
-        message: `i32[n]`.
-        side_information: `f64[n]`, any one decoder's.
-        progress: called with `(symbols done, n)`.
+    Costs ``64 sqrt(var(A | T) / s_W)`` encodings per symbol, between 64 and 2^15. If no point of
+    the grid has the message, the side information does not have the assumed distribution; the
+    estimate is then the zero-rate one. The decoder's pick is not used.
     """
-    centre = law.zero_rate(side_information)
-    spread = math.sqrt(law.side_variance / (1 + law.side_variance))
-    reach = _REACH * spread
-    finest = min(math.sqrt(law.target_variance), spread)
-    offsets = np.linspace(
-        -reach, reach, min(math.ceil(2 * reach * _PER_TARGET / finest), _MOST_POINTS)
-    )
-    prior = np.exp(-(offsets**2) / (2 * spread**2))
-    estimate, size = centre.copy(), max(1, _AT_ONCE // len(offsets))
-    for first in range(0, len(centre), size):
-        part = slice(first, first + size)
-        sources = centre[part, None] + offsets
-        asked = np.repeat(np.arange(len(centre))[part], len(offsets))
-        rows = law.target_given_source(sources.reshape(-1))
-        sent = list_code.encode(code, keys[asked], gaussian_density, (), rows).message.reshape(
-            sources.shape
-        )
-        posterior = prior * (sent == message[part, None])
+    joint = observed.joint
+    centres = joint.zero_rate(observed.side_information)
+    offsets, prior = _grid(joint)
+    num_symbols, num_points = len(centres), len(offsets)
+    symbols_at_once = max(1, _ENCODINGS_AT_ONCE // num_points)
+    estimate = centres.copy()
+    for first in range(0, num_symbols, symbols_at_once):
+        part = slice(first, first + symbols_at_once)
+        # What would the encoder send for each point of each symbol's grid?
+        sources = centres[part, None] + offsets
+        symbol_of_point = np.repeat(np.arange(num_symbols)[part], num_points)
+        rows = joint.target_given_source(sources.reshape(-1))
+        keys = observed.keys[symbol_of_point]
+        sent = symbol_coding.encode(observed.code, keys, gaussian_density, (), rows)
+        # Keep the prior where that is the message, and take the mean.
+        is_message = sent.message.reshape(sources.shape) == observed.message[part, None]
+        posterior = prior * is_message
         total = posterior.sum(axis=1)
-        found = (posterior * sources).sum(axis=1) / np.where(total > 0, total, 1)
-        estimate[part] = np.where(total > 0, found, centre[part])
-        if progress is not None:
-            progress(min(first + size, len(centre)), len(centre))
+        mean = (posterior * sources).sum(axis=1) / np.where(total > 0, total, 1)
+        estimate[part] = np.where(total > 0, mean, centres[part])
+        if observed.progress is not None:
+            observed.progress(min(first + symbols_at_once, num_symbols), num_symbols)
     return estimate
+
+
+def _grid(joint: GaussianSource) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets from ``E[A | T]``, `f64[G]`, and ``p(a | t)`` there up to a constant, `f64[G]`."""
+    deviation = math.sqrt(joint.side_variance / (1 + joint.side_variance))
+    half_width = _HALF_WIDTH * deviation
+    # Where the target is noisier than this deviation, the grid must still resolve the prior.
+    finest_scale = min(math.sqrt(joint.target_variance), deviation)
+    num_points = math.ceil(2 * half_width * _POINTS_PER_DEVIATION / finest_scale)
+    offsets = np.linspace(-half_width, half_width, min(num_points, _MAX_POINTS))
+    return offsets, np.exp(-(offsets**2) / (2 * deviation**2))

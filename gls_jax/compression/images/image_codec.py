@@ -1,10 +1,10 @@
-"""Images to bytes and back, with side information at K decoders: a list code over the latent of an
-image model.
+"""Images to bytes and back, with side information at K decoders, by a list code over a latent.
 
-Rowan, Phan, Khisti 2025 (arXiv 2506.05632), their experiment on MNIST. The encoder's weights are
-the Gaussian law that the model gives a source against the latent's prior; a decoder's are the
-model's estimate of what its side information says about the latent. Each decoder rebuilds the image
-from the candidate it finds and its side information.
+Source: Rowan, Phan, Khisti 2025 (arXiv 2506.05632), their experiment on MNIST. An image model
+encodes a source to a Gaussian distribution of its latent; relative to the latent's prior that gives
+the encoder's weights. A decoder's weights are the model's estimate of what its side information
+says about the latent. Each decoder reconstructs the image from the candidate it picks and its side
+information.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from gls_jax import checks, races
-from gls_jax.compression import container, list_code, payload
-from gls_jax.compression.code import Density, ListCode, Normal, gaussian_density
-from gls_jax.compression.container import Container
-from gls_jax.compression.groups import Progress
-from gls_jax.compression.image_model import ImageModel
+from gls_jax.compression import payload, symbol_coding
+from gls_jax.compression.container import Container, Sizes, pack, sizes, unpack
+from gls_jax.compression.container_fields import check_header, header
+from gls_jax.compression.densities import Density, Normal, gaussian_density
+from gls_jax.compression.images.image_model import ImageModel
+from gls_jax.compression.list_code import ListCode
+from gls_jax.compression.symbol_groups import Progress, padded
+from gls_jax.compression.symbol_validation import check_seed
 from gls_jax.typing import Numbers
 
 __all__ = ["BATCH", "ImageCodec", "ImageReconstruction"]
 
-BATCH = 64  # images of one call of a network; part of the format: a row's last bits depend on the batch's shape
+# Images in one call of a network. Part of the blob format: the last bits of a row depend on the
+# shape of the batch.
+BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,7 +41,7 @@ class ImageReconstruction:
 
     Attributes:
         estimate: `f32[n, h, w, c]` in [-1, 1], of the sources.
-        index: `i32[n]`, of the candidate that this decoder chose.
+        index: `i32[n]`, of the candidate that this decoder picked.
         latent: `f32[n, D]`, that candidate: the encoder's where the indices match.
     """
 
@@ -48,17 +52,16 @@ class ImageReconstruction:
 
 @dataclasses.dataclass(frozen=True)
 class ImageCodec:
-    """Lossy compression of images for `K` decoders, each with side information of its own; `log2 L`
-    bits an image.
+    """Lossy compression of images for `K` decoders, each with side information of its own.
 
-    The search is dense: nobody knows how large a network's weights can be.
+    ``log2 L`` bits per image. The search is dense, because a network's weights have no known bound.
 
     Attributes:
-        model: encoder and decoders have the same, see :func:`gls_jax.models.load_vae`.
+        model: the same for encoder and decoders, see :func:`gls_jax.models.load_vae`.
         num_decoders: `K`.
         num_candidates: `N`.
         num_bins: `L`, at most `N`.
-        scheme: `gls`, or `baseline`: all decoders share one stream.
+        scheme: `gls`, or `baseline`: all decoders share one stream of noise.
 
     >>> import jax, numpy as np
     >>> from gls_jax import models
@@ -80,96 +83,106 @@ class ImageCodec:
     scheme: str = "gls"
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_decoders",
-            "num_candidates",
-            "num_bins",
-        ):  # the code checks, and turns NumPy's into Python's
+        # The list code checks its sizes, and turns NumPy's numbers into Python's.
+        for name in ("num_decoders", "num_candidates", "num_bins"):
             object.__setattr__(self, name, getattr(self.code, name))
         payload.check_num_bins(self.num_bins)
 
     @property
     def code(self) -> ListCode:
-        """The list code behind it."""
-        sizes = (self.num_decoders, self.num_candidates, self.num_bins)
-        return ListCode(*sizes, dimension=self.model.latent, scheme=self.scheme, search="dense")
+        """Its list code."""
+        counts = (self.num_decoders, self.num_candidates, self.num_bins)
+        return ListCode(*counts, dimension=self.model.latent, scheme=self.scheme, search="dense")
 
     @classmethod
-    def of(cls, blob: bytes, model: ImageModel) -> ImageCodec:
-        """The codec that made a blob.
+    def of(cls, blob: bytes | Container, model: ImageModel) -> ImageCodec:
+        """The codec that made a blob, packed or unpacked.
 
         Raises:
             ValueError: not a whole blob of images, or one that was made with another model.
         """
-        found = container.unpack(blob)
-        codec = cls(model, found.num_decoders, found.num_candidates, found.num_bins, found.scheme)
-        container.check_header(found, codec._header())
+        container = unpack(blob)
+        codec = cls(
+            model,
+            container.num_decoders,
+            container.num_candidates,
+            container.num_bins,
+            container.scheme,
+        )
+        check_header(container, codec._header())
         return codec
 
     @staticmethod
-    def sizes(blob: bytes) -> container.Sizes:
+    def sizes(blob: bytes) -> Sizes:
         """Bits of header and payload, and the rate."""
-        return container.sizes(blob)
+        return sizes(blob)
 
     def encode(self, seed: int, source: ArrayLike, *, progress: Progress | None = None) -> bytes:
         """Compress.
 
         Args:
-            seed: of the shared randomness, `0..2^32 - 1`; goes into the blob.
+            seed: of the shared randomness, `0..2^32 - 1`; stored in the blob.
             source: `f[n, h, w, c]` in [-1, 1], of the size that the model was trained on.
             progress: called with `(images done, n)`.
 
         Raises:
-            ValueError: images of another size, values outside of [-1, 1] or not finite.
+            ValueError: images of another size, values outside [-1, 1] or not finite.
         """
-        checks.index(seed, "seed", last=2**32 - 1)
-        laws = self.laws(source)
-        sent = self.send(_keys(seed, len(laws.mean)), laws, progress=progress)
-        return container.pack(Container(seed=int(seed), messages=sent.message, **self._header()))
+        seed = check_seed(seed)
+        latents = self.latent_distributions(source)
+        keys = symbol_coding.keys_of_seed(seed, len(latents.mean))
+        sent = self.send(keys, latents, progress=progress)
+        return pack(Container(seed=seed, messages=sent.message, **self._header()))
 
     def decode(
-        self, blob: bytes, side: ArrayLike, decoder: int, *, progress: Progress | None = None
+        self,
+        blob: bytes | Container,
+        side: ArrayLike,
+        decoder: int,
+        *,
+        progress: Progress | None = None,
     ) -> ImageReconstruction:
         """Decompress with one decoder's side information.
 
         Args:
-            blob: of :meth:`encode` of an equal codec.
-            side: `f[n, sh, sw, c]` in [-1, 1], one an image.
-            decoder: which, `0..K - 1`: its own stream of clocks.
+            blob: of :meth:`encode` of an equal codec, packed or unpacked.
+            side: `f[n, sh, sw, c]` in [-1, 1], one per image.
+            decoder: `0..K - 1`; selects the stream of noise.
             progress: called with `(images done, n)`.
 
         Raises:
-            ValueError: a blob that is broken or of another codec or model, side information of
-                another size or number, a decoder that does not exist.
+            ValueError: a blob that is damaged or of another codec or model, side information of
+                another size or number, or no such decoder.
         """
-        found = container.unpack(blob)
-        container.check_header(found, self._header())
+        container = unpack(blob)
+        check_header(container, self._header())
         self.code.stream(decoder)
-        features = self.features(side)
-        if len(features) != len(found.messages):
+        message, features = container.messages, self.features(side)
+        if len(features) != len(message):
             raise ValueError(
-                f"side: expected one for each image ({len(found.messages)}), got {len(features)}"
+                f"side: expected one for each image ({len(message)}), got {len(features)}"
             )
-        keys = _keys(found.seed, len(features))
-        return self.receive(keys, found.messages, features, decoder, progress=progress)
+        keys = symbol_coding.keys_of_seed(container.seed, len(features))
+        return self.receive(keys, message, features, decoder, progress=progress)
 
-    def laws(self, source: ArrayLike) -> Normal:
-        """Law of the latent for every source, `f[n, h, w, c]`: the encoder's network, what
-        :meth:`send` takes.
-        """
-        source = _images(source, self.model.source_shape, "source")
-        return Normal(*_in_batches(self.model.encode, self.model.params, source))
+    def latent_distributions(self, source: ArrayLike) -> Normal:
+        """Distribution of the latent given each source `f[n, h, w, c]`: what :meth:`send` takes."""
+        source = _check_images(source, self.model.source_shape, "source")
+        mean, variance = _in_batches(self.model.encode, self.model.params, source)
+        return Normal(mean=mean, variance=variance)
 
     def features(self, side: ArrayLike) -> Float[np.ndarray, "n F"]:
-        """Features of side information, `f[n, sh, sw, c]`: what :meth:`receive` takes."""
-        side = _images(side, self.model.side_shape, "side")
+        """Features of side information `f[n, sh, sw, c]`: what :meth:`receive` takes."""
+        side = _check_images(side, self.model.side_shape, "side")
         return _in_batches(self.model.project, self.model.params, side)
 
     def send(
-        self, keys: Key[Array, " n"], laws: Normal, *, progress: Progress | None = None
-    ) -> list_code.Sent:
-        """The encoder's indices and messages, one key an image: what :meth:`encode` packs."""
-        return list_code.encode(self.code, keys, gaussian_density, (), laws, progress=progress)
+        self, keys: Key[Array, " n"], latents: Normal, *, progress: Progress | None = None
+    ) -> symbol_coding.Sent:
+        """The encoder's indices and messages, one key per image: what :meth:`encode` packs."""
+        return symbol_coding.encode(
+            self.code, keys, gaussian_density, (), latents, progress=progress
+        )
 
     def receive(
         self,
@@ -180,15 +193,22 @@ class ImageCodec:
         *,
         progress: Progress | None = None,
     ) -> ImageReconstruction:
-        """What :meth:`decode` makes of the messages `i32[n]`."""
-        density, params = Density(self.model.score), self.model.params
-        found = list_code.decode(
-            self.code, keys, message, decoder, density, params, features, progress=progress
+        """What :meth:`decode` makes of messages `i32[n]`."""
+        received = symbol_coding.decode(
+            self.code,
+            keys,
+            message,
+            decoder,
+            Density(self.model.score),
+            self.model.params,
+            features,
+            progress=progress,
         )
-        latent = np.where(
-            found.index[:, None] < 0, np.float32(0), found.candidate
-        )  # an empty bin says nothing
-        return ImageReconstruction(self.rebuild(latent, features), found.index, latent)
+        # An empty bin says nothing about the latent: take the prior's mean.
+        is_empty = received.index[:, None] < 0
+        latent = np.where(is_empty, np.float32(0), received.candidate)
+        estimate = self.rebuild(latent, features)
+        return ImageReconstruction(estimate=estimate, index=received.index, latent=latent)
 
     def rebuild(
         self, latent: Float[np.ndarray, "n D"], features: Float[np.ndarray, "n F"]
@@ -197,23 +217,20 @@ class ImageCodec:
         return _in_batches(self.model.reconstruct, self.model.params, latent, features)
 
     def _header(self) -> dict:
-        return container.header("images", self.code, BATCH, {"model": self.model.fingerprint})
+        return header("images", self.code, BATCH, {"model": self.model.fingerprint})
 
 
-def _keys(seed: int, count: int) -> Key[Array, " n"]:
-    return list_code.symbol_keys(races.new_key(seed), count)
-
-
-def _images(value, shape: tuple[int, ...], name: str) -> np.ndarray:
+def _check_images(value: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:
     images = np.asarray(value)
     if images.ndim != 4 or images.shape[1:] != shape:
-        wanted = ", ".join(map(str, shape))
+        expected = ", ".join(map(str, shape))
         raise ValueError(
-            f"{name}: expected shape [n, {wanted}], as the model was trained on, got {list(images.shape)}"
+            f"{name}: expected shape [n, {expected}], as the model was trained on, "
+            f"got {list(images.shape)}"
         )
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"{name}: expected floats in [-1, 1], got dtype {images.dtype}")
-    if not (np.abs(images) <= 1).all():  # NaN is not either
+    if not (np.abs(images) <= 1).all():  # also true for NaN
         raise ValueError(
             f"{name}: expected values within [-1, 1], got {np.min(images)} to {np.max(images)}"
         )
@@ -221,20 +238,14 @@ def _images(value, shape: tuple[int, ...], name: str) -> np.ndarray:
 
 
 def _in_batches(function: Callable, params, *rows: np.ndarray):
-    """``function(params, *rows)`` in batches of one shape, zeros behind the last row."""
+    """``function(params, *rows)`` in batches of one shape, filled up with zeros."""
     results = []
+    # No rows at all still run one batch, for the shape of the result.
     for first in range(0, max(len(rows[0]), 1), BATCH):
         parts = [np.asarray(row[first : first + BATCH], np.float32) for row in rows]
         count = len(parts[0])
-        padded = [
-            np.concatenate([part, np.zeros((BATCH - count, *part.shape[1:]), np.float32)])
-            for part in parts
-        ]
-        results.append(
-            jax.tree.map(
-                lambda x, n=count: np.asarray(x)[:n], _run(params, *padded, function=function)
-            )
-        )
+        result = _run(params, *(padded(part, BATCH) for part in parts), function=function)
+        results.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], result))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
