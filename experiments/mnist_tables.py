@@ -29,7 +29,7 @@ from experiments import mnist_report, shared
 from gls_jax import checks, models, races
 from gls_jax.compression import ImageCodec, ImageErrors, ImageTrials, halves, image_trials
 from gls_jax.compression.images import datasets
-from gls_jax.compression.images.image_codec import BATCH
+from gls_jax.compression.images.image_codec import BATCH_SIZE
 
 _HELD_OUT = 10  # every tenth training image chooses beta and N
 _CHOICE_REPEATS = 2
@@ -221,13 +221,13 @@ class MnistTables:
         trials = image_trials(codec, self.seed, images)
         key = races.private_key(races.new_key(self.seed))
         with races.keys.partitionable_bits():
-            latents = np.asarray(jax.random.normal(key, (BATCH, model.latent), np.float32))
+            latents = np.asarray(jax.random.normal(key, (BATCH_SIZE, model.latent), np.float32))
 
         @jax.jit
         def expected(params, features):
             weights = jax.nn.softmax(model.score(params, features, latents))
             estimates = model.reconstruct(
-                params, latents, np.ones((BATCH, 1), np.float32) * features
+                params, latents, np.ones((BATCH_SIZE, 1), np.float32) * features
             )
             return (weights[:, None, None, None] * estimates).sum(0)
 

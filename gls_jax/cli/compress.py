@@ -57,6 +57,7 @@ class Compress:
         with progress() as report:
             show = partial(report, "symbols encoded")
             sizes = write_blob(self.blob, lambda: codec.encode(self.seed, source, progress=show))
+        # The header's bits include prefix and checksum.
         num_bytes = (sizes.header_bits + sizes.payload_bits) // 8
         if self.json:
             figures = {"blob": str(self.blob), **sizes._asdict(), "rate": sizes.rate}
@@ -81,6 +82,7 @@ class Compress:
             raise ValueError(
                 "expected --target-variance and --side-variance for a signal, or --model for images"
             )
+        # Ordered search costs the same for any N, so the default is the paper's.
         codec = GaussianCodec(
             num_decoders=self.num_decoders,
             num_candidates=32_768 if self.num_candidates is None else self.num_candidates,
@@ -99,6 +101,7 @@ class Compress:
 
         if self.target_variance is not None or self.side_variance is not None:
             raise ValueError("expected --model for images or variances for a signal, got both")
+        # Dense search: the network scores every candidate of a bin.
         codec = ImageCodec(
             model=load_vae(folder),
             num_decoders=self.num_decoders,

@@ -118,6 +118,7 @@ class Train:
             "num_candidates": self.num_candidates,
             "num_bins": self.num_bins,
         }
+        # The networks run once for both schemes.
         codec = compression.ImageCodec(model, **sizes)
         trials = compression.image_trials(codec, self.seed, images)
         rows = []
@@ -153,6 +154,7 @@ def _losses_table(losses) -> Table:
     # The first epoch, every tenth one and the last.
     for epoch in sorted({0, *range(9, len(losses), 10), len(losses) - 1}):
         row = losses[epoch]
+        # The losses are in nats.
         bits = (f"{nats / math.log(2):.4f}" for nats in (row.kl, row.cross_entropy))
         table.add_row(str(epoch + 1), f"{row.squared_error:.4f}", *bits)
     return table

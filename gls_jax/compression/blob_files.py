@@ -28,5 +28,6 @@ def write_blob(path: Path, encode: Callable[[], bytes]) -> Sizes:
     files.check_file(path)
     blob = encode()
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Under a temporary name first: a file is whole or not there.
     files.write_whole(path, lambda file: file.write(blob))
     return sizes(blob)

@@ -98,6 +98,7 @@ def pack(container: Container) -> bytes:
         raise ValueError(f"container: expected a Container, got {type(container).__name__}")
     check_fields(container)
     check_messages(container.messages, container.num_bins)
+    # The count cannot be computed from a payload that is range coded, or of one bin only.
     fields = {name: getattr(container, name) for name in HEADER_FIELDS}
     fields |= {"parameters": dict(container.parameters), "count": container.messages.size}
     # Sorted keys, fixed separators and ASCII: a container has one blob only.
@@ -179,16 +180,17 @@ def _split(blob: bytes) -> tuple[bytes, bytes]:
     if len(blob) > len(_MAGIC) and blob[len(_MAGIC)] != VERSION:
         raise ValueError(f"unknown version {blob[len(_MAGIC)]}, expected {VERSION}")
     if len(blob) < _PREFIX.size:
-        smallest = _PREFIX.size + _CHECKSUM_BYTES
-        raise ValueError(f"truncated: expected at least {smallest} bytes, got {len(blob)}")
+        min_bytes = _PREFIX.size + _CHECKSUM_BYTES
+        raise ValueError(f"truncated: expected at least {min_bytes} bytes, got {len(blob)}")
     _, _, header_bytes, payload_bytes = _PREFIX.unpack_from(blob)
     payload_start = _PREFIX.size + header_bytes
     payload_end = payload_start + payload_bytes
-    total = payload_end + _CHECKSUM_BYTES
-    if len(blob) < total:
-        raise ValueError(f"truncated: expected {total} bytes, got {len(blob)}")
-    if len(blob) > total:
-        raise ValueError(f"bytes after the end: expected {total}, got {len(blob)}")
+    num_bytes = payload_end + _CHECKSUM_BYTES
+    if len(blob) < num_bytes:
+        raise ValueError(f"truncated: expected {num_bytes} bytes, got {len(blob)}")
+    if len(blob) > num_bytes:
+        raise ValueError(f"bytes after the end: expected {num_bytes}, got {len(blob)}")
+    # Only now, so that damage to the lengths is reported as such.
     if _checksum(blob[:payload_end]) != blob[payload_end:]:
         raise ValueError("checksum does not match: some of the bytes were changed")
     return blob[_PREFIX.size : payload_start], blob[payload_start:payload_end]

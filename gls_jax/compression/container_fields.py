@@ -103,6 +103,7 @@ def check_fields(container: Container) -> None:
         if not isinstance(value, str) or value not in choices:
             expected = " or ".join(map(repr, choices))
             raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+    # A key is made of 32 bits of seed.
     check_int(container.seed, "seed", 0, 2**32 - 1)
     for name in ("num_candidates", "num_decoders", "block"):
         check_int(getattr(container, name), name, 1, MAX_SIZE)
@@ -121,6 +122,7 @@ def check_messages(messages: Any, num_bins: int) -> None:
     if messages.dtype != np.int32 or messages.ndim != 1:
         got = f"{messages.dtype} of shape {list(messages.shape)}"
         raise ValueError(f"messages: expected int32 of shape [n], got {got}")
+    # 2^30 messages of 30 bits: the length of the payload fits its u32.
     check_int(messages.size, "messages: their count", 0, MAX_SIZE)
     if messages.size and not 0 <= messages.min() <= messages.max() < num_bins:
         raise ValueError(
@@ -137,6 +139,7 @@ def check_int(value: Any, name: str, first: int, last: int) -> None:
 
 def shown(value: Any) -> str:
     """The start and the end of a value, on one line, for error messages."""
+    # repr of an array has several lines, and a forged field may be very long.
     return " ".join(reprlib.repr(value).split())
 
 
@@ -147,6 +150,7 @@ def _check_parameter(name: Any, value: Any) -> None:
         # JSON has neither NaN nor infinity.
         is_valid = math.isfinite(value)
     elif _is_int(value):
+        # Readers in other languages may have no larger integers.
         is_valid = -(2**63) <= value < 2**63
     else:
         is_valid = isinstance(value, str)
@@ -158,4 +162,5 @@ def _check_parameter(name: Any, value: Any) -> None:
 
 
 def _is_int(value: Any) -> bool:
+    # JSON's true and false are bool, which is a subclass of int.
     return isinstance(value, int) and not isinstance(value, bool)

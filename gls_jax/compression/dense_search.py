@@ -59,7 +59,8 @@ def encode_index(
         best_scores = jnp.where(is_better, scores, best_scores)
         return (best_scores, jnp.where(is_better, block, best_blocks)), None
 
-    start = (jnp.full(block_size, jnp.inf, jnp.float32), jnp.zeros(block_size, jnp.int32))
+    no_scores = jnp.full(block_size, jnp.inf, jnp.float32)
+    start = (no_scores, jnp.zeros(block_size, jnp.int32))
     (scores, best_blocks), _ = jax.lax.scan(visit_block, start, _block_numbers(code))
     indices = best_blocks * block_size + jnp.arange(block_size, dtype=jnp.int32)
     return smallest_score(scores, indices)[1]
@@ -90,13 +91,17 @@ def decode_index(
         scores = jnp.log(noise) - log_weights
         # The last page continues after the last member.
         is_member = member_numbers < members.total
-        score, index = smallest_score(jnp.where(is_member, scores, jnp.inf), indices)
-        is_better = score < best_score
-        return jnp.where(is_better, score, best_score), jnp.where(is_better, index, best_index)
+        scores = jnp.where(is_member, scores, jnp.inf)
+        page_score, page_index = smallest_score(scores, indices)
+        is_better = page_score < best_score
+        best_score = jnp.where(is_better, page_score, best_score)
+        return best_score, jnp.where(is_better, page_index, best_index)
 
-    nothing_yet = (jnp.full((), jnp.inf, jnp.float32), jnp.full((), -1, jnp.int32))
+    no_score = jnp.full((), jnp.inf, jnp.float32)
+    start = (no_score, jnp.full((), -1, jnp.int32))
     num_pages = (members.total + page_size - 1) // page_size
-    return jax.lax.fori_loop(0, num_pages, visit_page, nothing_yet)[1]
+    _, index = jax.lax.fori_loop(0, num_pages, visit_page, start)
+    return index
 
 
 def bin_members(code: ListCode, key: PRNGKeyArray, message: Index) -> BinMembers:
@@ -104,6 +109,7 @@ def bin_members(code: ListCode, key: PRNGKeyArray, message: Index) -> BinMembers
     block_size = _block_size(code)
     bit_numbers = jnp.arange(_WORD_BITS, dtype=jnp.uint32)[:, None]
 
+    # One bit per candidate: the members of all blocks fit memory at any N.
     def mark_block(_, block):
         first = block * block_size
         indices = first + jnp.arange(block_size, dtype=jnp.int32).reshape(_WORD_BITS, -1)
@@ -112,7 +118,8 @@ def bin_members(code: ListCode, key: PRNGKeyArray, message: Index) -> BinMembers
         bits = is_member.astype(jnp.uint32) << bit_numbers
         return None, jnp.sum(bits, axis=0, dtype=jnp.uint32)
 
-    words = jax.lax.scan(mark_block, None, _block_numbers(code))[1].reshape(-1)
+    _, words = jax.lax.scan(mark_block, None, _block_numbers(code))
+    words = words.reshape(-1)
     num_until = jnp.cumsum(jax.lax.population_count(words).astype(jnp.int32))
     num_before = jnp.concatenate([jnp.zeros(1, jnp.int32), num_until[:-1]])
     return BinMembers(words=words, num_before=num_before, total=num_until[-1])
@@ -123,24 +130,25 @@ def _member_indices(code: ListCode, members: BinMembers, member_numbers):
     next_word = jnp.searchsorted(
         members.num_before, member_numbers, side="right", method="scan_unrolled"
     )
-    word = next_word - 1
-    bits = members.words[word]
-    rank = member_numbers - members.num_before[word]
+    word_number = next_word - 1
+    bits_left = members.words[word_number]
+    rank = member_numbers - members.num_before[word_number]
 
-    # Binary search for the set bit of this rank: is it among the lower half of the bits left?
-    position = jnp.zeros_like(member_numbers)
+    # Binary search for the set bit of this rank: is it in the lower half of the bits left?
+    bit_number = jnp.zeros_like(member_numbers)
     for half in (16, 8, 4, 2, 1):
-        lower_bits = bits & jnp.uint32((1 << half) - 1)
+        lower_bits = bits_left & jnp.uint32((1 << half) - 1)
         num_lower = jax.lax.population_count(lower_bits).astype(jnp.int32)
         is_above = rank >= num_lower
-        position = jnp.where(is_above, position + half, position)
+        bit_number = jnp.where(is_above, bit_number + half, bit_number)
         rank = jnp.where(is_above, rank - num_lower, rank)
-        bits = jnp.where(is_above, bits >> jnp.uint32(half), bits)
+        bits_left = jnp.where(is_above, bits_left >> jnp.uint32(half), bits_left)
 
     block_size = _block_size(code)
     words_per_block = block_size // _WORD_BITS
-    block_start = word // words_per_block * block_size
-    return block_start + position * words_per_block + word % words_per_block
+    # Neighbouring candidates are in neighbouring words, see `BinMembers`.
+    block_start = word_number // words_per_block * block_size
+    return block_start + bit_number * words_per_block + word_number % words_per_block
 
 
 def _block_size(code: ListCode) -> int:

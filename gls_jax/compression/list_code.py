@@ -84,6 +84,7 @@ class ListCode:
 
     def stream(self, decoder: int) -> int:
         """The stream that a decoder uses; `ValueError` if there is no such decoder."""
+        # The baseline's decoders are counted too, although they all use stream 0.
         checks.index(decoder, "decoder", last=self.num_decoders - 1)
         return decoder if self.scheme == "gls" else 0
 
@@ -95,7 +96,9 @@ def smallest_score(
 
     The index is -1 if no score is finite; NaN counts as infinite.
     """
+    # A weight that is NaN must not win, and min would return NaN.
     scores = jnp.where(jnp.isnan(scores), jnp.inf, scores)
     smallest = jnp.min(scores)
-    index = jnp.min(jnp.where(scores == smallest, indices, jnp.iinfo(jnp.int32).max))
+    largest_index = jnp.iinfo(jnp.int32).max
+    index = jnp.min(jnp.where(scores == smallest, indices, largest_index))
     return smallest, jnp.where(smallest < jnp.inf, index, -1)

@@ -114,6 +114,7 @@ def _search(code: ListCode, searches: Searches, density: Density, shared, count)
     queue = jnp.arange(num_symbols, dtype=jnp.int32)
     index = jnp.full(num_symbols, _UNDECIDED, jnp.int32)
     visit = partial(_visit, code, searches, density, shared)
+    # The second sweep takes up the symbols that the first one has given up.
     for sweep in _sweeps(code, num_streams, is_decoder=searches.message is not None):
         index = _run_sweep(sweep, visit, num_streams, queue, count, index)
         is_undecided = (index == _UNDECIDED) & (jnp.arange(num_symbols) < count)
@@ -127,13 +128,22 @@ def _sweeps(code: ListCode, num_streams: int, *, is_decoder: bool) -> list[Sweep
     # A decoder skips the candidates of other bins, so it takes about L times as many visits.
     decoder_step = max(32, min(256, 1 << code.num_bins.bit_length()))
     short_step = decoder_step if is_decoder else 64
-    step = max(8, short_step // num_streams)
-    short = Sweep(num_lanes=_VISITS_AT_ONCE // short_step, step=step, limit=_PATIENCE * step)
+    # Visits of one turn are divided among the streams.
+    step_per_stream = max(8, short_step // num_streams)
+    short_sweep = Sweep(
+        num_lanes=_VISITS_AT_ONCE // short_step,
+        step=step_per_stream,
+        limit=_PATIENCE * step_per_stream,
+    )
     num_visits = ordered.num_visits(code.num_candidates)
-    if short.limit >= num_visits:
-        return [short]
-    step = max(8, _LONG_STEP // num_streams)
-    return [short, Sweep(num_lanes=_VISITS_AT_ONCE // _LONG_STEP, step=step, limit=num_visits)]
+    if short_sweep.limit >= num_visits:
+        return [short_sweep]
+    long_sweep = Sweep(
+        num_lanes=_VISITS_AT_ONCE // _LONG_STEP,
+        step=max(8, _LONG_STEP // num_streams),
+        limit=num_visits,
+    )
+    return [short_sweep, long_sweep]
 
 
 def _run_sweep(sweep: Sweep, visit: Callable, num_streams: int, queue, count, index):
@@ -142,10 +152,18 @@ def _run_sweep(sweep: Sweep, visit: Callable, num_streams: int, queue, count, in
     `index` is `i32[n]`, :data:`_UNDECIDED` where nothing is known yet.
     """
     num_lanes = sweep.num_lanes
-    walks = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_lanes, num_streams)), ordered.start())
-    zeros = jnp.zeros(num_lanes, jnp.int32)
-    worst = jnp.full(num_lanes, jnp.inf, jnp.float32)
-    new_lanes = Lane(place=zeros, walks=walks, best_score=worst, best_index=zeros - 1)
+    # A lane before its first visit.
+    first_walks = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (num_lanes, num_streams)), ordered.start()
+    )
+    first_place = jnp.zeros(num_lanes, jnp.int32)
+    no_score = jnp.full(num_lanes, jnp.inf, jnp.float32)
+    new_lanes = Lane(
+        place=first_place,
+        walks=first_walks,
+        best_score=no_score,
+        best_index=first_place - 1,
+    )
 
     def turn(state):
         queue_place, lanes, num_taken, index = state
@@ -153,20 +171,23 @@ def _run_sweep(sweep: Sweep, visit: Callable, num_streams: int, queue, count, in
         lanes, is_decided = jax.vmap(partial(visit, sweep.step))(symbols, lanes)
         is_over = is_decided | (lanes.place >= sweep.limit)
 
-        # Lanes whose queue has run out work on its last symbol again, and must not write.
-        target = jnp.where(is_over & (queue_place < count), symbols, index.shape[0])
-        decided = jnp.where(is_decided, lanes.best_index, _UNDECIDED)
-        index = index.at[target].set(decided, mode="drop")
+        # Behind the end of the queue lanes repeat its last symbol; they must not write.
+        write_at = jnp.where(is_over & (queue_place < count), symbols, index.shape[0])
+        new_index = jnp.where(is_decided, lanes.best_index, _UNDECIDED)
+        index = index.at[write_at].set(new_index, mode="drop")
 
-        # A lane that is over takes the next symbol of the queue and starts anew.
+        # A lane whose symbol is over starts again with the next symbol of the queue.
         next_place = num_taken + jnp.cumsum(is_over, dtype=jnp.int32) - 1
         queue_place = jnp.where(is_over, next_place, queue_place)
         lanes = jax.tree.map(partial(_where_lanes, is_over), new_lanes, lanes)
-        return queue_place, lanes, num_taken + jnp.sum(is_over, dtype=jnp.int32), index
+        num_taken = num_taken + jnp.sum(is_over, dtype=jnp.int32)
+        return queue_place, lanes, num_taken, index
 
-    first_places = jnp.arange(num_lanes, dtype=jnp.int32)
-    state = (first_places, new_lanes, jnp.asarray(num_lanes, jnp.int32), index)
-    return jax.lax.while_loop(lambda state: jnp.any(state[0] < count), turn, state)[3]
+    # The first lanes take the first symbols of the queue. Indices are the last part of the state.
+    queue_places = jnp.arange(num_lanes, dtype=jnp.int32)
+    first_state = (queue_places, new_lanes, jnp.asarray(num_lanes, jnp.int32), index)
+    last_state = jax.lax.while_loop(lambda state: jnp.any(state[0] < count), turn, first_state)
+    return last_state[3]
 
 
 def _visit(
@@ -177,6 +198,7 @@ def _visit(
 
     def follow(stream, walk):
         walk, indices, noise = ordered.visit(stream, walk, lane.place, step, code.num_candidates)
+        # A decoder ignores the candidates of other bins.
         if message is not None:
             is_in_bin = races.bins(key, indices, code.num_bins) == message
             noise = jnp.where(is_in_bin, noise, jnp.inf)
@@ -187,13 +209,13 @@ def _visit(
     # vmap keeps the streams apart: XLA:CPU does not vectorise across a reshape.
     stream_words = races.keys.stream_words(key, streams)
     walks, scores, indices = jax.vmap(follow)(stream_words, lane.walks)
-    score, index = smallest_score(scores, indices)
-    is_better = score < lane.best_score
-    best_score = jnp.where(is_better, score, lane.best_score)
-    best_index = jnp.where(is_better, index, lane.best_index)
+    new_score, new_index = smallest_score(scores, indices)
+    is_better = new_score < lane.best_score
+    best_score = jnp.where(is_better, new_score, lane.best_score)
+    best_index = jnp.where(is_better, new_index, lane.best_index)
     place = lane.place + step
 
-    # No weight exceeds the bound, so from here on no score is below log(time) - log_bound.
+    # No weight exceeds the bound, so no later score is below log(time) - log_bound.
     assert density.log_bound is not None  # checked in symbol_validation
     log_bound = density.log_bound(shared, row) + _SLACK
     is_decided = jnp.log(jnp.min(walks.time)) - log_bound >= best_score
@@ -203,4 +225,5 @@ def _visit(
 
 
 def _where_lanes(is_over, new, old):
+    # Walks have an axis of streams behind that of lanes.
     return jnp.where(is_over.reshape(-1, *[1] * (old.ndim - 1)), new, old)

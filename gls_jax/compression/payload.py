@@ -32,15 +32,16 @@ def encode(messages: np.ndarray, num_bins: int) -> bytes:
         coder = constriction.stream.queue.RangeEncoder()
         coder.encode(messages, constriction.stream.model.Uniform(num_bins))
         return coder.get_compressed().astype("<u4").tobytes()
-    width = num_bins.bit_length() - 1
-    if width == 0:
+    bits_per_message = num_bins.bit_length() - 1
+    if bits_per_message == 0:
         return b""
     chunks = []
     for start in range(0, messages.size, _CHUNK):
-        # Big-endian words, so that each message's bits come highest first; keep the last `width`.
+        # Big-endian words: the bits of each message come highest first, after leading zeros.
         words = messages[start : start + _CHUNK].astype(">u4")
-        bits = np.unpackbits(words.view(np.uint8).reshape(-1, 4), axis=1)
-        chunks.append(np.packbits(bits[:, 32 - width :]).tobytes())
+        word_bits = np.unpackbits(words.view(np.uint8).reshape(-1, 4), axis=1)
+        message_bits = word_bits[:, 32 - bits_per_message :]
+        chunks.append(np.packbits(message_bits).tobytes())
     return b"".join(chunks)
 
 
@@ -57,23 +58,26 @@ def decode(payload: bytes, num_bins: int, count: int) -> np.ndarray:
     return messages
 
 
-def _decode_bits(payload: bytes, width: int, count: int) -> np.ndarray:
-    num_bytes = -(-count * width // 8)
+def _decode_bits(payload: bytes, bits_per_message: int, count: int) -> np.ndarray:
+    num_bytes = -(-count * bits_per_message // 8)
     if len(payload) != num_bytes:
         raise ValueError(
             f"payload: expected {num_bytes} bytes for {count} messages, got {len(payload)}"
         )
-    if width == 0:
+    if bits_per_message == 0:
         # One number in memory, however large a forged count is.
         return np.broadcast_to(np.int32(0), count)
     packed = np.frombuffer(payload, np.uint8)
     messages = np.empty(count, np.int32)
     for start in range(0, count, _CHUNK):
-        size = min(_CHUNK, count - start)
-        chunk_bits = np.unpackbits(packed[start * width // 8 :], count=size * width)
-        bits = np.zeros((size, 32), np.uint8)
-        bits[:, 32 - width :] = chunk_bits.reshape(size, width)
-        messages[start : start + size] = np.packbits(bits, axis=1).view(">u4")[:, 0]
+        chunk_size = min(_CHUNK, count - start)
+        first_byte = start * bits_per_message // 8
+        packed_bits = np.unpackbits(packed[first_byte:], count=chunk_size * bits_per_message)
+        # Leading zeros make 32 bits of each message, which are one big-endian word.
+        word_bits = np.zeros((chunk_size, 32), np.uint8)
+        word_bits[:, 32 - bits_per_message :] = packed_bits.reshape(chunk_size, bits_per_message)
+        words = np.packbits(word_bits, axis=1).view(">u4")
+        messages[start : start + chunk_size] = words[:, 0]
     return messages
 
 

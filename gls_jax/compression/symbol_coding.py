@@ -114,6 +114,7 @@ def encode(
             "log_weight: expected a positive weight for some candidate, "
             f"got none at {np.argmin(index)}"
         )
+    # The bins do not take part in the search, so they are looked up afterwards.
     message = in_groups(partial(_symbol_bins, num_bins=code.num_bins), (), (keys, index))
     return Sent(index=index, message=message)
 
@@ -194,5 +195,5 @@ def _decode_indices(
             return dense_search.decode_index(code, key, message, stream, density, shared, row)
 
         index = over_lanes(decode_index, arrays, count)
-    candidates = jax.vmap(lambda key, index: races.candidates(key, index, code.dimension))
-    return index, candidates(keys, index)
+    draw = jax.vmap(lambda key, index: races.candidates(key, index, code.dimension))
+    return index, draw(keys, index)

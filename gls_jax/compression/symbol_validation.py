@@ -34,6 +34,7 @@ def check_keys(keys: Any) -> int:
 def check_messages(message: Any, num_bins: int) -> np.ndarray:
     """Messages as `i32[n]` within `0..L - 1`."""
     array = np.asarray(message)
+    # NumPy makes floats of an empty list.
     if not array.size and array.ndim == 1:
         return array.astype(np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -65,6 +66,7 @@ def check_density(code: ListCode, density: Density, shared: Any, rows: Any) -> N
     if not isinstance(code, ListCode) or not isinstance(density, Density):
         got = f"{type(code).__name__} and {type(density).__name__}"
         raise ValueError(f"code and density: expected a ListCode and a Density, got {got}")
+    # Shapes only: nothing is computed.
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
     candidates = jax.ShapeDtypeStruct((_PROBE_SIZE, code.dimension), jnp.float32)
     shape = jax.eval_shape(density.log_weight, shared, row, candidates).shape

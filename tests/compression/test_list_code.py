@@ -323,7 +323,10 @@ def call(
             r"rows: expected mean and variance of shape \[n, 1\], got \(2,\)",
         ),
         ({"row": rows(np.full((3, 1), np.nan), 0.1)}, "rows: expected finite values, got 3 others"),
-        ({"row": compression.Normal([0, 0, 0], 0.1)}, "rows: expected arrays of one row per symbol"),
+        (
+            {"row": compression.Normal([0, 0, 0], 0.1)},
+            "rows: expected arrays of one row per symbol",
+        ),
         ({"keys": KEY}, r"keys: expected shape \[n\], one per symbol, got \[\]"),
         ({"keys": np.zeros((3, 2), np.uint32)}, "key: expected a typed key from jax.random.key"),
         ({"code": "gls"}, "expected a ListCode and a Density, got str"),

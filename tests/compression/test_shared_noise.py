@@ -40,9 +40,7 @@ def test_streams_of_a_list_are_independent_exponentials(num_streams):
     owners = np.bincount(streams.argmin(0), minlength=num_streams)
     assert oracles.chi_square(owners, np.ones(num_streams)) > 1e-8
     always_the_same_owner = np.sort(streams, axis=0)
-    owner_without_the_first = np.where(
-        streams > streams.min(0), streams - streams.min(0), streams
-    )
+    owner_without_the_first = np.where(streams > streams.min(0), streams - streams.min(0), streams)
     one_stream_for_all = np.broadcast_to(first, streams.shape)
     for wrong in (always_the_same_owner, owner_without_the_first, one_stream_for_all):
         assert smallest_p_value(wrong) < 1e-8

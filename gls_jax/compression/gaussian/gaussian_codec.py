@@ -18,7 +18,7 @@ from gls_jax.compression.gaussian.estimators import Observation, plug_in
 from gls_jax.compression.gaussian.gaussian_source import GaussianSource
 from gls_jax.compression.gaussian.posterior_mean import posterior_mean
 from gls_jax.compression.list_code import ListCode
-from gls_jax.compression.symbol_groups import GROUP, Progress
+from gls_jax.compression.symbol_groups import GROUP_SIZE, Progress
 from gls_jax.compression.symbol_validation import check_messages, check_seed
 from gls_jax.typing import Numbers
 
@@ -124,6 +124,7 @@ class GaussianCodec:
         """
         seed = check_seed(seed)
         source = _check_values(source, "source", deviation=1.0)
+        # One key per symbol: whoever knows the seed can draw the candidates of each symbol alone.
         keys = symbol_coding.keys_of_seed(seed, len(source))
         return self.pack(seed, self.send(keys, source, progress=progress).message)
 
@@ -153,6 +154,7 @@ class GaussianCodec:
                 length, or no such decoder.
         """
         container = unpack(blob)
+        # Another codec would draw other candidates and bins for the same messages.
         check_header(container, self._header())
         message = container.messages
         keys = symbol_coding.keys_of_seed(container.seed, len(message))
@@ -220,6 +222,7 @@ class GaussianCodec:
             joint.target_given_side(side),
             progress=search_progress,
         )
+        # Candidates are standard normals, the target has variance 1 + s_W.
         target = received.candidate[:, 0] * joint.scale
         observed = Observation(self.code, joint, keys, message, side, target, progress)
         estimate = ESTIMATORS[estimator](observed)
@@ -236,7 +239,7 @@ class GaussianCodec:
 
     def _header(self) -> dict:
         variances = {"target_variance": self.target_variance, "side_variance": self.side_variance}
-        return header("gaussian", self.code, GROUP, variances)
+        return header("gaussian", self.code, GROUP_SIZE, variances)
 
 
 def _check_values(value: Numbers, name: str, deviation: float) -> np.ndarray:
@@ -253,12 +256,13 @@ def _check_values(value: Numbers, name: str, deviation: float) -> np.ndarray:
             f"{name}: expected floats of shape [n], got {array.dtype} of shape {list(array.shape)}"
         )
     if not np.isfinite(array).all():
-        where = int(np.argmin(np.isfinite(array)))
-        raise ValueError(f"{name}: expected finite values, got {array[where]} at {where}")
-    largest = np.max(np.abs(array.astype(np.float64)), initial=0)
-    if largest > _MAX_DEVIATIONS * deviation:
+        first_bad = int(np.argmin(np.isfinite(array)))
+        raise ValueError(f"{name}: expected finite values, got {array[first_bad]} at {first_bad}")
+    # Larger values were not scaled, and no candidate is anywhere near them.
+    largest_value = np.max(np.abs(array.astype(np.float64)), initial=0)
+    if largest_value > _MAX_DEVIATIONS * deviation:
         raise ValueError(
             f"{name}: expected values of standard deviation {deviation:.3g}, "
-            f"got {largest:.3g}; scale them"
+            f"got {largest_value:.3g}; scale them"
         )
     return array.astype(np.float32)

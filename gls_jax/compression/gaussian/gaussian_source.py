@@ -46,6 +46,7 @@ class GaussianSource:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
                 raise ValueError(f"{name}: expected a number, got {value!r}")
+            # Also true for NaN.
             if not _MIN_VARIANCE <= value <= _MAX_VARIANCE:
                 raise ValueError(
                     f"{name}: expected a number within {_MIN_VARIANCE:g}..{_MAX_VARIANCE:g}, "
@@ -65,11 +66,13 @@ class GaussianSource:
 
     def target_given_side(self, side_information: np.ndarray) -> Normal:
         """``p_{W|T}`` relative to standard normal candidates, `f32[n, 1]`."""
+        # The variance of W given T is 1 + s_W - var E[A | T], before scaling.
         mean = np.asarray(side_information, np.float64) * self._side_weight / self.scale
         return _rows(mean, 1 - self._side_weight / self.scale**2)
 
     def estimate(self, target: Numbers, side_information: Numbers) -> Float[np.ndarray, ...]:
         """``E[A | W, T]``, the source estimate if `target` is the encoder's."""
+        # Given A both are independent, so precisions add up; the source's own is 1.
         target_precision, side_precision = 1 / self.target_variance, 1 / self.side_variance
         target = np.asarray(target, np.float64)
         side_information = np.asarray(side_information, np.float64)
@@ -116,12 +119,13 @@ def best_of_converse(
     """Lower bound on the mean squared error of the best of `K` decoders.
 
     ``var(A | T_1..T_K) 2^{-2 (R + log2 K)}``: a genie reveals all side information, and which
-    decoder is best in ``log2 K`` more bits. For `K = 1` this is Wyner and Ziv's function, which
-    does not bound the best of several decoders. With ``s_T = 1/2`` it is ``2^{-2R} / (K^2 (1 + 2K))``.
+    decoder is best in ``log2 K`` more bits. With ``s_T = 1/2`` it is ``2^{-2R} / (K^2 (1 + 2K))``.
+    For `K = 1` this is Wyner and Ziv's function, which does not bound the best of several decoders.
     """
     num_decoders = checks.count(num_decoders, "num_decoders")
     if not side_variance > 0:
         raise ValueError(f"side_variance: expected a positive number, got {side_variance!r}")
+    # var(A | T_1..T_K) is 1 / (1 + K / s_T): K independent measurements of a unit normal.
     error_without_side = 2.0 ** (-2 * np.asarray(rate, np.float64))
     return error_without_side / (num_decoders**2 * (1 + num_decoders / side_variance))
 

@@ -91,6 +91,7 @@ def simulate(
         matches.append(received.index == sent.index)
         squared_errors.append((received.estimate - source) ** 2)
     report(num_decoders + 1, num_decoders + 1)
+    # One decoder is enough for the bound: all have the same distribution.
     information_density = joint.information_density(source, sides[0], target)
     bound = bounds.list_decoding(information_density, num_decoders, codec.num_bins)
     return Simulation(
@@ -106,8 +107,11 @@ def draw_symbols(
     joint: GaussianSource, key: PRNGKeyArray, count: int, num_decoders: int
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "K n"], Float[np.ndarray, " n"]]:
     """Source `f64[n]`, side information `f64[K, n]` and a target `f64[n]` of `count` symbols."""
+    # The same numbers for every setting of jax_threefry_partitionable. The private branch is
+    # independent of the candidates and their noise.
     with races.keys.partitionable_bits():
-        normals = jax.random.normal(races.private_key(key), (num_decoders + 2, count), jnp.float32)
+        private_key, shape = races.private_key(key), (num_decoders + 2, count)
+        normals = jax.random.normal(private_key, shape, jnp.float32)
     source, target_noise, *side_noise = np.asarray(normals, np.float64)
     sides = source + np.asarray(side_noise) * joint.side_variance**0.5
     return source, sides, source + target_noise * joint.target_variance**0.5

@@ -49,11 +49,13 @@ def posterior_mean(observed: Observation) -> Float[np.ndarray, " n"]:
         keys = observed.keys[symbol_of_point]
         sent = symbol_coding.encode(observed.code, keys, gaussian_density, (), rows)
         # Keep the prior where that is the message, and take the mean.
-        is_message = sent.message.reshape(sources.shape) == observed.message[part, None]
+        sent_message = sent.message.reshape(sources.shape)
+        is_message = sent_message == observed.message[part, None]
         posterior = prior * is_message
-        total = posterior.sum(axis=1)
-        mean = (posterior * sources).sum(axis=1) / np.where(total > 0, total, 1)
-        estimate[part] = np.where(total > 0, mean, centres[part])
+        total_mass = posterior.sum(axis=1)
+        has_mass = total_mass > 0
+        grid_mean = (posterior * sources).sum(axis=1) / np.where(has_mass, total_mass, 1)
+        estimate[part] = np.where(has_mass, grid_mean, centres[part])
         if observed.progress is not None:
             observed.progress(min(first + symbols_at_once, num_symbols), num_symbols)
     return estimate
@@ -67,4 +69,5 @@ def _grid(joint: GaussianSource) -> tuple[np.ndarray, np.ndarray]:
     finest_scale = min(math.sqrt(joint.target_variance), deviation)
     num_points = math.ceil(2 * half_width * _POINTS_PER_DEVIATION / finest_scale)
     offsets = np.linspace(-half_width, half_width, min(num_points, _MAX_POINTS))
-    return offsets, np.exp(-(offsets**2) / (2 * deviation**2))
+    prior = np.exp(-(offsets**2) / (2 * deviation**2))
+    return offsets, prior

@@ -31,10 +31,13 @@ def read_signal(path: Path) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # a long double that becomes infinite is refused below
         array = array.astype(np.float64)
+    # NaN and values that float32 cannot hold.
     is_finite = np.abs(array) <= np.finfo(np.float32).max
     if not is_finite.all():
-        where = int(np.argmin(is_finite))
-        raise ValueError(f"{path}: expected finite float32 numbers, got {array[where]} at {where}")
+        first_bad = int(np.argmin(is_finite))
+        raise ValueError(
+            f"{path}: expected finite float32 numbers, got {array[first_bad]} at {first_bad}"
+        )
     return array
 
 

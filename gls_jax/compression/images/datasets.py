@@ -97,6 +97,7 @@ def _required(folder: Path, by_name: dict[str, Path], name: str) -> Path:
 
 
 def _read_bytes(path: Path) -> bytes:
+    # Data sets are published as .gz, and often unpacked.
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return file.read()
@@ -113,6 +114,7 @@ def _read_idx(path: Path) -> np.ndarray:
             f"{path}: expected an IDX file of images (first bytes {_IDX_MAGIC.hex()}), "
             f"got {data[:4].hex() or 'none'}"
         )
+    # Python's integers: the product of three u32 may overflow.
     shape = tuple(int(size) for size in np.frombuffer(data, ">u4", 3, 4))
     num_pixels = len(data) - _IDX_HEADER_BYTES
     if 0 in shape or num_pixels != math.prod(shape):
@@ -130,6 +132,7 @@ def _read_cifar(path: Path) -> np.ndarray:
             f"{path}: expected records of {_CIFAR_RECORD} bytes, got {len(data)} bytes"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR_RECORD)
+    # Without the label; channels come last in our arrays.
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     return planes.transpose(0, 2, 3, 1)
 

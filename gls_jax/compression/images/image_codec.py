@@ -28,11 +28,11 @@ from gls_jax.compression.symbol_groups import Progress, padded
 from gls_jax.compression.symbol_validation import check_seed
 from gls_jax.typing import Numbers
 
-__all__ = ["BATCH", "ImageCodec", "ImageReconstruction"]
+__all__ = ["BATCH_SIZE", "ImageCodec", "ImageReconstruction"]
 
 # Images in one call of a network. Part of the blob format: the last bits of a row depend on the
 # shape of the batch.
-BATCH = 64
+BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,6 +156,7 @@ class ImageCodec:
         """
         container = unpack(blob)
         check_header(container, self._header())
+        # Features of many images take long: a decoder that does not exist is refused before.
         self.code.stream(decoder)
         message, features = container.messages, self.features(side)
         if len(features) != len(message):
@@ -217,7 +218,7 @@ class ImageCodec:
         return _in_batches(self.model.reconstruct, self.model.params, latent, features)
 
     def _header(self) -> dict:
-        return header("images", self.code, BATCH, {"model": self.model.fingerprint})
+        return header("images", self.code, BATCH_SIZE, {"model": self.model.fingerprint})
 
 
 def _check_images(value: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:
@@ -228,6 +229,7 @@ def _check_images(value: ArrayLike, shape: tuple[int, ...], name: str) -> np.nda
             f"{name}: expected shape [n, {expected}], as the model was trained on, "
             f"got {list(images.shape)}"
         )
+    # Integers are likely to be pixels from 0 to 255.
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"{name}: expected floats in [-1, 1], got dtype {images.dtype}")
     if not (np.abs(images) <= 1).all():  # also true for NaN
@@ -241,11 +243,12 @@ def _in_batches(function: Callable, params, *rows: np.ndarray):
     """``function(params, *rows)`` in batches of one shape, filled up with zeros."""
     results = []
     # No rows at all still run one batch, for the shape of the result.
-    for first in range(0, max(len(rows[0]), 1), BATCH):
-        parts = [np.asarray(row[first : first + BATCH], np.float32) for row in rows]
-        count = len(parts[0])
-        result = _run(params, *(padded(part, BATCH) for part in parts), function=function)
-        results.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], result))
+    for first in range(0, max(len(rows[0]), 1), BATCH_SIZE):
+        parts = [np.asarray(row[first : first + BATCH_SIZE], np.float32) for row in rows]
+        num_rows = len(parts[0])
+        batches = [padded(part, BATCH_SIZE) for part in parts]
+        result = _run(params, *batches, function=function)
+        results.append(jax.tree.map(lambda x, n=num_rows: np.asarray(x)[:n], result))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 

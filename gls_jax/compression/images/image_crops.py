@@ -73,6 +73,7 @@ def crops(
             f"got {list(images.shape)}"
         )
     num_images, height, width, num_channels = images.shape
+    # Rows and columns where a crop can start.
     num_places = jnp.array([height - size + 1, width - size + 1], jnp.int32)
     # One key per crop number, so that more crops move none of the others.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
@@ -80,6 +81,7 @@ def crops(
     def draw_corners(key):
         return jax.random.randint(key, (num_images, 2), 0, num_places, jnp.int32)
 
+    # The same places for every setting of jax_threefry_partitionable.
     with races.keys.partitionable_bits():
         corners = jax.vmap(draw_corners, out_axes=1)(keys)
 

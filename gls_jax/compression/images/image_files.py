@@ -88,11 +88,14 @@ def write_images(path: str | Path, images: np.ndarray) -> None:
     if path.suffix == ".npy":
         files.write_whole(path, lambda file: np.save(file, images))
         return
+    # Anything without a suffix is a folder.
     if path.suffix == "":
         path.mkdir(exist_ok=True)
+    # Leading zeros: names in alphabetical order are in the order of the images.
     num_digits = len(str(len(images) - 1))
     for number, pixels in enumerate(to_pixels(images)):
         is_grey = pixels.shape[2] == 1
+        # Pillow takes grey levels without an axis of channels.
         picture = Image.fromarray(pixels.squeeze(2) if is_grey else pixels)
         file_path = path if path.suffix else path / f"{number:0{num_digits}d}.png"
         files.write_whole(file_path, partial(picture.save, format="PNG"))
@@ -150,11 +153,13 @@ def _read_png_files(paths: list[Path]) -> np.ndarray:
 def _read_png(path: Path) -> np.ndarray:
     """`u8[height, width, channels]`: one channel for a file of grey levels, else three."""
     try:
+        # Transparency is dropped, palettes become colours.
         with Image.open(path, formats=["PNG"]) as image:
             is_grey = image.mode in ("1", "L", "LA")
             pixels = np.asarray(image.convert("L" if is_grey else "RGB"))
     except (FileNotFoundError, PermissionError):
         raise
+    # What Pillow raises for damaged files.
     except (
         UnidentifiedImageError,
         OSError,
@@ -175,6 +180,7 @@ def _read_array(path: Path) -> np.ndarray:
             f"{path}: expected an array [n, height, width] or [n, height, width, channels], "
             f"got {list(images.shape)}"
         )
+    # Adds the axis of channels if there is none.
     images = images.reshape(*images.shape[:3], -1)
     if images.dtype == np.uint8:
         return from_pixels(images)

@@ -62,13 +62,16 @@ class ImageTrials:
             codec: of the model that the trials were made with.
             progress: called with `(decoders done, K)`.
         """
+        # Sent once: the message does not depend on who receives it.
         sent = codec.send(self.keys, self.latents)
         squared_errors, matches = [], []
         for decoder in range(codec.num_decoders):
             received = codec.receive(self.keys, sent.message, self.features[decoder], decoder)
             estimate = received.estimate.reshape(-1, *self.source.shape)
-            squared_errors.append(np.mean(np.square(estimate - self.source), axis=(2, 3, 4)))
-            matches.append((received.index == sent.index).reshape(-1, len(self.source)))
+            pixel_errors = np.square(estimate - self.source)
+            squared_errors.append(np.mean(pixel_errors, axis=(2, 3, 4)))
+            is_match = received.index == sent.index
+            matches.append(is_match.reshape(-1, len(self.source)))
             if progress is not None:
                 progress(decoder + 1, codec.num_decoders)
         return ImageErrors(squared_error=np.stack(squared_errors), matched=np.stack(matches))
@@ -111,6 +114,7 @@ def image_trials(
         crop_key = jax.random.fold_in(races.private_key(key), repeat)
         side_parts.append(crops(crop_key, jnp.asarray(left), codec.num_decoders, crop_size))
     side = np.concatenate(side_parts)
+    # Networks see each image once per decoder, whatever the number of codecs that are compared.
     features = [codec.features(side[:, decoder]) for decoder in range(codec.num_decoders)]
     return ImageTrials(
         source=source,

@@ -52,6 +52,7 @@ def read_sides(path: Path, model: ImageModel, decoder: int, crop_seed: int) -> n
         ValueError: other files, or images of another size.
     """
     images = image_files.read_images(path)
+    # Crops are recognised by their size.
     if images.shape[1:] == model.side_shape:
         return images
     left, right = _halves(images)
