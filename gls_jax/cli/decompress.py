@@ -49,6 +49,7 @@ class Decompress:
         """Read, decode, write, print."""
         from gls_jax.compression.blob_files import read_blob
 
+        # Unpacked once: codecs are built from the container, and decode it.
         container = read_blob(self.blob)
         # Both return figures for JSON, a text and, if the distortion is known, a table.
         decompress = self._images if container.kind == "images" else self._signal
@@ -98,6 +99,7 @@ class Decompress:
             progress=partial(report, "images decoded"),
         )
         text = f"{count:,} images of decoder {self.decoder}"
+        # Errors are known only if --source is given.
         if errors:
             text += "\nsquared error {squared_error:.4f} (pixels in [-1, 1]), PSNR {psnr:.2f} dB"
         return {"count": count, **errors}, text.format(**errors), None

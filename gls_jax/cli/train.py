@@ -7,7 +7,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.table import Table
@@ -113,7 +113,7 @@ class Train:
         """Both schemes on the same test images, crops and candidates."""
         from gls_jax import compression
 
-        sizes = {
+        sizes: dict[str, Any] = {
             "num_decoders": self.num_decoders,
             "num_candidates": self.num_candidates,
             "num_bins": self.num_bins,
@@ -125,6 +125,7 @@ class Train:
         for scheme in ("gls", "baseline"):
             codec = dataclasses.replace(codec, scheme=scheme)
             errors = trials.run(codec, progress=partial(report, f"test of {scheme}"))
+            # Each image counts once: with the decoder that is nearest to it.
             best = errors.best(self.num_decoders)
             figures = {
                 "num_images": best.size,

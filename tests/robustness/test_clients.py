@@ -145,7 +145,7 @@ def test_matching(rows, decoders, seed):
     np.testing.assert_array_equal(found.message, bins[row, found.sent])
     inside = (bins == found.message[:, None])[:, None] & np.isfinite(
         decoders
-    )  # [row, decoder, item]
+    )  # [row, decoder, candidate]
     silent = found.received < 0
     np.testing.assert_array_equal(silent, ~inside.any(-1))
     assert np.take_along_axis(inside, np.maximum(found.received, 0)[..., None], -1)[..., 0][

@@ -157,10 +157,10 @@ class GaussianCodec:
         # Another codec would draw other candidates and bins for the same messages.
         check_header(container, self._header())
         message = container.messages
+        # Before keys are made: a forged count of messages must not cost memory.
+        side = self._check_side(side_information, len(message))
         keys = symbol_coding.keys_of_seed(container.seed, len(message))
-        return self.receive(
-            keys, message, side_information, decoder, estimator=estimator, progress=progress
-        )
+        return self.receive(keys, message, side, decoder, estimator=estimator, progress=progress)
 
     @classmethod
     def of(cls, blob: bytes | Container) -> GaussianCodec:
@@ -204,13 +204,9 @@ class GaussianCodec:
         """What :meth:`decode` makes of messages `i32[n]`."""
         checks.one_of(estimator, tuple(ESTIMATORS), "estimator")
         message = check_messages(message, self.num_bins)
-        side = _check_values(side_information, "side_information", (1 + self.side_variance) ** 0.5)
-        if len(side) != len(message):
-            raise ValueError(
-                f"side_information: expected one value per symbol ({len(message)}), got {len(side)}"
-            )
+        side = self._check_side(side_information, len(message))
         joint = self.joint_distribution
-        # Only one of the two steps takes long, and the progress is that one's.
+        # Only one of the two steps takes long: the progress is that of the slow one.
         search_progress = progress if estimator == "plug_in" else None
         received = symbol_coding.decode(
             self.code,
@@ -224,7 +220,15 @@ class GaussianCodec:
         )
         # Candidates are standard normals, the target has variance 1 + s_W.
         target = received.candidate[:, 0] * joint.scale
-        observed = Observation(self.code, joint, keys, message, side, target, progress)
+        observed = Observation(
+            code=self.code,
+            joint=joint,
+            keys=keys,
+            message=message,
+            side_information=side,
+            target=target,
+            progress=progress,
+        )
         estimate = ESTIMATORS[estimator](observed)
         return Reconstruction(
             estimate=estimate.astype(np.float32),
@@ -236,6 +240,15 @@ class GaussianCodec:
         """Messages to bytes."""
         messages = check_messages(message, self.num_bins)
         return pack(Container(seed=check_seed(seed), messages=messages, **self._header()))
+
+    def _check_side(self, side_information: Numbers, count: int) -> np.ndarray:
+        deviation = (1 + self.side_variance) ** 0.5
+        side = _check_values(side_information, "side_information", deviation)
+        if len(side) != count:
+            raise ValueError(
+                f"side_information: expected one value per symbol ({count}), got {len(side)}"
+            )
+        return side
 
     def _header(self) -> dict:
         variances = {"target_variance": self.target_variance, "side_variance": self.side_variance}

@@ -1,5 +1,6 @@
 """The Gaussian codec: its formulas, the published tables, bytes across processes, and bad input."""
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -155,6 +156,15 @@ def test_codec_of_a_blob_and_empty_sources():
     assert SMALL.decode(blob, [], 0).estimate.shape == (0,)
     assert SMALL.decode(unpacked, [], 0).estimate.shape == (0,)
     assert compression.sizes(blob).payload_bits == 0
+
+
+def test_a_forged_count_is_refused_before_keys_are_made():
+    """2^30 keys would take 8 GB."""
+    codec = GaussianCodec(2, 64, 1, 0.1, 0.5)
+    unpacked = container.unpack(codec.encode(0, [1.0]))
+    forged = dataclasses.replace(unpacked, messages=np.broadcast_to(np.int32(0), 2**30))
+    with pytest.raises(ValueError, match=r"expected one value per symbol \(1073741824\), got 1"):
+        codec.decode(forged, [1.0], 0)
 
 
 @pytest.mark.parametrize(
