@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from experiments import shared
 from gls_jax import checks, compression, races
+from gls_jax.compression.gaussian import monte_carlo_distortion
 
 SIDE_VARIANCE = 0.5
 SCHEMES = ("gls", "baseline")
@@ -145,9 +146,7 @@ class GaussianTables:
         """The published choice of the target variance, and the best for either metric."""
         choosing, *keys = races.split_key(key, self.num_repeats + 1)
         tried = {
-            variance: self._measure(
-                codec, variance, [choosing], self.num_choosing, "trusting", keep
-            )
+            variance: self._measure(codec, variance, [choosing], self.num_choosing, "plug_in", keep)
             for variance in WIDER
         }
         chosen = {
@@ -157,13 +156,13 @@ class GaussianTables:
         known = published().get((codec.scheme, codec.num_decoders, codec.num_bins))
         if known is not None and self.num_candidates == 2**15:
             chosen["paper"] = known[0]
-        rows = [_row(codec, "trusting", "fixed", PAPERS[0], tried[PAPERS[0]], None)]
+        rows = [_row(codec, "plug_in", "fixed", PAPERS[0], tried[PAPERS[0]], None)]
         for purpose, variance in chosen.items():
-            found = self._measure(codec, variance, keys, self.num_trials, "trusting", keep)
+            found = self._measure(codec, variance, keys, self.num_trials, "plug_in", keep)
             rows.append(
                 _row(
                     codec,
-                    "trusting",
+                    "plug_in",
                     purpose,
                     variance,
                     found,
@@ -208,8 +207,8 @@ class GaussianTables:
 
     def _control(self, num_decoders: int, num_bins: int, key) -> Control:
         law = compression.GaussianSource(PAPERS[0], SIDE_VARIANCE)
-        source, sides, _ = compression.simulation.draw(law, key, 100_000, num_decoders)
-        silence = compression.simulation.distortion(
+        source, sides, _ = monte_carlo_distortion.draw_symbols(law, key, 100_000, num_decoders)
+        silence = monte_carlo_distortion.distortion(
             np.min((law.zero_rate(sides) - source) ** 2, axis=0)
         )
         converse = compression.best_of_converse(math.log2(num_bins), num_decoders, SIDE_VARIANCE)
@@ -269,7 +268,7 @@ def _table(rows: Sequence[Row]):
             "" if row.published is None else f"{row.published:.4f}",
         ]
         for row in rows
-        if row.estimator == "trusting" and row.chosen_for != "fixed"
+        if row.estimator == "plug_in" and row.chosen_for != "fixed"
     ]
     header = (
         "scheme",
@@ -293,7 +292,7 @@ def _rate_distortion(rows: Sequence[Row], controls: Sequence[Control]) -> Figure
     for column, count in enumerate(counts):
         for axes, metric in zip(grid[:, column], METRICS, strict=True):
             for colour, scheme in enumerate(SCHEMES):
-                curve = [row for row in rows if _is(row, scheme, count, "trusting", metric)]
+                curve = [row for row in rows if _is(row, scheme, count, "plug_in", metric)]
                 _line(axes, curve, metric, f"C{colour}-o", scheme)
             _line(
                 axes,
@@ -341,7 +340,7 @@ def _matches(rows: Sequence[Row]) -> Figure:
     axes = figure.subplots()
     for colour, count in enumerate(sorted({row.num_decoders for row in rows})):
         for scheme, mark in zip(SCHEMES, ("o-", "s:"), strict=True):
-            curve = [row for row in rows if _is(row, scheme, count, "trusting", "fixed")]
+            curve = [row for row in rows if _is(row, scheme, count, "plug_in", "fixed")]
             bits, label = [math.log2(row.num_bins) for row in curve], f"K = {count}"
             axes.plot(
                 bits,

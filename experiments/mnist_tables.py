@@ -27,8 +27,9 @@ import numpy as np
 
 from experiments import mnist_report, shared
 from gls_jax import checks, models, races
-from gls_jax.compression import ImageCodec, ImageErrors, ImageTrials, datasets, halves, image_trials
-from gls_jax.compression.image_codec import BATCH
+from gls_jax.compression import ImageCodec, ImageErrors, ImageTrials, halves, image_trials
+from gls_jax.compression.images import datasets
+from gls_jax.compression.images.image_codec import BATCH_SIZE
 
 _HELD_OUT = 10  # every tenth training image chooses beta and N
 _CHOICE_REPEATS = 2
@@ -220,13 +221,13 @@ class MnistTables:
         trials = image_trials(codec, self.seed, images)
         key = races.private_key(races.new_key(self.seed))
         with races.keys.partitionable_bits():
-            latents = np.asarray(jax.random.normal(key, (BATCH, model.latent), np.float32))
+            latents = np.asarray(jax.random.normal(key, (BATCH_SIZE, model.latent), np.float32))
 
         @jax.jit
         def expected(params, features):
             weights = jax.nn.softmax(model.score(params, features, latents))
             estimates = model.reconstruct(
-                params, latents, np.ones((BATCH, 1), np.float32) * features
+                params, latents, np.ones((BATCH_SIZE, 1), np.float32) * features
             )
             return (weights[:, None, None, None] * estimates).sum(0)
 
@@ -247,7 +248,7 @@ class MnistTables:
             setting = chosen["gls", count, bins]
             codec = ImageCodec(trained[setting.beta], count, setting.num_candidates, bins)
             trials = image_trials(codec, self.seed, some)
-            sent = codec.send(trials.keys, trials.laws)
+            sent = codec.send(trials.keys, trials.latents)
             every = [
                 codec.receive(trials.keys, sent.message, trials.features[k], k).estimate
                 for k in range(count)

@@ -44,7 +44,7 @@ def test_tables(tmp_path, capsys, monkeypatch):
         ]
         for scheme in gaussian_tables.SCHEMES
     )
-    assert [row for row in lists if row["estimator"] == "trusting"] == shared
+    assert [row for row in lists if row["estimator"] == "plug_in"] == shared
     files = {path.name for path in (tmp_path / "whole").iterdir()}
     assert files == {"gaussian_tables.csv", "controls.csv", "gaussian_tables.png", "match.png"}
 

@@ -25,7 +25,7 @@ from gls_jax import (
     schemes,
     trials,
 )
-from gls_jax.compression import list_code
+from gls_jax.compression import symbol_coding
 from gls_jax.decoding import engine, preparation
 from gls_jax.distributions import dump_writer
 from gls_jax.planner import conditional, costs
@@ -132,9 +132,9 @@ def test_searches_of_the_codec(search):
     density = compression.gaussian_density
 
     def both(keys, rows, message, count):
-        sent = list_code._choose((), (keys, rows), count, code=code, density=density)
-        bins = list_code._bins((), (keys, sent), count, num_bins=4)
-        return bins, list_code._pick(
+        sent = symbol_coding._encode_indices((), (keys, rows), count, code=code, density=density)
+        bins = symbol_coding._symbol_bins((), (keys, sent), count, num_bins=4)
+        return bins, symbol_coding._decode_indices(
             ((), 1), (keys, rows, message), count, code=code, density=density
         )
 

@@ -97,7 +97,7 @@ def pictures():
     )
     left, right = compression.halves(PICTURES)
     side = np.asarray(compression.crops(races.new_key(SEED), jnp.asarray(left), 1, 3)[:, 0])
-    return [side, *codec.laws(right), codec.features(side)]
+    return [side, *codec.latent_distributions(right), codec.features(side)]
 
 
 def training(tmp_path):

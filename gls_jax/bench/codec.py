@@ -13,7 +13,8 @@ import numpy as np
 from gls_jax import compression, races
 from gls_jax.bench import measure
 from gls_jax.bench.measure import Line, seconds
-from gls_jax.compression import GaussianCodec, simulation
+from gls_jax.compression import GaussianCodec
+from gls_jax.compression.gaussian.monte_carlo_distortion import draw_symbols
 
 __all__ = ["SUITE", "against_numpy", "memory", "sizes", "throughput", "trials"]
 
@@ -31,7 +32,9 @@ def against_numpy(search: str) -> Callable[[int], Line]:
 
     def benchmark(repeats: int) -> Line:
         count = _SYMBOLS[search]
-        source, sides, _ = simulation.draw(codec(search).source_law, races.new_key(0), count, 4)
+        source, sides, _ = draw_symbols(
+            codec(search).joint_distribution, races.new_key(0), count, 4
+        )
         mine = lambda: _blocks(codec(search), source, sides)  # noqa: E731
         first = seconds(mine)
         peer = lambda: numpy_blocks(codec(search), source[:_BLOCKS], sides[:, :_BLOCKS])  # noqa: E731
@@ -51,7 +54,7 @@ def against_numpy(search: str) -> Callable[[int], Line]:
 def sizes(repeats: int) -> Line:
     """Microseconds a block of ordered search as `N` grows; all sizes take turns."""
     count, powers = _SYMBOLS["ordered"], (15, 18, 21, 24)
-    source, sides, _ = simulation.draw(codec("ordered").source_law, races.new_key(0), count, 4)
+    source, sides, _ = draw_symbols(codec("ordered").joint_distribution, races.new_key(0), count, 4)
     runs = [lambda n=n: _blocks(codec("ordered", 2**n), source, sides) for n in powers]
     for run in runs:
         run()
@@ -94,7 +97,7 @@ def trials(repeats: int) -> Line:
 def throughput(repeats: int) -> Line:
     """Encoding to bytes and decoding for one decoder, 100,000 symbols of 4 bytes."""
     one, count = codec("ordered"), 100_000
-    source, sides, _ = simulation.draw(one.source_law, races.new_key(0), count, 1)
+    source, sides, _ = draw_symbols(one.joint_distribution, races.new_key(0), count, 1)
     blob = one.encode(0, source)
     turns = measure.turns(
         lambda: one.encode(0, source), lambda: one.decode(blob, sides[0], 0), repeats
@@ -112,7 +115,7 @@ def throughput(repeats: int) -> Line:
 @np.errstate(divide="ignore")  # NumPy's float32 clocks are sometimes 0
 def numpy_blocks(one: GaussianCodec, source: np.ndarray, sides: np.ndarray) -> int:
     """The peer: the scheme's definition on whole arrays, block by block. Returns the matches."""
-    law, rng, hits = one.source_law, np.random.default_rng(0), 0
+    law, rng, hits = one.joint_distribution, np.random.default_rng(0), 0
     known = np.float32(1 / (1 + law.side_variance))
     spread = np.float32(1 + law.target_variance) - known
     for a, t in zip(source.astype(np.float32), sides.T.astype(np.float32), strict=True):
@@ -136,7 +139,7 @@ def _blocks(one: GaussianCodec, source, sides) -> None:
 
 
 def _dense_memory() -> float:
-    source, sides, _ = simulation.draw(codec("dense").source_law, races.new_key(0), 8, 4)
+    source, sides, _ = draw_symbols(codec("dense").joint_distribution, races.new_key(0), 8, 4)
     keys = compression.symbol_keys(races.new_key(0), 8)
     jax.block_until_ready(jax.random.key_data(keys))
     before = measure.peak_megabytes()

@@ -30,8 +30,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from gls_jax import checks, races
-from gls_jax.compression.crops import halves
-from gls_jax.compression.image_model import ImageModel
+from gls_jax.compression.images.image_crops import halves
+from gls_jax.compression.images.image_model import ImageModel
 
 __all__ = ["ImageVae", "VaeConfig", "abstract", "image_model", "new_vae"]
 

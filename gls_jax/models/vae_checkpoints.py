@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as orbax
 from flax import nnx
 
-from gls_jax.compression.image_model import ImageModel
+from gls_jax.compression.images.image_model import ImageModel
 from gls_jax.models.config import one_line
 from gls_jax.models.vae import VaeConfig, abstract, image_model
 

@@ -17,8 +17,8 @@ import optax
 from flax import nnx
 
 from gls_jax import checks, races
-from gls_jax.compression.crops import crops, halves
-from gls_jax.compression.image_model import ImageModel
+from gls_jax.compression.images.image_crops import crops, halves
+from gls_jax.compression.images.image_model import ImageModel
 from gls_jax.models import vae_checkpoints as checkpoints
 from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
 from gls_jax.runs import files

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gls_jax import compression, decoding, races, schemes
+from gls_jax.compression import list_code
 from gls_jax.schemes import draft_tree
 from tests.robustness.hostile import ROWS, few, logits, normalised
 
@@ -144,7 +145,7 @@ def test_matching(rows, decoders, seed):
     np.testing.assert_array_equal(found.message, bins[row, found.sent])
     inside = (bins == found.message[:, None])[:, None] & np.isfinite(
         decoders
-    )  # [row, decoder, item]
+    )  # [row, decoder, candidate]
     silent = found.received < 0
     np.testing.assert_array_equal(silent, ~inside.any(-1))
     assert np.take_along_axis(inside, np.maximum(found.received, 0)[..., None], -1)[..., 0][
@@ -167,7 +168,7 @@ def matches():
     )
 
 
-@pytest.mark.parametrize("search", compression.code.SEARCHES)
+@pytest.mark.parametrize("search", list_code.SEARCHES)
 @few
 @given(data=st.data())
 def test_list_codes(search, data):

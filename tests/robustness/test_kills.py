@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gls_jax import cli, models
-from gls_jax.compression import datasets
+from gls_jax.compression.images import datasets
 from gls_jax.models import vae_checkpoints
 from gls_jax.runs.jsonl_results import JsonlResults
 from tests import compilation

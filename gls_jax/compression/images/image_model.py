@@ -1,4 +1,4 @@
-"""What the image codec knows of a model: parameters and four pure functions."""
+"""What the image codec needs of a model: parameters and four pure functions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["ImageModel"]
 
 @dataclasses.dataclass(frozen=True)
 class ImageModel:
-    """A conditional autoencoder with side information, as a bundle of pure functions.
+    """Model adapter: a conditional autoencoder with side information, as pure functions.
 
     The latent `w` has prior N(0, I) in `latent` dimensions. All functions take `params` first, are
-    deterministic, and are static arguments of `jax.jit`: keep them hashable, and equal for models
-    of one architecture, so that nothing compiles twice.
+    deterministic, and are static arguments of `jax.jit`. Keep them hashable, and equal for models
+    of one architecture; otherwise the same program compiles again.
 
     Attributes:
         params: pytree of weights.
-        encode: ``(params, source f32[B, h, w, c]) -> (mean f32[B, D], variance f32[B, D])`` of the
-            law of `w` given the source, a diagonal Gaussian.
+        encode: ``(params, source f32[B, h, w, c]) -> (mean f32[B, D], variance f32[B, D])``, the
+            distribution of `w` given the source, a diagonal Gaussian.
         project: ``(params, side f32[B, sh, sw, c]) -> features f32[B, F]``.
         score: ``(params, features f32[F], latents f32[B, D]) -> f32[B]``, stands in for
             ``log p(w | side) / p(w)`` up to a constant.
@@ -33,8 +33,7 @@ class ImageModel:
         latent: `D`.
         source_shape: `(h, w, c)`.
         side_shape: `(sh, sw, c)`.
-        fingerprint: of weights and architecture; codecs with different ones do not read each
-            other's bytes.
+        fingerprint: hash of weights and architecture. Blobs can be read with an equal hash only.
     """
 
     params: Any
@@ -49,8 +48,7 @@ class ImageModel:
 
     def __post_init__(self) -> None:
         for name in ("encode", "project", "score", "reconstruct"):
-            if not callable(getattr(self, name)):
-                raise ValueError(
-                    f"ImageModel.{name}: expected a function, got {getattr(self, name)!r}"
-                )
+            value = getattr(self, name)
+            if not callable(value):
+                raise ValueError(f"ImageModel.{name}: expected a function, got {value!r}")
         checks.count(self.latent, "ImageModel.latent")

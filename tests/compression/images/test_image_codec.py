@@ -11,7 +11,7 @@ import pytest
 
 from gls_jax import compression, models, races
 from gls_jax.compression import ImageCodec, container, crops, halves, image_trials, symbol_keys
-from gls_jax.compression.image_codec import BATCH
+from gls_jax.compression.images.image_codec import BATCH_SIZE
 from tests.images import CONFIG, TRAINING, ramps
 
 IMAGES = ramps(300, seed=7)
@@ -45,91 +45,90 @@ def test_bytes_and_back(codec, blob):
     sizes = codec.sizes(blob)
     assert (sizes.count, sizes.payload_bits) == (300, -(-300 * 3 // 8) * 8)
     assert codec.encode(5, SOURCE) == blob != codec.encode(6, SOURCE)
-    assert ImageCodec.of(blob, codec.model) == codec
-    found = [codec.decode(blob, SIDE[:, k], k) for k in range(4)]
+    unpacked = container.unpack(blob)
+    assert ImageCodec.of(blob, codec.model) == ImageCodec.of(unpacked, codec.model) == codec
+    decoded = [codec.decode(blob, SIDE[:, k], k) for k in range(4)]
     keys = symbol_keys(jax.random.key(5), 300)
-    sent = codec.send(keys, codec.laws(SOURCE))
-    assert (container.unpack(blob).messages == sent.message).all()
-    for one in found:
-        assert one.estimate.shape == SOURCE.shape and np.abs(one.estimate).max() <= 1
-        at = jax.vmap(lambda key, item: races.bins(key, item, 8))(keys, one.index)
-        assert (at == sent.message).all()  # nobody leaves the bin
-        drawn = jax.vmap(lambda key, item: races.candidates(key, item, 2))(keys, one.index)
-        assert (one.latent == drawn).all()
-    indices = np.stack([one.index for one in found])
+    sent = codec.send(keys, codec.latent_distributions(SOURCE))
+    assert (unpacked.messages == sent.message).all()
+    draw_bin = jax.vmap(lambda key, index: races.bins(key, index, 8))
+    draw_candidate = jax.vmap(lambda key, index: races.candidates(key, index, 2))
+    for result in decoded:
+        assert result.estimate.shape == SOURCE.shape and np.abs(result.estimate).max() <= 1
+        # No decoder leaves the bin.
+        assert (draw_bin(keys, result.index) == sent.message).all()
+        assert (result.latent == draw_candidate(keys, result.index)).all()
+    again = codec.decode(unpacked, SIDE[:, 0], 0)
+    assert (again.index == decoded[0].index).all()
+    indices = np.stack([result.index for result in decoded])
     assert (indices != indices[0]).any(), "decoders have streams of their own"
 
 
 def test_decoders_race_under_the_models_weights(codec, blob):
     """Against every member of the bin, one by one."""
-    found, keys = codec.decode(blob, SIDE[:, 2], 2), symbol_keys(jax.random.key(5), 300)
-    message, items = container.unpack(blob).messages, jnp.arange(128)
+    result, keys = codec.decode(blob, SIDE[:, 2], 2), symbol_keys(jax.random.key(5), 300)
+    message, indices = container.unpack(blob).messages, jnp.arange(128)
     features = codec.features(SIDE[:, 2])
-    wrong = 0
-    for at in range(40):
-        bins = races.bins(keys[at], items, 8)
-        weights = codec.model.score(
-            codec.model.params, features[at], races.candidates(keys[at], items, 2)
-        )
-        scores = jnp.log(races.stream_exponentials(keys[at], items, 4, 2)) - weights
-        wrong += int(jnp.argmin(jnp.where(bins == message[at], scores, jnp.inf))) != found.index[at]
-    assert wrong == 0
+    num_wrong = 0
+    for symbol in range(40):
+        bins = races.bins(keys[symbol], indices, 8)
+        candidates = races.candidates(keys[symbol], indices, 2)
+        log_weights = codec.model.score(codec.model.params, features[symbol], candidates)
+        scores = jnp.log(races.stream_exponentials(keys[symbol], indices, 4, 2)) - log_weights
+        expected = int(jnp.argmin(jnp.where(bins == message[symbol], scores, jnp.inf)))
+        num_wrong += expected != result.index[symbol]
+    assert num_wrong == 0
 
 
 def test_the_message_helps_and_side_information_helps(codec):
-    """Against bins drawn at random, and against crops of other images; paired, so that 6 standard errors are 1e-9."""
+    """Against random bins, and against crops of other images; paired, so that 6 standard errors are 1e-9."""
     trials = image_trials(codec, 0, IMAGES, repeats=4)
-    told = trials.run(codec)
+    informed = trials.run(codec)
     keys, rng = trials.keys, np.random.default_rng(0)
-    sent = codec.send(keys, trials.laws)
+    sent = codec.send(keys, trials.latents)
     others = np.roll(np.arange(len(keys)), 1)
-    errors = {}
+    estimates_without = {}
     for name, message, features in (
         ("message", rng.integers(0, 8, len(keys)), trials.features),
         ("side", sent.message, trials.features[:, others]),
     ):
         estimates = [codec.receive(keys, message, features[k], k).estimate for k in range(4)]
-        errors[name] = np.stack(estimates)
-    errors["prior mean"] = codec.rebuild(np.zeros((len(keys), 2), np.float32), trials.features[0])
-    for name, estimates in errors.items():
-        worse = np.square(estimates.reshape(-1, *trials.source.shape) - trials.source).mean(
-            (0, 2, 3, 4)
-        )
-        gap = worse - told.squared_error.mean((0, 1))
+        estimates_without[name] = np.stack(estimates)
+    prior_mean = np.zeros((len(keys), 2), np.float32)
+    estimates_without["both"] = codec.rebuild(prior_mean, trials.features[0])
+    for name, estimates in estimates_without.items():
+        errors = estimates.reshape(-1, *trials.source.shape) - trials.source
+        gap = np.square(errors).mean((0, 2, 3, 4)) - informed.squared_error.mean((0, 1))
         assert gap.mean() > 6 * gap.std() / np.sqrt(len(gap)), name
 
 
 def test_lists_beat_one_stream(codec):
-    """Paired on images, crops, candidates and clocks; 5 standard errors are 3e-7."""
+    """Paired on images, crops, candidates and noise; 5 standard errors are 3e-7."""
     trials = image_trials(codec, 0, ramps(600, seed=8), repeats=2)
     gls = trials.run(codec)
     baseline = trials.run(dataclasses.replace(codec, scheme="baseline"))
     gap = (baseline.best(4) - gls.best(4)).mean(0)
     assert gap.mean() > 5 * gap.std() / np.sqrt(len(gap))
+    # At K = 1 both schemes are the same.
     alone = trials.run(dataclasses.replace(codec, num_decoders=1))
-    assert (alone.squared_error[0] == baseline.squared_error[0]).all(), (
-        "at K = 1 both schemes are one"
-    )
+    assert (alone.squared_error[0] == baseline.squared_error[0]).all()
     assert (alone.matched[0] == baseline.matched[0]).all()
 
 
 def test_results_do_not_depend_on_how_the_caller_cuts(codec, blob):
-    keys, laws, features = (
-        symbol_keys(jax.random.key(5), 300),
-        codec.laws(SOURCE),
-        codec.features(SIDE[:, 1]),
-    )
-    sent, whole = codec.send(keys, laws), codec.decode(blob, SIDE[:, 1], 1)
-    for first, last in ((0, BATCH), (BATCH, 3 * BATCH), (4 * BATCH, 300)):
+    keys = symbol_keys(jax.random.key(5), 300)
+    latents, features = codec.latent_distributions(SOURCE), codec.features(SIDE[:, 1])
+    sent, whole = codec.send(keys, latents), codec.decode(blob, SIDE[:, 1], 1)
+    for first, last in ((0, BATCH_SIZE), (BATCH_SIZE, 3 * BATCH_SIZE), (4 * BATCH_SIZE, 300)):
         part = slice(first, last)
-        cut = codec.laws(SOURCE[part])
-        assert (cut.mean == laws.mean[part]).all() and (cut.variance == laws.variance[part]).all()
+        cut = codec.latent_distributions(SOURCE[part])
+        assert (cut.mean == latents.mean[part]).all()
+        assert (cut.variance == latents.variance[part]).all()
         assert (codec.send(keys[part], cut).message == sent.message[part]).all()
         assert (codec.features(SIDE[part, 1]) == features[part]).all()
-        found = codec.receive(keys[part], sent.message[part], features[part], 1)
-        assert (found.index == whole.index[part]).all() and (
-            found.estimate == whole.estimate[part]
-        ).all()
+        result = codec.receive(keys[part], sent.message[part], features[part], 1)
+        assert (result.index == whole.index[part]).all()
+        assert (result.estimate == whole.estimate[part]).all()
 
 
 def test_another_process_with_two_devices_reads_the_same(tmp_path, folder, codec, blob):
@@ -144,8 +143,8 @@ assert jax.device_count() == 2
 blob, arrays = open(f"{work}/blob", "rb").read(), np.load(f"{work}/in.npz")
 codec = ImageCodec.of(blob, models.load_vae(folder))
 assert codec.encode(5, arrays["source"]) == blob
-found = codec.decode(blob, arrays["side"], 3)
-np.savez(f"{work}/out.npz", index=found.index, estimate=found.estimate)
+result = codec.decode(blob, arrays["side"], 3)
+np.savez(f"{work}/out.npz", index=result.index, estimate=result.estimate)
 """
     environment = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -157,9 +156,8 @@ np.savez(f"{work}/out.npz", index=found.index, estimate=found.estimate)
     )
     here = codec.decode(blob, SIDE[:, 3], 3)
     with np.load(tmp_path / "out.npz") as there:
-        assert (there["index"] == here.index).all() and np.allclose(
-            there["estimate"], here.estimate, atol=1e-5
-        )
+        assert (there["index"] == here.index).all()
+        assert np.allclose(there["estimate"], here.estimate, atol=1e-5)
 
 
 def test_no_images_at_all(codec):

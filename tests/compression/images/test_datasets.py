@@ -1,17 +1,14 @@
-"""Images from files, good and broken; crops."""
+"""Images from files, good and broken."""
 
 import gzip
 import struct
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
 
-from gls_jax.compression import crops, datasets, halves
+from gls_jax.compression.images import datasets, image_files
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4), dtype=np.uint8)
 
@@ -33,7 +30,7 @@ def idx_folder(folder, train=None, test=None, suffix="-idx3-ubyte"):
 
 
 def close(images, pixels):
-    assert images.dtype == np.float32 and (datasets.to_pixels(images) == pixels).all()
+    assert images.dtype == np.float32 and (image_files.to_pixels(images) == pixels).all()
     assert np.allclose(images, pixels / 127.5 - 1, atol=1e-6)
     return True
 
@@ -41,7 +38,7 @@ def close(images, pixels):
 def test_the_digits():
     train, test = datasets.load("digits")
     assert (len(train), len(test)) == (4500, 500) and train.min() == -1 and train.max() == 1
-    assert abs(train.mean() - test.mean()) < 0.05  # sorted by class, and so split evenly
+    assert abs(train.mean() - test.mean()) < 0.05  # every class is split evenly
     assert (train[:, 4:24, 4:24] > -1).mean() > 0.3  # ink in the middle,
     assert (train[:, :2] > -1).mean() < 0.01  # none at the edge
 
@@ -69,21 +66,21 @@ def test_cifar(tmp_path):
 def test_png_and_npy(tmp_path):
     for at, pixels in enumerate(PIXELS):
         Image.fromarray(pixels).save(tmp_path / f"{at}.png")
-    assert close(datasets.read_images(tmp_path)[..., 0], PIXELS)
-    assert close(datasets.read_images(tmp_path / "3.png")[0, ..., 0], PIXELS[3])
+    assert close(image_files.read_images(tmp_path)[..., 0], PIXELS)
+    assert close(image_files.read_images(tmp_path / "3.png")[0, ..., 0], PIXELS[3])
     train, test = datasets.load(tmp_path)
     assert close(train[..., 0], PIXELS[[0, 2, 3, 4, 5]]) and close(test[..., 0], PIXELS[[1]])
     colours = np.stack([PIXELS] * 3, axis=-1)
     Image.fromarray(colours[0]).save(tmp_path / "colours.png")
-    assert close(datasets.read_images(tmp_path / "colours.png"), colours[:1])
+    assert close(image_files.read_images(tmp_path / "colours.png"), colours[:1])
     for name, array in (
         ("grey", PIXELS),
         ("colours", colours),
-        ("floats", datasets.from_pixels(colours)),
+        ("floats", image_files.from_pixels(colours)),
     ):
         np.save(tmp_path / f"{name}.npy", array)
         assert close(
-            datasets.read_images(tmp_path / f"{name}.npy"),
+            image_files.read_images(tmp_path / f"{name}.npy"),
             PIXELS[..., None] if name == "grey" else colours,
         )
 
@@ -205,55 +202,19 @@ def test_other_files_are_refused(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_is_written_is_read(tmp_path, channels):
     images = np.random.default_rng(2).uniform(-1, 1, (12, 3, 2, channels)).astype(np.float32)
-    datasets.write_images(tmp_path / "floats.npy", images)
-    assert (datasets.read_images(tmp_path / "floats.npy") == images).all()
-    datasets.write_images(tmp_path / "new" / "folder", images)
-    datasets.write_images(tmp_path / "one.png", images[4:5])
-    for found, written in (
+    image_files.write_images(tmp_path / "floats.npy", images)
+    assert (image_files.read_images(tmp_path / "floats.npy") == images).all()
+    image_files.write_images(tmp_path / "new" / "folder", images)
+    image_files.write_images(tmp_path / "one.png", images[4:5])
+    for path, written in (
         (tmp_path / "new" / "folder", images),
         (tmp_path / "one.png", images[4:5]),
     ):
-        assert np.abs(datasets.read_images(found) - written).max() < 0.5001 / 127.5
+        assert np.abs(image_files.read_images(path) - written).max() < 0.5001 / 127.5
     for name, wrong, message in (
         ("a.jpg", images, r"a\.jpg: expected an \.npy file, a \.png file or a folder"),
         ("a.png", images, "expected one image for a .png file, got 12"),
         ("a", images[..., :1].repeat(2, 3), "expected one or three channels for .png, got 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            datasets.write_images(tmp_path / name, wrong)
-
-
-def test_halves():
-    images = np.arange(30).reshape(1, 2, 5, 3)
-    left, right = halves(images)
-    assert (np.concatenate([left, right], axis=2) == images).all() and left.shape[2] == 2
-    with pytest.raises(
-        ValueError, match=r"expected shape \[n, height, width >= 2, channels\], got \[2, 5, 3\]"
-    ):
-        halves(images[0])
-
-
-def test_crops_are_parts_of_the_image_placed_uniformly():
-    """Chi-squared over the 4 x 3 places, and over pairs of two decoders' places; false failures 2e-6 in all."""
-    images = jnp.broadcast_to(jnp.arange(30.0).reshape(1, 6, 5, 1), (6000, 6, 5, 1))
-    found = np.asarray(crops(jax.random.key(0), images, 2, 3))
-    corner = found[:, :, 0, 0, 0]
-    expected = corner[..., None, None] + 5 * np.arange(3)[:, None] + np.arange(3)
-    assert (found[..., 0] == expected).all()
-    row, column = np.divmod(corner.astype(int), 5)
-    place = 3 * row + column
-    assert row.max() == 3 and column.max() == 2
-    for counts in (
-        np.bincount(place.ravel(), minlength=12),
-        np.bincount(12 * place[:, 0] + place[:, 1], minlength=144),
-    ):
-        assert stats.chisquare(counts).pvalue > 1e-6
-
-
-def test_more_crops_move_none():
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6, 5, 2)).astype(np.float32))
-    few, many = (np.asarray(crops(jax.random.key(3), images, count, 2)) for count in (2, 4))
-    assert (many[:, :2] == few).all() and (many[:, 2] != many[:, 3]).any()
-    assert (crops(jax.random.key(3), images, 1, 5)[:, 0, :, :, :] == images[:, :5]).any()
-    with pytest.raises(ValueError, match=r"h and w at least 6, got \[5, 6, 5, 2\]"):
-        crops(jax.random.key(3), images, 1, 6)
+            image_files.write_images(tmp_path / name, wrong)

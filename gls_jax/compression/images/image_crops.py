@@ -1,6 +1,4 @@
-"""What a decoder sees: the right half of an image is the source, a crop of the left half the side
-information.
-"""
+"""Source and side information of an image: its right half, and crops of its left half."""
 
 from __future__ import annotations
 
@@ -19,8 +17,9 @@ Images = TypeVar("Images", np.ndarray, jax.Array)
 
 
 def halves(images: Images) -> tuple[Images, Images]:
-    """Left and right half of every image, `[n, height, width, channels]`; of an odd width the
-    middle goes to the right.
+    """Left and right half of every image, `[n, height, width, channels]`.
+
+    For an odd width the middle column belongs to the right half.
 
     Raises:
         ValueError: not a batch of images at least two pixels wide.
@@ -43,16 +42,15 @@ def halves(images: Images) -> tuple[Images, Images]:
 def crops(
     key: PRNGKeyArray, images: Float[Array, "n h w c"], count: int, size: int
 ) -> Float[Array, "n k s s c"]:
-    """Square crops of every image, each placed uniformly and independently among all places where
-    it fits.
+    """Square crops of every image, each placed uniformly and independently where it fits.
 
-    Where a crop was taken is not said: a decoder has its pixels alone. The GLS paper does not state
-        the placement.
+    A decoder gets the pixels of its crop, not their place. The GLS paper does not say how crops are
+    placed.
 
     Args:
-        key: of the places; image `i` and crop `k` have a place that no other count changes.
+        key: of the places. The place of crop `k` of image `i` does not depend on `count`.
         images: left halves, `[n, height, width, channels]`.
-        count: crops of each image, one a decoder.
+        count: crops of each image, one per decoder.
         size: height and width of a crop.
 
     Returns:
@@ -71,17 +69,24 @@ def crops(
     count, size = checks.count(count, "count"), checks.count(size, "size")
     if images.ndim != 4 or size > min(images.shape[1:3]):
         raise ValueError(
-            f"images: expected shape [n, h, w, channels], h and w at least {size}, got {list(images.shape)}"
+            f"images: expected shape [n, h, w, channels], h and w at least {size}, "
+            f"got {list(images.shape)}"
         )
-    free = jnp.array([images.shape[1] - size + 1, images.shape[2] - size + 1], jnp.int32)
-    keys = races.keys.fold_in_each(key, jnp.arange(count))
-    place = lambda key: jax.random.randint(key, (images.shape[0], 2), 0, free, jnp.int32)  # noqa: E731
+    num_images, height, width, num_channels = images.shape
+    # Rows and columns where a crop can start.
+    num_places = jnp.array([height - size + 1, width - size + 1], jnp.int32)
+    # One key per crop number, so that more crops move none of the others.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+    def draw_corners(key):
+        return jax.random.randint(key, (num_images, 2), 0, num_places, jnp.int32)
+
+    # The same places for every setting of jax_threefry_partitionable.
     with races.keys.partitionable_bits():
-        places = jax.vmap(place, out_axes=1)(keys)
+        corners = jax.vmap(draw_corners, out_axes=1)(keys)
 
-    def cut(image, place):
-        return jax.lax.dynamic_slice(
-            image, (*place, jnp.zeros((), place.dtype)), (size, size, image.shape[-1])
-        )
+    def cut(image, corner):
+        start = (*corner, jnp.zeros((), corner.dtype))
+        return jax.lax.dynamic_slice(image, start, (size, size, num_channels))
 
-    return jax.vmap(jax.vmap(cut, (None, 0)))(images, places)
+    return jax.vmap(jax.vmap(cut, (None, 0)))(images, corners)
