@@ -8,7 +8,6 @@ from typing import Annotated
 import tyro
 
 from gls_jax.cli.acceptance import Acceptance
-from gls_jax.cli.bench import Bench
 from gls_jax.cli.compress import Compress
 from gls_jax.cli.decompress import Decompress
 from gls_jax.cli.dump import DumpLaws
@@ -22,7 +21,7 @@ _ABOUT = """Gumbel-max list sampling: acceptance of drafts, speculative decoding
 
 `gls-jax COMMAND --help` lists the options of a command, `gls-jax --version` says what is installed."""
 
-Command = Acceptance | Generate | DumpLaws | Plan | Train | Compress | Decompress | Bench
+Command = Acceptance | Generate | DumpLaws | Plan | Train | Compress | Decompress
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -35,7 +34,6 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Compress, tyro.conf.subcommand("compress")]
         | Annotated[Decompress, tyro.conf.subcommand("decompress")]
-        | Annotated[Bench, tyro.conf.subcommand("bench")]
     )
     command: Command = tyro.cli(commands, prog="gls-jax", description=_ABOUT, args=arguments)
     return command

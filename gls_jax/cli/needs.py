@@ -13,7 +13,7 @@ from gls_jax import extras
 
 __all__ = ["COMMANDS", "check"]
 
-COMMANDS = ("acceptance", "generate", "dump", "plan", "train", "compress", "decompress", "bench")
+COMMANDS = ("acceptance", "generate", "dump", "plan", "train", "compress", "decompress")
 
 
 def check(arguments: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ PROGRAM = """
 import json, pathlib, sys
 import jax, jax.numpy as jnp, numpy as np
 from gls_jax import compression, pairs, study, trials
-from gls_jax.bench.measure import peak_megabytes
+from experiments.bench.timing import peak_megabytes
 
 key = jax.random.key(0)
 laws = pairs.random(key, 2, 16)
