@@ -76,7 +76,7 @@ lint: $(VENV)/ready
 
 AGAINST ?= $(wildcard experiments/gallery/bench.json)
 bench: $(VENV)/ready-peers
-	$(BIN)/gls-jax bench all --out results/bench.json $(if $(AGAINST),--against $(AGAINST))
+	$(BIN)/python -m experiments bench all --out results/bench.json $(if $(AGAINST),--against $(AGAINST))
 
 dist: $(VENV)/ready
 	$(BIN)/python -m build --no-isolation

@@ -1,4 +1,4 @@
-"""Every experiment through its entry point, tiny, against the library; next-token laws of a random table of logits."""
+"""Experiments through their entry point, tiny, against the library, with a table as language model."""
 
 import csv
 from collections import Counter
@@ -15,36 +15,27 @@ from gls_jax.distributions import pairs
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 VOCABULARY = 12
-DALIRI = [
-    "--num-prompts",
-    2,
-    "--num-positions",
-    9,
-    "--num-trials",
-    400,
-    "--top-k",
-    5,
-    "--drop",
-    3,
-    4,
-]
+DALIRI = ["--num-prompts", 2, "--num-positions", 9, "--num-trials", 400, "--top-k", 5]
+DALIRI += ["--drop", 3, 4]
 LOWER, DISTINCT = gls_fig6.BOUNDS
 
 
 @pytest.fixture
 def fake_model(monkeypatch):
-    """A model whose next-token law depends on the last token; the drafter's is the target's with noise."""
-    tables = (
-        np.random.default_rng(0).normal(scale=(2, 1), size=(VOCABULARY, VOCABULARY, 2)).cumsum(-1)
-    )
+    """Models whose next logits depend on the last token only; the drafter's are noisier."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(scale=(2, 1), size=(VOCABULARY, VOCABULARY, 2))
+    tables = noise.cumsum(-1).astype(np.float32)
+
+    def encode(text):
+        return [ord(letter) % VOCABULARY for letter in text]
 
     def model(dropped=None):
+        table = tables[:, :, 0]
         if dropped is not None:
-            shared.others(dropped, 30)
-        table = tables[:, :, 0 if dropped is None else 1].astype(np.float32)
-        return shared.Model(
-            lambda tokens: table[tokens], lambda text: [ord(c) % VOCABULARY for c in text], 30
-        )
+            shared.remaining_layers(dropped, 30)
+            table = tables[:, :, 1]
+        return shared.Model(logits=lambda tokens: table[tokens], encode=encode, num_layers=30)
 
     monkeypatch.setattr(shared, "smollm2", model)
 
@@ -62,42 +53,29 @@ def number(row, field):
 
 def test_fig6(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gls_fig6, "_MOST_CHAINS", 0)  # specinfer_wor is estimated while K < N
-    small = [
-        "--num-pairs",
-        3,
-        "--num-items",
-        3,
-        "--max-drafts",
-        3,
-        "--num-trials",
-        2000,
-        "--num-chains",
-        500,
-    ]
-    rows = run("gls_fig6", tmp_path / "out", *small, "--schemes", "minhash", "specinfer_wor")
+    sizes = ["--num-pairs", 3, "--num-items", 3, "--max-drafts", 3]
+    sizes += ["--num-trials", 2000, "--num-chains", 500]
+    rows = run("gls_fig6", tmp_path / "out", *sizes, "--schemes", "minhash", "specinfer_wor")
     assert "3 random pairs" in capsys.readouterr().out
     assert tuple(rows[0]) == gls_fig6.Row._fields
-    value, error = (
+    value, error = [
         {
             (row["scheme"], int(row["num_drafts"]), row["method"]): float(row[field] or 0)
             for row in rows
         }
         for field in ("acceptance", "standard_error")
-    )
+    ]
     kinds = {"minhash": 2, "specinfer_wor": 2 * 3, "optimal": 3, LOWER: 3, DISTINCT: 3}
     assert len(value) == len(rows) and Counter(row["scheme"] for row in rows) == kinds
-    laws = pairs.random(races.private_key(jax.random.key(0)), 3, 3)
-    truth = {
-        name: np.mean(
-            [schemes.get(name).acceptance_curve(p, q, counts) for p, q in zip(*laws, strict=True)],
-            axis=0,
-        )
-        for name, counts in (("minhash", (1,)), ("optimal", (1, 2, 3)), ("specinfer_wor", (1, 2)))
-    }
+    random_pairs = pairs.random(races.private_key(jax.random.key(0)), 3, 3)
+    truth = {}
+    for name, counts in (("minhash", (1,)), ("optimal", (1, 2, 3)), ("specinfer_wor", (1, 2))):
+        scheme = schemes.get(name)
+        curves = [scheme.acceptance_curve(p, q, counts) for p, q in zip(*random_pairs, strict=True)]
+        truth[name] = np.mean(curves, axis=0)
     assert value["minhash", 1, "exact"] == pytest.approx(truth["minhash"][0], abs=1e-5)
-    assert [value["optimal", k, "exact"] for k in (1, 2, 3)] == pytest.approx(
-        truth["optimal"], abs=1e-5
-    )
+    optimal = [value["optimal", k, "exact"] for k in (1, 2, 3)]
+    assert optimal == pytest.approx(truth["optimal"], abs=1e-5)
     assert value["specinfer_wor", 3, "exact"] == 1
     for k in (1, 2):
         cell = ("specinfer_wor", k, "estimate")
@@ -107,50 +85,42 @@ def test_fig6(tmp_path, capsys, monkeypatch):
             line = value.get((name, k, "exact"), value.get((name, k, "estimate")))
             assert abs(value[name, k, method] - line) < 5 * error[name, k, method], (name, k)
     for k in (1, 2, 3):
-        assert (
-            value[LOWER, k, "bound"]
-            <= value["optimal", k, "exact"]
-            <= value[DISTINCT, k, "bound"] + 1e-5
-        )
+        assert value[LOWER, k, "bound"] <= value["optimal", k, "exact"]
+        assert value["optimal", k, "exact"] <= value[DISTINCT, k, "bound"] + 1e-5
     assert value["specinfer_wor", 2, "estimate"] <= value[DISTINCT, 2, "bound"]
 
 
 def test_daliri(tmp_path, capsys, fake_model):
     rows = run("daliri", tmp_path / "out", *DALIRI)
     assert "400 repetitions" in capsys.readouterr().out
-    laws = shared.next_token_laws((3, 4), num_prompts=2, num_positions=9, top_k=5)
-    assert (
-        len(rows) == 2 * 18 == 2 * laws.log_q.shape[0]
-    )  # more than one block: the last is filled up
-    for match, coupling in (
-        (couplings.gumbel_match, "gumbel"),
-        (couplings.minhash_match, "minhash"),
-    ):
-        part = [row for row in rows if row["coupling"] == coupling]
-        for row, p, q in zip(part, *laws, strict=True):
+    model_pairs = shared.next_token_pairs((3, 4), num_prompts=2, num_positions=9, top_k=5)
+    # More than one block: the last one is filled up.
+    assert len(rows) == 2 * 18 == 2 * model_pairs.log_q.shape[0]
+    matches = {"gumbel": couplings.gumbel_match, "minhash": couplings.minhash_match}
+    for coupling, match in matches.items():
+        coupling_rows = [row for row in rows if row["coupling"] == coupling]
+        for row, p, q in zip(coupling_rows, *model_pairs, strict=True):
             tv = float(bounds.total_variation(p, q))
+            exact = number(row, "exact")
             assert number(row, "tv") == pytest.approx(tv, abs=1e-6)
             assert number(row, "lower") == pytest.approx((1 - tv) / (1 + tv), abs=1e-5)
-            assert number(row, "exact") == pytest.approx(float(match(p, q)), abs=1e-5)
-            assert (
-                number(row, "lower") - 1e-5 <= number(row, "exact") <= number(row, "upper") + 1e-5
-            )
-            assert abs(number(row, "simulated") - number(row, "exact")) < 5 * number(
-                row, "standard_error"
-            ), row
-    assert (
-        len({row["simulated"] for row in rows}) > 18
-    )  # every position has a simulation of its own
+            assert exact == pytest.approx(float(match(p, q)), abs=1e-5)
+            assert number(row, "lower") - 1e-5 <= exact <= number(row, "upper") + 1e-5
+            difference = abs(number(row, "simulated") - exact)
+            assert difference < 5 * number(row, "standard_error"), row
+    # Every position has a simulation of its own.
+    assert len({row["simulated"] for row in rows}) > 18
 
 
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys, fake_model):
     """The third of four blocks is interrupted: the first two are not computed again."""
     whole = run("daliri", tmp_path / "whole", *DALIRI)
-    agreement, asked = daliri.agreement, []
+    agreement = daliri.agreement
+    simulated = []
 
     def interrupted(*arguments, **options):
-        asked.append(options["coupling"].__name__)
-        if len(asked) == 3:
+        simulated.append(options["coupling"].__name__)
+        if len(simulated) == 3:
             raise KeyboardInterrupt
         return agreement(*arguments, **options)
 
@@ -159,7 +129,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys, fake_model):
     assert "the same command goes on from here" in capsys.readouterr().err
     assert not (tmp_path / "cut" / "daliri.csv").exists()
     assert run("daliri", tmp_path / "cut", *DALIRI) == whole
-    assert asked == ["gumbel"] * 2 + ["weighted_minhash"] * 3
+    assert simulated == ["gumbel"] * 2 + ["weighted_minhash"] * 3
 
 
 def test_khisti(tmp_path, capsys, monkeypatch, fake_model):
@@ -172,16 +142,17 @@ def test_khisti(tmp_path, capsys, monkeypatch, fake_model):
         for row in rows
     }
     assert len(table) == len(rows) == 2 * len(khisti.SCHEMES) + 3 * 4
-    for laws in ("top 4", "paper"):
+    for label in ("top 4", "paper"):
         for k in (2, 4):
-            by_scheme = [table[laws, name, k] for name in ("specinfer", "spectr", "optimal")]
+            by_scheme = [table[label, name, k] for name in ("specinfer", "spectr", "optimal")]
             assert by_scheme == sorted(by_scheme)
-            assert table[laws, "weighted_importance", k] <= table[laws, "optimal", k] + 1e-5
-    laws = shared.next_token_laws(
+            assert table[label, "weighted_importance", k] <= table[label, "optimal", k] + 1e-5
+    model_pairs = shared.next_token_pairs(
         (12, 17), num_prompts=1, num_positions=6, top_k=4, draft_temperature=1.2
     )
-    exact = np.mean([schemes.get("gls").acceptance(p, q, 4) for p, q in zip(*laws, strict=True)])
-    assert table["top 4", "gls", 4] == pytest.approx(exact, abs=1e-5)
+    gls = schemes.get("gls")
+    exact = [gls.acceptance(p, q, 4) for p, q in zip(*model_pairs, strict=True)]
+    assert table["top 4", "gls", 4] == pytest.approx(np.mean(exact), abs=1e-5)
     assert "gap 8" in capsys.readouterr().out
 
 
@@ -199,10 +170,9 @@ def test_diverse(tmp_path, capsys, monkeypatch, fake_model):
         assert table[*pair, diverse.BOUND] - 1e-5 <= table[*pair, "gls"]
         assert max(table[*pair, name] for name in diverse.SCHEMES) <= 1
     assert table[0.5, 1.0, "gls"] == pytest.approx(table[1.0, 0.5, "gls"], abs=1e-5)
-    ask = {"num_prompts": 1, "num_positions": 5, "top_k": 4, "temperature": 2.0}
-    first, second = (
-        shared.next_token_laws((12, 17), **ask, draft_temperature=t) for t in (0.5, 1.0)
-    )
+    options = {"num_prompts": 1, "num_positions": 5, "top_k": 4, "temperature": 2.0}
+    first = shared.next_token_pairs((12, 17), **options, draft_temperature=0.5)
+    second = shared.next_token_pairs((12, 17), **options, draft_temperature=1.0)
     exact = [
         schemes.get("specinfer").acceptance(np.stack([p1, p2]), q, 2)
         for p1, p2, q in zip(first.log_p, second.log_p, first.log_q, strict=True)
@@ -211,18 +181,18 @@ def test_diverse(tmp_path, capsys, monkeypatch, fake_model):
     assert "draft temperatures" in capsys.readouterr().out
 
 
-def test_full_changes_defaults_and_not_what_is_asked(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(gls_fig6.GlsFig6, "run", lambda self, report: asked.append(self) or [])
+def test_full_changes_defaults_and_not_given_options(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(gls_fig6.GlsFig6, "run", lambda self, report: started.append(self) or [])
     for options in ([], ["--full"], ["--full", "--num-trials", "7"]):
         assert entry.main(["gls_fig6", "--out", str(tmp_path), *options]) == 0
-    assert [ask.num_trials for ask in asked] == [2_000, 20_000, 7]
+    assert [experiment.num_trials for experiment in started] == [2_000, 20_000, 7]
 
 
 def test_help(capsys):
     assert entry.main(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"\n  {name} " in printed for name in entry.EXPERIMENTS)
+    assert all(f"\n  {name} " in printed for name in (*entry.EXPERIMENTS, "bench"))
     with pytest.raises(SystemExit, match="0"):
         entry.main(["daliri", "--help"])
     assert "2408.07978" in capsys.readouterr().out
@@ -231,8 +201,11 @@ def test_help(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], f"NAME: expected one of {', '.join(entry.EXPERIMENTS)}, got ''"),
-        (["gls_fig7"], f"NAME: expected one of {', '.join(entry.EXPERIMENTS)}, got 'gls_fig7'"),
+        ([], f"NAME: expected one of {', '.join(entry.EXPERIMENTS)} or bench, got ''"),
+        (
+            ["gls_fig7"],
+            f"NAME: expected one of {', '.join(entry.EXPERIMENTS)} or bench, got 'gls_fig7'",
+        ),
         (["gls_fig6", "--max-drafts", "0"], "max_drafts: expected an int of at least 1, got 0"),
         (["gls_fig6", "--schemes", "block"], "scheme 'block' verifies whole paths"),
         (["gls_fig6", "--seed", "-1"], "seed: expected an int within"),

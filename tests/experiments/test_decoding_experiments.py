@@ -1,4 +1,4 @@
-"""The decoding experiments through their entry point, tiny: a random model in the place of SmolLM2."""
+"""The decoding experiments through their entry point, tiny, with a random model as SmolLM2."""
 
 import csv
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from experiments import __main__ as entry
-from experiments import block_efficiency, outside_model, per_token, same_seed
+from experiments import block_efficiency, decoding_runs, outside_model, same_seed
 from gls_jax import decoding, models
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -41,8 +41,7 @@ def tiny(monkeypatch):
     )
     model = models.Transformer(config, rngs=nnx.Rngs(0))
     monkeypatch.setattr(models, "load", lambda name: models.Checkpoint(model, Words(), config))
-    monkeypatch.setattr(block_efficiency, "TOP_K", 10)
-    monkeypatch.setattr(per_token, "TOP_K", 10)
+    monkeypatch.setattr(decoding_runs, "TOP_K", 10)
 
 
 def run(name, folder, *options):
@@ -53,33 +52,22 @@ def run(name, folder, *options):
 
 
 def test_block_efficiency(tmp_path, monkeypatch, capsys):
-    few = [block_efficiency.Setting("chains", "gls", 2, 2)]
-    monkeypatch.setattr(block_efficiency, "chains", lambda: few)
-    rows = run(
-        "block_efficiency",
-        tmp_path,
-        "--parts",
-        "chains",
-        "--num-prompts",
-        6,
-        "--rounds",
-        3,
-        "--seeds",
-        2,
-    )
+    settings = [decoding_runs.Setting("chains", "gls", num_drafts=2, length=2)]
+    monkeypatch.setattr(block_efficiency, "chains", lambda: settings)
+    sizes = ["--num-prompts", 6, "--rounds", 3, "--seeds", 2]
+    rows = run("block_efficiency", tmp_path, "--parts", "chains", *sizes)
     assert [row["scheme"] for row in rows] == ["gls"]
-    assert all(
-        int(row["rounds"]) == 6 * 3 * 2 and 1 < float(row["block_efficiency"]) <= 3 for row in rows
-    )
+    for row in rows:
+        assert int(row["rounds"]) == 6 * 3 * 2
+        assert 1 < float(row["block_efficiency"]) <= 3
     assert "tokens a call" in capsys.readouterr().out
 
 
 def test_per_token(tmp_path):
     (row,) = run("per_token", tmp_path, "--num-prompts", 10, "--rounds", 20, "--num-drafts", 2)
     exact, measured, error = (float(row[name]) for name in ("exact", "measured", "standard_error"))
-    assert (
-        int(row["places"]) == 200 and abs(measured - exact) < 5 * error
-    )  # fails by chance once in 10^6
+    assert int(row["places"]) == 200
+    assert abs(measured - exact) < 5 * error  # fails by chance once in 10^6
     assert float(row["bound"]) <= exact + 1e-6
 
 
@@ -91,13 +79,12 @@ def test_same_seed(tmp_path, monkeypatch):
 
 
 def test_rouge():
-    one, other = (
-        ["the", "cat", "sat", "on", "the", "mat"],
-        ["the", "cat", "lay", "on", "the", "red", "mat"],
-    )
-    assert same_seed.rouge(one, one) == (1, 1, 1)
-    assert same_seed.rouge(one, ["dog"]) == (0, 0, 0)
-    np.testing.assert_allclose(same_seed.rouge(one, other), (2 * 5 / 13, 2 * 2 / 11, 2 * 5 / 13))
+    words = ["the", "cat", "sat", "on", "the", "mat"]
+    other_words = ["the", "cat", "lay", "on", "the", "red", "mat"]
+    assert same_seed.rouge(words, words) == (1, 1, 1)
+    assert same_seed.rouge(words, ["dog"]) == (0, 0, 0)
+    scores = same_seed.rouge(words, other_words)
+    np.testing.assert_allclose(scores, (2 * 5 / 13, 2 * 2 / 11, 2 * 5 / 13))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +104,7 @@ def test_bad_options(options, message, tmp_path, capsys):
 
 
 def test_an_outside_module_with_a_cache(capsys):
-    """Its text is that of evaluating everything anew, and chains in its cache (`main`) leave it as it is."""
+    """Its text is that of evaluating all anew, and chains in its cache (`main`) do not change it."""
     vocab, width = 12, 8
     model = outside_model.Outside(vocab, width, nnx.Rngs(0))
     graph, params = nnx.split(model)
@@ -131,10 +118,10 @@ def test_an_outside_module_with_a_cache(capsys):
 
     whole = decoding.from_function(anew, params, vocab)
     prompts = [[1, 2, 3], [4], [5, 6]]
-    cached, uncached = (
-        decoding.generate(jax.random.key(1), one, None, prompts, max_new_tokens=12)
-        for one in (target, whole)
-    )
+    cached, uncached = [
+        decoding.generate(jax.random.key(1), model, None, prompts, max_new_tokens=12)
+        for model in (target, whole)
+    ]
     assert (cached.tokens == uncached.tokens).all()
     outside_model.main()
     assert "the same text: True" in capsys.readouterr().out

@@ -15,15 +15,8 @@ from tests.images import ramps
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZES = {"--crop": 3, "--channels": 8, "--hidden": 32, "--features": 16, "--num-candidates": 32}
-SMALL = [
-    *(str(part) for size in SIZES.items() for part in size),
-    "--num-decoders",
-    "1",
-    "2",
-    "--num-bins",
-    "2",
-    "4",
-]
+SMALL = [str(part) for size in SIZES.items() for part in size]
+SMALL += ["--num-decoders", "1", "2", "--num-bins", "2", "4"]
 
 
 def run(folder, *options):
@@ -38,25 +31,29 @@ def images(tmp_path):
 
 def test_tables(tmp_path, images, capsys, monkeypatch):
     """Interrupted while it tests, then resumed: nothing that was done is done again."""
-    ask = ("--images", images, "--betas", 0.1, 1, "--epochs", 15, "--repeats", 2)
-    trial, calls = compression.ImageTrials.run, []
+    options = ("--images", images, "--betas", 0.1, 1, "--epochs", 15, "--repeats", 2)
+    run_trials = compression.ImageTrials.run
+    calls = []
 
     def interrupted(trials, codec):
         calls.append((codec.model.fingerprint, codec.code, len(trials.source)))
         if len(calls) == 10:
             raise KeyboardInterrupt
-        return trial(trials, codec)
+        return run_trials(trials, codec)
 
     monkeypatch.setattr(compression.ImageTrials, "run", interrupted)
-    assert run(tmp_path / "out", *ask) == 130
+    assert run(tmp_path / "out", *options) == 130
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["unfinished"]
+    # The models are trained already.
     monkeypatch.setattr(vae_training, "_step", None)
-    assert run(tmp_path / "out", *ask) == 0
+    assert run(tmp_path / "out", *options) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "mnist_tables.csv",
         "mnist_tables.png",
     ]
-    assert len(set(calls)) == len(calls) - 1 and calls.count(calls[9]) == 2  # the one that was cut
+    # Only the call that was interrupted is done twice.
+    assert len(set(calls)) == len(calls) - 1
+    assert calls.count(calls[9]) == 2
     with (tmp_path / "out" / "mnist_tables.csv").open() as file:
         rows = list(csv.DictReader(file))
     error = {
@@ -76,7 +73,7 @@ def test_tables(tmp_path, images, capsys, monkeypatch):
         for bins in ("2", "4")
     }
     printed = capsys.readouterr().out
-    assert "the published order" in printed and "silence: " in printed and "-32.8 %" in printed
+    assert "the published order" in printed and "zero rate: " in printed and "-32.8 %" in printed
 
 
 def test_deltas_of_known_curves():
