@@ -183,6 +183,9 @@ def test_bfloat16_weights_give_float32_logits(tiny, whole):
 )
 def test_shapes_that_do_not_fit_are_one_line(tiny, tokens, positions, mask, rows, word):
     cache = tiny.model.init_cache(rows, 8) if rows else None
+    tokens = jnp.asarray(tokens)
+    positions = None if positions is None else jnp.asarray(positions)
+    mask = None if mask is None else jnp.asarray(mask)
     with pytest.raises(ValueError, match=rf"^{word}: expected .* got ") as caught:
         tiny.model(tokens, positions, mask, cache)
     assert "\n" not in str(caught.value)
