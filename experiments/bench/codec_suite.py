@@ -93,10 +93,10 @@ def numpy_blocks(codec: GaussianCodec, source: np.ndarray, side_information: np.
     gain = np.float32(1 / (1 + model.side_variance))
     decoder_variance = np.float32(1 + model.target_variance) - gain
     encoder_scale = np.float32(2 * model.target_variance)
+    source = source.astype(np.float32)
+    side_information = side_information.astype(np.float32)
     num_matched = 0
-    for symbol, side in zip(
-        source.astype(np.float32), side_information.T.astype(np.float32), strict=True
-    ):
+    for symbol, side in zip(source, side_information.T, strict=True):
         # What all parties share: candidates, their bins, and exponential noise for each decoder.
         candidates = rng.standard_normal(codec.num_candidates, np.float32)
         candidates *= np.float32(model.scale)
