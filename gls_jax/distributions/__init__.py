@@ -6,7 +6,7 @@
 """
 
 from gls_jax.distributions import pairs
-from gls_jax.distributions.dump import DTYPES, Dump, Rows, open_dump
+from gls_jax.distributions.dump_files import DTYPES, Dump, Rows, open_dump
 from gls_jax.distributions.dump_writer import (
     Document,
     Sampling,

@@ -17,7 +17,7 @@ from jaxtyping import Array, PRNGKeyArray
 from gls_jax import checks, races
 from gls_jax.decoding import LanguageModel, check_sampling, generate, log_probs
 from gls_jax.decoding.batch_sampling import over_items
-from gls_jax.distributions.dump import DTYPES, Dump, Rows, Writer, open_dump
+from gls_jax.distributions.dump_files import DTYPES, Dump, Rows, Writer, open_dump
 from gls_jax.distributions.next_token import cut_texts
 from gls_jax.runs import files
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gls_jax import checks, races
-from gls_jax.distributions.dump import DTYPES, Dump
+from gls_jax.distributions.dump_files import DTYPES, Dump
 from gls_jax.distributions.dump_writer import (
     Document,
     Sampling,

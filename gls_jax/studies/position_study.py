@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from gls_jax import checks, schemes
-from gls_jax.distributions.dump import Dump
+from gls_jax.distributions.dump_files import Dump
 from gls_jax.exact import batched
 from gls_jax.runs import files
 from gls_jax.runs.resume import Manifest, check_resumable, differing_entries
