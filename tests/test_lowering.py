@@ -86,7 +86,7 @@ def test_methods_of_a_scheme(name):
 
 
 def decode_loop(**options):
-    """The arguments of the compiled loop, the state as shapes alone."""
+    """Plan, requests and texts of a small decode loop."""
     shapes = dict(
         vocab_size=ITEMS,
         hidden_size=4,
@@ -103,10 +103,10 @@ def decode_loop(**options):
         "min_p": 0.1,
         "repetition_penalty": 1.1,
     }
-    asked = {"max_new_tokens": 2, "num_drafts": 2, "draft_length": 2} | sampling | options
-    asked = decoding.DecodeOptions(**asked)
-    plan, requests, text, _ = preparation.prepare(KEY, model, model, [[1], [2, 3]], None, asked)
-    return plan, requests, text
+    drafting = {"max_new_tokens": 2, "num_drafts": 2, "draft_length": 2}
+    options = decoding.DecodeOptions(**drafting | sampling | options)
+    prepared = preparation.prepare(KEY, model, model, [[1], [2, 3]], None, options)
+    return prepared.plan, prepared.requests, prepared.text
 
 
 def test_decode_loop():

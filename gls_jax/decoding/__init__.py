@@ -1,17 +1,67 @@
 """Batched speculative decoding for any scheme and any model.
 
+:func:`generate` and :func:`stream` are all that most users need. This is what they do in one
+round, shown with two bigram models over four tokens. Row `i` of a table is the distribution after
+token `i`:
+
 >>> import jax, jax.numpy as jnp
 >>> from gls_jax import decoding
->>> model = decoding.from_function(lambda params, tokens: params[tokens], jnp.zeros((5, 5)), 5)
->>> decoding.generate(jax.random.key(0), model, model, [[1, 2]], max_new_tokens=3).lengths.tolist()
-[3]
+>>> from gls_jax.decoding import engine, preparation
+>>> p = jnp.array([[1, 5, 3, 1], [1, 1, 4, 4], [2, 1, 1, 6], [7, 1, 1, 1]]) / 10
+>>> q = jnp.array([[1, 4, 4, 1], [1, 1, 6, 2], [1, 1, 1, 7], [6, 2, 1, 1]]) / 10
+>>> bigram = lambda log_table, tokens: log_table[tokens]
+>>> drafter = decoding.from_function(bigram, jnp.log(p), 4)
+>>> target = decoding.from_function(bigram, jnp.log(q), 4)
+>>> options = decoding.DecodeOptions(num_drafts=2, draft_length=3, max_new_tokens=8)
+>>> key, prompts = jax.random.key(17), [[3, 0]]
+>>> prepared = preparation.prepare(key, target, drafter, prompts, None, options)
+>>> plan, requests, text, _ = prepared
+>>> state = engine.prefill(plan, requests, text)
+>>> draft, read, select = engine.PARTS
+
+*Draft.* After the text `3 0` the drafter proposes two chains of three tokens. They are a tree,
+whose nodes are stored level by level:
+
+>>> drafts, drafter_caches = draft(plan, requests, state, state.drafter_caches)
+>>> drafts.tree.tokens.reshape(3, 2).T.tolist()
+[[1, 2, 3], [2, 1, 3]]
+
+*Read.* The target reads the last token of the text and all six drafts in one call. A mask lets each
+draft see the text and its own chain. The logits are those of seven next tokens, and the cache holds
+the text with all drafts behind it:
+
+>>> logits, cache = read(plan, requests, state, drafts.tree, state.target_cache)
+>>> logits.shape, cache.tokens[0, 0, :8].tolist()
+((1, 7, 4), [3, 0, 1, 2, 2, 1, 3, 3])
+
+*Select.* At each position the target draws its token with the noise that the drafter used. After
+`3 0` that is 2, the first draft of the second chain: accepted. After `3 0 2` it is 1, the next
+draft: accepted. After `3 0 2 1` it is 2, but 3 was drafted. The round ends, with two accepted
+drafts and three new tokens, for one call of the target:
+
+>>> state = select(plan, requests, state, drafts, logits, drafter_caches, cache)
+>>> state.text.tokens[0, :5].tolist(), state.histogram.tolist()
+([3, 0, 2, 1, 2], [[0, 0, 1, 0]])
+
+*Keep.* The accepted drafts were moved into place in the cache, and the others are forgotten. The
+last token is not in the cache; the next round reads it together with its drafts:
+
+>>> num_filled = int(state.target_cache.length[0])
+>>> state.target_cache.tokens[0, 0, :num_filled].tolist()
+[3, 0, 2, 1]
+
+Such rounds make up a text. Here 64 new tokens take 20 rounds; plain generation would take 64:
+
+>>> generation = decoding.generate(key, target, drafter, prompts, num_drafts=2, draft_length=3)
+>>> generation.lengths.tolist(), generation.metrics.rounds
+([64], 20)
 """
 
 from gls_jax.decoding.generation import BrokenLogits, Generation, Stream, generate, stream
 from gls_jax.decoding.metrics import Metrics
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.options import DecodeOptions
-from gls_jax.decoding.processors import check_sampling, log_probs
+from gls_jax.decoding.sampling_parameters import check_sampling, log_probs
 from gls_jax.decoding.tree_shape import MarginTree
 from gls_jax.decoding.uncached import from_function, ngram_lookup
 

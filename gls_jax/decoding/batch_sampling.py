@@ -8,65 +8,71 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gls_jax.decoding.processors import log_probs
+from gls_jax.decoding.sampling_parameters import log_probs
 
-__all__ = ["Sampling", "also", "over_items"]
+__all__ = ["BatchSampling", "add_tokens", "over_items"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-    """Sampling parameters of B requests, the same for draft and target but for the temperature.
+class BatchSampling:
+    """Sampling parameters of B requests; draft and target differ in their temperature only.
 
     Attributes:
         temperature: `f32[B]`, of the target.
-        draft_temperature: `f32[B, K]`, or `f32[B, 1]` where all drafts have one.
+        draft_temperature: `f32[B, K]`, or `f32[B, 1]` where all drafts have the same.
         top_p, min_p, repetition_penalty: `f32[B]` or None.
+        vocab_size: `N`, the target's, static.
         top_k: static, or None.
     """
 
     temperature: Float[Array, " B"]
     draft_temperature: Float[Array, "B D"]
+    vocab_size: int = dataclasses.field(metadata={"static": True})
     top_p: Float[Array, " B"] | None = None
     min_p: Float[Array, " B"] | None = None
     repetition_penalty: Float[Array, " B"] | None = None
     top_k: int | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def laws(
+    def log_probs(
         self,
         logits: Float[Array, "B C V"],
         temperature: Float[Array, "B _"],
         seen: Bool[Array, "B c N"] | None,
-        num_items: int,
     ) -> Float[Array, "B D N"]:
-        """Laws over `num_items` tokens after each context.
+        """Distributions at C tree nodes of each request, over the target's vocabulary.
 
         Args:
-            logits: of each context.
-            temperature: `f32[B, C]`, or one a draft where `C = 1`.
-            seen: the tokens of each context; None without a repetition penalty.
-            num_items: `N`.
+            logits: of the target or a drafter.
+            temperature: `f32[B, 1]` or `f32[B, C]`; with `C = 1` also `f32[B, K]`, which gives K
+                distributions.
+            seen: the tokens of the text at each node; None without a repetition penalty.
         """
-        each = {
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-        }
-        columns = {name: None if value is None else value[:, None] for name, value in each.items()}
-        logits = over_items(logits, num_items)
-        return log_probs(logits, temperature=temperature, top_k=self.top_k, seen=seen, **columns)
+
+        def per_node(parameter):
+            return None if parameter is None else parameter[:, None]
+
+        return log_probs(
+            over_items(logits, self.vocab_size),
+            temperature=temperature,
+            top_k=self.top_k,
+            top_p=per_node(self.top_p),
+            min_p=per_node(self.min_p),
+            repetition_penalty=per_node(self.repetition_penalty),
+            seen=seen,
+        )
 
 
-def over_items(logits: Float[Array, "B C V"], num_items: int) -> Float[Array, "B C N"]:
-    """Logits over the target's tokens: cut, or filled up with impossible ones.
+def over_items(logits: Float[Array, "B C V"], vocab_size: int) -> Float[Array, "B C N"]:
+    """Logits over the target's vocabulary: cut, or padded with impossible tokens.
 
-    Vocabularies of one tokenizer are padded to different sizes, and the target's size counts.
+    Models that share a tokenizer may pad its vocabulary to different sizes.
     """
-    missing = max(0, num_items - logits.shape[-1])
-    logits = logits[..., :num_items].astype(jnp.float32)
-    return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
+    num_missing = max(0, vocab_size - logits.shape[-1])
+    logits = logits[..., :vocab_size].astype(jnp.float32)
+    return jnp.pad(logits, ((0, 0), (0, 0), (0, num_missing)), constant_values=-jnp.inf)
 
 
-def also(seen: Bool[Array, "B C N"], tokens: Int[Array, "B C"]) -> Bool[Array, "B C N"]:
-    """The tokens seen, and one more for each context."""
+def add_tokens(seen: Bool[Array, "B C N"], tokens: Int[Array, "B C"]) -> Bool[Array, "B C N"]:
+    """The tokens seen at each tree node, with one more token for each."""
     return seen | (jnp.arange(seen.shape[-1]) == tokens[..., None])

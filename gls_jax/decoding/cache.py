@@ -1,4 +1,4 @@
-"""What the engine does with a cache: forget its newest slots, and move accepted drafts into place."""
+"""How the engine changes a cache: forget the newest slots, and move accepted drafts into place."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ AnyCache = TypeVar("AnyCache")
 
 
 def with_length(cache: AnyCache, length: Int[Array, " B"] | None) -> AnyCache:
-    """The cache with `length` slots filled in each row; lowering it forgets the newest."""
-    whole: Any = cache
-    if hasattr(whole, "_replace"):
-        return whole._replace(length=length)
-    return dataclasses.replace(whole, length=length)
+    """The cache with `length` filled slots in each row; a smaller `length` forgets the newest."""
+    record: Any = cache
+    if hasattr(record, "_replace"):
+        return record._replace(length=length)
+    return dataclasses.replace(record, length=length)
 
 
 def keep(
-    cache: AnyCache, slots: Int[Array, "B D"], start: Int[Array, " B"], count: Int[Array, " B"]
+    cache: AnyCache,
+    cache_slots: Int[Array, "B D"],
+    start: Int[Array, " B"],
+    count: Int[Array, " B"],
 ) -> AnyCache:
-    """Move what lies in `slots` to ``start, start + 1, ...`` and forget the rest.
+    """Move the entries at `cache_slots` to slots ``start, start + 1, ...`` and forget the others.
 
     Args:
         cache: NamedTuple or dataclass with `length`; all other leaves `[layers, B, S, ...]`.
-        slots: where the accepted drafts lie, in the order of the text, each at or behind its place;
-            -1 behind `count`.
-        start: slot of the first one's place.
-        count: how many are accepted.
+        cache_slots: where the accepted drafts are, in the order of the text, none of them before
+            its new slot. Entries from `count` on are ignored, and may be -1.
+        start: new slot of the first accepted draft.
+        count: how many drafts are accepted.
 
     Returns:
-        The cache, ``start + count`` slots filled.
+        The cache with ``start + count`` filled slots.
 
     >>> import jax.numpy as jnp
     >>> from typing import NamedTuple
@@ -48,20 +51,20 @@ def keep(
     >>> kept.tokens[0, 0, :5].tolist(), kept.length.tolist()
     ([0, 1, 2, 5, 7], [5])
     """
-    rows, place = jnp.arange(slots.shape[0])[:, None], jnp.arange(slots.shape[1])
+    rows = jnp.arange(cache_slots.shape[0])[:, None]
+    offsets = jnp.arange(cache_slots.shape[1])
 
     def move(leaf):
-        moved = leaf[:, rows, jnp.maximum(slots, 0)]
-        there = jnp.where(
-            place < count[:, None], start[:, None] + place, leaf.shape[2]
-        )  # the rest falls off the end
-        return leaf.at[:, rows, there].set(moved, mode="drop")
+        moved = leaf[:, rows, jnp.maximum(cache_slots, 0)]
+        # Entries that are not kept are written behind the end of the cache, where they are dropped.
+        is_kept = offsets < count[:, None]
+        new_slots = jnp.where(is_kept, start[:, None] + offsets, leaf.shape[2])
+        return leaf.at[:, rows, new_slots].set(moved, mode="drop")
 
-    whole: Any = cache
-    length = start + count
-    # XLA would fuse the write of a single newest draft into the reads below, and copy the cache
-    # whole to have it before and after the write (a request, a chain, two drafts; jaxlib 0.10 does
-    # so all the same).
-    written = jax.lax.optimization_barrier(with_length(whole, None))
+    record: Any = cache
+    # Without the barrier XLA would fuse the write of a single newest draft into the reads above,
+    # and copy the whole cache to have it before and after the write. (It happened with one
+    # request, one chain and two drafts; jaxlib 0.10 copies in that case even with the barrier.)
+    written = jax.lax.optimization_barrier(with_length(record, None))
     moved = jax.tree.map(move, written)
-    return with_length(moved, length)
+    return with_length(moved, start + count)

@@ -1,284 +1,339 @@
-"""Drafting one round: level by level, all contexts of a level in one call of their drafter."""
+"""Drafting K chains or a static tree: one call of each drafter per level."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from gls_jax.decoding.batch_sampling import Sampling, also, over_items
+from gls_jax.decoding.batch_sampling import add_tokens, over_items
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.decoding.tree_shape import Shape
-from gls_jax.schemes import Scheme, Tree
+from gls_jax.decoding.state import Caches, Drafts, Plan, Requests, Text
 from gls_jax.typing import Index
 
-__all__ = ["Drafts", "Text", "draft", "read_level", "read_root"]
+__all__ = [
+    "DrafterState",
+    "draft_chains",
+    "draft_static_tree",
+    "join_levels",
+    "read_level",
+    "read_root",
+]
 
 
-class Text(NamedTuple):
-    """The requests' texts so far.
-
-    Attributes:
-        tokens: `i32[B, T]`, prompt and what was emitted; anything behind `length`.
-        length: `i32[B]`, also the position of the next token.
-        seen: `bool[B, N]`, the tokens that occur; None without a repetition penalty.
-    """
-
-    tokens: Int[Array, "B T"]
-    length: Int[Array, " B"]
-    seen: Bool[Array, "B N"] | None
-
-
-class Drafts(NamedTuple):
-    """One round of drafts.
+class DrafterState(NamedTuple):
+    """A drafter within a round.
 
     Attributes:
-        tree: :class:`gls_jax.schemes.Tree`, its leaves `[B, n]`.
-        log_p: `f32[B, n, N]`, the law of each node; None where the scheme does not ask.
-        caches: of the drafters.
-        slots: `i32[B, n]`, where each node lies in the cache of a single drafter; -1 where it was
-            not read.
-        broken: `bool[B, depth]`, whether logits of a drafter were no law, by level.
-        lists: what a margin tree learns from; None for others.
+        cache: filled with the text and the nodes read so far.
+        visible: `bool[B, C, S]`, the cache slots that the next C nodes see, without their own.
     """
 
-    tree: Tree
-    log_p: Float[Array, "B n N"] | None
-    caches: tuple[Any, ...]
-    slots: Int[Array, "B n"]
-    broken: Bool[Array, "B D"]
-    lists: Any = None
+    cache: Any
+    visible: Array
+
+
+class _Level(NamedTuple):
+    """The drafts of one level, `n` nodes.
+
+    Attributes:
+        tokens: `i32[B, n]`.
+        draft_index: `i32[B, n]`, place in the list proposed at the parent.
+        log_p: `f32[B, n, N]`; None where the scheme does not read it.
+        is_invalid: `bool[B, 1]`, whether logits of a drafter were invalid.
+    """
+
+    tokens: Array
+    draft_index: Array
+    log_p: Array | None
+    is_invalid: Array
+
+
+class _Chains(NamedTuple):
+    """K chains between two levels.
+
+    Attributes:
+        tokens: `i32[B, K]`, the newest draft of each chain.
+        seen: `bool[B, K, N]`, the tokens of each chain's text; None without a repetition penalty.
+        are_equal: `bool[B, K, K]`, which chains had the same tokens before the newest.
+        drafters: the state of each.
+    """
+
+    tokens: Array
+    seen: Array | None
+    are_equal: Array
+    drafters: tuple[DrafterState, ...]
+
+
+def draft_chains(
+    plan: Plan,
+    requests: Requests,
+    text: Text,
+    drafter_caches: Caches,
+) -> tuple[Drafts, Caches]:
+    """K chains, all of a single drafter, or each of several drafters with chains of its own.
+
+    Returns:
+        The drafts, and the drafters' caches after the round.
+    """
+    num_chains = plan.shape.list_size
+
+    # At the root chain k begins with draft k of one list.
+    logits, drafters = _read_root_of_chains(plan, requests, text, drafter_caches)
+    first, seen = _propose_level(
+        plan,
+        requests,
+        text,
+        depth=0,
+        first_parent=0,
+        draft_index=np.arange(num_chains, dtype=np.int32),
+        logits=logits,
+        seen=text.seen,
+    )
+    are_equal = jnp.ones((len(first.tokens), num_chains, num_chains), bool)
+    chains = _Chains(
+        tokens=first.tokens,
+        seen=seen,
+        are_equal=are_equal,
+        drafters=drafters,
+    )
+
+    # The other levels are alike: one body, compiled once.
+    def next_level(chains: _Chains, depth):
+        # Each drafter reads the newest draft of each of its chains.
+        tokens = chains.tokens
+        logits, drafters = _read_chains(plan, requests, text, depth - 1, tokens, chains.drafters)
+        are_equal = chains.are_equal & (tokens[:, :, None] == tokens[:, None, :])
+        draft_index = first.draft_index
+        if plan.scheme.ranked:
+            # Chains with the same tokens share a list: the r-th of them takes rank r.
+            draft_index = jnp.sum(jnp.tril(are_equal, -1), axis=-1, dtype=jnp.int32)
+        level, seen = _propose_level(
+            plan,
+            requests,
+            text,
+            depth=depth,
+            first_parent=1 + (depth - 1) * num_chains,
+            draft_index=draft_index,
+            logits=logits,
+            seen=chains.seen,
+        )
+        chains = _Chains(
+            tokens=level.tokens,
+            seen=seen,
+            are_equal=are_equal,
+            drafters=drafters,
+        )
+        return chains, level
+
+    depths = jnp.arange(1, plan.shape.depth, dtype=jnp.int32)
+    chains, others = jax.lax.scan(next_level, chains, depths)
+    drafts = _as_drafts(plan, text, join_levels(first, others))
+    return drafts, tuple(state.cache for state in chains.drafters)
+
+
+def draft_static_tree(
+    plan: Plan,
+    requests: Requests,
+    text: Text,
+    drafter_caches: Caches,
+) -> tuple[Drafts, Caches]:
+    """A static tree, made by a single drafter; see :func:`draft_chains`."""
+    (drafter,) = requests.drafters
+    (drafter_cache,) = drafter_caches
+    logits, state = read_root(drafter, drafter_cache, text, 2, plan.num_cache_slots)
+    seen = text.seen
+    levels: list[_Level] = []
+    first_parent = 0
+    # Levels have different sizes, and each is compiled by itself.
+    for depth, width in enumerate(plan.shape.widths):
+        if levels:
+            logits, state = read_level(drafter, state, text, depth - 1, levels[-1].tokens)
+        num_parents = logits.shape[1]
+        draft_index = np.arange(num_parents * width, dtype=np.int32) % width
+        level, seen = _propose_level(
+            plan,
+            requests,
+            text,
+            depth=depth,
+            first_parent=first_parent,
+            draft_index=draft_index,
+            logits=logits,
+            seen=seen,
+        )
+        levels.append(level)
+        state = state._replace(visible=_repeat(state.visible, draft_index.size))
+        first_parent += num_parents
+    nodes = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *levels)
+    return _as_drafts(plan, text, nodes), (state.cache,)
 
 
 def read_root(
-    drafter: LanguageModel, cache: Any, text: Text, count: int
-) -> tuple[Float[Array, "B 1 V"], Any]:
-    """Logits after the text, and the cache with all of it.
+    drafter: LanguageModel,
+    cache: Any,
+    text: Text,
+    num_tokens: int,
+    num_cache_slots: int,
+) -> tuple[Float[Array, "B 1 V"], DrafterState]:
+    """Logits after the text, and the state of a drafter that has read the whole text.
 
-    The last `count` tokens are read, whether they are in the cache or not: some of them were
-        emitted in the last round.
+    The last `num_tokens` tokens are read, whether they are in the cache or not: some were emitted
+    in the last round. A shorter text is read from its beginning.
     """
-    start = jnp.maximum(text.length - count, 0)
-    where = start[:, None] + jnp.arange(count, dtype=jnp.int32)
-    tokens = _known(drafter, jnp.take_along_axis(text.tokens, where, axis=1))
-    logits, cache = drafter.apply(drafter.params, tokens, where, None, with_length(cache, start))
-    last = (text.length - 1 - start)[:, None, None]
-    return jnp.take_along_axis(logits, last, axis=1), with_length(
-        cache, text.length
-    )  # a short text has fewer
+    start = jnp.maximum(text.length - num_tokens, 0)
+    positions = start[:, None] + jnp.arange(num_tokens, dtype=jnp.int32)
+    tokens = jnp.take_along_axis(text.tokens, positions, axis=1)
+    logits, cache = _apply(drafter, tokens, positions, None, with_length(cache, start))
+    last_column = (text.length - 1 - start)[:, None, None]
+    visible = jnp.arange(num_cache_slots) < text.length[:, None, None]
+    # With a text of fewer tokens than were read, slots behind the text are filled.
+    state = DrafterState(cache=with_length(cache, text.length), visible=visible)
+    return jnp.take_along_axis(logits, last_column, axis=1), state
 
 
 def read_level(
     drafter: LanguageModel,
-    cache: Any,
+    state: DrafterState,
     text: Text,
     depth: Index,
     tokens: Int[Array, "B C"],
-    visible: Bool[Array, "B C S"],
-) -> tuple[Float[Array, "B C V"], Any, Bool[Array, "B C S"]]:
-    """Logits after nodes at `depth`, the cache with them, and what their children see.
+) -> tuple[Float[Array, "B C V"], DrafterState]:
+    """Logits after the nodes `tokens` at `depth`, and the state whose slots their children see.
 
-    Args:
-        drafter: the model.
-        cache: filled with the text and the nodes read before.
-        text: the texts so far.
-        depth: of the nodes, 0 for children of the root.
-        tokens: of the nodes.
-        visible: slots that each node sees, but for its own.
+    Children of the root have depth 0.
     """
-    slots = cache.length[:, None] + jnp.arange(tokens.shape[1])
-    visible |= jnp.arange(visible.shape[-1]) == slots[..., None]
+    cache, visible = state
+    own_slots = cache.length[:, None] + jnp.arange(tokens.shape[1])
+    visible |= jnp.arange(visible.shape[-1]) == own_slots[..., None]
     positions = jnp.broadcast_to(text.length[:, None] + depth, tokens.shape)
-    logits, cache = drafter.apply(
-        drafter.params, _known(drafter, tokens), positions, visible, cache
-    )
-    return logits, cache, visible
+    logits, cache = _apply(drafter, tokens, positions, visible, cache)
+    return logits, DrafterState(cache=cache, visible=visible)
 
 
-class _Level(NamedTuple):
-    """The newest nodes, `n` of them, from which the next level is drafted.
-
-    Attributes:
-        tokens: `i32[B, n]`.
-        visible: for each drafter `bool[B, n, S]`, the slots its nodes see, but for their own.
-        seen: `bool[B, n, N]`, the tokens of each node's text.
-        alike: `bool[B, K, K]`, which chains have drafted the same so far.
-        caches: of the drafters.
-    """
-
-    tokens: Int[Array, "B n"]
-    visible: tuple[Bool[Array, "B _ S"], ...]
-    seen: Bool[Array, "B n N"] | None
-    alike: Bool[Array, "B K K"]
-    caches: tuple[Any, ...]
+def join_levels(first: Any, others: Any) -> Any:
+    """The first level and the others, which `scan` has stacked, side by side on axis 1."""
+    return jax.tree.map(lambda one, more: jnp.concatenate([one, *more], axis=1), first, others)
 
 
-def draft(
-    scheme: Scheme,
-    shape: Shape,
-    drafters: Sequence[LanguageModel],
-    chains: Sequence[Sequence[int]],
-    num_items: int,
-    sampling: Sampling,
-    keys: Key[Array, " B"],
+def _apply(drafter: LanguageModel, tokens, positions, mask, cache):
+    # A token that only the target's padded vocabulary has is read as the drafter's last one.
+    tokens = jnp.minimum(tokens, drafter.vocab_size - 1)
+    return drafter.apply(drafter.params, tokens, positions, mask, cache)
+
+
+def _read_root_of_chains(plan: Plan, requests: Requests, text: Text, drafter_caches):
+    """Logits `[B, 1 or K, V]` after the text, and the state of each drafter."""
+    is_single = len(requests.drafters) == 1
+    # A single drafter has read all but two tokens, the last accepted draft and the one emitted
+    # after it. Several have not read one another's drafts: each reads the whole last round again.
+    num_tokens = 2 if is_single else plan.shape.depth + 1
+    all_logits = []
+    states = []
+    for drafter, cache, chains in zip(requests.drafters, drafter_caches, plan.chains, strict=True):
+        logits, state = read_root(drafter, cache, text, num_tokens, plan.num_cache_slots)
+        all_logits.append(logits if is_single else _repeat(logits, len(chains)))
+        states.append(state._replace(visible=_repeat(state.visible, len(chains))))
+    return _in_chain_order(plan, requests, all_logits), tuple(states)
+
+
+def _read_chains(plan: Plan, requests: Requests, text: Text, depth, tokens, states):
+    """Logits `[B, K, V]` after the newest draft of each chain, and the state of each drafter."""
+    all_logits = []
+    new_states = []
+    for drafter, state, chains in zip(requests.drafters, states, plan.chains, strict=True):
+        own_tokens = tokens if len(plan.chains) == 1 else tokens[:, np.asarray(chains)]
+        logits, state = read_level(drafter, state, text, depth, own_tokens)
+        all_logits.append(logits)
+        new_states.append(state)
+    return _in_chain_order(plan, requests, all_logits), tuple(new_states)
+
+
+def _in_chain_order(plan: Plan, requests: Requests, all_logits):
+    """Logits of all drafters in the order of the chains."""
+    if len(all_logits) == 1:
+        return all_logits[0]
+    vocab_size = requests.sampling.vocab_size
+    resized = [over_items(logits, vocab_size) for logits in all_logits]
+    return jnp.concatenate(resized, axis=1)[:, np.argsort(np.concatenate(plan.chains))]
+
+
+def _propose_level(
+    plan: Plan,
+    requests: Requests,
     text: Text,
-    caches: Sequence[Any],
-    num_slots: int,
-) -> Drafts:
-    """K chains or a static tree.
+    *,
+    depth,
+    first_parent,
+    draft_index,
+    logits,
+    seen,
+):
+    """The drafts of one level, and the tokens of the text at each of them.
 
     Args:
-        scheme: whose `propose` fills the tree.
-        shape: which tree.
-        drafters: the models.
-        chains: which chains each of several drafters makes; a single one makes the whole tree.
-        num_items: `N`, the target's vocabulary.
-        sampling: the parameters.
-        keys: `[B]`, of the requests.
-        text: the texts so far.
-        caches: one a drafter.
-        num_slots: `S`, slots of each cache.
+        plan, requests, text: of the round.
+        depth: of the drafts.
+        first_parent: number of the first parent in the tree, 0 for the root.
+        draft_index: `i32[n]` or `i32[B, n]`, place of each draft in the list at its parent.
+        logits: `[B, C, V]`, after each parent.
+        seen: `bool[B, C, N]`, the tokens of the text at each parent; None without a penalty.
     """
-    single, batch, width = len(drafters) == 1, text.length.shape[0], shape.widths[0]
-    columns = [slice(None)] if single else [np.asarray(own) for own in chains]
-    order = np.argsort(
-        np.concatenate(chains)
-    )  # the drafters' columns, one after the other, in the order of the chains
-
-    def joined(logits: Sequence[jax.Array]) -> jax.Array:
-        """Logits of all drafters, in the order of the chains."""
-        return (
-            logits[0]
-            if single
-            else jnp.concatenate([over_items(x, num_items) for x in logits], axis=1)[:, order]
-        )
-
-    def children(level: _Level, logits, depth, first, contexts: int, count: int):
-        """`count` drafts below as many contexts, numbered from `first`; and what each drafter's
-        nodes see.
-        """
-        law = sampling.laws(logits, sampling.draft_temperature, level.seen, num_items)
-        if (
-            shape.chains and scheme.ranked
-        ):  # the r-th of those that stand at one context takes rank r
-            slots = jnp.sum(jnp.tril(level.alike, -1), axis=-1, dtype=jnp.int32)
-        else:
-            own = np.arange(count) % (count if shape.chains else count // contexts)
-            slots = jnp.broadcast_to(jnp.asarray(own, jnp.int32), (batch, count))
-        propose = partial(_propose, scheme, shape.list_size, depth, first + jnp.arange(contexts))
-        tokens = jax.vmap(propose)(keys, text.length, law, slots)
-        seen = None if level.seen is None else also(_spread(level.seen, count), tokens)
-        visible = tuple(
-            _spread(each, tokens[:, own].shape[1])
-            for each, own in zip(level.visible, columns, strict=True)
-        )
-        alike = (
-            level.alike & (tokens[:, :, None] == tokens[:, None, :])
-            if shape.chains
-            else level.alike
-        )
-        made = (
-            tokens,
-            slots,
-            _spread(law, count) if scheme.needs_draft_probs else None,
-            jnp.isnan(law[..., 0]).any(-1),
-        )
-        return _Level(tokens, visible, seen, alike, level.caches), made
-
-    def grow(level: _Level, depth, first, count: int):
-        """Read the newest nodes, and draft the next."""
-        read = [
-            read_level(drafter, cache, text, depth - 1, level.tokens[:, own], visible)
-            for drafter, cache, visible, own in zip(
-                drafters, level.caches, level.visible, columns, strict=True
-            )
-        ]
-        logits, caches, visible = zip(*read, strict=True)
-        level = level._replace(caches=caches, visible=visible)
-        return children(level, joined(logits), depth, first, level.tokens.shape[1], count)
-
-    # Only one's own drafts can be moved into place: several drafters read again what the last round
-    # emitted.
-    again = 2 if single else shape.depth + 1
-    logits, caches = zip(
-        *(read_root(*both, text, again) for both in zip(drafters, caches, strict=True)), strict=True
+    sampling = requests.sampling
+    log_p = sampling.log_probs(logits, sampling.draft_temperature, seen)
+    num_drafts = draft_index.shape[-1]
+    draft_index = jnp.broadcast_to(draft_index, (len(log_p), num_drafts))
+    propose = partial(_propose, plan, depth, first_parent)
+    tokens = jax.vmap(propose)(requests.keys, text.length, log_p, draft_index)
+    level = _Level(
+        tokens=tokens,
+        draft_index=draft_index,
+        log_p=_repeat(log_p, num_drafts) if plan.scheme.needs_draft_probs else None,
+        is_invalid=jnp.isnan(log_p[..., 0]).any(-1, keepdims=True),
     )
-    before = jnp.arange(num_slots) < text.length[:, None, None]
-    seen = None if text.seen is None else text.seen[:, None]
-    root = _Level(
-        text.tokens, (before,) * len(drafters), seen, jnp.ones((batch, width, width), bool), caches
-    )
-    if not single:
-        logits = tuple(_spread(each, len(own)) for each, own in zip(logits, chains, strict=True))
-    level, made = children(root, joined(logits), 0, 0, 1, width)
-    levels = [made]
-    if shape.chains:  # the levels are alike: one body, compiled once
-        depths = jnp.arange(1, shape.depth, dtype=jnp.int32)
-        level, rest = jax.lax.scan(
-            lambda level, depth: grow(level, depth, 1 + (depth - 1) * width, width), level, depths
-        )
-        levels += [jax.tree.map(lambda x, d=d: x[d], rest) for d in range(shape.depth - 1)]
-    else:
-        first = 1
-        for depth in range(1, shape.depth):
-            contexts = level.tokens.shape[1]
-            level, made = grow(level, depth, first, contexts * shape.widths[depth])
-            first, levels = first + contexts, [*levels, made]
-    tokens, slots, laws, broken = zip(*levels, strict=True)
-    tree, node = shape.tree(), np.arange(shape.num_nodes, dtype=np.int32)
-    parents, depths, alive = (
-        jnp.broadcast_to(jnp.asarray(x), (batch, len(node)))
-        for x in (tree.parents, tree.depths, tree.alive)
-    )
-    drafted = (
-        jnp.concatenate(tokens, axis=1),
-        parents,
-        jnp.concatenate(slots, axis=1),
-        depths,
-        alive,
-    )
-    tree = Tree(*drafted, depth=shape.depth, list_size=shape.list_size)
+    return level, None if seen is None else add_tokens(_repeat(seen, num_drafts), tokens)
+
+
+def _propose(plan: Plan, depth, first_parent, key, start, log_p, draft_index):
+    """Draft tokens `[n]` at `depth` for one request, whose round begins at position `start`."""
+    scheme = plan.scheme
+    list_size = plan.shape.list_size
+    if plan.shape.chains and not scheme.ranked:
+        # Each chain has its own stream of the noise, and may have its own distribution: one list
+        # holds the next draft of all chains, whatever their parents.
+        key = scheme.draft_key(key, start, start + depth, first_parent)
+        return scheme.propose_fn(key, log_p[0] if len(log_p) == 1 else log_p, list_size)
+
+    def list_at(parent, log_p):
+        parent_key = scheme.draft_key(key, start, start + depth, parent)
+        return scheme.propose(parent_key, log_p, list_size)
+
+    # All others are a list at each parent, of which its children take their draft indices.
+    num_parents = len(log_p)
+    lists = jax.vmap(list_at)(first_parent + jnp.arange(num_parents), log_p)
+    return jnp.take_along_axis(lists, draft_index.reshape(num_parents, -1), axis=1).ravel()
+
+
+def _as_drafts(plan: Plan, text: Text, nodes: _Level) -> Drafts:
+    """All levels as one tree, whose nodes are in the order in which they were drafted."""
+    shape = nodes.tokens.shape
+    tree = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), plan.shape.tree())
+    tree = dataclasses.replace(tree, tokens=nodes.tokens, draft_index=nodes.draft_index)
+    # A single drafter wrote the nodes behind the text, in their order, without the last level.
+    slots = text.length[:, None] + np.arange(plan.shape.num_nodes, dtype=np.int32)
     return Drafts(
-        tree,
-        jnp.concatenate(laws, axis=1) if scheme.needs_draft_probs else None,
-        level.caches,
-        jnp.where(tree.depths < shape.depth - 1, text.length[:, None] + node, -1),
-        jnp.stack(broken, axis=1),
+        tree=tree,
+        log_p=nodes.log_p,
+        cache_slots=jnp.where(tree.depths < tree.depth - 1, slots, -1),
+        is_invalid=nodes.is_invalid,
     )
 
 
-def _spread(x, count: int):
-    """`[B, C, ...]` with each row repeated for its share of `count` children."""
-    return jnp.repeat(x, count // x.shape[1], axis=1)
-
-
-def _known(drafter: LanguageModel, tokens):
-    """A token behind the drafter's vocabulary, a padding of the target's, reads as its last one."""
-    return jnp.minimum(tokens, drafter.vocab_size - 1)
-
-
-def _propose(
-    scheme: Scheme, list_size: int, depth, contexts: Int[Array, " C"], key, start, laws, slots
-):
-    """Tokens `[n]` of one request's level: the drafts in `slots` `[n]` of the lists of `contexts`,
-    under `laws`.
-    """
-    count, single = slots.shape[0], len(contexts) == 1
-
-    def make(context, law):
-        return scheme.propose(scheme.draft_key(key, start, start + depth, context), law, list_size)
-
-    if single:  # one law, or one a draft
-        return make(contexts[0], laws[0] if laws.shape[0] == 1 else laws)[slots]
-    if (
-        not scheme.ranked and count == len(contexts) == list_size
-    ):  # chains: each the race of its own stream
-        return scheme.propose_fn(scheme.draft_key(key, start, start + depth, 0), laws, list_size)
-    lists = jax.vmap(make)(contexts, laws)
-    return jnp.take_along_axis(lists, slots.reshape(len(contexts), -1), axis=1).ravel()
+def _repeat(values, num_children: int):
+    """`[B, C, ...]` of C parents as `[B, num_children, ...]`, the siblings side by side."""
+    return jnp.repeat(values, num_children // values.shape[1], axis=1)

@@ -1,193 +1,140 @@
-"""The engine: draft a tree, let the target read it in one call, verify, emit; for a whole batch, in
-one loop.
+"""The decode loop: draft a tree, let the target read it in one call, verify, and emit.
 
-A round knows nothing of who shares the batch: the clocks of a token belong to its request's key and
-its absolute position. Finished rows go on with their work undone until the last one is ready.
+All requests of a batch advance in one loop, and no request depends on the others: the noise of a
+token belongs to its request's key and its absolute position. A request that has ended stays in the
+batch without effect until the last one ends.
 
-Between rounds a cache holds the text but for its last token, which the target reads together with
-the next tree, in ``1 + n`` slots behind it. Then the accepted nodes' slots are moved into place and
-the rest is forgotten.
+Between rounds a cache holds the text without its last token. The target reads that token together
+with the next tree, in the ``1 + n`` cache slots behind the text. Then the entries of the accepted
+nodes are moved into place, and the others are forgotten.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool
 
-from gls_jax.decoding.batch_sampling import Sampling
 from gls_jax.decoding.cache import with_length
-from gls_jax.decoding.drafting import Drafts, Text, draft
-from gls_jax.decoding.margin import draft_margin, first_fit, refit
+from gls_jax.decoding.drafting import draft_chains, draft_static_tree
+from gls_jax.decoding.margin import draft_margin_tree, initial_spread_fit, update_spread_fit
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.decoding.tree_shape import Shape, ancestors
+from gls_jax.decoding.state import Drafts, Plan, Requests, State, Text
+from gls_jax.decoding.tree_shape import ancestors
 from gls_jax.schemes import Path, Scheme, Tree
 from gls_jax.typing import Index
 
-__all__ = ["PARTS", "Plan", "Requests", "State", "each_round", "prefill", "run"]
+__all__ = ["PARTS", "one_round", "prefill", "run", "seen_at_nodes"]
 
-_PREFILL = 256  # tokens of the prompts in one call
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is fixed before tracing.
-
-    Attributes:
-        scheme: who verifies.
-        shape: what is drafted.
-        chains: the chains of each of several drafters.
-        num_slots: `S`, slots of the caches.
-    """
-
-    scheme: Scheme
-    shape: Shape
-    chains: tuple[tuple[int, ...], ...]
-    num_slots: int
-
-
-class Requests(NamedTuple):
-    """What does not change from round to round.
-
-    Attributes:
-        target, drafters: the models.
-        keys: `[B]`, one a request.
-        sampling: the parameters.
-        limits: `i32[B]`, length at which a text ends.
-        stops: `i32[B, M]`, tokens that end it; -1 fills up.
-    """
-
-    target: LanguageModel
-    drafters: tuple[LanguageModel, ...]
-    keys: Key[Array, " B"]
-    sampling: Sampling
-    limits: Int[Array, " B"]
-    stops: Int[Array, "B M"]
-
-
-class State(NamedTuple):
-    """What does.
-
-    Attributes:
-        text: the texts so far.
-        live: `bool[B]`, not ready yet.
-        broken: `bool[B]`, stopped because a model's logits were no law.
-        target_cache, caches: of the target and the drafters.
-        fit: what a margin tree has learned; None for others.
-        accepted: `i32[B, depth + 1]`, how many rounds accepted 0, 1, ... drafts.
-    """
-
-    text: Text
-    live: Bool[Array, " B"]
-    broken: Bool[Array, " B"]
-    target_cache: Any
-    caches: tuple[Any, ...]
-    fit: Float[Array, "B G"] | None
-    accepted: Int[Array, "B A"]
+# Prompt tokens that the models read in one call.
+_PREFILL = 256
 
 
 @partial(jax.jit, static_argnames="plan")
 def prefill(plan: Plan, requests: Requests, text: Text) -> State:
-    """Caches filled with the prompts."""
-    batch = text.length.shape[0]
-
-    def fill(model: LanguageModel):
-        cache = model.init_cache(batch, plan.num_slots)
-        for start in range(0, text.tokens.shape[1], _PREFILL):
-            tokens = text.tokens[:, start : start + _PREFILL]
-            where = jnp.broadcast_to(
-                start + jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape
-            )
-            _, cache = model.apply(
-                model.params, tokens, where, None, cache
-            )  # logits that nobody reads cost nothing
-        return with_length(cache, text.length)
-
-    rest = plan.num_slots + plan.shape.depth + 1 - text.tokens.shape[1]
-    tokens = jnp.pad(text.tokens, ((0, 0), (0, rest)))
+    """The state before the first round: caches filled with the prompts."""
+    batch_size, prompt_size = text.tokens.shape
+    num_tokens = plan.num_cache_slots + plan.shape.depth + 1
+    tokens = jnp.pad(text.tokens, ((0, 0), (0, num_tokens - prompt_size)))
     seen = None
     if requests.sampling.repetition_penalty is not None:
-        own = jnp.arange(text.tokens.shape[1]) < text.length[:, None]
-        seen = jnp.zeros((batch, requests.target.vocab_size), bool)
-        seen = seen.at[jnp.arange(batch)[:, None], jnp.where(own, text.tokens, -1)].max(own)
+        is_prompt = jnp.arange(prompt_size) < text.length[:, None]
+        rows = jnp.arange(batch_size)[:, None]
+        seen = jnp.zeros((batch_size, 1, requests.sampling.vocab_size), bool)
+        seen = seen.at[rows, 0, text.tokens].max(is_prompt)
     return State(
-        Text(tokens, text.length, seen),
-        text.length < requests.limits,
-        jnp.zeros(batch, bool),
-        fill(requests.target),
-        tuple(map(fill, requests.drafters)),
-        first_fit(batch) if plan.shape.margin else None,
-        jnp.zeros((batch, plan.shape.depth + 1), jnp.int32),
+        text=Text(tokens=tokens, length=text.length, seen=seen),
+        is_active=text.length < requests.max_lengths,
+        has_invalid_logits=jnp.zeros(batch_size, bool),
+        target_cache=_filled_cache(requests.target, text, plan.num_cache_slots),
+        drafter_caches=tuple(
+            _filled_cache(drafter, text, plan.num_cache_slots) for drafter in requests.drafters
+        ),
+        spread_fit=initial_spread_fit(batch_size) if plan.shape.margin else None,
+        histogram=jnp.zeros((batch_size, plan.shape.depth + 1), jnp.int32),
     )
 
 
 @partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def run(plan: Plan, requests: Requests, state: State, rounds: Index) -> State:
-    """At most `rounds` rounds, fewer when all requests are ready."""
+    """At most `rounds` rounds, fewer if all requests end before."""
 
-    def unfinished(carry):
-        return (carry[0] < rounds) & jnp.any(carry[1].live)
+    def is_unfinished(carry):
+        num_done, state = carry
+        return (num_done < rounds) & jnp.any(state.is_active)
 
-    def one_round(carry):
-        return carry[0] + 1, each_round(plan, PARTS, requests, carry[1])
+    def next_round(carry):
+        num_done, state = carry
+        return num_done + 1, one_round(plan, PARTS, requests, state)
 
-    return jax.lax.while_loop(unfinished, one_round, (0, state))[1]
-
-
-def each_round(
-    plan: Plan, parts: Sequence[Callable[..., Any]], requests: Requests, state: State
-) -> State:
-    """One round: each of the three parts gives its caches away."""
-    drafting, reading, selecting = parts
-    caches, target_cache, rest = (
-        state.caches,
-        state.target_cache,
-        state._replace(caches=(), target_cache=None),
-    )
-    drafts = drafting(plan, requests, rest, caches)
-    logits, target_cache = reading(plan, requests, rest, drafts.tree, target_cache)
-    return selecting(
-        plan, requests, rest, drafts._replace(caches=()), logits, drafts.caches, target_cache
-    )
+    return jax.lax.while_loop(is_unfinished, next_round, (0, state))[1]
 
 
-def _draft(plan: Plan, requests: Requests, state: State, caches) -> Drafts:
-    given = (requests.target.vocab_size, requests.sampling, requests.keys, state.text)
-    if plan.shape.margin and state.fit is not None:
-        drafter, cache = requests.drafters[0], caches[0]
-        return draft_margin(
-            plan.scheme, plan.shape.margin, drafter, *given, cache, plan.num_slots, state.fit
-        )
+def one_round(plan: Plan, parts: Sequence[Callable], requests: Requests, state: State) -> State:
+    """One round in three parts.
+
+    The caches are arguments of their own: when each part is compiled by itself, it can take over
+    the memory of the caches that it changes.
+
+    Args:
+        plan: static.
+        parts: `PARTS`, or compiled versions of them.
+        requests: the models and what stays the same.
+        state: before the round.
+    """
+    draft, read, select = parts
+    rest = state._replace(drafter_caches=(), target_cache=None)
+    drafts, drafter_caches = draft(plan, requests, rest, state.drafter_caches)
+    logits, target_cache = read(plan, requests, rest, drafts.tree, state.target_cache)
+    return select(plan, requests, rest, drafts, logits, drafter_caches, target_cache)
+
+
+def _draft(plan: Plan, requests: Requests, state: State, drafter_caches):
+    """The drafts of this round, in the shape of the plan, and the drafters' caches after it."""
+    if plan.shape.margin and state.spread_fit is not None:
+        return draft_margin_tree(plan, requests, state.text, drafter_caches, state.spread_fit)
+    if plan.shape.chains:
+        return draft_chains(plan, requests, state.text, drafter_caches)
     if plan.shape.widths:
-        return draft(
-            plan.scheme, plan.shape, requests.drafters, plan.chains, *given, caches, plan.num_slots
-        )
-    nothing = jnp.zeros((state.live.shape[0], 0), jnp.int32)
+        return draft_static_tree(plan, requests, state.text, drafter_caches)
+    # Plain generation: a tree without nodes.
+    none = jnp.zeros((len(state.is_active), 0), jnp.int32)
     tree = Tree(
-        nothing, nothing, nothing, nothing, nothing > 0, depth=0, list_size=plan.shape.list_size
+        tokens=none,
+        parents=none,
+        draft_index=none,
+        depths=none,
+        alive=none > 0,
+        depth=0,
+        list_size=plan.shape.list_size,
     )
-    return Drafts(tree, None, (), nothing, nothing > 0)
+    return Drafts(tree=tree, log_p=None, cache_slots=none, is_invalid=none > 0), ()
 
 
-def _read(plan: Plan, requests: Requests, state: State, tree: Tree, target_cache):
+def _read_target(plan: Plan, requests: Requests, state: State, tree: Tree, target_cache):
     """The target's logits at the root and after each node, in one call."""
     text = state.text
-    size = tree.tokens.shape[1] + 1
+    target = requests.target
+    num_nodes = tree.tokens.shape[1] + 1
     last = jnp.take_along_axis(text.tokens, text.length[:, None] - 1, axis=1)
     tokens = jnp.concatenate([last, tree.tokens], axis=1)
-    positions = text.length[:, None] + jnp.pad(tree.depths, ((0, 0), (1, 0)), constant_values=-1)
-    first = text.length[:, None, None] - 1  # slot of the root
-    slots = jnp.arange(plan.num_slots) - first
-    own = ancestors(tree.parents, tree.depth)
-    inside = jnp.broadcast_to(jnp.clip(slots, 0, size - 1), (*own.shape[:2], plan.num_slots))
-    mask = (slots < 0) | ((slots < size) & jnp.take_along_axis(own, inside, axis=2))
+    depths = jnp.pad(tree.depths, ((0, 0), (1, 0)), constant_values=-1)
+
+    # Each node sees the text and its ancestors. `offsets` counts the cache slots from the root's,
+    # which is the last token's: below 0 they hold the text, from 0 on the nodes.
+    offsets = jnp.arange(plan.num_cache_slots) - (text.length[:, None, None] - 1)
+    is_ancestor = ancestors(tree.parents, tree.depth)
+    node = jnp.clip(offsets, 0, num_nodes - 1)
+    node = jnp.broadcast_to(node, (*is_ancestor.shape[:2], plan.num_cache_slots))
+    in_path = (offsets < num_nodes) & jnp.take_along_axis(is_ancestor, node, axis=2)
+    mask = (offsets < 0) | in_path
+
+    # The last token was not read in the last round; it is the root now.
     cache = with_length(target_cache, text.length - 1)
-    return requests.target.apply(requests.target.params, tokens, positions, mask, cache)
+    return target.apply(target.params, tokens, text.length[:, None] + depths, mask, cache)
 
 
 def _select(
@@ -196,106 +143,158 @@ def _select(
     state: State,
     drafts: Drafts,
     logits,
-    caches: tuple[Any, ...],
+    drafter_caches,
     target_cache,
 ) -> State:
-    """Which drafts are accepted, what follows them, and where that leaves the requests."""
-    text, tree, live = state.text, drafts.tree, state.live
-    batch, depth = live.shape[0], tree.depth
-    log_q = requests.sampling.laws(
-        logits,
-        requests.sampling.temperature[:, None],
-        _seen(text, tree),
-        requests.target.vocab_size,
-    )
-    path = _verify(plan.scheme, requests.keys, text.length, tree, drafts.log_p, log_q)
-    rows, steps = jnp.arange(batch)[:, None], jnp.arange(depth + 1, dtype=jnp.int32)
-    drafted = (
-        jnp.take_along_axis(tree.tokens, jnp.maximum(path.nodes, 0), axis=1)
-        if depth
-        else tree.tokens
-    )
-    emitted = jnp.where(
-        steps == path.length[:, None], path.token[:, None], jnp.pad(drafted, ((0, 0), (0, 1)))
-    )
-    stop = (steps <= path.length[:, None]) & jnp.any(
-        emitted[..., None] == requests.stops[:, None], axis=-1
-    )
-    first_stop = jnp.argmax(stop, axis=1).astype(jnp.int32)
-    until_stop = jnp.where(jnp.any(stop, axis=1), first_stop, path.length) + 1
-    count = jnp.minimum(until_stop, requests.limits - text.length)
-    lawful = _lawful(plan.scheme, drafts, log_q, path, requests.limits - text.length)
-    broken = live & (lawful < count)
-    count = jnp.where(live, jnp.minimum(count, lawful), 0)
-    new = steps < count[:, None]
-    where = jnp.where(new, text.length[:, None] + steps, text.tokens.shape[1])
-    length = text.length + count
-    seen = None if text.seen is None else text.seen.at[rows, jnp.where(new, emitted, -1)].max(new)
-    # The last accepted node was not read by the drafter, or may not have been; it is read again
-    # with the next token.
-    if len(caches) == 1 and depth:
-        places = jnp.take_along_axis(drafts.slots, jnp.maximum(path.nodes, 0), axis=1)
-        keep = requests.drafters[0].keep
-        caches = (keep(caches[0], places, text.length, jnp.maximum(path.length - 1, 0)),)
-    if depth:
-        places = text.length[:, None] + path.nodes
-        target_cache = requests.target.keep(target_cache, places, text.length, path.length)
-    return State(
-        Text(text.tokens.at[rows, where].set(emitted, mode="drop"), length, seen),
-        live & ~broken & ~jnp.any(stop & new, axis=1) & (length < requests.limits),
-        state.broken | broken,
+    """Which drafts are accepted, what is emitted, and the state after that."""
+    text = state.text
+    tree = drafts.tree
+    is_active = state.is_active
+    sampling = requests.sampling
+    steps = jnp.arange(tree.depth + 1, dtype=jnp.int32)
+
+    # Verify: the accepted path, and the token after it.
+    log_q = sampling.log_probs(logits, sampling.temperature[:, None], seen_at_nodes(text, tree))
+    path = jax.vmap(plan.scheme.verify_tree)(requests.keys, text.length, tree, drafts.log_p, log_q)
+    tokens = _path_tokens(tree, path)
+
+    # Emit the path up to the first stop token, within the maximal length. The stop token is
+    # emitted.
+    is_stop = jnp.any(tokens[..., None] == requests.stop_tokens[:, None], axis=-1)
+    is_stop &= steps <= path.length[:, None]
+    first_stop = jnp.argmax(is_stop, axis=1).astype(jnp.int32)
+    until_stop = jnp.where(jnp.any(is_stop, axis=1), first_stop, path.length) + 1
+    num_left = requests.max_lengths - text.length
+    count = jnp.minimum(until_stop, num_left)
+
+    # Invalid logits end a request, but only if one of the emitted tokens needs them.
+    num_valid = _num_valid(plan.scheme, drafts, log_q, path, num_left)
+    has_invalid_logits = is_active & (num_valid < count)
+    count = jnp.where(is_active, jnp.minimum(count, num_valid), 0)
+    is_emitted = steps < count[:, None]
+    has_stopped = jnp.any(is_stop & is_emitted, axis=1)
+
+    # Commit. What the round teaches and counts is that of active requests with valid logits.
+    new_text = _append(text, tokens, is_emitted)
+    drafter_caches, target_cache = _keep_accepted(
+        requests,
+        text.length,
+        drafts,
+        path,
+        drafter_caches,
         target_cache,
-        caches,
-        None
-        if drafts.lists is None or state.fit is None
-        else refit(state.fit, drafts.lists, path, emitted, live & ~broken),
-        state.accepted.at[rows[:, 0], path.length].add((live & ~broken).astype(jnp.int32)),
+    )
+    rows = jnp.arange(len(is_active))
+    is_valid = is_active & ~has_invalid_logits
+    spread_fit = state.spread_fit
+    if drafts.candidates is not None and spread_fit is not None:
+        spread_fit = update_spread_fit(spread_fit, drafts.candidates, path, tokens, is_valid)
+    return State(
+        text=new_text,
+        is_active=is_valid & ~has_stopped & (new_text.length < requests.max_lengths),
+        has_invalid_logits=state.has_invalid_logits | has_invalid_logits,
+        target_cache=target_cache,
+        drafter_caches=drafter_caches,
+        spread_fit=spread_fit,
+        histogram=state.histogram.at[rows, path.length].add(is_valid.astype(jnp.int32)),
     )
 
 
-def _lawful(
-    scheme: Scheme, drafts: Drafts, log_q, path: Path, room: Int[Array, " B"]
-) -> Int[Array, " B"]:
-    """How many tokens were emitted before a law was needed that is none.
-
-    Contexts that the text does not come to, or not within its limit, do not matter; nor do the
-    drafter's laws to a scheme that does not look at them. A scheme of whole paths looks at the
-    whole tree.
-    """
-    depth = path.nodes.shape[1]
-    steps = jnp.arange(depth + 1)
-    wrong = jnp.isnan(log_q[..., 0])  # [B, context]
-    levels = jnp.pad(drafts.tree.depths, ((0, 0), (1, 0)), constant_values=-1) + 1
-    if not scheme.verifies_tokens:
-        at_all = jnp.any(wrong & (levels < room[:, None]), axis=1, keepdims=True)
-        along = jnp.broadcast_to(at_all, (at_all.shape[0], depth + 1))
-    else:
-        contexts = jnp.pad(path.nodes + 1, ((0, 0), (1, 0)))
-        along = jnp.take_along_axis(wrong, contexts, axis=1) & (steps <= path.length[:, None])
-    if scheme.needs_draft_probs and depth:
-        along |= jnp.any(drafts.broken & (steps[:-1] < room[:, None]), axis=1, keepdims=True)
-    return jnp.where(jnp.any(along, axis=1), jnp.argmax(along, axis=1).astype(jnp.int32), depth + 1)
+PARTS: tuple[Callable, ...] = (_draft, _read_target, _select)
+"""The parts of a round: draft, read the drafts with the target, select and commit."""
 
 
-def _verify(scheme: Scheme, keys, position, tree: Tree, log_p, log_q) -> Path:
-    def one(key, position, tree, log_p, log_q):
-        return scheme.verify_tree(key, position, tree, log_p, log_q)
-
-    return jax.vmap(one, in_axes=(0, 0, 0, None if log_p is None else 0, 0))(
-        keys, position, tree, log_p, log_q
-    )
-
-
-def _seen(text: Text, tree: Tree) -> Bool[Array, "B c N"] | None:
-    """The tokens of the text at each context of the tree."""
+def seen_at_nodes(text: Text, tree: Tree) -> Bool[Array, "B c N"] | None:
+    """The tokens of the text at each node of the tree, root included."""
     if text.seen is None:
         return None
-    batch, size = tree.tokens.shape
-    above = ancestors(tree.parents, tree.depth)[..., 1:]  # [B, context, node]
-    each = jnp.broadcast_to(text.seen[:, None], (batch, size + 1, text.seen.shape[-1]))
-    rows, contexts = jnp.arange(batch)[:, None, None], jnp.arange(size + 1)[:, None]
-    return each.at[rows, contexts, tree.tokens[:, None]].max(above)
+    batch_size, size = tree.tokens.shape
+    in_path = ancestors(tree.parents, tree.depth)[..., 1:]  # [B, c, n]
+    seen = jnp.broadcast_to(text.seen, (batch_size, size + 1, text.seen.shape[-1]))
+    rows = jnp.arange(batch_size)[:, None, None]
+    nodes = jnp.arange(size + 1)[:, None]
+    # `max` is "or": a token is seen if it was before, or is drafted on the path to the node.
+    return seen.at[rows, nodes, tree.tokens[:, None]].max(in_path)
 
 
-PARTS: tuple[Callable[..., Any], ...] = (_draft, _read, _select)
-"""Draft, read with the target, select and commit."""
+def _filled_cache(model: LanguageModel, text: Text, num_cache_slots: int):
+    """A cache with the prompts. They are read in parts, which bounds the memory for activations."""
+    batch_size, prompt_size = text.tokens.shape
+    cache = model.init_cache(batch_size, num_cache_slots)
+    for start in range(0, prompt_size, _PREFILL):
+        tokens = text.tokens[:, start : start + _PREFILL]
+        positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        positions = jnp.broadcast_to(positions, tokens.shape)
+        # The logits are not used, and XLA does not compute them.
+        _, cache = model.apply(model.params, tokens, positions, None, cache)
+    return with_length(cache, text.length)
+
+
+def _path_tokens(tree: Tree, path: Path):
+    """The accepted tokens and the one after them, `[B, depth + 1]`; arbitrary behind that."""
+    drafted = jnp.take_along_axis(tree.tokens, jnp.maximum(path.nodes, 0), axis=1)
+    is_last = jnp.arange(tree.depth + 1) == path.length[:, None]
+    return jnp.where(is_last, path.token[:, None], jnp.pad(drafted, ((0, 0), (0, 1))))
+
+
+def _append(text: Text, tokens, is_emitted) -> Text:
+    """The texts with the emitted ones of `tokens` `[B, L]` behind them."""
+    rows = jnp.arange(len(tokens))[:, None]
+    steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    # Tokens that are not emitted are written out of range, and dropped.
+    positions = jnp.where(is_emitted, text.length[:, None] + steps, text.tokens.shape[1])
+    return Text(
+        tokens=text.tokens.at[rows, positions].set(tokens, mode="drop"),
+        length=text.length + jnp.sum(is_emitted, axis=1, dtype=jnp.int32),
+        seen=None if text.seen is None else text.seen.at[rows, 0, tokens].max(is_emitted),
+    )
+
+
+def _keep_accepted(
+    requests: Requests,
+    length,
+    drafts: Drafts,
+    path: Path,
+    drafter_caches,
+    target_cache,
+):
+    """The caches with the accepted nodes moved into place, behind texts of `length`."""
+    if drafts.tree.depth == 0:
+        return drafter_caches, target_cache
+    # Several drafters keep only the text, since none has read the others' drafts. A single drafter
+    # may not have read the last accepted node, and reads it again in the next round.
+    if len(drafter_caches) == 1:
+        cache_slots = jnp.take_along_axis(drafts.cache_slots, jnp.maximum(path.nodes, 0), axis=1)
+        num_kept = jnp.maximum(path.length - 1, 0)
+        keep = requests.drafters[0].keep
+        drafter_caches = (keep(drafter_caches[0], cache_slots, length, num_kept),)
+    # The target wrote the nodes in their order.
+    cache_slots = length[:, None] + path.nodes
+    return drafter_caches, requests.target.keep(target_cache, cache_slots, length, path.length)
+
+
+def _num_valid(scheme: Scheme, drafts: Drafts, log_q, path: Path, num_left):
+    """How many tokens of the path could be emitted before one needed invalid logits.
+
+    Logits of the target matter at the nodes of the path or, to a scheme that compares whole paths,
+    at all nodes. Logits of the drafters matter to a scheme that reads the draft distributions.
+    Nothing matters beyond the `num_left` tokens that may still be emitted.
+    """
+    depth = path.nodes.shape[1]
+    is_invalid = jnp.isnan(log_q[..., 0])  # [B, c]
+    if scheme.verifies_tokens:
+        nodes = jnp.pad(path.nodes + 1, ((0, 0), (1, 0)))
+        in_path = jnp.arange(depth + 1) <= path.length[:, None]
+        is_failure = jnp.take_along_axis(is_invalid, nodes, axis=1) & in_path
+        first_failure = jnp.argmax(is_failure, axis=1).astype(jnp.int32)
+    else:
+        # The path depends on all nodes, so not even its first token is valid.
+        levels = jnp.pad(drafts.tree.depths + 1, ((0, 0), (1, 0)))
+        is_failure = is_invalid & (levels < num_left[:, None])
+        first_failure = jnp.int32(0)
+    num_valid = jnp.where(jnp.any(is_failure, axis=1), first_failure, depth + 1)
+    # Invalid drafts spoil the whole round: all of it was drawn and verified with them.
+    if scheme.needs_draft_probs:
+        is_failure = drafts.is_invalid & (jnp.arange(depth) < num_left[:, None])
+        num_valid = jnp.where(jnp.any(is_failure, axis=1), 0, num_valid)
+    return num_valid

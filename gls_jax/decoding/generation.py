@@ -1,10 +1,10 @@
-"""Generation: requests in, texts out, at once or as they come."""
+"""Generation: prompts in, texts out, at once or round by round."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -12,20 +12,24 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from gls_jax.decoding import engine
-from gls_jax.decoding.drafting import Text
 from gls_jax.decoding.metrics import Metrics
-from gls_jax.decoding.model import HasLanguageModel, LanguageModel
+from gls_jax.decoding.model import AnyModel, Drafters
 from gls_jax.decoding.options import DecodeOptions
-from gls_jax.decoding.preparation import prepare
+from gls_jax.decoding.preparation import Prepared, prepare
 from gls_jax.decoding.tree_shape import MarginTree
 from gls_jax.schemes import Scheme
 from gls_jax.typing import Numbers
 
 __all__ = ["BrokenLogits", "Generation", "Stream", "generate", "stream"]
 
+# The largest int32; the loop ends when all requests have.
+_ALL_ROUNDS = 2**31 - 1
+# Names of `engine.PARTS` in `Metrics.seconds`.
+_PARTS = ("draft", "verify", "select")
+
 
 class Generation(NamedTuple):
-    """What came out.
+    """Generated texts.
 
     Attributes:
         tokens: `i32[B, max_new_tokens]`, the stop token included; 0 behind the end.
@@ -39,10 +43,10 @@ class Generation(NamedTuple):
 
 
 class BrokenLogits(ValueError):
-    """A model gave logits that are no law (NaN, +inf, or nothing possible).
+    """A model gave invalid logits: NaN or `+inf` among them, or all `-inf`.
 
     Attributes:
-        generation: what there is, the other requests' whole texts included.
+        generation: the texts up to there, those of the other requests complete.
     """
 
     def __init__(self, message: str, generation: Generation) -> None:
@@ -52,8 +56,8 @@ class BrokenLogits(ValueError):
 
 def generate(
     key: PRNGKeyArray,
-    target: LanguageModel | HasLanguageModel,
-    drafters: LanguageModel | HasLanguageModel | Sequence[LanguageModel | HasLanguageModel] | None,
+    target: AnyModel,
+    drafters: Drafters,
     prompts: Numbers,
     *,
     prompt_lengths: Numbers | None = None,
@@ -72,59 +76,56 @@ def generate(
     max_length: int | None = DecodeOptions.max_length,
     timed: bool = False,
 ) -> Generation:
-    """Texts of the target, drafted by others: exactly its law, whatever the scheme and the
-    drafters.
+    """Sample texts of the target by speculative decoding.
 
-    A token depends on its request's key, its position, the text before it and the target; under a
-    strongly invariant scheme on nothing else, and it equals what plain generation with the same key
-    emits, up to ties that rounding decides, in whatever round it was accepted. It never depends on
-    who shares the batch.
+    Whatever the scheme and the drafters, the texts have exactly the target's distribution. A token
+    depends on its request's key, its position, the text before it and the target. Under a strongly
+    invariant scheme it depends on nothing else: it equals the token that plain generation with the
+    same key emits, up to ties that rounding decides. It never depends on the other requests of the
+    batch.
 
-    Compiled once for a bucket: models, scheme, shape of the tree, which sampling parameters are
-    given and the value of `top_k`, batch size, and up to the next power of two prompt length,
-    `max_new_tokens` and number of stop tokens.
+    Everything is compiled once per combination of models, scheme, shape of the tree, batch size,
+    set of sampling parameters that are not None, and value of `top_k`. Prompt length,
+    `max_new_tokens` and the number of stop tokens count rounded up to powers of two.
 
     Args:
-        key: one typed key, request `r` using ``fold_in(key, r)``, or `B` keys.
+        key: one typed key, of which request `r` uses ``fold_in(key, r)``; or `B` keys.
         target: a :class:`LanguageModel`, or a checkpoint that has one.
-        drafters: one model; a sequence of K, each drafting its own chain; or None, plain
-            generation.
-        prompts: `i32[B, P]`, filled up at the end, or B sequences of token ids.
+        drafters: one model; a sequence of K models, one per chain; or None for plain generation.
+        prompts: `i32[B, P]`, padded at the end, or B sequences of token ids.
         prompt_lengths: `i32[B]`, each at least 1; None takes the whole prompts.
         scheme: name or :class:`gls_jax.schemes.Scheme`.
-        num_drafts: K chains.
-        draft_length: L, their length.
-        tree: children at each depth of a static tree, or a :class:`MarginTree`, in place of K
-            chains of length L.
-        max_new_tokens: one number, or one a request.
-        temperature: of the target, 0 for greedy; one number, or one a request.
-        draft_temperatures: one number, or one a chain; None takes the target's.
-        top_k: largest logits kept, for all.
-        top_p, min_p, repetition_penalty: one number, or one a request; see
+        num_drafts: K, the number of chains.
+        draft_length: L, the length of each chain.
+        tree: numbers of children at each depth of a static tree, or a :class:`MarginTree`; replaces
+            the K chains of length L.
+        max_new_tokens: one number, or one per request.
+        temperature: of the target, 0 for greedy; one number, or one per request.
+        draft_temperatures: one number, or one per chain; None takes the target's.
+        top_k: how many of the largest logits are kept, the same for all requests; None keeps all.
+        top_p, min_p, repetition_penalty: one number, or one per request; see
             :func:`gls_jax.decoding.log_probs`.
         stop_tokens: token ids that end a text, or B sequences of them.
-        max_length: longest text, prompt included: the model's context; None sets no limit.
-        timed: whether to measure the time of each part, at the cost of waiting for each.
+        max_length: longest text, prompt included: the model's context window; None sets no limit.
+        timed: whether to measure the time of each part, which is slower: every part is waited for.
 
     Returns:
         :class:`Generation`.
 
     Raises:
-        ValueError: what does not fit together, before any work. BrokenLogits: a `ValueError` after
-        the work, when a model gave logits that are no law; it carries all texts.
+        ValueError: arguments out of range or that do not fit together, before any work.
+        BrokenLogits: a `ValueError` after the work, if a model gave invalid logits; it carries all
+            texts.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import decoding
     >>> table = jax.random.normal(jax.random.key(0), (2, 7, 7))
     >>> bigram = lambda params, tokens: params[tokens]
-    >>> target, drafter = (
-    ...     decoding.from_function(bigram, params, 7) for params in (table[0], table[0] + table[1])
-    ... )
-    >>> ask = dict(max_new_tokens=8, scheme="gumbel_topk")
-    >>> fast = decoding.generate(
-    ...     jax.random.key(1), target, drafter, [[3], [5, 2]], num_drafts=2, **ask
-    ... )
-    >>> plain = decoding.generate(jax.random.key(1), target, None, [[3], [5, 2]], **ask)
+    >>> target = decoding.from_function(bigram, table[0], 7)
+    >>> drafter = decoding.from_function(bigram, table[0] + table[1], 7)
+    >>> key, prompts, options = jax.random.key(1), [[3], [5, 2]], dict(max_new_tokens=8)
+    >>> fast = decoding.generate(key, target, drafter, prompts, num_drafts=2, **options)
+    >>> plain = decoding.generate(key, target, None, prompts, **options)
     >>> bool((fast.tokens == plain.tokens).all()), fast.metrics.rounds < plain.metrics.rounds
     (True, True)
     """
@@ -144,142 +145,133 @@ def generate(
         max_length=max_length,
     )
     run = stream(
-        key, target, drafters, prompts, prompt_lengths=prompt_lengths, options=options, timed=timed
+        key,
+        target,
+        drafters,
+        prompts,
+        prompt_lengths=prompt_lengths,
+        options=options,
+        timed=timed,
     )
     return run.finish()
 
 
 def stream(
     key: PRNGKeyArray,
-    target: LanguageModel | HasLanguageModel,
-    drafters: LanguageModel | HasLanguageModel | Sequence[LanguageModel | HasLanguageModel] | None,
+    target: AnyModel,
+    drafters: Drafters,
     prompts: Numbers,
     *,
     prompt_lengths: Numbers | None = None,
     options: DecodeOptions | None = None,
     timed: bool = False,
 ) -> Stream:
-    """:func:`generate`, round by round: iterate over the result for the tokens as they are
-    accepted.
+    """:func:`generate` round by round: iterate over the result for the tokens as they are accepted.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import decoding
-    >>> model = decoding.from_function(
-    ...     lambda params, tokens: params[tokens], jnp.eye(7)[::-1] * 9, 7
-    ... )
+    >>> bigram = lambda params, tokens: params[tokens]
+    >>> model = decoding.from_function(bigram, jnp.eye(7)[::-1] * 9, 7)
     >>> options = decoding.DecodeOptions(draft_length=2, max_new_tokens=6)
     >>> run = decoding.stream(jax.random.key(1), model, model, [[3]], options=options)
     >>> [len(new[0]) for new in run], run.generation.lengths.tolist()
     ([3, 3], [6])
     """
     options = DecodeOptions() if options is None else options
-    return Stream(*prepare(key, target, drafters, prompts, prompt_lengths, options), timed)
+    prepared = prepare(key, target, drafters, prompts, prompt_lengths, options)
+    return Stream(prepared, timed)
 
 
 class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
-    """A run in progress: an iterator over rounds, each an array of new tokens for each request.
+    """A run in progress: each round gives an array of new tokens for each request."""
 
-    Attributes:
-        generation: what there is so far.
-    """
-
-    def __init__(
-        self,
-        plan: engine.Plan,
-        requests: engine.Requests,
-        text: Text,
-        max_new_tokens: int,
-        timed: bool,
-    ) -> None:
-        self._plan, self._requests, self._size = plan, requests, max_new_tokens
+    def __init__(self, prepared: Prepared, timed: bool) -> None:
+        self._plan, self._requests, text, self._max_new_tokens = prepared
         self._prompt_lengths = np.asarray(text.length)
-        self._seconds = (
-            dict.fromkeys(("draft", "verify", "select", "other"), 0.0) if timed else None
-        )
-        started = time.perf_counter()
-        self._state = engine.prefill(plan, requests, text)
-        if self._seconds is not None:
-            jax.block_until_ready(self._state)
-            self._seconds["other"] += time.perf_counter() - started
+        self._seconds = dict.fromkeys((*_PARTS, "other"), 0.0) if timed else None
+        self._state = self._measured("other", engine.prefill, self._plan, self._requests, text)
 
     def __next__(self) -> list[Int[np.ndarray, " new"]]:
-        if not np.asarray(self._state.live).any():
-            self._complain()
+        if not self._is_active():
+            # Only now, when the other requests are complete.
+            self._raise_if_invalid()
             raise StopIteration
+        # Read before the round, which takes over the memory of the state.
         before = np.asarray(self._state.text.length)
         self._advance(1)
-        after, tokens = np.asarray(self._state.text.length), np.asarray(self._state.text.tokens)
-        return [row[a:b] for row, a, b in zip(tokens, before, after, strict=True)]
+        return self._tokens_from(before)
 
     def finish(self) -> Generation:
-        """All that is left, in one go."""
-        if self._seconds is None:
-            self._advance(2**31 - 1)
-        while np.asarray(self._state.live).any():
-            self._advance(1)
-        self._complain()
+        """All remaining rounds at once."""
+        while self._is_active():
+            self._advance(_ALL_ROUNDS)
+        self._raise_if_invalid()
         return self.generation
 
     @property
     def generation(self) -> Generation:
-        """What there is so far."""
-        state, start = self._state, self._prompt_lengths
-        lengths, text = np.asarray(state.text.length) - start, np.asarray(state.text.tokens)
-        new = np.arange(self._size)
-        tokens = np.take_along_axis(
-            text, np.minimum(start[:, None] + new, text.shape[1] - 1), axis=1
-        )
-        tokens = np.where(new < lengths[:, None], tokens, 0)
-        histogram, shape = np.asarray(state.accepted, np.int64), self._plan.shape
+        """The texts so far."""
+        # With NumPy: JAX would compile an operation outside `jit` for every shape.
+        rows = self._tokens_from(self._prompt_lengths)
+        lengths = np.array([len(row) for row in rows], np.int32)
+        tokens = np.zeros((len(rows), self._max_new_tokens), np.int32)
+        for r, row in enumerate(rows):
+            tokens[r, : len(row)] = row
+        histogram = np.asarray(self._state.histogram, np.int64)
+        shape = self._plan.shape
         metrics = Metrics(
-            histogram,
-            lengths.astype(np.int64),
+            histogram=histogram,
+            emitted=lengths.astype(np.int64),
             nodes=shape.num_nodes,
             calls_per_round=shape.depth * len(self._requests.drafters),
             rounds=int(histogram.sum(axis=1).max(initial=0)),
             seconds=None if self._seconds is None else dict(self._seconds),
         )
-        tokens, lengths = jax.device_put(
-            (tokens, lengths)
-        )  # `jnp.asarray` would compile something for the shape
-        return Generation(tokens, lengths, metrics)
+        tokens, lengths = jax.device_put((tokens, lengths))
+        return Generation(tokens=tokens, lengths=lengths, metrics=metrics)
+
+    def _tokens_from(self, starts):
+        """The tokens of each text from a position on."""
+        text = self._state.text
+        rows = zip(np.asarray(text.tokens), starts, np.asarray(text.length), strict=True)
+        return [row[start:end] for row, start, end in rows]
+
+    def _is_active(self) -> bool:
+        return bool(np.asarray(self._state.is_active).any())
 
     def _advance(self, rounds: int) -> None:
+        """At most `rounds` rounds; exactly one in a timed run, where each part is a program."""
         if self._seconds is None:
             self._state = engine.run(self._plan, self._requests, self._state, rounds)
-        else:
-            self._timed_round(self._seconds)
+            return
+        compiled = zip(_PARTS, _compiled_parts(), strict=True)
+        parts = [partial(self._measured, name, part) for name, part in compiled]
+        self._state = engine.one_round(self._plan, parts, self._requests, self._state)
 
-    def _timed_round(self, seconds: dict[str, float]) -> None:
-        def timed(name: str, part):
-            def call(*given):
-                started = time.perf_counter()
-                made = jax.block_until_ready(part(*given))
-                seconds[name] += time.perf_counter() - started
-                return made
+    def _measured(self, name: str, function: Callable, *inputs):
+        """`function(*inputs)`; in a timed run its time is added to the seconds of `name`."""
+        if self._seconds is None:
+            return function(*inputs)
+        started = time.perf_counter()
+        outputs = jax.block_until_ready(function(*inputs))
+        self._seconds[name] += time.perf_counter() - started
+        return outputs
 
-            return call
-
-        parts = [
-            timed(*both)
-            for both in zip(("draft", "verify", "select"), _compiled_parts(), strict=True)
-        ]
-        self._state = engine.each_round(self._plan, parts, self._requests, self._state)
-
-    def _complain(self) -> None:
-        if (broken := np.asarray(self._state.broken)).any():
-            rows = ", ".join(map(str, np.flatnonzero(broken)))
+    def _raise_if_invalid(self) -> None:
+        has_invalid_logits = np.asarray(self._state.has_invalid_logits)
+        if has_invalid_logits.any():
+            rows = ", ".join(map(str, np.flatnonzero(has_invalid_logits)))
             raise BrokenLogits(
-                f"logits: expected numbers with a largest one, got NaN or infinite ones for request {rows}; "
-                f"the others' texts are in this error's `generation`",
+                "logits: expected numbers with a largest one, got NaN or infinite ones for request "
+                f"{rows}; the others' texts are in this error's `generation`",
                 self.generation,
             )
 
 
 @cache
 def _compiled_parts():
-    """Each part of a round on its own; it gives away what the next one does not need."""
-    donated: list[list[str]] = [["caches"], ["target_cache"], ["caches", "target_cache"]]
+    """Each part of a round as a program, which takes over the memory of the caches it changes."""
+    donated = (["drafter_caches"], ["target_cache"], ["drafter_caches", "target_cache"])
     return [
         jax.jit(part, static_argnames=["plan"], donate_argnames=names)
         for part, names in zip(engine.PARTS, donated, strict=True)

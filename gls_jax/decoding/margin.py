@@ -1,208 +1,318 @@
-"""Margin trees: the shared clocks tell the drafter where the target will probably go
-(:class:`MarginTree`).
+"""Margin trees: the shared noise tells the drafter which tokens the target will probably emit.
+
+:class:`MarginTree` explains the method. In a round the drafter makes *candidates*, the first M
+ranks of the race at every node that it reads, and the most probable of them become the tree. A
+candidate's number is its place in the list of all candidates of the round, level by level.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax import races
-from gls_jax.decoding.batch_sampling import Sampling, also
-from gls_jax.decoding.drafting import Drafts, Text, read_level, read_root
-from gls_jax.decoding.model import LanguageModel
+from gls_jax.decoding.batch_sampling import add_tokens
+from gls_jax.decoding.drafting import DrafterState, join_levels, read_level, read_root
+from gls_jax.decoding.state import Caches, Drafts, Plan, Requests, Text
 from gls_jax.decoding.tree_shape import MarginTree
 from gls_jax.schemes import Path, Scheme, Tree
 
-__all__ = ["Candidates", "draft_margin", "first_fit", "refit"]
+__all__ = ["Candidates", "draft_margin_tree", "initial_spread_fit", "update_spread_fit"]
 
 TAUS = np.geomspace(0.05, 5, 24).astype(np.float32)
-"""Spreads of ``log q - log p`` to choose from."""
-_TYPICAL = 0.6  # where the choice starts, as if a few emitted tokens had said so
+"""The spreads `tau` of ``log q - log p`` among which the most likely one is chosen."""
+# The prior of tau is centred here, and weighs as much as a few emitted tokens.
+_TYPICAL_TAU = 0.6
+
+# Numbers that stand for no candidate or node.
+_ROOT = -1
+_NOT_IN_TREE = -2
+_NOT_EMITTED = -3
 
 
 class Candidates(NamedTuple):
-    """All nodes that were thought of, in groups of siblings; parents stand before children.
+    """All candidates of a round, in lists of siblings; parents come before their children.
 
     Attributes:
-        tokens: `i32[B, E, M]`, the first M of the race at each of E contexts.
+        tokens: `i32[B, E, M]`, the first M ranks of the race at each of E nodes.
         scores: `f32[B, E, M]`, ``log p - log E`` of each, decreasing; `-inf` where there is none.
-        nodes: `i32[B, E]`, the node that the context follows: -1 the root, -2 none that was chosen.
+        nodes: `i32[B, E]`, the tree node at which each list was made: -1 for the root, -2 for a
+            candidate that is not in the tree.
     """
 
-    tokens: Int[Array, "B E M"]
-    scores: Float[Array, "B E M"]
-    nodes: Int[Array, "B E"]
+    tokens: Array
+    scores: Array
+    nodes: Array
 
 
-def first_fit(batch: int) -> Float[Array, "B G"]:
-    """Log-likelihood of each spread before any round."""
-    return jnp.broadcast_to(-4 * jnp.log(jnp.asarray(TAUS) / _TYPICAL) ** 2, (batch, len(TAUS)))
+class _Level(NamedTuple):
+    """The candidates at the F nodes that the drafter has read in one call; F is 1 for the root.
+
+    Attributes:
+        tokens, scores: `[B, F, M]`, as in `Candidates`.
+        log_prob: `f32[B, F, M]`, estimated log-probability that the target emits the path to each
+            candidate; `-inf` where there is none.
+        parents: `i32[B, F]`, the numbers of the candidates that were read; -1 for the root.
+        is_invalid: `bool[B, 1]`, whether logits were invalid.
+    """
+
+    tokens: Array
+    scores: Array
+    log_prob: Array
+    parents: Array
+    is_invalid: Array
 
 
-def draft_margin(
-    scheme: Scheme,
-    shape: MarginTree,
-    drafter: LanguageModel,
-    num_items: int,
-    sampling: Sampling,
-    keys: Key[Array, " B"],
+class _Frontier(NamedTuple):
+    """The F candidates that the drafter reads next.
+
+    Attributes:
+        numbers, tokens: `i32[B, F]`.
+        log_prob: `f32[B, F]`, as in `_Level`.
+        seen: `bool[B, F, N]`, the tokens of the text up to each; None without a penalty.
+        drafter: which sees the cache slots of their parents.
+    """
+
+    numbers: Array
+    tokens: Array
+    log_prob: Array
+    seen: Array | None
+    drafter: DrafterState
+
+
+def initial_spread_fit(batch_size: int) -> Float[Array, "B G"]:
+    """Log-likelihood of each `tau` before the first round."""
+    log_prior = -4 * jnp.log(jnp.asarray(TAUS) / _TYPICAL_TAU) ** 2
+    return jnp.broadcast_to(log_prior, (batch_size, len(TAUS)))
+
+
+def draft_margin_tree(
+    plan: Plan,
+    requests: Requests,
     text: Text,
-    cache: Any,
-    num_slots: int,
-    fit: Float[Array, "B G"],
-) -> Drafts:
-    """A tree of the nodes that the target will most probably reach.
+    drafter_caches: Caches,
+    spread_fit: Float[Array, "B G"],
+) -> tuple[Drafts, Caches]:
+    """A tree of the nodes that the target will most probably emit, made by a single drafter.
 
     Args:
-        scheme: `gumbel_topk`.
-        shape: budget and depth.
-        drafter: the one model.
-        num_items: `N`, the target's vocabulary.
-        sampling: the parameters.
-        keys: `[B]`, of the requests.
+        plan: its shape is a margin tree.
+        requests: the models and their parameters.
         text: the texts so far.
-        cache: of the drafter.
-        num_slots: `S`, its slots.
-        fit: log-likelihood of the spreads so far.
-    """
-    batch, width, front = text.tokens.shape[0], shape.children, shape.frontier
-    tau = jnp.asarray(TAUS)[jnp.argmax(fit, axis=-1)][:, None, None]
+        drafter_caches: that of the drafter.
+        spread_fit: log-likelihood of each `tau` so far.
 
-    def think(logits, seen, depth, chance):
-        """The first of the race at each context, and the chance that the target comes to each of
-        them.
-        """
-        law = sampling.laws(logits, sampling.draft_temperature, seen, num_items)
-        tokens, scores = jax.vmap(partial(_ranks, scheme, width))(keys, text.length + depth, law)
-        child = chance[..., None] + jax.nn.log_softmax(scores / tau, axis=-1)
-        return (
-            tokens,
-            scores,
-            jnp.where(jnp.isfinite(scores), child, -jnp.inf),
-            jnp.isnan(law[..., 0]).any(-1),
+    Returns:
+        The drafts, and the drafter's cache after the round.
+    """
+    (drafter,) = requests.drafters
+    (drafter_cache,) = drafter_caches
+    shape = plan.shape.margin
+    assert shape is not None  # this function is for margin trees only
+    batch_size = len(text.length)
+    # The most likely spread of each request so far.
+    tau = jnp.asarray(TAUS)[jnp.argmax(spread_fit, axis=-1)][:, None, None]
+
+    # The candidates of the root.
+    logits, state = read_root(drafter, drafter_cache, text, 2, plan.num_cache_slots)
+    root = _candidates_at(
+        plan,
+        requests,
+        positions=text.length,
+        logits=logits,
+        seen=text.seen,
+        parents=jnp.full((batch_size, 1), _ROOT, jnp.int32),
+        parent_log_prob=jnp.zeros((batch_size, 1), jnp.float32),
+        tau=tau,
+    )
+    frontier = _most_probable_of(root, 0, text.seen, state, shape.frontier)
+
+    # Below, the most probable candidates of each level are read, and their children are candidates.
+    def next_level(frontier: _Frontier, depth):
+        seen = frontier.seen
+        logits, state = read_level(drafter, frontier.drafter, text, depth - 1, frontier.tokens)
+        level = _candidates_at(
+            plan,
+            requests,
+            positions=text.length + depth,
+            logits=logits,
+            seen=seen,
+            parents=frontier.numbers,
+            parent_log_prob=frontier.log_prob,
+            tau=tau,
         )
+        first_number = shape.children * (1 + (depth - 1) * shape.frontier)
+        frontier = _most_probable_of(level, first_number, seen, state, shape.frontier)
+        return frontier, level
 
-    def deeper(carry, depth):
-        cache, visible, seen, tokens, child = carry
-        chance, best = jax.lax.top_k(child.reshape(batch, -1), front)
-        best = jnp.sort(best, axis=-1)
-        chance = jnp.take_along_axis(child.reshape(batch, -1), best, axis=-1)
-        parent, token = best // width, jnp.take_along_axis(tokens.reshape(batch, -1), best, axis=-1)
-        if seen is not None:
-            seen = also(jnp.take_along_axis(seen, parent[..., None], axis=1), token)
-        visible = jnp.take_along_axis(visible, parent[..., None], axis=1)
-        logits, cache, visible = read_level(drafter, cache, text, depth - 1, token, visible)
-        tokens, scores, child, broken = think(logits, seen, depth, chance)
-        contexts = (depth - 1) * front * width + best  # the candidate that each follows
-        return (cache, visible, seen, tokens, child), (tokens, scores, child, contexts, broken)
-
-    logits, cache = read_root(drafter, cache, text, 2)
-    seen = None if text.seen is None else text.seen[:, None]
-    tokens, scores, child, broken = think(logits, seen, 0, jnp.zeros((batch, 1), jnp.float32))
-    spare = (
-        (0, 0),
-        (0, front - 1),
-        (0, 0),
-    )  # the root is alone: levels alike are one body, compiled once
-    tokens, scores, child = (
-        jnp.pad(tokens, spare),
-        *(jnp.pad(x, spare, constant_values=-jnp.inf) for x in (scores, child)),
-    )
-    visible = jnp.broadcast_to(
-        jnp.arange(num_slots) < text.length[:, None, None], (batch, front, num_slots)
-    )
-    seen = None if seen is None else jnp.repeat(seen, front, axis=1)
-    level = (tokens, scores, child, jnp.full((batch, front), -1, jnp.int32), broken)
     depths = jnp.arange(1, shape.depth, dtype=jnp.int32)
-    carry, rest = jax.lax.scan(deeper, (cache, visible, seen, tokens, child), depths)
-    *found, broken = (
-        jnp.concatenate([one[None], more]) for one, more in zip(level, rest, strict=True)
-    )
-    tokens, scores, child, contexts = (
-        jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:]) for x in found
-    )
-    return _prune(shape, text, carry[0], broken.T, Candidates(tokens, scores, contexts), child)
+    frontier, others = jax.lax.scan(next_level, frontier, depths)
+    drafts = _keep_best(shape, text, join_levels(root, others))
+    return drafts, (frontier.drafter.cache,)
 
 
-def _ranks(scheme: Scheme, width: int, key, position, laws):
-    """The first M of the race at each context, and their scores."""
-    key = races.position_key(key, position)
-    tokens = jax.vmap(lambda law: scheme.propose(key, law, width))(laws)
-    arrivals = races.arrivals(races.exponentials(key, 1, laws.shape[-1])[0], laws)
-    scores = -jnp.log(jnp.take_along_axis(arrivals, tokens, axis=-1))
-    again = (tokens == tokens[:, :1]) & (
-        jnp.arange(width) > 0
-    )  # fewer items than M: the list repeats the first
-    return tokens, jnp.where(again, -jnp.inf, scores)
-
-
-def _prune(
-    shape: MarginTree, text: Text, cache, broken, thought: Candidates, chance: Float[Array, "B E M"]
-) -> Drafts:
-    """The best nodes of the budget. Nobody is likelier than its parent or an earlier rank, so no
-    gaps arise.
-    """
-    batch, groups, width = chance.shape
-    rows, size, flat = jnp.arange(batch)[:, None], groups * width, chance.reshape(batch, -1)
-    _, best = jax.lax.top_k(flat, shape.budget)
-    best = jnp.sort(best, axis=-1)  # parents first
-    node_of = (
-        jnp.full((batch, size + 1), -2, jnp.int32).at[:, size].set(-1)
-    )  # of each candidate; the last entry is the root's
-    node_of = node_of.at[rows, best].set(jnp.arange(shape.budget, dtype=jnp.int32))
-    after = jnp.take_along_axis(
-        node_of, thought.nodes % (size + 1), axis=1
-    )  # the node that each group follows
-    # Read were all contexts below the root, in their order; the root has the groups of the first
-    # level to itself.
-    below = thought.nodes[:, shape.frontier :]
-    slots = text.length[:, None] + jnp.arange(below.shape[1], dtype=jnp.int32)
-    read = jnp.full((batch, size), -1, jnp.int32).at[rows, below].set(slots)
-    take = partial(jnp.take_along_axis, indices=best, axis=1)
-    tree = Tree(
-        tokens=take(thought.tokens.reshape(batch, -1)),
-        parents=jnp.take_along_axis(after, best // width, axis=1) + 1,
-        draft_index=(best % width).astype(jnp.int32),
-        depths=(best // (shape.frontier * width)).astype(jnp.int32),
-        alive=jnp.isfinite(take(flat)),
-        depth=shape.depth,
-        list_size=width,
-    )
-    return Drafts(tree, None, (cache,), take(read), broken, thought._replace(nodes=after))
-
-
-def refit(
-    fit: Float[Array, "B G"],
-    lists: Candidates,
+def update_spread_fit(
+    spread_fit: Float[Array, "B G"],
+    candidates: Candidates,
     path: Path,
     tokens: Int[Array, "B L"],
-    live: Bool[Array, " B"],
+    is_active: Bool[Array, " B"],
 ) -> Float[Array, "B G"]:
-    """Log-likelihood of the spreads with one round more: which rank did the target take at each
-    context it came to?
+    """Log-likelihood of each `tau`, with the ranks of the tokens that one more round emitted.
 
     Args:
-        fit: so far.
-        lists: what was thought of.
+        spread_fit: so far.
+        candidates: of the round.
         path: what the target accepted, leaves `[B, ...]`.
         tokens: `i32[B, depth + 1]`, what it emitted.
-        live: requests that were still running.
+        is_active: requests that the round belongs to.
     """
+    # The tree node at which each token was emitted, the root first; a number that no list has where
+    # nothing was emitted.
     steps = jnp.arange(tokens.shape[1])
-    came = jnp.pad(
-        path.nodes, ((0, 0), (1, 0)), constant_values=-1
-    )  # context of each emitted token
-    came = jnp.where((steps <= path.length[:, None]) & live[:, None], came, -3)
-    at = lists.nodes[:, :, None] == came[:, None]  # [B, E, L]
-    emitted = jnp.where(
-        jnp.any(at, -1), jnp.sum(jnp.where(at, tokens[:, None], 0), -1, dtype=jnp.int32), -1
+    nodes = jnp.pad(path.nodes, ((0, 0), (1, 0)), constant_values=_ROOT)
+    was_emitted = (steps <= path.length[:, None]) & is_active[:, None]
+    nodes = jnp.where(was_emitted, nodes, _NOT_EMITTED)
+
+    # The token emitted at the node of each list, -1 if there is none.
+    is_at_list = candidates.nodes[:, :, None] == nodes[:, None]  # [B, E, L]
+    emitted = jnp.sum(jnp.where(is_at_list, tokens[:, None], 0), -1, dtype=jnp.int32)
+    emitted = jnp.where(jnp.any(is_at_list, -1), emitted, -1)
+
+    # Where the target emitted one of the candidates, the likelihood of tau is its probability.
+    is_emitted = (candidates.tokens == emitted[..., None]) & jnp.isfinite(candidates.scores)
+    log_prob = jax.nn.log_softmax(candidates.scores[..., None] / TAUS, axis=2)
+    return spread_fit + jnp.sum(jnp.where(is_emitted[..., None], log_prob, 0), axis=(1, 2))
+
+
+def _candidates_at(
+    plan: Plan,
+    requests: Requests,
+    *,
+    positions,
+    logits,
+    seen,
+    parents,
+    parent_log_prob,
+    tau,
+) -> _Level:
+    """The first M ranks of the race at each node, and how probable they are.
+
+    Args:
+        plan, requests: of the round.
+        positions: `i32[B]`, of the candidates in the text.
+        logits: `[B, F, V]`, after each node.
+        seen: `bool[B, F, N]`, the tokens of the text at each node; None without a penalty.
+        parents: the number of each node.
+        parent_log_prob: `f32[B, F]`, estimated log-probability of the path to each node.
+        tau: `f32[B, 1, 1]`.
+    """
+    sampling = requests.sampling
+    log_p = sampling.log_probs(logits, sampling.draft_temperature, seen)
+    ranks = partial(_first_ranks, plan.scheme, plan.shape.list_size)
+    tokens, scores = jax.vmap(ranks)(requests.keys, positions, log_p)
+    log_prob = parent_log_prob[..., None] + jax.nn.log_softmax(scores / tau, axis=-1)
+    return _Level(
+        tokens=tokens,
+        scores=scores,
+        log_prob=jnp.where(jnp.isfinite(scores), log_prob, -jnp.inf),
+        parents=parents,
+        is_invalid=jnp.isnan(log_p[..., 0]).any(-1, keepdims=True),
     )
-    hit = (lists.tokens == emitted[..., None]) & jnp.isfinite(lists.scores)
-    log_chance = jax.nn.log_softmax(lists.scores[..., None] / jnp.asarray(TAUS), axis=2)
-    return fit + jnp.sum(jnp.where(hit[..., None], log_chance, 0), axis=(1, 2))
+
+
+def _first_ranks(scheme: Scheme, num_children: int, key, position, log_p):
+    """Tokens and scores `[F, M]` of the first M ranks at the nodes of one request."""
+    key = races.position_key(key, position)
+    tokens = jax.vmap(lambda log_p: scheme.propose(key, log_p, num_children))(log_p)
+    # The same race again: `propose` does not return its arrivals.
+    arrivals = races.arrivals(races.exponentials(key, 1, log_p.shape[-1])[0], log_p)
+    scores = -jnp.log(jnp.take_along_axis(arrivals, tokens, axis=-1))
+    # A list with fewer than M possible tokens repeats the first.
+    is_repeated = (tokens == tokens[:, :1]) & (jnp.arange(num_children) > 0)
+    return tokens, jnp.where(is_repeated, -jnp.inf, scores)
+
+
+def _most_probable_of(
+    level: _Level,
+    first_number,
+    seen,
+    state: DrafterState,
+    num_read: int,
+) -> _Frontier:
+    """The most probable candidates of a level; `first_number` is that of its first candidate."""
+    indices, log_prob = _most_probable(level.log_prob, num_read)
+    list_indices = indices // level.tokens.shape[-1]
+    tokens = _take(level.tokens.reshape(len(indices), -1), indices)
+    return _Frontier(
+        numbers=first_number + indices,
+        tokens=tokens,
+        log_prob=log_prob,
+        # Each continues the text of its parent, and sees what its parent saw, and its parent.
+        seen=None if seen is None else add_tokens(_take(seen, list_indices), tokens),
+        drafter=state._replace(visible=_take(state.visible, list_indices)),
+    )
+
+
+def _most_probable(log_prob, count: int):
+    """Indices of the `count` most probable in each row, increasing, and their log-probabilities."""
+    log_prob = log_prob.reshape(len(log_prob), -1)
+    _, indices = jax.lax.top_k(log_prob, count)
+    indices = jnp.sort(indices, axis=-1)
+    return indices, _take(log_prob, indices)
+
+
+def _keep_best(shape: MarginTree, text: Text, levels: _Level) -> Drafts:
+    """The most probable candidates as a tree; `levels` are joined.
+
+    A candidate is at most as probable as its parent and as the ranks before it. So the parents of
+    kept candidates are kept too, and the ranks at a node have no gaps.
+    """
+    tokens, scores, log_prob, parents, is_invalid = levels
+    batch_size, num_lists, num_children = tokens.shape
+    num_candidates = num_lists * num_children
+    # Numbers increase from level to level, so parents come first.
+    kept, kept_log_prob = _most_probable(log_prob, shape.budget)
+
+    # The tree node of each candidate; the entry behind the last candidate is the root's.
+    rows = jnp.arange(batch_size)[:, None]
+    node_of = jnp.full((batch_size, num_candidates + 1), _NOT_IN_TREE, jnp.int32)
+    node_of = node_of.at[:, num_candidates].set(_ROOT)
+    node_of = node_of.at[rows, kept].set(jnp.arange(shape.budget, dtype=jnp.int32))
+    list_nodes = _take(node_of, parents % (num_candidates + 1))
+
+    # The drafter wrote the nodes that it read behind the text, in their order, after the root.
+    read_slots = text.length[:, None] + jnp.arange(num_lists - 1, dtype=jnp.int32)
+    cache_slots = jnp.full((batch_size, num_candidates), -1, jnp.int32)
+    cache_slots = cache_slots.at[rows, parents[:, 1:]].set(read_slots)
+
+    # The first level has one list, the others `frontier` each.
+    kept_lists = kept // num_children
+    tree = Tree(
+        tokens=_take(tokens.reshape(batch_size, -1), kept),
+        parents=_take(list_nodes, kept_lists) + 1,
+        draft_index=kept % num_children,
+        depths=(kept_lists + shape.frontier - 1) // shape.frontier,
+        # With fewer possible candidates than the budget, nodes are left over.
+        alive=jnp.isfinite(kept_log_prob),
+        depth=shape.depth,
+        list_size=num_children,
+    )
+    return Drafts(
+        tree=tree,
+        log_p=None,
+        cache_slots=_take(cache_slots, kept),
+        is_invalid=is_invalid,
+        candidates=Candidates(tokens=tokens, scores=scores, nodes=list_nodes),
+    )
+
+
+def _take(values, indices):
+    """``values[b, indices[b, c]]`` for all rows b and columns c."""
+    indices = jnp.expand_dims(indices, tuple(range(2, values.ndim)))
+    return jnp.take_along_axis(values, indices, axis=1)

@@ -1,4 +1,4 @@
-"""What a run of speculative decoding is judged by, in the terms that people know."""
+"""Figures of merit of speculative decoding, with their usual names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Metrics(NamedTuple):
 
     Attributes:
         histogram: `i64[B, depth + 1]`, in how many rounds the target accepted 0, 1, ... drafts of a
-            request; what a stop token or the length limit cut off afterwards is counted too.
+            request. Accepted drafts that a stop token or the length limit cuts off are counted too.
         emitted: `i64[B]`, tokens of the output.
         nodes: drafts that the target verifies in one call.
         calls_per_round: calls of drafters in one round.
         rounds: of the whole batch.
-        seconds: wall time by part, `draft`, `verify`, `select`, `other`; None unless the run was
-            timed.
+        seconds: wall time of each part, `draft`, `verify`, `select`, `other`; None unless the run
+            was timed.
 
     >>> import numpy as np
     >>> from gls_jax.decoding.metrics import Metrics
@@ -40,7 +40,7 @@ class Metrics(NamedTuple):
 
     @property
     def target_calls(self) -> Int[np.ndarray, " B"]:
-        """Calls of the target that each request took part in, the prompt's apart."""
+        """Calls of the target that each request took part in, after those for the prompt."""
         return self.histogram.sum(axis=1)
 
     @property
@@ -50,14 +50,13 @@ class Metrics(NamedTuple):
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens a call of the target, its own among them: the block efficiency."""
-        return _ratio(
-            (self.histogram * np.arange(1, self.histogram.shape[1] + 1)).sum(), self.histogram.sum()
-        )
+        """Tokens per call of the target, the target's own token included: the block efficiency."""
+        tokens_per_round = np.arange(1, self.histogram.shape[1] + 1)
+        return _ratio((self.histogram * tokens_per_round).sum(), self.histogram.sum())
 
     @property
     def block_efficiency(self) -> float:
-        """Another name of the mean acceptance length."""
+        """The mean acceptance length under its other name."""
         return self.mean_acceptance_length
 
     @property
@@ -67,12 +66,14 @@ class Metrics(NamedTuple):
 
     @property
     def acceptance_by_position(self) -> Float[np.ndarray, " depth"]:
-        """Chance that the draft at each depth is accepted, given that those before it are; NaN
-        where none was tried.
+        """Probability that the draft at each depth is accepted, given that those before it are.
+
+        NaN at a depth that no round reached.
         """
-        reached = self.histogram.sum(axis=0)[::-1].cumsum()[::-1]
-        return np.array([_ratio(after, before) for before, after in pairwise(reached)])
+        # In how many rounds at least 0, 1, ... drafts were accepted.
+        at_least = self.histogram.sum(axis=0)[::-1].cumsum()[::-1]
+        return np.array([_ratio(after, before) for before, after in pairwise(at_least)])
 
 
-def _ratio(a, b) -> float:
-    return float(a) / float(b) if b else float("nan")
+def _ratio(numerator, denominator) -> float:
+    return float(numerator) / float(denominator) if denominator else float("nan")

@@ -1,10 +1,10 @@
-"""What decoding knows of a model: parameters, two pure functions and the size of the vocabulary."""
+"""What decoding knows of a language model: parameters, two pure functions, vocabulary size."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import jax
 from jax import Array
@@ -12,11 +12,11 @@ from jax import Array
 from gls_jax import checks
 from gls_jax.decoding import cache as caches
 
-__all__ = ["HasLanguageModel", "LanguageModel"]
+__all__ = ["AnyModel", "Drafters", "HasLanguageModel", "LanguageModel"]
 
 
 class HasLanguageModel(Protocol):
-    """What brings a language model, as a loaded checkpoint does."""
+    """An object with a language model, such as a loaded checkpoint."""
 
     @property
     def language_model(self) -> LanguageModel:
@@ -27,27 +27,28 @@ class HasLanguageModel(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model as a bundle of pure functions.
+    """A causal language model as pure functions.
 
-    **Cache protocol.** ``init_cache(batch, length)`` is a NamedTuple or dataclass with a field
-    `length`, `i32[B]`: the slots filled in each row. `apply` writes its T tokens into slots
-    ``length .. length + T - 1``, whatever their positions, and adds T to `length`. A token sees the
-    slots that the mask names among those filled and those written now; what lies behind `length` is
-    never seen, so lowering `length` forgets. All other leaves are `[layers, B, S, ...]`, so that
-    accepted drafts can be moved into place; a cache laid out otherwise comes with a `keep` of its
-    own.
+    **Cache protocol.** ``init_cache(batch, length)`` returns a NamedTuple or dataclass with a
+    field `length`, `i32[B]`: the number of filled slots in each row. `apply` writes its T tokens
+    into the slots ``length .. length + T - 1``, whatever their positions, and adds T to `length`.
+    A token attends to those slots named by the mask which are filled or written in this call.
+    Slots from `length` on are never read, so a smaller `length` forgets the newest tokens. All
+    other leaves are `[layers, B, S, ...]`, so that accepted drafts can be moved into place; a
+    cache with another layout brings its own `keep`.
 
     Attributes:
         params: pytree of weights.
         apply: ``(params, tokens i32[B, T], positions i32[B, T], mask bool[B, T, S] or None,
-            cache)`` to ``(logits f[B, T, V], cache)``. None is causal: all filled slots, and the
-            tokens up to one's own. Logits are those of the next token. A static argument of
-            `jax.jit`: keep it one object, or hashable, so that nothing compiles twice.
-        init_cache: ``(batch, length) -> cache`` of `length` empty slots a row; static likewise.
+            cache)`` to ``(logits f[B, T, V], cache)``. Mask None is causal: each token sees all
+            filled slots, and the new tokens up to itself. Logits are those of the next token. A
+            static argument of `jax.jit`: keep it one object, or hashable, so that nothing compiles
+            twice.
+        init_cache: ``(batch, length)`` to a cache with `length` empty slots a row; static likewise.
         vocab_size: `V`.
-        keep: how accepted drafts are moved, :func:`gls_jax.decoding.cache.keep`.
-        vocabulary: fingerprint of the tokenizer, None where unknown; models with different ones do
-            not go together.
+        keep: how accepted drafts are moved, see :func:`gls_jax.decoding.cache.keep`.
+        vocabulary: hash of the tokenizer, None if unknown. A drafter and a target with different
+            hashes are refused.
     """
 
     params: Any
@@ -63,8 +64,11 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         for name in ("apply", "init_cache", "keep"):
-            if not callable(getattr(self, name)):
-                raise ValueError(
-                    f"LanguageModel.{name}: expected a function, got {getattr(self, name)!r}"
-                )
+            function = getattr(self, name)
+            if not callable(function):
+                raise ValueError(f"LanguageModel.{name}: expected a function, got {function!r}")
         checks.count(self.vocab_size, "LanguageModel.vocab_size")
+
+
+AnyModel: TypeAlias = LanguageModel | HasLanguageModel
+Drafters: TypeAlias = AnyModel | Sequence[AnyModel] | None

@@ -1,4 +1,4 @@
-"""What is decoded, in one record: scheme, drafts, sampling parameters and ends of texts."""
+"""Options of decoding in one record: scheme, drafts, sampling parameters, and where texts end."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["DecodeOptions"]
 class DecodeOptions:
     """Options of :func:`gls_jax.decoding.generate` and :func:`gls_jax.decoding.stream`.
 
-    Values are checked by the call that uses them, where models and batch are known.
+    They are checked by the call that uses them, which knows the models and the batch.
 
     Attributes:
         scheme: name or :class:`gls_jax.schemes.Scheme`.
-        num_drafts: K chains.
-        draft_length: L, their length.
-        tree: children at each depth of a static tree, or a :class:`MarginTree`, in place of K chains
-            of length L.
-        max_new_tokens: one number, or one a request.
-        temperature: of the target, 0 for greedy; one number, or one a request.
-        draft_temperatures: one number, or one a chain; None takes the target's.
-        top_k: largest logits kept, for all requests.
-        top_p, min_p, repetition_penalty: one number, or one a request; see
+        num_drafts: K, the number of chains.
+        draft_length: L, the length of each chain.
+        tree: numbers of children at each depth of a static tree, or a :class:`MarginTree`; replaces
+            the K chains of length L.
+        max_new_tokens: one number, or one per request.
+        temperature: of the target, 0 for greedy; one number, or one per request.
+        draft_temperatures: one number, or one per chain; None takes the target's.
+        top_k: how many of the largest logits are kept, the same for all requests; None keeps all.
+        top_p, min_p, repetition_penalty: one number, or one per request; see
             :func:`gls_jax.decoding.log_probs`.
         stop_tokens: token ids that end a text, or B sequences of them.
         max_length: longest text, prompt included: the model's context window; None sets no limit.

@@ -1,4 +1,4 @@
-"""Models without a cache of their own: any causal function, and look-up of n-grams in the text."""
+"""Models without a cache of their own: any causal function, and n-gram lookup in the text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jax import Array
 
 from gls_jax import checks
 from gls_jax.decoding.model import LanguageModel
@@ -17,7 +17,7 @@ __all__ = ["from_function", "ngram_lookup"]
 
 
 class Tokens(NamedTuple):
-    """The tokens themselves, in the layout of a cache.
+    """A cache that holds the tokens themselves.
 
     Attributes:
         tokens: `i32[1, B, S]`.
@@ -25,16 +25,16 @@ class Tokens(NamedTuple):
         length: `i32[B]`.
     """
 
-    tokens: Int[Array, "1 B S"]
-    positions: Int[Array, "1 B S"]
-    length: Int[Array, " B"]
+    tokens: Array
+    positions: Array
+    length: Array
 
 
 def from_function(fn: Callable[[Any, Array], Array], params: Any, vocab_size: int) -> LanguageModel:
     """A language model from any causal function; every call computes the whole text again.
 
-    Each new token of a draft tree is evaluated on its own path: T calls of `fn` on `[B, S]` tokens
-        for T of them.
+    Each new token of a draft tree is evaluated on its own path, so T new tokens take T calls of
+    `fn` on `[B, S]` tokens.
 
     Args:
         fn: ``(params, tokens i32[B, T]) -> logits f[B, T, V]``, causal: logits at `t` do not depend
@@ -43,7 +43,7 @@ def from_function(fn: Callable[[Any, Array], Array], params: Any, vocab_size: in
         vocab_size: `V`.
 
     Raises:
-        ValueError: no function, or no positive vocabulary.
+        ValueError: `fn` is not callable, or `vocab_size` is not positive.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import decoding
@@ -55,21 +55,26 @@ def from_function(fn: Callable[[Any, Array], Array], params: Any, vocab_size: in
     """
     if not callable(fn):
         raise ValueError(f"fn: expected a function of params and tokens, got {type(fn).__name__}")
+    vocab_size = checks.count(vocab_size, "vocab_size")
     return LanguageModel(
-        params, _Apply(_LastOf(fn)), _empty, checks.count(vocab_size, "vocab_size")
+        params=params,
+        apply=_Apply(_LogitsAfterLast(fn)),
+        init_cache=_empty_cache,
+        vocab_size=vocab_size,
     )
 
 
 def ngram_lookup(vocab_size: int, longest: int = 3) -> LanguageModel:
-    """A drafter without a model: what followed the last time that the text went like this.
+    """A drafter without a model: it proposes what followed the last time that the text ended so.
 
-    It looks for the latest earlier place with the longest common ending, `longest` tokens at most,
-    and is sure of the token that came next; where even the last token is new, it repeats it.
-    (Prompt look-up decoding, Saxena 2023.)
+    Of the earlier places whose last tokens are those of the text, it takes one with the longest
+    match, of at most `longest` tokens, and of several the latest. The token that followed there has
+    probability 1. If even the last token is new, that token is repeated. (Prompt lookup decoding,
+    Saxena 2023.)
 
     Args:
         vocab_size: `V`, of the target.
-        longest: endings compared, in tokens.
+        longest: most tokens compared.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import decoding
@@ -81,75 +86,101 @@ def ngram_lookup(vocab_size: int, longest: int = 3) -> LanguageModel:
     >>> int(logits[0, -1].argmax())
     7
     """
-    size = checks.count(vocab_size, "vocab_size")
-    return LanguageModel((), _Apply(_Lookup(size, checks.count(longest, "longest"))), _empty, size)
+    vocab_size = checks.count(vocab_size, "vocab_size")
+    lookup = _Lookup(vocab_size, checks.count(longest, "longest"))
+    return LanguageModel(
+        params=(),
+        apply=_Apply(lookup),
+        init_cache=_empty_cache,
+        vocab_size=vocab_size,
+    )
 
 
-def _empty(batch: int, length: int) -> Tokens:
-    nothing = jnp.zeros((1, batch, length), jnp.int32)
-    return Tokens(
-        nothing, nothing + 0, jnp.zeros(batch, jnp.int32)
-    )  # two buffers, so that both can be donated
+def _empty_cache(batch: int, length: int) -> Tokens:
+    zeros = jnp.zeros((1, batch, length), jnp.int32)
+    # `zeros + 0` is a second buffer: the same one could not be donated twice.
+    return Tokens(tokens=zeros, positions=zeros + 0, length=jnp.zeros(batch, jnp.int32))
 
 
 @dataclasses.dataclass(frozen=True)
-class _LastOf:
+class _LogitsAfterLast:
     """Logits of `fn` after the last of each row's `length` tokens."""
 
     fn: Callable
 
-    def __call__(self, params, rows, length):
-        return jnp.take_along_axis(self.fn(params, rows), (length - 1)[:, None, None], axis=1)[:, 0]
+    def __call__(self, params, texts, length):
+        logits = self.fn(params, texts)
+        return jnp.take_along_axis(logits, (length - 1)[:, None, None], axis=1)[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Lookup:
+    """Logits 0 for the token that is looked up, and `-inf` for the others."""
+
     vocab_size: int
     longest: int
 
-    def __call__(self, params, rows, length):
-        size = rows.shape[1]
-        place = jnp.arange(size)
-        last = length[:, None] - 1
-        same, common = jnp.ones(rows.shape, bool), jnp.zeros(rows.shape, jnp.int32)
+    def __call__(self, params, texts, length):
+        size = texts.shape[1]
+        places = jnp.arange(size)
+        last_place = length[:, None] - 1
+
+        # How many tokens up to each place match the end of the text, `longest` at most.
+        still_matches = jnp.ones(texts.shape, bool)
+        num_matching = jnp.zeros(texts.shape, jnp.int32)
         for back in range(self.longest):
-            here = jnp.where(place >= back, jnp.roll(rows, back, axis=1), -1)
-            there = jnp.take_along_axis(rows, jnp.maximum(last - back, 0), axis=1)
-            same &= (here == there) & (last >= back)
-            common += same.astype(jnp.int32)
-        found = jnp.where(
-            place < last, common * size + place, -1
-        )  # the longest, and of these the latest
-        best = jnp.argmax(found, axis=1)[:, None]
-        known = jnp.take_along_axis(found, best, axis=1) >= size
-        token = jnp.take_along_axis(rows, jnp.where(known, best + 1, last), axis=1)
-        return jnp.where(jnp.arange(self.vocab_size) == token, 0.0, -jnp.inf)
+            # `roll` brings the end of the text to its beginning, where nothing can match.
+            at_place = jnp.where(places >= back, jnp.roll(texts, back, axis=1), -1)
+            at_end = jnp.take_along_axis(texts, jnp.maximum(last_place - back, 0), axis=1)
+            still_matches &= (at_place == at_end) & (last_place >= back)
+            num_matching += still_matches.astype(jnp.int32)
+
+        # The longest match, and of these the latest place before the end.
+        score = jnp.where(places < last_place, num_matching * size + places, -1)
+        best_place = jnp.argmax(score, axis=1)[:, None]
+        is_match = jnp.take_along_axis(score, best_place, axis=1) >= size
+        next_place = jnp.where(is_match, best_place + 1, last_place)
+        next_token = jnp.take_along_axis(texts, next_place, axis=1)
+        return jnp.where(jnp.arange(self.vocab_size) == next_token, 0.0, -jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Apply:
-    """`LanguageModel.apply` from ``next_logits(params, rows i32[B, S], length i32[B]) -> f[B, V]``."""
+    """`LanguageModel.apply` from a function that gives the logits after whole texts.
+
+    Attributes:
+        next_logits: ``(params, texts i32[B, S], length i32[B]) -> f[B, V]``.
+    """
 
     next_logits: Callable
 
     def __call__(self, params, tokens, positions, mask, cache: Tokens):
-        batch, count = tokens.shape
-        slots = cache.length[:, None] + jnp.arange(count)
+        batch, num_new = tokens.shape
+        cache_slots = cache.length[:, None] + jnp.arange(num_new)
         rows = jnp.arange(batch)[:, None]
-        all_tokens = cache.tokens[0].at[rows, slots].set(tokens, mode="drop")
-        all_positions = cache.positions[0].at[rows, slots].set(positions, mode="drop")
-        after = Tokens(all_tokens[None], all_positions[None], cache.length + count)
-        size = all_tokens.shape[1]
+        # Requests that have ended may write behind the end of the cache, where it is dropped.
+        all_tokens = cache.tokens[0].at[rows, cache_slots].set(tokens, mode="drop")
+        all_positions = cache.positions[0].at[rows, cache_slots].set(positions, mode="drop")
+        num_cache_slots = all_tokens.shape[1]
 
-        def one(column):
-            slot, position = slots[:, column], positions[:, column]
-            seen = jnp.arange(size) <= slot[:, None]
+        def logits_after(column):
+            """Logits after one of the new tokens of each row."""
+            cache_slot = cache_slots[:, column]
+            position = positions[:, column]
+            is_visible = jnp.arange(num_cache_slots) <= cache_slot[:, None]
             if mask is not None:
-                seen &= mask[:, column]
-            # The path as a text of its own: each token it sees at its position.
-            there = jnp.where(seen, all_positions, size)
-            path = jnp.zeros_like(all_tokens).at[rows, there].set(all_tokens, mode="drop")
-            return self.next_logits(params, path, position + 1)
+                is_visible &= mask[:, column]
+            # The path to the token becomes a text: each visible token is written at its position.
+            text_positions = jnp.where(is_visible, all_positions, num_cache_slots)
+            texts = jnp.zeros_like(all_tokens)
+            texts = texts.at[rows, text_positions].set(all_tokens, mode="drop")
+            return self.next_logits(params, texts, position + 1)
 
-        logits = jax.lax.map(one, jnp.arange(count))
-        return jnp.moveaxis(logits, 0, 1), after
+        # One after the other, which bounds the memory to the logits of one text per row.
+        logits = jax.lax.map(logits_after, jnp.arange(num_new))
+        cache = Tokens(
+            tokens=all_tokens[None],
+            positions=all_positions[None],
+            length=cache.length + num_new,
+        )
+        return jnp.moveaxis(logits, 0, 1), cache

@@ -1,6 +1,6 @@
-"""A language in which every text has a known probability, and the slow version of what a request asks for.
+"""A language in which every text has a known probability, and sampling parameters in float64.
 
-The law of a token depends on its position and on the two tokens before it (0 where there is only one).
+The distribution of a token depends on its position and on the two tokens before it (0 where there is only one).
 """
 
 import jax.numpy as jnp
@@ -12,9 +12,12 @@ TOKENS, LAST = 4, 8
 
 
 def language(seed):
-    """`[position, token before the previous one, previous one, token]`; a wrong one of them shows."""
-    laws = np.random.default_rng(seed).dirichlet(np.ones(TOKENS), (LAST, TOKENS, TOKENS))
-    return 0.4 * laws[:, :1, :1] + 0.6 * laws
+    """Probabilities `[position, token before the previous one, previous token, token]`.
+
+    All four matter: a model that mistakes one of them gives another distribution.
+    """
+    p = np.random.default_rng(seed).dirichlet(np.ones(TOKENS), (LAST, TOKENS, TOKENS))
+    return 0.4 * p[:, :1, :1] + 0.6 * p
 
 
 TARGET, DRAFTS = language(4), [language(seed) for seed in (3, 5, 6)]
@@ -25,21 +28,19 @@ def read(params, tokens):
     return params[jnp.minimum(jnp.arange(tokens.shape[1]), LAST - 1), before, tokens]
 
 
-def model(laws):
-    return decoding.from_function(read, jnp.asarray(np.log(laws), jnp.float32), TOKENS)
+def model(p):
+    return decoding.from_function(read, jnp.asarray(np.log(p), jnp.float32), TOKENS)
 
 
-target, drafters = model(TARGET), [model(laws) for laws in DRAFTS]
+target, drafters = model(TARGET), [model(p) for p in DRAFTS]
 
 
-def process(
-    p, context, temperature=1.0, top_k=None, top_p=None, min_p=None, repetition_penalty=None
-):
+def process(p, text, temperature=1.0, top_k=None, top_p=None, min_p=None, repetition_penalty=None):
     """Sampling parameters in float64, one after the other, ties kept."""
     with np.errstate(divide="ignore"):
         logits = np.log(np.asarray(p, np.float64))
     if repetition_penalty is not None:
-        for token in set(context):
+        for token in set(text):
             logits[token] = (
                 logits[token] / repetition_penalty
                 if logits[token] > 0
@@ -50,46 +51,49 @@ def process(
     logits = logits / temperature
     if top_k is not None and top_k < len(p):
         logits[logits < np.sort(logits)[-top_k]] = -np.inf
-    law = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     if top_p is not None:
-        order = np.sort(law)[::-1]
+        order = np.sort(p)[::-1]
         least = order[np.argmax(np.cumsum(order) >= min(top_p, 1 - 1e-9))]
-        law = np.where(law < least, 0, law) / law[law >= least].sum()
+        p = np.where(p < least, 0, p) / p[p >= least].sum()
     if min_p is not None:
-        law = np.where(law < min_p * law.max(), 0, law)
-        law = law / law.sum()
-    return law
+        p = np.where(p < min_p * p.max(), 0, p)
+        p = p / p.sum()
+    return p
 
 
-def law_of_texts(prompt, length, stop=(), **sampling):
+def text_probabilities(prompt, length, stop=(), **sampling):
     """Probability of every output: all texts of `length` tokens, or shorter ones that end with a stop token."""
-    law = {}
+    probabilities = {}
 
-    def go(text, chance):
+    def visit(text, probability):
         new = text[len(prompt) :]
         if len(new) == length or (new and new[-1] in stop):
-            law[tuple(new)] = chance
+            probabilities[tuple(new)] = probability
             return
         raw = TARGET[min(len(text), LAST) - 1, text[-2] if len(text) > 1 else 0, text[-1]]
         for token, p in enumerate(process(raw, text, **sampling)):
-            go([*text, token], chance * p)
+            visit([*text, token], probability * p)
 
-    go(list(prompt), 1.0)
-    return law
+    visit(list(prompt), 1.0)
+    return probabilities
 
 
-def counts(generation, rows, law):
-    """How often each output of the law came, and how often another."""
+def counts(generation, rows, probabilities):
+    """How often each possible output occurred, and any other one; and their probabilities."""
     tokens, lengths = np.asarray(generation.tokens)[rows], np.asarray(generation.lengths)[rows]
-    found = dict.fromkeys(law, 0)
-    other = 0
+    occurrences = dict.fromkeys(probabilities, 0)
+    num_others = 0
     width = tokens.shape[1]
-    every = (tokens + 1) * (np.arange(width) < lengths[:, None])
-    codes, numbers = np.unique(every @ (TOKENS + 1) ** np.arange(width), return_counts=True)
-    names = {sum((x + 1) * (TOKENS + 1) ** i for i, x in enumerate(text)): text for text in law}
+    digits = (tokens + 1) * (np.arange(width) < lengths[:, None])
+    codes, numbers = np.unique(digits @ (TOKENS + 1) ** np.arange(width), return_counts=True)
+    text_of_code = {
+        sum((x + 1) * (TOKENS + 1) ** i for i, x in enumerate(text)): text for text in probabilities
+    }
     for code, number in zip(codes, numbers, strict=True):
-        if int(code) in names:
-            found[names[int(code)]] = number
+        if int(code) in text_of_code:
+            occurrences[text_of_code[int(code)]] = number
         else:
-            other += number
-    return np.array([*found.values(), other]), np.array([*law.values(), 0.0])
+            num_others += number
+    observed = np.array([*occurrences.values(), num_others])
+    return observed, np.array([*probabilities.values(), 0.0])

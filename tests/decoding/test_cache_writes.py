@@ -1,4 +1,4 @@
-"""The decode loop writes its caches in place: a round must not copy what all rounds before it have left."""
+"""The decode loop writes its caches in place: a round must not copy what the rounds before it have written."""
 
 import re
 from functools import partial
@@ -10,13 +10,13 @@ from flax import nnx
 from gls_jax import decoding, models, races
 from gls_jax.decoding import engine, preparation
 
-LAYERS, SLOTS = 16, 4096
-# Two drafts of one chain are the hard case, for no loop stands between a write and the next read; jaxlib 0.10 copies.
+LAYERS, CACHE_SLOTS = 16, 4096
+# Two drafts of one chain are the hard case: there is no loop between a write and the next read. jaxlib 0.10 copies.
 DRAFT_LENGTH = 3 if jax.__version_info__ < (0, 11) else 2
 
 
 def test_no_copy_of_a_cache_in_the_loop():
-    """By the optimised program's own text and account of memory: what is copied is one layer's, for its attention."""
+    """According to the optimised program and its memory analysis: only a layer's part is copied, for its attention."""
     shapes = {
         "vocab_size": 8,
         "hidden_size": 32,
@@ -25,12 +25,14 @@ def test_no_copy_of_a_cache_in_the_loop():
         "num_kv_heads": 2,
     }
     model = models.Transformer(models.Config(**shapes, num_layers=LAYERS), rngs=nnx.Rngs(0))
-    both = (models.language_model(model),) * 2
-    options = decoding.DecodeOptions(draft_length=DRAFT_LENGTH, max_new_tokens=SLOTS)
-    plan, requests, text, _ = preparation.prepare(races.new_key(0), *both, [[1]], None, options)
+    target = drafter = models.language_model(model)
+    options = decoding.DecodeOptions(draft_length=DRAFT_LENGTH, max_new_tokens=CACHE_SLOTS)
+    plan, requests, text, _ = preparation.prepare(
+        races.new_key(0), target, drafter, [[1]], None, options
+    )
     state = jax.eval_shape(partial(engine.prefill, plan), requests, text)
     keys = state.target_cache.keys
-    assert keys.shape[0] == LAYERS and keys.shape[2] > SLOTS
+    assert keys.shape[0] == LAYERS and keys.shape[2] > CACHE_SLOTS
     program = (
         jax.jit(lambda state: engine.run(plan, requests, state, 9), donate_argnums=0)
         .lower(state)

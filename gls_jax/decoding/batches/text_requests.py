@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gls_jax import checks
-from gls_jax.decoding.processors import check_sampling
+from gls_jax.decoding.sampling_parameters import check_sampling
 from gls_jax.runs import files
 
 if TYPE_CHECKING:

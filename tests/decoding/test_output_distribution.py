@@ -1,4 +1,4 @@
-"""What is generated has the law of the target, whatever the scheme, the shape and the parameters.
+"""What is generated has the target's distribution, whatever the scheme, the shape and the parameters.
 
 Each test fails a correct engine with probability at most ALPHA for another key: below 1e-6 for all of them.
 """
@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ALPHA = 1e-9
 REQUESTS = 20_000
-FEWER = {"optimal": 1000, "weighted_importance": 5000}  # a linear program, and a search, a context
+# They solve a linear program, and search, at every tree node.
+FEWER = {"optimal": 1000, "weighted_importance": 5000}
 NEW = 3
 PROMPTS = ([1, 2, 0], [3])  # every other request
 SHARED = dict(temperature=0.8, top_k=3, top_p=0.9, stop_tokens=(2,))
@@ -44,8 +45,8 @@ def p_value(generation, **sampling):
     stop = sampling.pop("stop_tokens", ())
     values = []
     for parity, prompt in enumerate(PROMPTS):
-        law = language.law_of_texts(prompt, NEW, stop, **sampling)
-        counts, expected = language.counts(generation, slice(parity, None, 2), law)
+        possible = language.text_probabilities(prompt, NEW, stop, **sampling)
+        counts, expected = language.counts(generation, slice(parity, None, 2), possible)
         values.append(oracles.chi_square(counts, expected))
     return 2 * min(values)
 
@@ -72,24 +73,24 @@ CASES = [
 
 
 @pytest.mark.parametrize(("scheme", "shape"), CASES)
-def test_law(scheme, shape):
+def test_distribution(scheme, shape):
     """With top-k, top-p, a temperature, a stop token inside blocks, and prompts of two lengths in one batch."""
     num = FEWER.get(scheme, REQUESTS)
     assert p_value(generate(scheme, language.drafters[0], num, **shape, **SHARED), **SHARED) > ALPHA
 
 
-def test_law_of_plain_generation():
+def test_plain_generation():
     assert p_value(generate("gls", None, **SHARED), **SHARED) > ALPHA
 
 
 @pytest.mark.parametrize(
     "scheme", ["gls", "gls_strong", "naive", "specinfer", "weighted_importance", "optimal"]
 )
-def test_law_with_diverse_drafters(scheme):
+def test_diverse_drafters(scheme):
     """Three drafters at three temperatures; the third is the first again."""
     num = FEWER.get(scheme, REQUESTS)
     drafters = [language.drafters[0], language.drafters[1], language.drafters[0]]
-    found = generate(
+    generation = generate(
         scheme,
         drafters,
         num,
@@ -98,47 +99,50 @@ def test_law_with_diverse_drafters(scheme):
         draft_temperatures=(0.5, 1, 2),
         **SHARED,
     )
-    assert p_value(found, **SHARED) > ALPHA
+    assert p_value(generation, **SHARED) > ALPHA
 
 
 @pytest.mark.parametrize("scheme", ["gls", "traversal"])
-def test_law_with_a_repetition_penalty_and_min_p(scheme):
-    more = dict(repetition_penalty=1.4, min_p=0.2)
-    assert (
-        p_value(
-            generate(scheme, language.drafters[0], num_drafts=2, draft_length=3, **more), **more
-        )
-        > ALPHA
-    )
+def test_repetition_penalty_and_min_p(scheme):
+    sampling = dict(repetition_penalty=1.4, min_p=0.2)
+    generation = generate(scheme, language.drafters[0], num_drafts=2, draft_length=3, **sampling)
+    assert p_value(generation, **sampling) > ALPHA
 
 
-def test_law_of_each_request_is_its_own():
-    """Every other request has another temperature, penalty, number of tokens and stop token."""
-    shown = dict(num_drafts=2, draft_length=2, temperature=np.tile([0.6, 1.5], REQUESTS // 2))
-    shown |= dict(
-        top_p=np.tile([0.8, 1.0], REQUESTS // 2), stop_tokens=[(1,), ()] * (REQUESTS // 2)
+def test_parameters_of_each_request():
+    """Every other request has another temperature, top-p and stop token."""
+    generation = generate(
+        "gls",
+        language.drafters[0],
+        num_drafts=2,
+        draft_length=2,
+        temperature=np.tile([0.6, 1.5], REQUESTS // 2),
+        top_p=np.tile([0.8, 1.0], REQUESTS // 2),
+        stop_tokens=[(1,), ()] * (REQUESTS // 2),
     )
-    found = generate("gls", language.drafters[0], **shown)
-    own = [dict(temperature=0.6, top_p=0.8), dict(temperature=1.5, top_p=1.0)]
+    sampling = [dict(temperature=0.6, top_p=0.8), dict(temperature=1.5, top_p=1.0)]
     for parity, (prompt, stop) in enumerate(zip(PROMPTS, [(1,), ()], strict=True)):
-        law = language.law_of_texts(prompt, NEW, stop, **own[parity])
-        assert oracles.chi_square(*language.counts(found, slice(parity, None, 2), law)) > ALPHA
+        possible = language.text_probabilities(prompt, NEW, stop, **sampling[parity])
+        counts, expected = language.counts(generation, slice(parity, None, 2), possible)
+        assert oracles.chi_square(counts, expected) > ALPHA
 
 
 # Planted defects: the tests above bite.
 
 
-def not_moved(cache, slots, start, count):
+def keep_without_moving(cache, cache_slots, start, count):
     return with_length(cache, start + count)
 
 
-def blind(params, tokens, positions, mask, cache):
-    """A tree mask that is forgotten: every draft sees the ones before it."""
+def apply_without_mask(params, tokens, positions, mask, cache):
+    """Every draft sees all drafts before it, not only its ancestors."""
     return language.target.apply(params, tokens, positions, None, cache)
 
 
 @pytest.mark.parametrize(
-    "change", [dict(keep=not_moved), dict(apply=blind)], ids=["not-moved", "blind"]
+    "change",
+    [dict(keep=keep_without_moving), dict(apply=apply_without_mask)],
+    ids=["not-moved", "no-mask"],
 )
 def test_planted_defect_in_the_cache(change):
     broken = dataclasses.replace(language.target, **change)
@@ -152,12 +156,12 @@ def test_planted_defect_in_the_parameters():
     assert p_value(generate("gls", language.drafters[0], num_drafts=2, temperature=1.2)) < ALPHA
 
 
-def test_planted_defect_a_context_short_of_its_drafts(monkeypatch):
+def test_planted_defect_in_the_tokens_seen(monkeypatch):
     """A repetition penalty that does not see the drafts before it."""
-    monkeypatch.setattr(decoding.engine, "_seen", lambda text, tree: text.seen[:, None])
+    monkeypatch.setattr(decoding.engine, "seen_at_nodes", lambda text, tree: text.seen)
     decoding.engine.run.clear_cache()
-    found = generate(
+    generation = generate(
         "gls", language.drafters[0], num_drafts=2, draft_length=3, repetition_penalty=1.4
     )
     decoding.engine.run.clear_cache()
-    assert p_value(found, repetition_penalty=1.4) < ALPHA
+    assert p_value(generation, repetition_penalty=1.4) < ALPHA

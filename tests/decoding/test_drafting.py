@@ -1,0 +1,73 @@
+"""Drafters: of good and bad models, of several models, and of other vocabularies."""
+
+import pytest
+
+from gls_jax import decoding
+from gls_jax.decoding import MarginTree
+from tests.decoding.tiny_models import KEY, random_prompts, trigram_model
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ALWAYS_RIGHT = [
+    dict(scheme="gumbel_topk", num_drafts=3, draft_length=4),
+    dict(scheme="gumbel_topk", tree=MarginTree(8, 4, 2, 4)),
+    # As many nodes with one child each as the longest list has drafts: not chains for all that.
+    dict(scheme="gls", tree=(2, 1)),
+    dict(scheme="gls", tree=(2, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("options", ALWAYS_RIGHT, ids=str)
+def test_a_drafter_that_is_the_target_is_always_right(target, options):
+    generation = decoding.generate(
+        KEY, target, target, random_prompts(4), max_new_tokens=10, **options
+    )
+    assert generation.metrics.histogram[:, :-1].sum() == 0
+
+
+def test_diverse_drafters_have_chains_of_their_own(target, near):
+    """Only the second of three drafters is any good, and it continues correctly after each round."""
+    bad = [trigram_model(seed) for seed in (5, 6)]
+    options = dict(
+        scheme="gls",
+        num_drafts=3,
+        draft_length=3,
+        max_new_tokens=14,
+        draft_temperatures=[1.0, 1e-3, 1.0],
+    )
+    generation = decoding.generate(
+        KEY, target, [bad[0], target, bad[1]], random_prompts(4), temperature=1e-3, **options
+    )
+    assert generation.metrics.acceptance_by_position.min() > 0.99
+    assert generation.metrics.calls_per_round == 9
+
+
+def test_vocabularies_of_another_size(target):
+    """A drafter's missing tokens are impossible, those it has beyond the target's are dropped."""
+    prompts = [[min(token, 50) for token in prompt] for prompt in random_prompts(3)]
+    for size, scheme in ((53, "gls"), (64, "specinfer")):
+        generation = decoding.generate(
+            KEY, target, trigram_model(0, size), prompts, scheme=scheme, max_new_tokens=12
+        )
+        assert generation.lengths.tolist() == [12] * 3 and int(generation.tokens.max()) < 61
+
+
+def test_several_drafters_of_different_vocabularies(target):
+    drafters = [trigram_model(0, 53), trigram_model(0), trigram_model(0, 70)]
+    generation = decoding.generate(
+        KEY, target, drafters, random_prompts(3), scheme="gls", num_drafts=3, max_new_tokens=9
+    )
+    assert generation.lengths.tolist() == [9] * 3
+
+
+def test_margin_trees_that_read_more_nodes_than_they_verify(target):
+    """The drafter's cache has a slot for all that it reads: the target as its own drafter is right to the end."""
+    options = decoding.DecodeOptions(
+        scheme="gumbel_topk",
+        temperature=1e-3,
+        max_new_tokens=64,
+        tree=MarginTree(6, 6, frontier=8, children=8),
+    )
+    prompts = [list(range(1, 17))] * 2
+    rounds = decoding.stream(KEY, target, target, prompts, options=options)
+    assert [len(new[0]) for new in rounds] == [7] * 9 + [1]
