@@ -229,8 +229,8 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     weights = matchable_q[:, None]
     return Interval(
         lower=jnp.sum(weights * lower[after], axis=0),
-        estimate=jnp.sum(weights * (lower[before] + lower[after]), axis=0) / 2,
         upper=jnp.sum(weights * upper[before], axis=0),
+        estimate=jnp.sum(weights * (lower[before] + lower[after]), axis=0) / 2,
     )
 
 
@@ -264,8 +264,8 @@ def _match_at_places(
             token_p, token_ratio = token
             time_ahead = jnp.maximum(place_ratio - token_ratio, 0)
             comes_before = -jnp.expm1(-theta * (token_p * time_ahead))
-            one_before = jnp.pad(counts[:-1], ((1, 0), (0, 0)))
-            return counts * (1 - comes_before) + one_before * comes_before, None
+            not_before = counts * (1 - comes_before)
+            return not_before + jnp.pad(counts[:-1], ((1, 0), (0, 0))) * comes_before, None
 
         start = varying_like(counts.T, counts, place_ratio, head_tokens)
         counts, _ = jax.lax.scan(add_token, start, head_tokens)
@@ -282,8 +282,9 @@ def _match_at_places(
     # Le Cam, in relative form. As lambda_i <= p_i r theta, the squares add up to at most the
     # largest times the sum; squares of the p_i themselves would underflow.
     scale = ratio[:, None] * theta
-    largest = jnp.minimum(jax.lax.cummax(tail_p)[places, None] * scale, 50)
-    total = jnp.minimum(jnp.cumsum(tail_p)[places, None] * scale, 50)
+    largest_p, total_p = jax.lax.cummax(tail_p), jnp.cumsum(tail_p)
+    largest = jnp.minimum(largest_p[places, None] * scale, 50)
+    total = jnp.minimum(total_p[places, None] * scale, 50)
     s = 0.5 * largest * total * jnp.exp(largest)
     ceiling = in_list / jnp.maximum(1 - s, 1e-6)[..., None]
     ceiling = jnp.where((s < 1)[..., None], ceiling, 1)
@@ -302,8 +303,7 @@ def _poisson_counts(rate: Float[Array, "*n"], num_counts: int) -> Float[Array, "
     """``P(count = 0), ..., P(count = num_counts - 1)`` along a new last axis."""
     counts = jnp.arange(num_counts, dtype=rate.dtype)
     is_positive = rate[..., None] > 0
-    # Keeps gradients finite where the tail is empty.
-    rate = jnp.where(is_positive, rate[..., None], 1)
+    rate = jnp.where(is_positive, rate[..., None], 1)  # finite gradients where the tail is empty
     probs = jnp.exp(counts * jnp.log(rate) - rate - jax.lax.lgamma(counts + 1))
     return jnp.where(is_positive, probs, counts == 0)
 

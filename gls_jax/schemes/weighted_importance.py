@@ -197,8 +197,9 @@ def acceptance(
     return jnp.stack([_acceptance(bracket(0, k), q) for k in num_drafts])
 
 
-class _Bracket(NamedTuple):
-    """The tournament of some neighbouring drafts.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bracket:
+    """The tournament of some neighbouring drafts, compared by identity.
 
     Attributes:
         champion_p: distribution of its champion, `[N]`.
@@ -210,10 +211,13 @@ class _Bracket(NamedTuple):
 
 
 def _acceptance(bracket: _Bracket, q: Vector) -> Scalar:
+    replaced = 0 if bracket.last is None else _replaced(bracket, q)
+    return jnp.sum(jnp.minimum(q, bracket.champion_p)) + replaced
+
+
+def _replaced(bracket: _Bracket, q: Vector) -> Scalar:
+    """P(the champion is rejected, and the token that replaces it is another draft of the list)."""
     champion_p = bracket.champion_p
-    accepted = jnp.sum(jnp.minimum(q, champion_p))
-    if bracket.last is None:
-        return accepted
     left, left_mass = residual(q, champion_p)
     has_excess = champion_p > jnp.maximum(q, _NEGLIGIBLE)
     kept_share = q / jnp.where(has_excess, champion_p, 1)
@@ -228,12 +232,11 @@ def _acceptance(bracket: _Bracket, q: Vector) -> Scalar:
     tokens = jnp.arange(num_categories)
     rejected_and_absent = jax.lax.map(rejected_without, tokens, batch_size=batch_size)
 
-    # A token that replaces a rejected champion is accepted too if it is in the list.
+    # Whatever the rejected champion, its replacement is a sample of the residual.
     rejected = jnp.sum(reject_prob * champion_p)
     rejected_and_listed = jnp.maximum(rejected - rejected_and_absent, 0)
     has_residual = left_mass > _NEGLIGIBLE
-    replaced = jnp.sum(left * rejected_and_listed) / jnp.where(has_residual, left_mass, 1)
-    return accepted + replaced
+    return jnp.sum(left * rejected_and_listed) / jnp.where(has_residual, left_mass, 1)
 
 
 def _champion_without(bracket: _Bracket, token: IntScalar) -> Vector:
@@ -241,13 +244,15 @@ def _champion_without(bracket: _Bracket, token: IntScalar) -> Vector:
 
     The matches are played by the same rules, with the token's mass taken out.
     """
-    if bracket.last is None:
-        return bracket.champion_p.at[token].set(0)
-    match, first, second = bracket.last
-    first_p = _champion_without(first, token)
-    # Sides with the same bracket are played alike.
-    second_p = first_p if second is first else _champion_without(second, token)
-    return _play(match, first_p, second_p)
+
+    @cache
+    def without(part: _Bracket) -> Vector:
+        if part.last is None:
+            return part.champion_p.at[token].set(0)
+        match, first, second = part.last
+        return _play(match, without(first), without(second))
+
+    return without(bracket)
 
 
 def _play(match: Match, first: Vector, second: Vector) -> Vector:
