@@ -35,6 +35,7 @@ from gls_jax.exact.counting import LEAST_EMITTED
 from gls_jax.loops import varying_like
 from gls_jax.rejection import residual_token
 from gls_jax.schemes.array_types import NodeLogProbs, RowLogProbs
+from gls_jax.schemes.division import quotient
 from gls_jax.schemes.draft_tree import Path, Tree, node_of_row
 from gls_jax.schemes.gls import propose  # one race
 from gls_jax.schemes.scheme import PathVerification, Scheme
@@ -68,23 +69,22 @@ def verify_tree(
         p_x, q_x = probs
         product = weight * q_x
         is_below = product < p_x
-        weight = jnp.where(is_below, product / jnp.where(p_x > 0, p_x, 1), 1)
+        weight = jnp.where(is_below, quotient(product, p_x), 1)
         return weight, weight
 
     first_weight = varying_like(jnp.ones((), q.dtype), p_draft, q_draft)
     _, next_weights = jax.lax.scan(next_weight, first_weight, (p_draft, q_draft))
     weights = jnp.concatenate([jnp.ones(1, q.dtype), next_weights])
 
-    # The residuals and their masses Z_i. After the last draft nothing was drafted, and p counts as
-    # 0.
+    # The residuals and their masses Z_i. Behind the last draft nothing was drafted: p counts as 0.
     has_draft = jnp.append(nodes < length, False)[:, None]
     p_next = jnp.where(has_draft, jnp.append(p, p[-1:], axis=0), 0)
     residuals = jnp.maximum(weights[:, None] * q - p_next, 0)
     mass = jnp.sum(residuals, axis=1)
 
     # The longest prefix that passes its test; the empty one always does.
-    total = mass + 1 - weights
-    probability = jnp.where(rows < length, mass / jnp.where(total > 0, total, 1), weights)
+    h = quotient(mass, mass + 1 - weights)
+    probability = jnp.where(rows < length, h, weights)
     probability = probability.at[0].set(1)
     passes = (races.uniforms(test_key, num_nodes + 1) < probability) & (rows <= length)
     last_row = num_nodes - jnp.argmax(passes[::-1])

@@ -108,7 +108,7 @@ class _TailState(NamedTuple):
     """The distinct tokens that have arrived before the target's in a trial by inversion."""
 
     step: IntScalar  # number of the next arrival from the tail
-    level: Scalar  # its time, as the tail's total rate times time
+    level: Scalar  # its time, in arrivals expected from the tail
     rank: IntScalar  # distinct tokens so far
     seen: Drafts  # those from the tail, at the rank that each had; -1 elsewhere
 
@@ -133,8 +133,8 @@ def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Tri
         # The target's token, its time theta, and the tokens of the head that come before it.
         noise = races.exponentials(key, 1, head_size + 3)[0]
         theta = noise[0]
-        uniforms = -jnp.expm1(-noise[1:3])
-        token = inversion.draw(q_table, num_categories, uniforms[0], uniforms[1])
+        u, v = -jnp.expm1(-noise[1:3])
+        token = inversion.draw(q_table, num_categories, u, v)
         time_ahead = theta * jnp.maximum(ranked.ratio[token] - ranked.ratio[head], 0)
         head_rank = jnp.sum(noise[3:] < head_p * time_ahead, dtype=jnp.int32)
 
@@ -143,10 +143,10 @@ def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Tri
 
         def arrive(state: _TailState) -> _TailState:
             noise = races.exponentials(races.stream_key(key, state.step), 1, 3)[0]
-            uniforms = -jnp.expm1(-noise[1:])
+            u, v = -jnp.expm1(-noise[1:])
             # The arrival is one of the tokens whose races have begun by this time.
             num_begun = jnp.searchsorted(excess, state.level / theta)
-            arrival = inversion.draw(tail_table, num_begun, uniforms[0], uniforms[1])
+            arrival = inversion.draw(tail_table, num_begun, u, v)
             is_new = jnp.all(state.seen != arrival)
             # If it is not new, writing it once more changes nothing.
             seen = jnp.where(jnp.arange(num_drafts) == state.rank, arrival, state.seen)

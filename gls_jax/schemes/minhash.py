@@ -59,7 +59,11 @@ def verify(
     return first_dart(key, log_q)
 
 
-def acceptance(log_p: DraftLogProbs, log_q: Vector, num_drafts: tuple[int, ...]) -> Acceptances:
+def acceptance(
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: tuple[int, ...],
+) -> Acceptances:
     match = minhash_match(log_p.reshape(-1), log_q)
     return match[None].repeat(len(num_drafts))
 
@@ -75,7 +79,8 @@ def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
     p = races.weights(log_p)
     q = races.weights(log_q)
     total_variation = jnp.sum(jnp.abs(p - q)) / 2
-    match = jnp.minimum(1, p[0] / q[0]) * (1 + jnp.abs(p[0] - q[0])) / (1 + total_variation)
+    difference = jnp.abs(p[0] - q[0])
+    match = jnp.minimum(1, p[0] / q[0]) * (1 + difference) / (1 + total_variation)
     return single_draft_kernel(match)
 
 

@@ -47,7 +47,10 @@ def verify(
 
 
 def accepted(
-    key: PRNGKeyArray, log_p: DraftLogProbs, log_q: Vector, num_drafts: int
+    key: PRNGKeyArray,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: int,
 ) -> AcceptedByLength:
     ((_, drafts),) = races.first_arrivals(key, num_drafts, log_p)
     ((_, token),) = races.first_arrivals(races.private_key(key), 1, log_q)
@@ -61,14 +64,19 @@ def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Tri
     def trial(key):
         noise = races.exponentials(key, 1, num_drafts + 2)[0]
         uniforms = -jnp.expm1(-noise)
-        token = inversion.draw(q_table, log_q.shape[0], uniforms[0], uniforms[1])
+        u, v = uniforms[:2]
+        token = inversion.draw(q_table, log_q.shape[0], u, v)
         is_token = uniforms[2:] < races.weights(log_p[..., token])
         return jnp.cumsum(is_token) > 0
 
     return trial
 
 
-def acceptance(log_p: DraftLogProbs, log_q: Vector, num_drafts: tuple[int, ...]) -> Acceptances:
+def acceptance(
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: tuple[int, ...],
+) -> Acceptances:
     q = jnp.exp(log_q)
     not_drafted = 1 - jnp.exp(log_p)
     if log_p.ndim == 1:

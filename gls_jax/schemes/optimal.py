@@ -54,15 +54,20 @@ def verify(
 
     # Choose one of the drafted tokens by the row of their set, which has one bit for each token.
     choice_key, test_key = races.split_key(races.private_key(key))
-    is_drafted = jnp.any(active[:, None] & (drafts[:, None] == jnp.arange(num_categories)), axis=0)
-    drafted_set = jnp.sum(jnp.where(is_drafted, 2 ** jnp.arange(num_categories), 0))
+    tokens = jnp.arange(num_categories)
+    is_drafted = jnp.any(active[:, None] & (drafts[:, None] == tokens), axis=0)
+    drafted_set = jnp.sum(jnp.where(is_drafted, 2**tokens, 0))
     noise = races.exponentials(choice_key, 1, num_categories)[0]
     chosen = races.winner(races.arrivals(noise, jnp.log(choose[drafted_set])))
 
     return maximal_coupling(test_key, chosen, chosen_p, log_q, jnp.any(active))
 
 
-def acceptance(log_p: DraftLogProbs, log_q: Vector, num_drafts: tuple[int, ...]) -> Acceptances:
+def acceptance(
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: tuple[int, ...],
+) -> Acceptances:
     if log_p.ndim == 1:
         return jnp.stack([bounds.optimum_iid(log_p, log_q, k) for k in num_drafts])
     num_categories = log_q.shape[0]

@@ -87,7 +87,10 @@ def verify(
 
 
 def accepted(
-    key: PRNGKeyArray, log_p: DraftLogProbs, log_q: Vector, num_drafts: int
+    key: PRNGKeyArray,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: int,
 ) -> AcceptedByLength:
     drafts = propose(key, log_p, num_drafts)
     token = verify(key, drafts, log_p, log_q, None)
@@ -105,14 +108,18 @@ def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Tri
     def trial(key):
         noise = races.exponentials(key, 1, num_drafts + 3)[0]
         theta = noise[0]
-        uniforms = -jnp.expm1(-noise[1:3])
-        token_place = inversion.target(tables, uniforms[0], uniforms[1])
+        u, v = -jnp.expm1(-noise[1:3])
+        token_place = inversion.target(tables, u, v)
         return jnp.cumsum(noise[3:]) > theta * tables.excess[token_place]
 
     return trial
 
 
-def acceptance(log_p: DraftLogProbs, log_q: Vector, num_drafts: tuple[int, ...]) -> Acceptances:
+def acceptance(
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: tuple[int, ...],
+) -> Acceptances:
     ranked = ratio_order(log_p, log_q)
     # A target token that cannot be drafted is always missed.
     matchable_q = jnp.where(ranked.p > 0, ranked.q, 0)

@@ -26,7 +26,8 @@ __all__ = ["SCHEME"]
 
 def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
     del num_drafts  # one
-    return single_draft_kernel(jnp.minimum(1, jnp.exp(log_p[0] - log_q[0])))
+    ratio = jnp.exp(log_p[0] - log_q[0])
+    return single_draft_kernel(jnp.minimum(1, ratio))
 
 
 SCHEME = dataclasses.replace(

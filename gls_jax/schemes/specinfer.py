@@ -57,7 +57,10 @@ def verify(
 
 
 def accepted(
-    key: PRNGKeyArray, log_p: DraftLogProbs, log_q: Vector, num_drafts: int
+    key: PRNGKeyArray,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: int,
 ) -> AcceptedByLength:
     drafts = propose(key, log_p, num_drafts)
     all_active = jnp.ones(num_drafts, bool)
@@ -65,7 +68,11 @@ def accepted(
     return is_accepted
 
 
-def acceptance(log_p: DraftLogProbs, log_q: Vector, num_drafts: tuple[int, ...]) -> Acceptances:
+def acceptance(
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: tuple[int, ...],
+) -> Acceptances:
     p = races.weights(log_p)
     q = races.weights(log_q)
 

@@ -44,6 +44,7 @@ from gls_jax.schemes.array_types import (
     Token,
     Vector,
 )
+from gls_jax.schemes.division import quotient
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 from gls_jax.typing import LogProbs
@@ -66,7 +67,10 @@ def verify(
 
 
 def accepted(
-    key: PRNGKeyArray, log_p: DraftLogProbs, log_q: Vector, num_drafts: int
+    key: PRNGKeyArray,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: int,
 ) -> AcceptedByLength:
     drafts = propose(key, log_p, num_drafts)
     all_active = jnp.ones(num_drafts, bool)
@@ -76,7 +80,11 @@ def accepted(
     return is_accepted
 
 
-def acceptance(log_p: DraftLogProbs, log_q: Vector, num_drafts: tuple[int, ...]) -> Acceptances:
+def acceptance(
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: tuple[int, ...],
+) -> Acceptances:
     pair = _sorted_pair(log_p, log_q)
     # A list of N drafts has all tokens, and a longer one no more.
     lengths = [min(k, log_q.shape[0]) for k in num_drafts]
@@ -162,7 +170,7 @@ def _sorted_pair(log_p, log_q) -> _Pair:
     p = races.weights(log_p)
     q = races.weights(log_q)
     is_possible = p > 0
-    ratio = jnp.where(is_possible, q / jnp.where(is_possible, p, 1), jnp.inf)
+    ratio = jnp.where(is_possible, quotient(q, p), jnp.inf)
     order = ascending(jax.lax.stop_gradient(ratio))
     return _Pair(p=p[order], q=q[order], ratio=ratio[order])
 
@@ -203,8 +211,7 @@ def _reject(pair: _Pair, tails: _Tails, u, pool: Vector) -> _Rejection:
     """
     pool_mass = jnp.sum(pool)
     mass = _residual_mass(tails, u)
-    # The target's share of each token that is left; what exceeds it of the pool's share is
-    # rejected.
+    # A token is rejected as far as its probability in the pool exceeds what is left of the target.
     left = _quotient(jnp.maximum(pair.q - u * pair.p, 0), mass)
     excess = jnp.maximum(_quotient(pool, pool_mass) - left, 0)
     rejected = jnp.where(pool > 0, excess, 0)
@@ -217,11 +224,11 @@ def _reject(pair: _Pair, tails: _Tails, u, pool: Vector) -> _Rejection:
 
 @jax.custom_jvp
 def _quotient(a: Float[Array, "*#n"], b: Float[Array, "*#n"]) -> Float[Array, "*n"]:
-    """`a / b`, and `a` where `b = 0`.
+    """:func:`quotient` with another derivative.
 
-    JAX's own derivative has `b^-2`, which leaves float32 for a pool of mass 1e-20.
+    JAX's own has `b^-2`, which leaves float32 for a pool of mass 1e-20.
     """
-    return a / jnp.where(b > 0, b, 1)
+    return quotient(a, b)
 
 
 @_quotient.defjvp
@@ -229,7 +236,8 @@ def _quotient_jvp(primals, tangents):
     ratio = _quotient(*primals)
     _, b = primals
     tangent_a, tangent_b = tangents
-    return ratio, _quotient(tangent_a - jnp.where(b > 0, ratio * tangent_b, 0), b)
+    from_b = jnp.where(b > 0, ratio * tangent_b, 0)
+    return ratio, _quotient(tangent_a - from_b, b)
 
 
 def _missed(pair: _Pair, num_drafts: int) -> Scalar:
@@ -240,23 +248,20 @@ def _missed(pair: _Pair, num_drafts: int) -> Scalar:
         return _residual_mass(tails, jnp.ones((), pair.q.dtype))
     length = num_drafts - 2
     num_chains = math.perm(num_categories, length)
-
-    def missed_by_chain(index):
-        return _missed_by_chain(pair, tails, index, length)
-
+    missed_by_chain = partial(_missed_by_chain, pair, tails, length)
     if num_chains == 1:
         return missed_by_chain(jnp.zeros((), jnp.int32))
     batch_size = max(1, min(num_chains, _CHUNK // num_categories))
     return jnp.sum(jax.lax.map(missed_by_chain, jnp.arange(num_chains), batch_size=batch_size))
 
 
-def _missed_by_chain(pair: _Pair, tails: _Tails, index: IntScalar, length: int) -> Scalar:
+def _missed_by_chain(pair: _Pair, tails: _Tails, length: int, index: IntScalar) -> Scalar:
     """Probability of one chain of rejections, times ``E[Z(u_K)]`` over the last two tests.
 
     Args:
+        length: rejections in the chain.
         index: number of the chain. In the factorial number system its digits name the rejected
             tokens: digit d is the d-th token that is still unused.
-        length: rejections in the chain.
     """
     num_categories = pair.p.shape[0]
     u = jnp.zeros((), pair.q.dtype)
@@ -279,10 +284,8 @@ def _missed_by_chain(pair: _Pair, tails: _Tails, index: IntScalar, length: int) 
     # draft mass of the pool without it: the masses before and behind it, added up without a
     # difference that would lose digits.
     rejection = _reject(pair, tails, u, pool)
-    zero = jnp.zeros(1, pool.dtype)
-    mass_before = jnp.concatenate([zero, jnp.cumsum(pool)[:-1]])
-    mass_behind = jnp.append(jnp.cumsum(pool[::-1])[::-1][1:], zero)
-    pool_mass_without = mass_before + mass_behind
+    mass_before = jnp.concatenate([jnp.zeros(1, pool.dtype), jnp.cumsum(pool)[:-1]])
+    pool_mass_without = mass_before + _suffix_sums(pool)[1:]
     mass = _residual_mass(tails, rejection.u)
     last_mass = _residual_mass(tails, rejection.u + _quotient(mass, pool_mass_without))
     last_mass = jnp.where(pool_mass_without > 0, last_mass, mass)

@@ -83,7 +83,8 @@ def verify(
     test_key, residual_key = races.split_key(races.private_key(key))
     rho = discount(p, q, jnp.sum(active))
     uniforms = races.uniforms(test_key, drafts.shape[0])
-    is_accepted = active & (p[drafts] > 0) & (uniforms * rho * p[drafts] < q[drafts])
+    passes = uniforms * rho * p[drafts] < q[drafts]
+    is_accepted = active & (p[drafts] > 0) & passes
     left, _ = residual(q, rho * p)
     from_residual = residual_token(residual_key, left, log_q)
     first_accepted = drafts[jnp.argmax(is_accepted)]
@@ -92,7 +93,10 @@ def verify(
 
 
 def accepted(
-    key: PRNGKeyArray, log_p: DraftLogProbs, log_q: Vector, num_drafts: int
+    key: PRNGKeyArray,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: int,
 ) -> AcceptedByLength:
     """One trial for every list length: the same tests under the discount of each length."""
     p = races.weights(log_p)
@@ -108,7 +112,11 @@ def accepted(
     return jnp.any(passes & is_listed, axis=1)
 
 
-def acceptance(log_p: DraftLogProbs, log_q: Vector, num_drafts: tuple[int, ...]) -> Acceptances:
+def acceptance(
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: tuple[int, ...],
+) -> Acceptances:
     p = races.weights(log_p)
     q = races.weights(log_q)
     values = []

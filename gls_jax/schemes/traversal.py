@@ -44,6 +44,7 @@ from gls_jax.schemes.array_types import (
     RowLogProbs,
     RowValues,
 )
+from gls_jax.schemes.division import quotient
 from gls_jax.schemes.draft_tree import ROOT, Path, Tree, node_of_row, row_of_node
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
 from gls_jax.schemes.scheme import PathVerification, Scheme
@@ -103,7 +104,8 @@ def verify_tree(
     # used, and it does not matter which distribution the zero multiplies.
     any_child = jnp.argmax(tree.alive & (tree.parents == end.row))
     p = races.weights(log_p[any_child])
-    left, _ = residual(races.weights(log_q[end.row]), end.used[end.row] * p)
+    q = races.weights(log_q[end.row])
+    left, _ = residual(q, end.used[end.row] * p)
     token = residual_token(residual_key, left, log_q[end.row])
     return path_to(tree, node_of_row(end.row), token)
 
@@ -142,10 +144,10 @@ def _descend(this_round: _Round, state: _State, is_child: NodeFlags) -> _State:
     is_possible = (p_x > 0) & ~is_repetition & has_all_before & (state.pool[row] > 0)
 
     # w_x = min(1, w m (q_x - u p_x)+ / (Z(u) p_x)).
-    target_mass = state.weight[row] * state.pool[row] * jnp.maximum(q_x - state.used[row] * p_x, 0)
+    left_x = jnp.maximum(q_x - state.used[row] * p_x, 0)
+    target_mass = state.weight[row] * state.pool[row] * left_x
     draft_mass = state.left[row] * p_x
-    ratio = target_mass / jnp.where(draft_mass > 0, draft_mass, 1)
-    weight = jnp.where(target_mass < draft_mass, ratio, 1)
+    weight = jnp.where(target_mass < draft_mass, quotient(target_mass, draft_mass), 1)
     child_row = row_of_node(child)
     return state._replace(
         row=jnp.where(is_possible, child_row, row),
@@ -167,13 +169,14 @@ def _reject(this_round: _Round, state: _State, is_child: NodeFlags) -> _State:
     left = state.left[parent]
     used = state.used[parent] + left / (weight * state.pool[parent])
     _, left_after = residual(q, used * p)
-    s = weight * left_after / jnp.where(left > 0, left, 1)
+    s = quotient(weight * left_after, left)
     total = s + 1 - weight
-    weight_after = jnp.where(total > 0, s / jnp.where(total > 0, total, 1), 1)
+    weight_after = jnp.where(total > 0, quotient(s, total), 1)
 
     # The pool without the rejected children.
     is_rejected = tree.alive & ~state.is_waiting & (tree.parents == parent)
-    pool = p.at[jnp.where(is_rejected, tree.tokens, p.shape[0])].set(0, mode="drop")
+    rejected = jnp.where(is_rejected, tree.tokens, p.shape[0])
+    pool = p.at[rejected].set(0, mode="drop")
     return state._replace(
         row=parent,
         weight=state.weight.at[parent].set(weight_after),

@@ -133,8 +133,8 @@ class Match(NamedTuple):
 def match_of(first_p: Vector, second_p: Vector, q: Vector, free: int) -> Match:
     """The match of two drafts with these distributions."""
     free = min(free, q.shape[0])
-    # Equal tokens are ranked by index, and not by rounding: `verify` and `acceptance` are compiled
-    # apart, and must rank alike.
+    # Ties go by index, not by rounding: `verify` and `acceptance` are compiled separately, and must
+    # rank alike.
     surplus = jax.lax.stop_gradient(first_p * second_p - q)
     order = ascending(jax.lax.reduce_precision(surplus, exponent_bits=8, mantissa_bits=14))
     chosen_p, pair_mass = _choose_better_ranked(first_p[order], second_p[order], free)
@@ -158,10 +158,13 @@ def _choose_better_ranked(a: Vector, b: Vector, free: int) -> tuple[Vector, Pair
         a, b: weights of the two drafts by rank, not necessarily normalised.
         free: number of free ranks.
     """
-    worse_a = jnp.append(jnp.cumsum(a[::-1])[::-1][1:], 0)
-    worse_b = jnp.append(jnp.cumsum(b[::-1])[::-1][1:], 0)
+    worse_a, worse_b = _sums_behind(a), _sums_behind(b)
     pair_mass = a[:free, None] * b[None, :free]
     return a * b + a * worse_b + b * worse_a, pair_mass + pair_mass.T
+
+
+def _sums_behind(values: Vector) -> Vector:
+    return jnp.append(jnp.cumsum(values[::-1])[::-1][1:], 0)
 
 
 def win_probability(wins: PairMass, i: IntScalar, j: IntScalar) -> Scalar:
@@ -181,16 +184,16 @@ def acceptance(
 ) -> Acceptances:
     p = races.weights(log_p)
     q = races.weights(log_q)
-    share_p = p.ndim == 1
+    is_shared = p.ndim == 1
 
     @cache  # drafts with one distribution have one bracket for each size
     def bracket(start: int, size: int) -> _Bracket:
         if size == 1:
-            return _Bracket(p if share_p else p[start])
+            return _Bracket(p if is_shared else p[start])
         # The larger half is a power of two, as in `verify`.
         first_size = 1 << (size - 1).bit_length() - 1
         first = bracket(start, first_size)
-        second = bracket(0 if share_p else start + first_size, size - first_size)
+        second = bracket(0 if is_shared else start + first_size, size - first_size)
         match = match_of(first.champion_p, second.champion_p, q, free)
         return _Bracket(match.chosen_p, last=(match, first, second))
 
@@ -262,7 +265,8 @@ def _play(match: Match, first: Vector, second: Vector) -> Vector:
     is_same = jnp.eye(free, dtype=bool)
     held = jnp.where(is_same, 0, match.wins * pair_mass)
     moved = jnp.sum(held - jnp.triu(pair_mass, 1), axis=1)
-    return jnp.zeros_like(chosen).at[match.order].set(chosen.at[:free].add(moved))
+    chosen = chosen.at[:free].add(moved)
+    return jnp.zeros_like(chosen).at[match.order].set(chosen)
 
 
 @dataclasses.dataclass(frozen=True)
