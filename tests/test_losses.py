@@ -258,7 +258,7 @@ def test_training_raises_the_acceptance():
             np.zeros(5000),
             np.zeros(5000),
             {"scheme": "weighted_importance"},
-            "expected at most 4096 items, got 5000",
+            "expected at most 4096 categories, got 5000",
         ),
         (np.zeros(5000), np.zeros(5000), {"scheme": "specinfer_wor"}, "would enumerate .* chains"),
     ],

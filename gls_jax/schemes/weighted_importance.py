@@ -1,30 +1,33 @@
-"""Weighted importance sampling with a truncated program (Khisti et al. 2025, arXiv 2410.18234,
-section 5).
+"""Weighted importance sampling with a truncated linear program.
 
-One draft of the list is chosen, and then `q` is sampled speculatively against the law `r` of the
-chosen one (:mod:`gls_jax.decomposition`). Two drafts ``i != j`` meet like this. Items are ranked by
-``q - p1 p2``, what they lack most first; the better ranked one is chosen, except that among the `s`
-first ranks (5 by default) the choice is a program: move mass ``m_ij = p1_i p2_j + p1_j p2_i``
-between `i` and `j` so that ``sum_i min(q_i, r_i)`` is largest.
+Source: Khisti et al. 2025, arXiv 2410.18234, section 5.
 
-The program is a maximum flow from the items with too much mass to those with too little. Edmonds
-and Karp's shortest augmenting paths solve it inside `jit` in a fixed number of rounds, exactly up
-to rounding: no solver on the host, for which a decoding loop would wait, and it can be
-differentiated.
+One draft of the list is chosen, and then `q` is sampled speculatively against the distribution `r`
+of the chosen one (:mod:`gls_jax.decomposition`).
 
-A list of K is a tournament: neighbours meet, their champions meet, an odd one out waits; a
-champion's law is the `r` of its match. Drafts may have laws of their own; the drafter must supply
-them. Verification is ``K - 1`` sorts. A refused champion may be replaced by another draft of the
-list, which counts as accepted too: the exact value looks at each item's absence, `O(K N^2)`. Where
-a flat law has more items than the program ranks the choice is poor, and even `p = q` is not always
-accepted; nor does acceptance always grow with K, whose tournaments differ in shape.
+**A match** chooses one of two drafts ``i != j``. Tokens are ranked by ``q - p1 p2``: first those
+that the pair lacks most. The better ranked draft is chosen, except among the `s` first ranks (5 by
+default), which are *free*: there a linear program divides the mass ``m_ij = p1_i p2_j + p1_j p2_i``
+of each pair between `i` and `j` so that ``sum_i min(q_i, r_i)`` is largest. The program is a
+maximum flow from the tokens with too much mass to those with too little
+(:mod:`gls_jax.schemes.max_flow`).
+
+**A list of K** is a tournament: neighbours meet, then their champions, and an odd one out waits.
+The distribution of a champion is the `r` of its match. Drafts may have different distributions; the
+drafter must supply them. Verification takes ``K - 1`` sorts.
+
+If the champion is rejected, the token that replaces it may be another draft of the list, which
+counts as accepted too. The exact acceptance needs the probability of each token to be absent from
+the list, `O(K N^2)`. For a flat distribution with more tokens than free ranks the choice is poor,
+and even `p = q` is not always accepted. Nor does the acceptance always grow with K, because the
+tournaments differ in shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -33,121 +36,244 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.exact.ratio_order import ascending
-from gls_jax.loops import varying_like
 from gls_jax.rejection import maximal_coupling, residual
+from gls_jax.schemes.array_types import (
+    Acceptances,
+    Active,
+    DraftLogProbs,
+    Drafts,
+    IntScalar,
+    Scalar,
+    Token,
+    Vector,
+)
 from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.max_flow import PairMass, balance
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
 
 __all__ = ["SCHEME", "acceptance", "propose", "truncated_at", "verify"]
 
-_MOST_FREE, _MOST_EXACT = 15, 4096
+_MOST_FREE = 15
+_MOST_EXACT = 4096
 _CHUNK = 2**18  # numbers held at a time by the exact acceptance
+_NEGLIGIBLE = 1e-18  # lighter masses decide nothing, and their squares leave float32 in a gradient
 
 
-class _Match(NamedTuple):
-    """How a champion of law `first` meets a draft of law `second`."""
+class _Entrants(NamedTuple):
+    """The drafts that are still in the tournament, `k` of them."""
 
-    order: Int[Array, " N"]  # item at each rank
-    wins: Float[Array, "s s"]  # chance that rank i is chosen over rank j, among the free ranks
-    law: Float[Array, " N"]  # of the chosen one, by item
+    tokens: Int[Array, " k"]
+    p: Float[Array, "k N"]
+    is_active: Bool[Array, " k"]
 
 
 def verify(
     key: PRNGKeyArray,
-    drafts: Int[Array, " K"],
-    log_p: Float[Array, "*k N"],
-    log_q: Float[Array, " N"],
-    active: Bool[Array, " K"],
+    drafts: Drafts,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    active: Active,
     *,
     free: int = 5,
-) -> Int[Array, ""]:
+) -> Token:
     q = races.weights(log_q)
-    laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], q.shape[0]))
-    choice_key, key = races.split_key(races.private_key(key))
+    p = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], q.shape[0]))
+    choice_key, test_key = races.split_key(races.private_key(key))
     uniforms = races.uniforms(choice_key, drafts.shape[0])  # one a match, and one to spare
 
-    def meet(first, second, uniform):
-        (champion, law, has), (x, other, live) = first, second
-        match = _match(law, other, q, free)
-        rank = (
-            jnp.zeros_like(match.order)
-            .at[match.order]
-            .set(jnp.arange(match.order.shape[0], dtype=jnp.int32))
-        )
-        stays = has & ~(live & (uniform >= _wins(match.wins, rank[champion], rank[x])))
-        after = jnp.where(has & live, match.law, jnp.where(has, law, other))
-        return jnp.where(stays, champion, x), after, has | live
+    entrants = _Entrants(drafts, p, active)
+    meet = jax.vmap(partial(_meet, q=q, free=free))
+    while entrants.tokens.shape[0] > 1:
+        # Neighbours meet; an odd one out waits behind the winners.
+        num_pairs = entrants.tokens.shape[0] // 2
+        first = _take(entrants, slice(0, 2 * num_pairs, 2))
+        second = _take(entrants, slice(1, 2 * num_pairs, 2))
+        odd_one = _take(entrants, slice(2 * num_pairs, None))
+        won = meet(first, second, uniforms[:num_pairs])
+        uniforms = uniforms[num_pairs:]
+        entrants = jax.tree.map(lambda *parts: jnp.concatenate(parts), won, odd_one)
+    champion = _take(entrants, 0)
+    return maximal_coupling(test_key, champion.tokens, champion.p, log_q, champion.is_active)
 
-    entrants: tuple[Array, ...] = (drafts, laws, active)
-    while entrants[0].shape[0] > 1:
-        pairs = entrants[0].shape[0] // 2
-        first, second = (tuple(x[side : 2 * pairs : 2] for x in entrants) for side in (0, 1))
-        won = jax.vmap(meet)(first, second, uniforms[:pairs])
-        uniforms = uniforms[pairs:]
-        entrants = tuple(
-            jnp.concatenate([x, y[2 * pairs :]]) for x, y in zip(won, entrants, strict=True)
-        )
-    champion, law, has = (x[0] for x in entrants)
-    return maximal_coupling(key, champion, law, log_q, has)
+
+def _take(entrants: _Entrants, which: int | slice) -> _Entrants:
+    return jax.tree.map(lambda field: field[which], entrants)
+
+
+def _meet(first: _Entrants, second: _Entrants, uniform: Scalar, q: Vector, free: int):
+    """The winner of one match, as an entrant; a draft that is not active loses."""
+    match = match_of(first.p, second.p, q, free)
+    ranks = jnp.arange(match.order.shape[0], dtype=jnp.int32)
+    rank_of = jnp.zeros_like(match.order).at[match.order].set(ranks)
+    chance = win_probability(match.wins, rank_of[first.tokens], rank_of[second.tokens])
+    first_loses = second.is_active & (uniform >= chance)
+    first_stays = first.is_active & ~first_loses
+    without_match = jnp.where(first.is_active, first.p, second.p)
+    return _Entrants(
+        tokens=jnp.where(first_stays, first.tokens, second.tokens),
+        p=jnp.where(first.is_active & second.is_active, match.chosen_p, without_match),
+        is_active=first.is_active | second.is_active,
+    )
+
+
+class Match(NamedTuple):
+    """How one of two drafts is chosen.
+
+    Attributes:
+        order: token at each rank, `[N]`.
+        wins: `[s, s]`, probability that rank i is chosen over rank j, among the free ranks.
+        chosen_p: distribution of the chosen draft, by token, `[N]`.
+    """
+
+    order: Int[Array, " N"]
+    wins: PairMass
+    chosen_p: Vector
+
+
+def match_of(first_p: Vector, second_p: Vector, q: Vector, free: int) -> Match:
+    """The match of two drafts with these distributions."""
+    free = min(free, q.shape[0])
+    # Ties go by index, not by rounding: `verify` and `acceptance` are compiled separately, and must
+    # rank alike.
+    surplus = jax.lax.stop_gradient(first_p * second_p - q)
+    order = ascending(jax.lax.reduce_precision(surplus, exponent_bits=8, mantissa_bits=14))
+    chosen_p, pair_mass = _choose_better_ranked(first_p[order], second_p[order], free)
+
+    # Among the free ranks mass moves from tokens with more than q to tokens with less.
+    start = jnp.triu(pair_mass, 1)  # [i, j]: mass of the pair that i holds
+    held = balance(start, chosen_p[:free] - q[order][:free])
+    chosen_p = chosen_p.at[:free].add(jnp.sum(held - start, axis=1))
+
+    has_mass = pair_mass > _NEGLIGIBLE
+    share = held / jnp.where(has_mass, pair_mass, 1)
+    better_ranked = jnp.triu(jnp.ones((free, free), held.dtype), 1)
+    wins = jnp.where(has_mass, share, better_ranked)
+    return Match(order, wins, jnp.zeros_like(chosen_p).at[order].set(chosen_p))
+
+
+def _choose_better_ranked(a: Vector, b: Vector, free: int) -> tuple[Vector, PairMass]:
+    """The distribution of the better ranked of two drafts, and the mass of the free pairs.
+
+    Args:
+        a, b: weights of the two drafts by rank, not necessarily normalised.
+        free: number of free ranks.
+    """
+    worse_a, worse_b = _sums_behind(a), _sums_behind(b)
+    pair_mass = a[:free, None] * b[None, :free]
+    return a * b + a * worse_b + b * worse_a, pair_mass + pair_mass.T
+
+
+def _sums_behind(values: Vector) -> Vector:
+    return jnp.append(jnp.cumsum(values[::-1])[::-1][1:], 0)
+
+
+def win_probability(wins: PairMass, i: IntScalar, j: IntScalar) -> Scalar:
+    """Probability that the draft of rank `i` is chosen over that of rank `j`."""
+    free = wins.shape[0]
+    by_program = wins[jnp.minimum(i, free - 1), jnp.minimum(j, free - 1)]
+    by_rank = (i <= j).astype(wins.dtype)
+    return jnp.where((i < free) & (j < free) & (i != j), by_program, by_rank)
 
 
 def acceptance(
-    log_p: Float[Array, "*k N"],
-    log_q: Float[Array, " N"],
+    log_p: DraftLogProbs,
+    log_q: Vector,
     num_drafts: tuple[int, ...],
     *,
     free: int = 5,
-) -> Float[Array, " C"]:
-    p, q = races.weights(log_p), races.weights(log_q)
-    alike = p.ndim == 1
+) -> Acceptances:
+    p = races.weights(log_p)
+    q = races.weights(log_q)
+    is_shared = p.ndim == 1
+
+    @cache  # drafts with one distribution have one bracket for each size
+    def bracket(start: int, size: int) -> _Bracket:
+        if size == 1:
+            return _Bracket(p if is_shared else p[start])
+        # The larger half is a power of two, as in `verify`.
+        first_size = 1 << (size - 1).bit_length() - 1
+        first = bracket(start, first_size)
+        second = bracket(0 if is_shared else start + first_size, size - first_size)
+        match = match_of(first.champion_p, second.champion_p, q, free)
+        return _Bracket(match.chosen_p, last=(match, first, second))
+
+    return jnp.stack([_acceptance(bracket(0, k), q) for k in num_drafts])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bracket:
+    """The tournament of some neighbouring drafts, compared by identity.
+
+    Attributes:
+        champion_p: distribution of its champion, `[N]`.
+        last: its last match and the tournaments of the two sides; None for a single draft.
+    """
+
+    champion_p: Vector
+    last: tuple[Match, _Bracket, _Bracket] | None = None
+
+
+def _acceptance(bracket: _Bracket, q: Vector) -> Scalar:
+    replaced = 0 if bracket.last is None else _replaced(bracket, q)
+    return jnp.sum(jnp.minimum(q, bracket.champion_p)) + replaced
+
+
+def _replaced(bracket: _Bracket, q: Vector) -> Scalar:
+    """P(the champion is rejected, and the token that replaces it is another draft of the list)."""
+    champion_p = bracket.champion_p
+    left, left_mass = residual(q, champion_p)
+    has_excess = champion_p > jnp.maximum(q, _NEGLIGIBLE)
+    kept_share = q / jnp.where(has_excess, champion_p, 1)
+    reject_prob = jnp.where(has_excess, 1 - kept_share, 0)  # of the champion, by its token
+
+    def rejected_without(token):
+        """P(the champion is rejected, and the token is not in the list)."""
+        return jnp.sum(reject_prob * _champion_without(bracket, token))
+
+    num_categories = q.shape[0]
+    batch_size = max(1, min(num_categories, _CHUNK // num_categories))
+    tokens = jnp.arange(num_categories)
+    rejected_and_absent = jax.lax.map(rejected_without, tokens, batch_size=batch_size)
+
+    # Whatever the rejected champion, its replacement is a sample of the residual.
+    rejected = jnp.sum(reject_prob * champion_p)
+    rejected_and_listed = jnp.maximum(rejected - rejected_and_absent, 0)
+    has_residual = left_mass > _NEGLIGIBLE
+    return jnp.sum(left * rejected_and_listed) / jnp.where(has_residual, left_mass, 1)
+
+
+def _champion_without(bracket: _Bracket, token: IntScalar) -> Vector:
+    """``P(the champion is i, and no draft is the token)`` for every `i`.
+
+    The matches are played by the same rules, with the token's mass taken out.
+    """
 
     @cache
-    def final(start: int, size: int) -> _Match:
-        """The last match of the drafts start, ..., start + size - 1."""
-        first, second = _halves(start, size, alike)
-        return _match(champion(*first), champion(*second), q, free)
+    def without(part: _Bracket) -> Vector:
+        if part.last is None:
+            return part.champion_p.at[token].set(0)
+        match, first, second = part.last
+        return _play(match, without(first), without(second))
 
-    def champion(start: int, size: int):
-        return final(start, size).law if size > 1 else p if alike else p[start]
+    return without(bracket)
 
-    def one(k: int):
-        law = champion(0, k)
-        rest, total = residual(q, law)
-        over = law > jnp.maximum(q, 1e-18)
-        refused = jnp.where(over, 1 - q / jnp.where(over, law, 1), 0)
 
-        def refused_without(item):
-            """P(the champion is refused, and the item was not in the list): played with its mass
-            taken out.
-            """
-
-            @cache
-            def absent(start: int, size: int):
-                if size == 1:
-                    return (p if alike else p[start]).at[item].set(0)
-                return _play(
-                    final(start, size), *(absent(*half) for half in _halves(start, size, alike))
-                )
-
-            return jnp.sum(refused * absent(0, k))
-
-        size = law.shape[0]
-        without = jax.lax.map(
-            refused_without, jnp.arange(size), batch_size=max(1, min(size, _CHUNK // size))
-        )
-        short = total > 1e-18
-        replaced = jnp.sum(rest * jnp.maximum(jnp.sum(refused * law) - without, 0)) / jnp.where(
-            short, total, 1
-        )
-        return jnp.sum(jnp.minimum(q, law)) + (replaced if k > 1 else 0)
-
-    return jnp.stack([one(k) for k in num_drafts])
+def _play(match: Match, first: Vector, second: Vector) -> Vector:
+    """The distribution of the chosen draft under a match's rule, for other weights of the two."""
+    free = match.wins.shape[0]
+    chosen, pair_mass = _choose_better_ranked(first[match.order], second[match.order], free)
+    is_same = jnp.eye(free, dtype=bool)
+    held = jnp.where(is_same, 0, match.wins * pair_mass)
+    moved = jnp.sum(held - jnp.triu(pair_mass, 1), axis=1)
+    chosen = chosen.at[:free].add(moved)
+    return jnp.zeros_like(chosen).at[match.order].set(chosen)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Truncated:
-    """A function with its number of free ranks: unlike `functools.partial`, equal to its copy from
-    a pickle.
+    """A function with its number of free ranks.
+
+    Unlike a `functools.partial` it equals its copy from a pickle.
     """
 
     function: Callable
@@ -159,13 +285,20 @@ class _Truncated:
 
 @cache
 def truncated_at(free: int) -> Scheme:
-    """The scheme with another number of free ranks, 1 to 15.
+    """The scheme with another number of free ranks.
+
+    Args:
+        free: 1 to 15.
+
+    Raises:
+        ValueError: another number.
 
     >>> from gls_jax.schemes import weighted_importance
     >>> weighted_importance.truncated_at(8).name
     'weighted_importance_8'
     """
-    if (free := checks.count(free, "free")) > _MOST_FREE:
+    free = checks.count(free, "free")
+    if free > _MOST_FREE:
         raise ValueError(f"free: expected an int within 1..{_MOST_FREE}, got {free}")
     return dataclasses.replace(
         SCHEME,
@@ -175,103 +308,14 @@ def truncated_at(free: int) -> Scheme:
     )
 
 
-def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
-    """Why the exact value would take too long."""
-    if num_items <= _MOST_EXACT:
+def acceptance_limit(num_categories: int, num_drafts: int) -> str | None:
+    if num_categories <= _MOST_EXACT:
         return None
     return (
-        f"log_q: the exact acceptance of scheme 'weighted_importance' takes the time of K N^2, expected at most "
-        f"{_MOST_EXACT} items, got {num_items}; trials.acceptance simulates it at any size"
+        "log_q: the exact acceptance of scheme 'weighted_importance' takes the time of K N^2, "
+        f"expected at most {_MOST_EXACT} categories, got {num_categories}; "
+        "trials.acceptance simulates it at any size"
     )
-
-
-def _match(first, second, q, free: int) -> _Match:
-    free = min(free, q.shape[0])
-    # Ties go by index, not by the last bits: `verify` and `acceptance` are compiled apart and must
-    # rank alike.
-    lack = jax.lax.stop_gradient(first * second - q)
-    order = ascending(jax.lax.reduce_precision(lack, exponent_bits=8, mantissa_bits=14))
-    law, pair = _better_ranked(first[order], second[order], free)
-    start = jnp.triu(pair, 1)  # [i, j]: mass of the pair that i holds
-    held = _flow(start, law[:free] - q[order][:free])
-    law = law.at[:free].add(jnp.sum(held - start, axis=1))
-    meets = (
-        pair > 1e-18
-    )  # lighter pairs decide nothing, and their squares leave float32 in a gradient
-    wins = jnp.where(
-        meets, held / jnp.where(meets, pair, 1), jnp.triu(jnp.ones((free, free), held.dtype), 1)
-    )
-    return _Match(order, wins, jnp.zeros_like(law).at[order].set(law))
-
-
-def _better_ranked(a, b, free: int) -> tuple[Float[Array, " N"], Float[Array, "s s"]]:
-    """By rank, the law of the better ranked one of two drafts; and the mass of the pairs of free
-    ranks.
-    """
-    worse_a, worse_b = (jnp.append(jnp.cumsum(x[::-1])[::-1][1:], 0) for x in (a, b))
-    pair = a[:free, None] * b[None, :free]
-    return a * b + a * worse_b + b * worse_a, pair + pair.T
-
-
-def _flow(held: Float[Array, "s s"], excess: Float[Array, " s"]) -> Float[Array, "s s"]:
-    """Mass moved from items in excess to items that lack some, along shortest paths of what pairs
-    hold.
-    """
-    size = excess.shape[0]
-    if size == 1:
-        return held
-    far = size + 1
-
-    def augment(carry, _):
-        held, excess = carry
-        steps = jnp.where(excess < 0, 0, far)
-        for _ in range(size - 1):  # distance to the nearest item that lacks mass
-            steps = jnp.minimum(
-                steps, 1 + jnp.min(jnp.where(held > 0, steps[None, :], far), axis=1)
-            )
-        start = jnp.argmin(jnp.where(excess > 0, steps, far + 1))
-        reached = (excess[start] > 0) & (steps[start] < far)
-        path, amount, at = jnp.zeros_like(held), excess[start], start
-        for _ in range(size - 1):
-            after = jnp.argmin(jnp.where(held[at] > 0, steps, far))
-            on = reached & (steps[at] > 0)
-            path = path.at[at, after].add(jnp.where(on, 1, 0))
-            amount = jnp.where(on, jnp.minimum(amount, held[at, after]), amount)
-            at = jnp.where(on, after, at)
-        amount = jnp.where(reached, jnp.minimum(amount, -excess[at]), 0)
-        held = held + amount * (path.T - path)
-        return (held, excess.at[start].add(-amount).at[at].add(amount)), None
-
-    # Each edge is emptied at most (vertices / 2) times by shortest augmenting paths.
-    rounds = (size * (size - 1) + 2 * size) * (size + 2) // 2
-    return jax.lax.scan(augment, varying_like((held, excess), held, excess), None, length=rounds)[
-        0
-    ][0]
-
-
-def _wins(wins, i, j):
-    """Chance that rank `i` is chosen over rank `j`."""
-    free = wins.shape[0]
-    inside = wins[jnp.minimum(i, free - 1), jnp.minimum(j, free - 1)]
-    return jnp.where((i < free) & (j < free) & (i != j), inside, (i <= j).astype(wins.dtype))
-
-
-def _halves(start: int, size: int, alike: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The two sides of a tournament's last match; where all drafts have one law only their numbers
-    matter.
-    """
-    first = 1 << (size - 1).bit_length() - 1
-    return (start, first), (0 if alike else start + first, size - first)
-
-
-def _play(match: _Match, first, second):
-    """The law of the chosen one under the match's rule, for other (unnormalised) laws."""
-    free = match.wins.shape[0]
-    law, pair = _better_ranked(first[match.order], second[match.order], free)
-    moved = jnp.sum(
-        jnp.where(jnp.eye(free, dtype=bool), 0, match.wins * pair) - jnp.triu(pair, 1), axis=1
-    )
-    return jnp.zeros_like(law).at[match.order].set(law.at[:free].add(moved))
 
 
 SCHEME = Scheme(

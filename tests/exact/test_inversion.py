@@ -100,8 +100,8 @@ def with_clocks(log_p, log_q):
     return one
 
 
-def without_clocks(log_p, log_q, stream=inversion.stream):
-    pair = inversion.tables(log_p, log_q)
+def without_clocks(log_p, log_q, stream=inversion.one_stream):
+    pair = inversion.pair_tables(log_p, log_q)
     return lambda key: stream(pair, races.exponentials(jax.random.fold_in(key, 5), 1, 6)[0])[1:]
 
 
@@ -109,8 +109,8 @@ def no_delay(pair, noise):
     """Planted defect: the draft may be any item, also one that cannot have arrived yet."""
     theta, level = noise[0], noise[1] / noise[0]
     u = -jnp.expm1(-noise[2:])
-    own = inversion.target(pair, u[0], u[1])
-    other = inversion.draw(pair.p, pair.excess.shape[0], u[2], u[3])
+    own = inversion.draw_target(pair, u[0], u[1])
+    other = inversion.draw_index(pair.p, pair.excess.shape[0], u[2], u[3])
     return theta, pair.order[own], pair.order[jnp.where(level > pair.excess[own], own, other)]
 
 
@@ -137,16 +137,18 @@ def test_joint_law_of_a_stream(problem):
 def test_the_target_does_not_know_when():
     """`theta` is Exp(1) whatever the target: Kolmogorov's distance, false failures 1e-7 a target."""
     log_p, log_q = map(logs, PROBLEMS["flat"])
-    pair = inversion.tables(log_p, log_q)
+    pair = inversion.pair_tables(log_p, log_q)
     noise = races.exponentials(KEY, 20_000, 6)
-    theta, target, _ = map(np.asarray, jax.jit(jax.vmap(partial(inversion.stream, pair)))(noise))
+    theta, target, _ = map(
+        np.asarray, jax.jit(jax.vmap(partial(inversion.one_stream, pair)))(noise)
+    )
     for item in range(NUM_ITEMS):
         assert scipy.stats.kstest(theta[target == item], "expon").pvalue > 1e-7
 
 
 @jax.jit
 def drawn(prepared, count, grid):
-    return jax.vmap(jax.vmap(partial(inversion.draw, prepared, count), (None, 0)), (0, None))(
+    return jax.vmap(jax.vmap(partial(inversion.draw_index, prepared, count), (None, 0)), (0, None))(
         grid, grid
     )
 
@@ -159,7 +161,7 @@ def test_draw_on_a_grid(size, count):
     weights = np.random.default_rng(size).gamma(0.5, size=size).astype(np.float32)
     weights[1::3] = 0
     grid = (np.arange(512, dtype=np.float32) + 0.5) / 512
-    prepared = inversion.table(jnp.asarray(weights))
+    prepared = inversion.weight_table(jnp.asarray(weights))
     counts = np.bincount(np.asarray(drawn(prepared, count, grid)).ravel(), minlength=size)
     assert counts.shape == (size,) and not counts[count:].any() and not counts[weights == 0].any()
     shares = weights[:count] / weights[:count].sum()
@@ -172,7 +174,7 @@ def test_draw_on_a_grid(size, count):
 def test_light_items_of_a_vocabulary_keep_their_weight():
     """Float32 sums over 150,000 equal items round each of them by per mille; rows do not."""
     size = 151_936
-    prepared = inversion.table(jnp.full(size, 1 / size, jnp.float32))
+    prepared = inversion.weight_table(jnp.full(size, 1 / size, jnp.float32))
     widths = np.diff(np.asarray(prepared.within[:-1]), axis=1, prepend=0)
     assert abs(widths * size - 1).max() < 1e-4
     flat = np.diff(np.cumsum(np.full(size, 1 / size, np.float32), dtype=np.float32))
@@ -182,9 +184,9 @@ def test_light_items_of_a_vocabulary_keep_their_weight():
 @pytest.mark.parametrize("extreme", [0.0, 1 - 2**-24, 1.0])
 def test_extreme_uniforms(extreme):
     weights = jnp.asarray([0, 0, 0.25, 0, 1e-30, 0.75, 0, 0, 0], jnp.float32)
-    prepared = inversion.table(weights)
+    prepared = inversion.weight_table(weights)
     for u, v in ((extreme, extreme), (extreme, 0.0), (0.5, extreme)):
-        assert weights[inversion.draw(prepared, 9, jnp.float32(u), jnp.float32(v))] > 0
+        assert weights[inversion.draw_index(prepared, 9, jnp.float32(u), jnp.float32(v))] > 0
 
 
 def test_chosen_where_it_is_faster():
