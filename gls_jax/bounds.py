@@ -75,7 +75,9 @@ def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Ar
 
 
 def list_matching_given_target(
-    log_p: LogProbs, log_q: LogProbs, num_drafts: int
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
 ) -> Float[Array, " N"]:
     """List matching lemma given the target: ``K / (K - 1 + M_j)``, `f[N]`.
 
@@ -107,7 +109,10 @@ def list_matching_relaxed(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> 
 
 
 def list_matching_strong(
-    log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_active: int,
+    num_drafts: int,
 ) -> Float[Array, ""]:
     """Bound of the strongly invariant variant: ``sum_j q_j J / (K - 1 + M_j)``.
 
@@ -125,7 +130,9 @@ def list_matching_strong(
 
 
 def list_decoding(
-    information_density: Numbers, num_decoders: int, num_bins: int
+    information_density: Numbers,
+    num_decoders: int,
+    num_bins: int,
 ) -> Float[Array, ...]:
     """Terms ``(1 + 2^i / (K L))^-1`` of the list decoding bound.
 

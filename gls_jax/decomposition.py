@@ -173,7 +173,9 @@ def solve_selection(draft_probs: np.ndarray, q: np.ndarray) -> Selection:
 
 
 def selected_distribution(
-    rule: Callable[[jax.Array], jax.Array], log_p: LogProbs, num_drafts: int
+    rule: Callable[[jax.Array], jax.Array],
+    log_p: LogProbs,
+    num_drafts: int,
 ) -> Float[Array, " N"]:
     """The distribution `r` of the draft that a selection rule chooses, from all possible lists.
 
@@ -216,7 +218,11 @@ def selected_distribution(
 
 
 def always_accepts(
-    log_p: LogProbs, log_q: LogProbs, num_drafts: int, *, atol: float = 1e-6
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+    *,
+    atol: float = 1e-6,
 ) -> Bool[Array, ""]:
     """Whether acceptance 1 is possible with `K` i.i.d. drafts: ``q(H) >= p(H)^K`` for all sets `H`.
 

@@ -28,7 +28,8 @@ __all__ = ["maximal_coupling", "recursive_rejection", "residual", "residual_toke
 
 
 def residual(
-    q: Float[Array, " N"], used: Float[Array, "#N"]
+    q: Float[Array, " N"],
+    used: Float[Array, "#N"],
 ) -> tuple[Float[Array, " N"], Float[Array, ""]]:
     """The residual ``(q - s)+`` and its sum `Z(s)`."""
     weights = jnp.maximum(q - used, 0)
@@ -36,7 +37,9 @@ def residual(
 
 
 def residual_token(
-    key: PRNGKeyArray, weights: Float[Array, " N"], log_q: Float[Array, " N"]
+    key: PRNGKeyArray,
+    weights: Float[Array, " N"],
+    log_q: Float[Array, " N"],
 ) -> Int[Array, ""]:
     """A sample of the residual; of `q` where the residual is 0, which only rounding can cause."""
     noise = races.exponentials(key, 1, log_q.shape[0])[0]

@@ -266,7 +266,9 @@ def _first_dart(key, log_weights) -> Int[Array, ""]:
 
 
 def first_under(
-    key: PRNGKeyArray, curve: Float[Array, " N"], limit: int
+    key: PRNGKeyArray,
+    curve: Float[Array, " N"],
+    limit: int,
 ) -> tuple[Int[Array, ""], Int[Array, ""], Float[Array, ""]]:
     """Number, category and height of the first dart under the curve.
 

@@ -29,7 +29,10 @@ _OFFERED_STREAM = 1  # of the darts that Bob offers in the second step
 
 
 def dart_protocol(
-    key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, epsilon: float
+    key: PRNGKeyArray,
+    log_p: LogProbs,
+    log_q: LogProbs,
+    epsilon: float,
 ) -> tuple[Coupled, Int[Array, ""]]:
     """Nearly maximal coupling for few bits: the parties talk about shared darts.
 

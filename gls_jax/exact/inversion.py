@@ -81,7 +81,10 @@ def weight_table(weights: Float[Array, " N"]) -> WeightTable:
 
 
 def draw_index(
-    table: WeightTable, count: Index, u: Float[Array, ""], v: Float[Array, ""]
+    table: WeightTable,
+    count: Index,
+    u: Float[Array, ""],
+    v: Float[Array, ""],
 ) -> Int[Array, ""]:
     """An index below `count`, with probability proportional to its weight.
 
@@ -127,7 +130,8 @@ def draw_target(pair: PairTables, u: Float[Array, ""], v: Float[Array, ""]) -> I
 
 
 def one_stream(
-    pair: PairTables, noise: Float[Array, " 6"]
+    pair: PairTables,
+    noise: Float[Array, " 6"],
 ) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """One race: when the target's category arrives, which one it is, and which one is drafted.
 

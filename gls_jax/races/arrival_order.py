@@ -51,7 +51,11 @@ def num_visits(num_categories: int) -> int:
 
 
 def visit(
-    stream: threefry.Words, walk: Walk, first: Index, count: int, num_categories: int
+    stream: threefry.Words,
+    walk: Walk,
+    first: Index,
+    count: int,
+    num_categories: int,
 ) -> tuple[Walk, Int[Array, " count"], Float[Array, " count"]]:
     """The next places of a stream.
 
@@ -110,7 +114,9 @@ def _running_sum(x: Float[Array, " count"]) -> Float[Array, " count"]:
 
 
 def permuted(
-    stream: threefry.Words, places: UInt32[Array, ...], num_categories: int
+    stream: threefry.Words,
+    places: UInt32[Array, ...],
+    num_categories: int,
 ) -> UInt32[Array, ...]:
     """A keyed permutation of ``0 .. num_visits(num_categories) - 1``.
 

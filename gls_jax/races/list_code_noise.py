@@ -115,7 +115,10 @@ def smallest_exponentials(key: PRNGKeyArray, indices: Numbers) -> Float[Array, "
 
 
 def stream_exponentials(
-    key: PRNGKeyArray, indices: Numbers, num_streams: int, stream: Index
+    key: PRNGKeyArray,
+    indices: Numbers,
+    num_streams: int,
+    stream: Index,
 ) -> Float[Array, "*indices"]:
     """Exponential noise of one of `K` streams, given :func:`smallest_exponentials`.
 

@@ -59,13 +59,14 @@ def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[A
     True
     """
     checks.key(key)
-    first, second = stream_words(key, jnp.arange(checks.count(num_streams, "num_streams")))
+    streams = jnp.arange(checks.count(num_streams, "num_streams"))
     categories = jnp.arange(checks.count(num_items, "num_items"), dtype=jnp.uint32)
-    return _noise_of((first[:, None], second[:, None]), categories)
+    return _noise_of(stream_words(key, streams[:, None]), categories)
 
 
 def exponentials_from_bits(
-    high: UInt32[Array, "*shape"], low: UInt32[Array, "*shape"]
+    high: UInt32[Array, "*shape"],
+    low: UInt32[Array, "*shape"],
 ) -> Float[Array, "*shape"]:
     """Exponential noise from 64 random bits: ``-log1p(-u)``, from 2^-65 to 16.7.
 
@@ -108,7 +109,8 @@ def weights(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
 
 
 def arrivals(
-    noise: Float[Array, "*k N"], log_weights: Float[Array, "*#k N"]
+    noise: Float[Array, "*k N"],
+    log_weights: Float[Array, "*#k N"],
 ) -> Float[Array, "*k N"]:
     """Arrival times ``S[k, i] / w_i``; the smallest wins the race.
 
@@ -129,7 +131,9 @@ def winner(arrivals: Float[Array, "*k N"]) -> Int[Array, "*k"]:
 
 
 def first_arrivals(
-    key: PRNGKeyArray, num_streams: int, *log_weights: Float[Array, "*k N"]
+    key: PRNGKeyArray,
+    num_streams: int,
+    *log_weights: Float[Array, "*k N"],
 ) -> tuple[tuple[Float[Array, " K"], Int[Array, " K"]], ...]:
     """Winners of every stream's race under several distributions.
 

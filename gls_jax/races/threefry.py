@@ -7,6 +7,11 @@ from jaxtyping import Array, Float, UInt32
 
 __all__ = ["Words", "high_product", "scale", "threefry2x32", "uniform"]
 
+_ROTATIONS = (
+    (13, 15, 26, 6),
+    (17, 29, 16, 24),
+)
+
 Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 """Two words of 32 bits: a key, or a block of random bits."""
 
@@ -21,13 +26,16 @@ def threefry2x32(key: Words, counter: UInt32[Array, ...], branch: int = 0) -> Wo
     which takes three to four times as long as one fused pass. And a pass over the categories needs
     the noise of ONE category at a time.
     """
-    words = (*key, key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
-    x = words[0] + jnp.full_like(counter, branch)
-    y = words[1] + counter
+    first, second = key
+    words = (first, second, first ^ second ^ jnp.uint32(0x1BD11BDA))
+    x = first + jnp.full_like(counter, branch)
+    y = second + counter
     for group in range(5):
-        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+        for rotation in _ROTATIONS[group % 2]:
             x = x + y
-            y = ((y << rotation) | (y >> (32 - rotation))) ^ x
+            y = (y << rotation) | (y >> (32 - rotation))
+            y = y ^ x
+        # The key words are added in turn, and with them the number of the group.
         x = x + words[(group + 1) % 3]
         y = y + words[(group + 2) % 3] + (group + 1)
     return x, y
@@ -43,7 +51,9 @@ def uniform(high: UInt32[Array, ...], low: UInt32[Array, ...]) -> Float[Array, .
 
 
 def scale(
-    high: UInt32[Array, ...], low: UInt32[Array, ...], size: int
+    high: UInt32[Array, ...],
+    low: UInt32[Array, ...],
+    size: int,
 ) -> tuple[UInt32[Array, ...], ...]:
     """``(high * 2^32 + low) * size`` as three words.
 
