@@ -130,7 +130,12 @@ def _check_not_split(logits: Float[Array, ...], name: str) -> None:
         )
 
 
-def _formula(draft, target, scheme: schemes.Scheme, num_drafts: int) -> Float[Array, ""]:
+def _formula(
+    draft,
+    target,
+    scheme: schemes.Scheme,
+    num_drafts: int,
+) -> Float[Array, ""]:
     """The loss of one position, from logits `[N]`."""
     dtype = jnp.float64 if jnp.float64 in (draft.dtype, target.dtype) else jnp.float32
     log_p = jax.nn.log_softmax(draft.astype(dtype))
@@ -143,22 +148,23 @@ _loss = jax.custom_jvp(_formula, nondiff_argnums=(2, 3))
 
 def _loss_and_derivative(scheme: schemes.Scheme, num_drafts: int, logits, tangents):
     """Loss and directional derivative, from gradients in those logits only that have a tangent."""
-    arguments = []
-    for i, tangent in enumerate(tangents):
-        if not isinstance(tangent, SymbolicZero):
-            arguments.append(i)
-    loss_and_gradient = jax.value_and_grad(_formula, argnums=tuple(arguments))
+    arguments = tuple(i for i in range(2) if not isinstance(tangents[i], SymbolicZero))
+    loss_and_gradient = jax.value_and_grad(_formula, argnums=arguments)
     loss, gradients = loss_and_gradient(*logits, scheme, num_drafts)
     products = []
     for i, gradient in zip(arguments, gradients, strict=True):
-        products.append(jnp.sum(gradient.astype(loss.dtype) * tangents[i].astype(loss.dtype)))
+        tangent = tangents[i].astype(loss.dtype)
+        products.append(jnp.sum(gradient.astype(loss.dtype) * tangent))
     return loss, sum(products)
 
 
 _loss.defjvp(_loss_and_derivative, symbolic_zeros=True)
 
 
-def _over_positions(function: Callable, rows: tuple[jax.Array, jax.Array]) -> Float[Array, " R"]:
+def _over_positions(
+    function: Callable,
+    rows: tuple[jax.Array, jax.Array],
+) -> Float[Array, " R"]:
     """`vmap(function)` over the positions `[R, N]`, a few at a time."""
     num_positions, num_tokens = rows[0].shape
     most = max(1, min(num_positions, _LOGITS_PER_STEP // num_tokens))

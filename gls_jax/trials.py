@@ -34,26 +34,21 @@ from gls_jax.typing import LogProbs
 
 __all__ = ["Estimate", "acceptance", "sweep"]
 
+# A chunk of trials holds so many numbers at a time: about what the cache of a core takes.
 _NUMBERS_PER_CHUNK = 2**15
-"""Numbers that a chunk of trials holds at a time: about what the cache of a core takes."""
-
+# A device draws so many exponentials between two progress reports: about a second on two CPU cores.
 _NOISE_PER_CALL = 2**28
-"""Exponentials that a device draws between two progress reports: a second on two CPU cores."""
-
-_INVERSION_FROM = 32
-"""Categories from which on inversion is the faster method, for every scheme that has both."""
-
-_NOISE_PER_INVERSION = 128
-"""Exponentials that are drawn in the time of one draft by inversion, at large vocabularies."""
-
+# A device makes at least so many trials between two progress reports.
 _FEWEST_PER_CALL = 1024
-"""Trials that a device makes in one call, at least."""
+# From so many categories on, inversion is the faster method, for every scheme that has both.
+_INVERSION_FROM = 32
+# So many exponentials are drawn in the time of one draft by inversion, at large vocabularies.
+_NOISE_PER_INVERSION = 128
 
+# How trials are drawn: from the noise of the scheme, or by inversion.
 Method = Literal["noise", "inversion"]
-"""How trials are drawn: from the noise of the scheme, or by inversion."""
-
+# Called with the number of trials done and the number of all trials.
 Progress = Callable[[int, int], None]
-"""Called with the number of trials done and of all trials."""
 
 
 def acceptance(
@@ -182,14 +177,19 @@ def sweep(
     )
 
 
-def _checked_pair(log_p: LogProbs, log_q: LogProbs, shapes: str, *, num_axes: int):
+def _checked_pair(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    shapes: str,
+    *,
+    num_axes: int,
+):
     """The arrays in their common float type, where they have the shapes and valid values."""
     p = checks.floats(log_p, "log_p", integers=False)
     q = checks.floats(log_q, "log_q", integers=False)
-    # The axes before the last one; `log_p` may have one more behind them, of the drafts.
-    leading = q.shape[:-1]
-    is_paired = p.ndim in (num_axes, num_axes + 1) and p.shape[: num_axes - 1] == leading
-    if q.ndim != num_axes or not is_paired or not q.size:
+    # `log_p` may have one more axis, of the drafts, behind that of the pairs.
+    has_axes = q.ndim == num_axes and p.ndim in (num_axes, num_axes + 1)
+    if not has_axes or p.shape[: num_axes - 1] != q.shape[:-1] or not q.size:
         got = f"{list(p.shape)} and {list(q.shape)}"
         if num_axes == 1:
             got += "; a batch of pairs goes to trials.sweep"
@@ -214,16 +214,21 @@ def noise_per_trial(
     method: Method | None = None,
 ) -> int:
     """The cost of a trial, as the number of exponentials that take as much time."""
-    if _is_by_noise(scheme, num_categories, method):
+    if _method_of(scheme, num_categories, method) == "noise":
         return num_drafts * num_categories
     return num_drafts * _NOISE_PER_INVERSION
 
 
-def _is_by_noise(scheme: schemes.Scheme, num_categories: int, method: Method | None) -> bool:
+def _method_of(
+    scheme: schemes.Scheme,
+    num_categories: int,
+    method: Method | None,
+) -> str:
+    """The method that is asked for, or else the faster one that the scheme has."""
     if method is not None:
-        return checks.one_of(method, ("noise", "inversion"), "method") == "noise"
+        return checks.one_of(method, ("noise", "inversion"), "method")
     has_inversion = scheme.trials is not None and scheme.trials.inversion is not None
-    return not has_inversion or num_categories < _INVERSION_FROM
+    return "inversion" if has_inversion and num_categories >= _INVERSION_FROM else "noise"
 
 
 class _Plan(NamedTuple):
@@ -232,12 +237,12 @@ class _Plan(NamedTuple):
     Attributes:
         scheme: of the trials.
         num_drafts: the list lengths.
-        by_noise: whether trials are made by noise, and not by inversion.
+        method: `"noise"` or `"inversion"`.
     """
 
     scheme: schemes.Scheme
     num_drafts: tuple[int, ...]
-    by_noise: bool
+    method: str
 
 
 def _run(
@@ -256,10 +261,11 @@ def _run(
     if not isinstance(scheme, schemes.Scheme):
         scheme = schemes.get(scheme)
     counts = checks.counts(num_drafts, "num_drafts")
+    # Hashable, for it is a static argument: one plan and one shape compile once.
     plan = _Plan(
         scheme=scheme,
         num_drafts=tuple(scheme.check_num_drafts(k) for k in counts),
-        by_noise=_is_by_noise(scheme, log_q.shape[-1], method),
+        method=_method_of(scheme, log_q.shape[-1], method),
     )
     num_trials = check_num_trials(num_trials)
     # Inside `jax.jit` a new array is traced, also where every input is known.
@@ -295,11 +301,10 @@ def _count_on_devices(
     mesh = _mesh(num_pairs, devices)
     pairs = jax.device_put((keys, log_p, log_q), NamedSharding(mesh, P("pairs")))
     fewest = _FEWEST_PER_CALL
-    if not plan.by_noise:
+    if plan.method == "inversion":
         # Every call sorts each pair. As many trials as categories make that a small part.
         fewest = max(fewest, num_categories)
-    method: Method = "noise" if plan.by_noise else "inversion"
-    noise_of_pair = noise_per_trial(plan.scheme, most_drafts, num_categories, method)
+    noise_of_pair = noise_per_trial(plan.scheme, most_drafts, num_categories, plan.method)
     trials_per_device = max(fewest, _NOISE_PER_CALL // (num_pairs * noise_of_pair))
     trials_per_call = mesh.size * trials_per_device
     accepted = np.zeros((num_pairs, len(plan.num_drafts)), np.int64)
@@ -359,7 +364,7 @@ def _count_accepted(keys, log_p, log_q, start, stop, *, plan: _Plan):
 
     def count_of_pair(pair):
         key, log_p, log_q = pair
-        if plan.by_noise:
+        if plan.method == "noise":
             trial = partial(plan.scheme.accepted, log_p=log_p, log_q=log_q, num_drafts=most_drafts)
         else:
             # Sorted once for all trials.
@@ -386,10 +391,12 @@ def _count_accepted(keys, log_p, log_q, start, stop, *, plan: _Plan):
 def _trials_per_chunk(plan: _Plan, num_categories: int) -> int:
     """How many trials run at the same time, so that their numbers fit the cache."""
     trials = plan.scheme.trials
-    if not plan.by_noise:
+    if plan.method == "inversion":
+        # A few random numbers and places, whatever the number of categories.
         numbers_per_trial = 4
     elif trials is not None and trials.streaming:
         numbers_per_trial = max(plan.num_drafts)
     else:
+        # The noise of all streams.
         numbers_per_trial = max(plan.num_drafts) * num_categories
     return max(1, min(4096, _NUMBERS_PER_CHUNK // numbers_per_trial))

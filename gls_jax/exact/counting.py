@@ -52,6 +52,7 @@ def add_bernoulli(counts: Array, probability: Array) -> Float[Array, "J ..."]:
 
 def one_more(counts: Array) -> Float[Array, "J ..."]:
     """Distribution of the count plus one; the last entry is cut off."""
+    # A zero moves in at count 0.
     padding = [(0, 0)] * counts.ndim
     padding[0] = (1, 0)
     return jnp.pad(counts[:-1], padding)
@@ -59,6 +60,7 @@ def one_more(counts: Array) -> Float[Array, "J ..."]:
 
 def binomial_counts(num_trials: int, probability: Array) -> Float[Array, "J J *n"]:
     """Distributions of the number of successes in 0, 1, ..., `num_trials` trials, one a row."""
+    # Without trials the count is 0.
     counts = jnp.zeros((num_trials + 1, *probability.shape), probability.dtype)
     rows = [counts.at[0].set(1)]
     for _ in range(num_trials):

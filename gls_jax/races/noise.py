@@ -28,7 +28,11 @@ LIGHTEST = -80.0
 _CATEGORIES_PER_STEP = 2  # of the loop in `first_arrivals`; measured on XLA:CPU
 
 
-def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[Array, "K N"]:
+def exponentials(
+    key: PRNGKeyArray,
+    num_streams: int,
+    num_items: int,
+) -> Float[Array, "K N"]:
     """Exponential noise of `num_streams` races over `num_items` categories.
 
     The draw at `[k, i]` does not depend on `num_streams` or `num_items`. The 32 bits of

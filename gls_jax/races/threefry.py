@@ -16,7 +16,11 @@ Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 """Two words of 32 bits: a key, or a block of random bits."""
 
 
-def threefry2x32(key: Words, counter: UInt32[Array, ...], branch: int = 0) -> Words:
+def threefry2x32(
+    key: Words,
+    counter: UInt32[Array, ...],
+    branch: int = 0,
+) -> Words:
     """Threefry-2x32 (Salmon et al. 2011) of the 64-bit counter `(branch, counter)`, elementwise.
 
     Branch 0 gives, bit for bit, what `jax.random.fold_in` and `jax.random.bits` compute (tested).
@@ -41,12 +45,15 @@ def threefry2x32(key: Words, counter: UInt32[Array, ...], branch: int = 0) -> Wo
     return x, y
 
 
-def uniform(high: UInt32[Array, ...], low: UInt32[Array, ...]) -> Float[Array, ...]:
+def uniform(
+    high: UInt32[Array, ...],
+    low: UInt32[Array, ...],
+) -> Float[Array, ...]:
     """A uniform number strictly between 0 and 1 from 64 bits, with all digits that float32 has."""
-    fraction = (low.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
+    fraction = (low.astype(jnp.float32) + 0.5) * 2.0**-32
     # One part in 2^24 less than 2^-32: float32 rounds the last values of `high` up to 2^32, and the
     # result must stay below 1.
-    unit = jnp.float32(2.0**-32 * (1 - 2.0**-24))
+    unit = 2.0**-32 * (1 - 2.0**-24)
     return (high.astype(jnp.float32) + fraction) * unit
 
 
@@ -66,7 +73,10 @@ def scale(
     return high_product(high, factor) + carry, middle, low * factor
 
 
-def high_product(a: UInt32[Array, ...], b: UInt32[Array, ""]) -> UInt32[Array, ...]:
+def high_product(
+    a: UInt32[Array, ...],
+    b: UInt32[Array, ""],
+) -> UInt32[Array, ...]:
     """Upper word of the 64-bit product ``a * b``."""
     # Long multiplication with halves of 16 bits, whose products fit into 32.
     a_high, a_low = a >> 16, a & 0xFFFF
