@@ -46,7 +46,11 @@ __all__ = [
 ]
 
 
-def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
+def list_matching(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> Float[Array, ""]:
     """List matching lemma: ``P(target in list) >= sum_j q_j K / (K - 1 + M_j)``.
 
     Theorem 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Equality for `K = 1`, `p = q` and `p`
@@ -75,7 +79,9 @@ def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Ar
 
 
 def list_matching_given_target(
-    log_p: LogProbs, log_q: LogProbs, num_drafts: int
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
 ) -> Float[Array, " N"]:
     """List matching lemma given the target: ``K / (K - 1 + M_j)``, `f[N]`.
 
@@ -84,7 +90,11 @@ def list_matching_given_target(
     return _given_target(log_p, log_q, num_drafts, num_drafts)[1]
 
 
-def list_matching_relaxed(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, " N"]:
+def list_matching_relaxed(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> Float[Array, " N"]:
     """Relaxed conditional bound ``(1 + q_j / (K p_j))^-1``, `f[N]`.
 
     It needs only the two probabilities of `j`, and is never above
@@ -107,7 +117,10 @@ def list_matching_relaxed(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> 
 
 
 def list_matching_strong(
-    log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_active: int,
+    num_drafts: int,
 ) -> Float[Array, ""]:
     """Bound of the strongly invariant variant: ``sum_j q_j J / (K - 1 + M_j)``.
 
@@ -125,7 +138,9 @@ def list_matching_strong(
 
 
 def list_decoding(
-    information_density: Numbers, num_decoders: int, num_bins: int
+    information_density: Numbers,
+    num_decoders: int,
+    num_bins: int,
 ) -> Float[Array, ...]:
     """Terms ``(1 + 2^i / (K L))^-1`` of the list decoding bound.
 
@@ -150,6 +165,7 @@ def list_decoding(
     """
     num_decoders = checks.count(num_decoders, "num_decoders")
     num_bins = checks.count(num_bins, "num_bins")
+    # In bits, as the information density: (1 + 2^-x)^-1 is the sigmoid of x ln 2.
     density = checks.floats(information_density, "information_density")
     missing_bits = math.log2(num_decoders * num_bins) - density
     return jax.nn.sigmoid(missing_bits * math.log(2))
@@ -180,7 +196,11 @@ def total_variation(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     return jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q))) / 2
 
 
-def optimum_iid(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
+def optimum_iid(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> Float[Array, ""]:
     """Highest acceptance of any verification with `K` i.i.d. drafts.
 
     It is ``min(1, 1 + min_H q(H) - p(H)^K)``, the optimal-transport value of SpecTr (Sun et al.
@@ -196,6 +216,7 @@ def optimum_iid(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Arra
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.problem(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
+    # Independent drafts are all in a prefix of mass P with probability P^K.
     return _optimum(ranked, jnp.minimum(ranked.mass, 1) ** num_drafts)
 
 
@@ -208,7 +229,11 @@ def prefix_order(log_p: LogProbs, log_q: LogProbs) -> Int[Array, " N"]:
     return ratio_order(log_p, log_q).order
 
 
-def optimum(log_p: LogProbs, log_q: LogProbs, contained: Numbers) -> Float[Array, ""]:
+def optimum(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    contained: Numbers,
+) -> Float[Array, ""]:
     """Highest acceptance for lists of any distribution, from the prefixes of the ratio order.
 
     It is ``1 + min_H [q(H) - P(all drafts in H)]`` over the prefixes `H`. The minimum over ALL sets
@@ -234,11 +259,16 @@ def optimum(log_p: LogProbs, log_q: LogProbs, contained: Numbers) -> Float[Array
     probs = checks.floats(contained, "contained")
     if probs.shape != log_q.shape:
         raise ValueError(f"contained: expected shape [{log_q.shape[0]}], got {list(probs.shape)}")
+    # The values as they were given: inside `jit` even constants are traced once converted.
     checks.within_unit(contained, "contained")
     return _optimum(ratio_order(log_p, log_q), probs)
 
 
-def optimum_distinct(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
+def optimum_distinct(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> Float[Array, ""]:
     """:func:`optimum` for K drafts without replacement: lists of `gumbel_topk` and `specinfer_wor`.
 
     All drafts are in `H` if the race has K arrivals in `H` before the first one outside. The
@@ -265,7 +295,9 @@ def optimum_distinct(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float
     def add_category(counts, category):
         # `counts [K, node]`: probability of 0, ..., K - 1 arrivals in H.
         p, outside_rate = category
+        # The category has arrived by then with probability 1 - e^{-p t}.
         counts = add_bernoulli(counts, -jnp.expm1(-p * times))
+        # Density of the first arrival outside, in log(time): hence the factor `times`.
         density = outside_rate * times * jnp.exp(-outside_rate * times)
         too_few = step * jnp.sum(density * jnp.sum(counts, axis=0))
         return counts, jnp.where(outside_rate > 0, 1 - too_few, 1)
@@ -276,7 +308,10 @@ def optimum_distinct(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float
     return _optimum(ranked, contained)
 
 
-def _optimum(ranked: RatioOrder, contained: Float[Array, " N"]) -> Float[Array, ""]:
+def _optimum(
+    ranked: RatioOrder,
+    contained: Float[Array, " N"],
+) -> Float[Array, ""]:
     slack = jnp.cumsum(ranked.q) - jnp.minimum(contained, 1)
     # Prefixes end before the categories that cannot be drafted.
     slack = jnp.where(ranked.p > 0, slack, 0)

@@ -79,6 +79,7 @@ def _checked_draft_probs(draft_probs: Numbers) -> np.ndarray:
 
 
 def _set_distribution(draft_probs: np.ndarray) -> np.ndarray:
+    # A set is a bit mask, and row by row one more draft joins it.
     sets = np.arange(2 ** draft_probs.shape[1])
     set_probs = (sets == 0).astype(np.float64)
     for row in draft_probs:
@@ -129,9 +130,10 @@ def solve_selection(draft_probs: np.ndarray, q: np.ndarray) -> Selection:
     set_probs = _set_distribution(draft_probs)
     num_sets = len(set_probs)
     size = q.size
+    is_member = (np.arange(num_sets)[:, None] >> np.arange(size) & 1).astype(bool)
     # A variable for each possible set and each category in it.
     possible_sets = np.flatnonzero(set_probs)
-    sets, categories = np.nonzero(possible_sets[:, None] >> np.arange(size) & 1)
+    sets, categories = np.nonzero(is_member[possible_sets])
     num_variables = len(sets)
     if num_variables == 0:  # no drafts at all
         return Selection(
@@ -160,20 +162,22 @@ def solve_selection(draft_probs: np.ndarray, q: np.ndarray) -> Selection:
     passed[possible_sets[sets], categories] = np.maximum(solved.x, 0)
     # The mass that a set could not pass on is shared among its categories: the probabilities of
     # these only grow, and so no min(q, r) becomes smaller.
-    is_member = (np.arange(num_sets)[:, None] >> np.arange(size) & 1).astype(bool)
     set_sizes = np.maximum(is_member.sum(1, keepdims=True), 1)
     left_over = np.maximum(set_probs - passed.sum(1), 0)[:, None]
     passed += np.where(is_member, left_over / set_sizes, 0)
     # An impossible set chooses any of its categories.
     totals = passed.sum(1, keepdims=True)
-    choose = np.divide(passed, totals, out=is_member / set_sizes, where=totals > 0)
+    any_member = is_member / set_sizes
+    choose = np.divide(passed, totals, out=any_member, where=totals > 0)
     distribution = set_probs @ choose
     acceptance = float(np.minimum(q, distribution).sum())
     return Selection(choose=choose, distribution=distribution, acceptance=acceptance)
 
 
 def selected_distribution(
-    rule: Callable[[jax.Array], jax.Array], log_p: LogProbs, num_drafts: int
+    rule: Callable[[jax.Array], jax.Array],
+    log_p: LogProbs,
+    num_drafts: int,
 ) -> Float[Array, " N"]:
     """The distribution `r` of the draft that a selection rule chooses, from all possible lists.
 
@@ -208,15 +212,21 @@ def selected_distribution(
             f"num_drafts: expected at most {_MOST_LISTS} lists, got {size}^{num_drafts}"
         )
     draft_probs = jnp.broadcast_to(races.weights(log_probs), (num_drafts, size))
+    # Every list [L, K] with its probability [L]; the rule then chooses a draft of each.
     drafts = jnp.unravel_index(jnp.arange(size**num_drafts), (size,) * num_drafts)
     lists = jnp.stack(drafts, axis=1)
     list_probs = jnp.prod(draft_probs[jnp.arange(num_drafts), lists], axis=1)
-    chosen_probs = list_probs[:, None] * jax.vmap(rule)(lists).astype(list_probs.dtype)
+    choice_probs = jax.vmap(rule)(lists).astype(list_probs.dtype)
+    chosen_probs = list_probs[:, None] * choice_probs
     return jnp.zeros(size, chosen_probs.dtype).at[lists].add(chosen_probs)
 
 
 def always_accepts(
-    log_p: LogProbs, log_q: LogProbs, num_drafts: int, *, atol: float = 1e-6
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+    *,
+    atol: float = 1e-6,
 ) -> Bool[Array, ""]:
     """Whether acceptance 1 is possible with `K` i.i.d. drafts: ``q(H) >= p(H)^K`` for all sets `H`.
 
@@ -237,5 +247,8 @@ def always_accepts(
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.problem(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
-    slack = jnp.cumsum(ranked.q) - jnp.minimum(ranked.mass, 1) ** num_drafts
-    return jnp.min(jnp.where(ranked.p > 0, slack, 0)) >= -atol
+    contained = jnp.minimum(ranked.mass, 1) ** num_drafts
+    slack = jnp.cumsum(ranked.q) - contained
+    # Prefixes end before the categories that cannot be drafted.
+    slack = jnp.where(ranked.p > 0, slack, 0)
+    return jnp.min(slack) >= -atol

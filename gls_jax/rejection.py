@@ -28,7 +28,8 @@ __all__ = ["maximal_coupling", "recursive_rejection", "residual", "residual_toke
 
 
 def residual(
-    q: Float[Array, " N"], used: Float[Array, "#N"]
+    q: Float[Array, " N"],
+    used: Float[Array, "#N"],
 ) -> tuple[Float[Array, " N"], Float[Array, ""]]:
     """The residual ``(q - s)+`` and its sum `Z(s)`."""
     weights = jnp.maximum(q - used, 0)
@@ -36,7 +37,9 @@ def residual(
 
 
 def residual_token(
-    key: PRNGKeyArray, weights: Float[Array, " N"], log_q: Float[Array, " N"]
+    key: PRNGKeyArray,
+    weights: Float[Array, " N"],
+    log_q: Float[Array, " N"],
 ) -> Int[Array, ""]:
     """A sample of the residual; of `q` where the residual is 0, which only rounding can cause."""
     noise = races.exponentials(key, 1, log_q.shape[0])[0]
@@ -65,30 +68,35 @@ def recursive_rejection(
     """
     p = races.weights(log_p)
     q = races.weights(log_q)
+    # Independent of the proposal, and of each other.
     test_key, residual_key = races.split_key(races.private_key(key))
     uniforms = races.uniforms(test_key, drafts.shape[0])
 
     def test(state, draft):
         used, remaining_p, token = state
         k, x, uniform, is_active = draft
+        # The distribution that this draft was drawn from.
         if without_replacement:
             p_k = remaining_p / jnp.sum(remaining_p)
             remaining_p = remaining_p.at[x].set(0)
         else:
             p_k = p if p.ndim == 1 else p[k]
         is_tested = is_active & (token < 0) & (p_k[x] > 0)
+        # The test of the module's docstring, multiplied by Z(s) p_k(x).
         weights, total = residual(q, used)
         is_accepted = is_tested & (uniform * total * p_k[x] < weights[x])
         token = jnp.where(is_accepted, x, token)
+        # An accepted draft changes it as well, but then nothing reads it any more.
         used = jnp.where(is_tested, used + total * p_k, used)
         return (used, remaining_p, token), token >= 0
 
     # Token -1 means that no draft is accepted yet.
     remaining_p = p if without_replacement else jnp.zeros(())
-    start = (jnp.zeros_like(q), remaining_p, jnp.array(-1, jnp.int32))
+    start = (jnp.zeros_like(q), remaining_p, jnp.int32(-1))
     start = varying_like(start, key, drafts, p, q, active)
     tests = (jnp.arange(drafts.shape[0]), drafts, uniforms, active)
     (used, _, token), accepted = jax.lax.scan(test, start, tests)
+    # If all drafts are rejected, the residual is what is left of q.
     weights, _ = residual(q, used)
     fresh_token = residual_token(residual_key, weights, log_q)
     return jnp.where(token >= 0, token, fresh_token).astype(jnp.int32), accepted
@@ -107,8 +115,10 @@ def maximal_coupling(
     """
     q = races.weights(log_q)
     test_key, residual_key = races.split_key(races.private_key(key))
+    # Accept with probability min(1, q / p), written without a division.
     uniform = races.uniforms(test_key, 1)[0]
     is_accepted = active & (p[draft] > 0) & (uniform * p[draft] < q[draft])
+    # Without an active draft nothing is used, and the residual is all of q.
     weights, _ = residual(q, jnp.where(active, p, 0))
     fresh_token = residual_token(residual_key, weights, log_q)
     return jnp.where(is_accepted, draft, fresh_token).astype(jnp.int32)

@@ -39,7 +39,12 @@ class ListSample(NamedTuple):
     accepted: Bool[Array, ""]
 
 
-def list_sample(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> ListSample:
+def list_sample(
+    key: PRNGKeyArray,
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> ListSample:
     """Couple a list of `K` samples of `p` with one sample of `q` through shared noise.
 
     Args:
@@ -67,13 +72,17 @@ def list_sample(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, num_drafts:
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.list_problem(log_p, log_q, num_drafts)
+    # The noise is all that the two sides share.
     noise = races.exponentials(key, num_drafts, log_q.shape[0])
     drafts = draft_list(noise, log_p)
     target = target_of_list(noise, log_q)
     return ListSample(drafts=drafts, target=target, accepted=jnp.any(drafts == target))
 
 
-def draft_list(noise: Float[Array, "K N"], log_p: Float[Array, "*k N"]) -> Int[Array, " K"]:
+def draft_list(
+    noise: Float[Array, "K N"],
+    log_p: Float[Array, "*k N"],
+) -> Int[Array, " K"]:
     """The winner of every stream, ``argmin_i S[k, i] / p_i``."""
     return races.winner(races.arrivals(noise, log_p))
 
@@ -88,6 +97,7 @@ def target_of_list(
     If none is active, it is over all streams.
     """
     if active is not None:
+        # Infinite noise takes a stream out of the minimum.
         is_left_out = ~active & jnp.any(active)
         noise = jnp.where(is_left_out[:, None], jnp.inf, noise)
     return races.winner(races.arrivals(jnp.min(noise, axis=0), log_q))

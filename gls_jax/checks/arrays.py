@@ -31,12 +31,14 @@ def as_array(value: Any, name: str, expected: str) -> jax.Array | np.ndarray:
     """The argument as an array of a type that JAX knows; nothing is narrowed yet."""
     if isinstance(value, jax.Array):
         return value
+    # NumPy would silently take the numbers under the mask.
     if np.ma.is_masked(value):
         raise ValueError(
             f"{name}: expected {expected}, got a masked array; fill it by its method `filled`"
         )
     try:
         array = np.asarray(value)
+        # JAX knows the byte order of this machine only.
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         is_supported = jnp.issubdtype(array.dtype, np.number) or array.dtype == bool
     except (TypeError, ValueError):

@@ -17,7 +17,11 @@ from gls_jax.checks.arrays import known_values
 __all__ = ["alive_rows", "alive_tokens", "possible_tokens", "siblings_share_distribution", "tokens"]
 
 
-def tokens(value: jax.Array, num_tokens: int, name: str) -> None:
+def tokens(
+    value: jax.Array,
+    num_tokens: int,
+    name: str,
+) -> None:
     """Tokens within the vocabulary."""
     if _any_traced(value) or not value.size:
         return
@@ -39,6 +43,7 @@ def possible_tokens(
     """Active tokens that their draft distribution can have produced."""
     if _any_traced(value, log_p, active):
         return
+    # All drafts from one distribution `[N]`, or each from its own row.
     known_tokens = np.asarray(value)
     known_log_p = np.asarray(log_p)
     if known_log_p.ndim == 1:
@@ -54,7 +59,12 @@ def possible_tokens(
         )
 
 
-def alive_tokens(value: jax.Array, alive: jax.Array, num_tokens: int, name: str) -> None:
+def alive_tokens(
+    value: jax.Array,
+    alive: jax.Array,
+    num_tokens: int,
+    name: str,
+) -> None:
     """:func:`tokens` of the nodes that are alive."""
     if not _any_traced(value, alive):
         tokens(np.asarray(value)[np.asarray(alive)], num_tokens, name)
@@ -69,10 +79,12 @@ def siblings_share_distribution(
     """Siblings that are drawn from the same distribution."""
     if _any_traced(log_p, parents, alive):
         return
+    # Probabilities, because log-probabilities of light tokens may differ much by rounding.
     probs = np.exp(np.asarray(log_p))
     parent_of = np.asarray(parents).tolist()
     first_child: dict[int, int] = {}
     for node in np.flatnonzero(np.asarray(alive)).tolist():
+        # Each node is compared with the first alive child of its parent.
         sibling = first_child.setdefault(parent_of[node], node)
         if not np.allclose(probs[node], probs[sibling], rtol=0, atol=1e-4):
             raise ValueError(
@@ -81,7 +93,13 @@ def siblings_share_distribution(
             )
 
 
-def alive_rows(log_probs: Any, alive: jax.Array, name: str, *, root: bool = False) -> None:
+def alive_rows(
+    log_probs: Any,
+    alive: jax.Array,
+    name: str,
+    *,
+    root: bool = False,
+) -> None:
     """:func:`values` of the nodes that are alive.
 
     With `root`, row 0 belongs to the root and is checked as well.

@@ -52,8 +52,7 @@ def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: floa
     'log_p: expected log-probabilities of at most 0, got a positive one (`check` failed)'
     """
     array = floats(log_probs, name, integers=False)
-    if array.ndim < 1 or array.shape[-1] < 1:
-        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
+    _check_shape(array, name)
     if not isinstance(log_probs, jax.core.Tracer):
         values(log_probs, name, atol=atol)
         return
@@ -70,6 +69,11 @@ def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: floa
         (error <= atol + eps * (1 + entropy)).all(),
         f"{name}: expected probabilities that sum to 1 (within {atol:g})",
     )
+
+
+def _check_shape(array: jax.Array, name: str) -> None:
+    if array.ndim < 1 or array.shape[-1] < 1:
+        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
 
 
 def values(log_probs: Any, name: str, *, atol: float = 1e-3) -> None:
@@ -141,9 +145,8 @@ def logits(value: ArrayLike, name: str) -> jax.Array:
     if not jnp.issubdtype(given.dtype, jnp.floating):
         raise ValueError(f"{name}: expected logits, an array of floats, got dtype {given.dtype}")
     array = on_device(given)
+    _check_shape(array, name)
     known = known_values(given)
-    if array.ndim < 1 or array.shape[-1] < 1:
-        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
     if known is None or not known.size:
         return array
     with np.errstate(over="ignore"):  # numbers beyond the float type become inf

@@ -24,11 +24,12 @@ def key(value: Any) -> None:
 
 def keys(value: Any) -> None:
     """Typed threefry keys of any shape."""
-    if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+    dtype = getattr(value, "dtype", None)
+    if not (isinstance(value, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key)):
         got = type(value).__name__
-        if hasattr(value, "dtype"):
-            got += f" of dtype {value.dtype}"
-        if getattr(value, "dtype", None) == np.uint32:  # what jax.random.PRNGKey makes
+        if dtype is not None:
+            got += f" of dtype {dtype}"
+        if dtype == np.uint32:  # what jax.random.PRNGKey makes
             got += f'; an old key becomes one by jax.random.wrap_key_data(key, impl="{_KEY_IMPL}")'
         raise ValueError(f"key: expected a typed key from jax.random.key(seed), got {got}")
     impl = str(jax.random.key_impl(value))

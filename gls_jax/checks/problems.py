@@ -107,6 +107,7 @@ def same_categories(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.
             "log_p and log_q: expected the same number of categories, "
             f"got {log_p.shape[-1]} and {log_q.shape[-1]}"
         )
+    # Explicitly, also under strict promotion.
     dtype = jnp.promote_types(log_p.dtype, log_q.dtype)
     return log_p.astype(dtype), log_q.astype(dtype)
 
@@ -127,6 +128,7 @@ def host_probabilities(value: Any, name: str) -> np.ndarray:
 
     Each row must sum to 1, up to the rounding of the array's own float type.
     """
+    # The rounding of the user's own type is allowed.
     dtype = value.dtype if hasattr(value, "dtype") else floats(value, name).dtype
     atol = 1e-3 + float(jnp.finfo(jnp.promote_types(dtype, jnp.bfloat16)).eps)
     probs = np.asarray(value, np.float64)

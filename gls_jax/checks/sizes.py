@@ -17,6 +17,7 @@ __all__ = ["active_of", "count", "counts", "index", "local_devices", "one_of"]
 def count(value: Any, name: str) -> int:
     """A positive Python int; sizes shape arrays, so they cannot be traced."""
     try:
+        # `True` is an int to Python, but hardly meant as a size.
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
@@ -46,6 +47,7 @@ def index(value: Any, name: str, last: int = 2**32 - 2) -> Index:
 
     A float is refused: cut to an int, it would reuse random numbers.
     """
+    # A traced value has a type and a shape only.
     if isinstance(value, jax.core.Tracer):
         is_index = value.shape == () and jnp.issubdtype(value.dtype, jnp.integer)
         got = f"{value.dtype} of shape {list(value.shape)}"
@@ -55,6 +57,7 @@ def index(value: Any, name: str, last: int = 2**32 - 2) -> Index:
             is_index = not isinstance(value, bool) and 0 <= operator.index(value) <= last
         except TypeError:
             is_index = False
+            # The representation of an array would be long.
             if np.ndim(value) or value is None:
                 got = type(value).__name__
     if not is_index:

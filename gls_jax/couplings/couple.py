@@ -25,16 +25,13 @@ __all__ = [
     "weighted_minhash",
 ]
 
+# The stream of darts that both parties look at first.
 SHARED_STREAM = 0
-"""The stream of darts that both parties look at first."""
-
 # A step throws N darts, within these limits; measured on XLA:CPU.
 _FEWEST_PER_STEP = 16
 _MOST_PER_STEP = 4096
-
+# Numbers of darts are 32-bit integers, also that of the last dart of a step.
 MOST_DARTS = 2**31 - 1 - _MOST_PER_STEP
-"""The numbers of darts are 32-bit integers."""
-
 # A curve of mass 1 has no dart among 64 N with probability e^-64. The search ends there, also for
 # NaN, which never has one.
 _DARTS_PER_CATEGORY = 64
@@ -193,7 +190,9 @@ def gumbel_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     0.5143
     """
     log_p, log_q = checks.problem(log_p, log_q)
+    # M_j is infinite where p_j = 0, and such a category adds nothing.
     matches = races.weights(log_q) / (1 + excess(log_p, log_q))
+    # Rounding can raise the sum above 1, here and below.
     return jnp.minimum(jnp.sum(matches), 1)
 
 
@@ -219,6 +218,7 @@ def minhash_match(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
     '1e-09'
     """
     p, q = _weights(log_p, log_q)
+    # The two cases above: the first dart is under both curves, or under one of them.
     low = jnp.minimum(p, q)
     high = jnp.maximum(p, q)
     match = jnp.sum(low * (1 + high - low)) / jnp.sum(high)
@@ -249,7 +249,11 @@ def _weights(log_p: LogProbs, log_q: LogProbs) -> tuple[Array, Array]:
     return races.weights(log_p), races.weights(log_q)
 
 
-def same_race(key: PRNGKeyArray, log_p: Float[Array, " N"], log_q: Float[Array, " N"]) -> Coupled:
+def same_race(
+    key: PRNGKeyArray,
+    log_p: Float[Array, " N"],
+    log_q: Float[Array, " N"],
+) -> Coupled:
     """The winners of the race of stream 0 under `p` and under `q`."""
     noise = races.exponentials(key, 1, log_p.shape[0])[0]
     x = races.winner(races.arrivals(noise, log_p))
@@ -266,7 +270,9 @@ def _first_dart(key, log_weights) -> Int[Array, ""]:
 
 
 def first_under(
-    key: PRNGKeyArray, curve: Float[Array, " N"], limit: int
+    key: PRNGKeyArray,
+    curve: Float[Array, " N"],
+    limit: int,
 ) -> tuple[Int[Array, ""], Int[Array, ""], Float[Array, ""]]:
     """Number, category and height of the first dart under the curve.
 
@@ -280,6 +286,7 @@ def first_under(
         return (start < limit) & (first == limit)
 
     def throw(state):
+        # A block of darts at once; the search needs the first one under the curve.
         start, _ = state
         categories, heights = races.darts(key, start, offsets.size, num_categories)
         is_under = heights < gather_in_bounds(curve, categories)
@@ -299,6 +306,9 @@ def dart_offsets(num_categories: int) -> Int[Array, " B"]:
     return jnp.arange(block_size, dtype=jnp.int32)
 
 
-def gather_in_bounds(curve: Float[Array, " N"], categories: Int[Array, " B"]) -> Float[Array, " B"]:
+def gather_in_bounds(
+    curve: Float[Array, " N"],
+    categories: Int[Array, " B"],
+) -> Float[Array, " B"]:
     """`curve[categories]`, without JAX's handling of indices out of bounds."""
     return curve.at[categories].get(mode="promise_in_bounds")

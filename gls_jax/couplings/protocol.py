@@ -29,7 +29,10 @@ _OFFERED_STREAM = 1  # of the darts that Bob offers in the second step
 
 
 def dart_protocol(
-    key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, epsilon: float
+    key: PRNGKeyArray,
+    log_p: LogProbs,
+    log_q: LogProbs,
+    epsilon: float,
 ) -> tuple[Coupled, Int[Array, ""]]:
     """Nearly maximal coupling for few bits: the parties talk about shared darts.
 
@@ -123,6 +126,7 @@ def _rice_code(num_categories: int, epsilon: float) -> _RiceCode:
     if not (isinstance(epsilon, float) and 0 < epsilon < 1):
         got = repr(epsilon) if isinstance(epsilon, (int, float, str)) else type(epsilon).__name__
         raise ValueError(f"epsilon: expected a Python float strictly between 0 and 1, got {got}")
+    # The budget of stream 1 must fit into the numbers that darts have.
     if 2 * num_categories / (math.e * epsilon) > MOST_DARTS - 1:
         raise ValueError(
             f"epsilon: expected num_categories / epsilon of at most 2.9e9, "

@@ -84,10 +84,9 @@ def over_pairs(
     # or more, all of one size, keep the values the same on any number of devices.
     devices = jax.local_devices()
     num_devices = min(len(devices), max(1, num_pairs // (2 * batch_size)))
-    batches_per_device = -(-num_pairs // (num_devices * batch_size))
     # Repetitions of the last pair fill the shares up.
-    indices = np.arange(num_devices * batches_per_device * batch_size)
-    indices = np.minimum(indices, num_pairs - 1)
+    num_missing = -num_pairs % (num_devices * batch_size)
+    indices = np.minimum(np.arange(num_pairs + num_missing), num_pairs - 1)
     mesh = Mesh(devices[:num_devices], "pairs")
     filled = [array[indices] for array in arrays]
     shares = jax.device_put(filled, NamedSharding(mesh, PartitionSpec("pairs")))
@@ -100,10 +99,10 @@ def over_pairs(
 
 @partial(jax.jit, static_argnames=("function", "static", "batch_size", "mesh"))
 def _over_shares(
-    arrays: list[jax.Array],
+    arrays,
     *,
-    function: Callable[..., Any],
-    static: tuple[Hashable, ...],
+    function: Callable,
+    static: tuple,
     batch_size: int,
     mesh: Mesh,
 ):

@@ -38,37 +38,37 @@ or in greedy decoding, where the distribution that it was sampled from differed 
 KERNEL_STEP = 0.5
 
 
-def add_bernoulli(
-    counts: Float[Array, "J ..."], probability: Float[Array, ...]
-) -> Float[Array, "J ..."]:
+def add_bernoulli(counts: Array, probability: Array) -> Float[Array, "J ..."]:
     """Distribution of a count after one more independent Bernoulli variable.
 
     Repeated with other probabilities, this is the Poisson-binomial recursion.
 
     Args:
-        counts: distribution of the count so far; counts of `J` and above are cut off.
-        probability: that the variable is 1.
+        counts: distribution of the count so far, `f[J, ...]`; counts of `J` and above are cut off.
+        probability: that the variable is 1, `f[...]`.
     """
     return counts * (1 - probability) + one_more(counts) * probability
 
 
-def one_more(counts: Float[Array, "J ..."]) -> Float[Array, "J ..."]:
+def one_more(counts: Array) -> Float[Array, "J ..."]:
     """Distribution of the count plus one; the last entry is cut off."""
+    # A zero moves in at count 0.
     padding = [(0, 0)] * counts.ndim
     padding[0] = (1, 0)
     return jnp.pad(counts[:-1], padding)
 
 
-def binomial_counts(num_trials: int, probability: Float[Array, ...]) -> Float[Array, "J J *n"]:
+def binomial_counts(num_trials: int, probability: Array) -> Float[Array, "J J *n"]:
     """Distributions of the number of successes in 0, 1, ..., `num_trials` trials, one a row."""
-    no_trials = jnp.zeros((num_trials + 1, *probability.shape), probability.dtype).at[0].set(1)
-    rows = [no_trials]
+    # Without trials the count is 0.
+    counts = jnp.zeros((num_trials + 1, *probability.shape), probability.dtype)
+    rows = [counts.at[0].set(1)]
     for _ in range(num_trials):
         rows.append(add_bernoulli(rows[-1], probability))
     return jnp.stack(rows)
 
 
-def poisson_counts(mean: Float[Array, ...], largest: int) -> Float[Array, "J ..."]:
+def poisson_counts(mean: Array, largest: int) -> Float[Array, "J ..."]:
     """``P(count = 0), ..., P(count = largest)`` of Poisson variables with the given means."""
     counts = jnp.arange(largest + 1, dtype=mean.dtype).reshape(-1, *[1] * mean.ndim)
     # The logarithm of a mean of 0 would make gradients NaN, also where its value is not used.
@@ -78,23 +78,24 @@ def poisson_counts(mean: Float[Array, ...], largest: int) -> Float[Array, "J ...
     return jnp.where(is_positive, probs, counts == 0)
 
 
-def poisson_cdf(mean: Float[Array, ...], largest: int) -> Float[Array, "J ..."]:
+def poisson_cdf(mean: Array, largest: int) -> Float[Array, "J ..."]:
     """``P(count <= 0), ..., P(count <= largest)`` of Poisson variables with the given means."""
     return jnp.cumsum(poisson_counts(mean, largest), axis=0)
 
 
-def single_draft_kernel(acceptance: Float[Array, ""]) -> Float[Array, "2 2"]:
+def single_draft_kernel(acceptance: Array) -> Float[Array, "2 2"]:
     """The kernel of a scheme with one draft.
 
     Args:
-        acceptance: probability that the draft is the emitted token.
+        acceptance: probability that the draft is the emitted token, `f[]`.
     """
     without_draft = jnp.array([1.0, 0.0], acceptance.dtype)
     with_draft = jnp.stack([1 - acceptance, acceptance])
     return jnp.stack([without_draft, with_draft])
 
 
-def with_empty_row(rows: Iterable[Float[Array, " J"]]) -> Float[Array, "J J"]:
+def with_empty_row(rows: Iterable[Array]) -> Float[Array, "J J"]:
     """The kernel of the rows for 1, ..., K active drafts: row 0, no active draft, goes first."""
-    rows = list(rows)
-    return jnp.stack([jnp.zeros_like(rows[0]).at[0].set(1), *rows])
+    first_row, *other_rows = rows
+    empty_row = jnp.zeros_like(first_row).at[0].set(1)
+    return jnp.stack([empty_row, first_row, *other_rows])

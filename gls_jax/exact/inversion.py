@@ -74,6 +74,7 @@ class PairTables(NamedTuple):
 
 def weight_table(weights: Float[Array, " N"]) -> WeightTable:
     """Prepare weights for :func:`draw_index`."""
+    # About as many rows as columns: the sums of both stay short.
     row_size = math.isqrt(weights.shape[0] - 1) + 1
     within = _running_sum(in_rows(weights, row_size).T).T
     before = jnp.concatenate([jnp.zeros(1, within.dtype), _running_sum(within[:-1, -1])])
@@ -81,7 +82,10 @@ def weight_table(weights: Float[Array, " N"]) -> WeightTable:
 
 
 def draw_index(
-    table: WeightTable, count: Index, u: Float[Array, ""], v: Float[Array, ""]
+    table: WeightTable,
+    count: Index,
+    u: Float[Array, ""],
+    v: Float[Array, ""],
 ) -> Int[Array, ""]:
     """An index below `count`, with probability proportional to its weight.
 
@@ -115,19 +119,25 @@ def pair_tables(log_p: LogProbs, log_q: LogProbs) -> PairTables:
     ranked = ratio_order(*checks.same_categories(log_p, log_q))
     return PairTables(
         order=ranked.order,
+        # A category that cannot be drafted never arrives.
         excess=jnp.where(ranked.p > 0, ranked.excess, jnp.inf),
         p=weight_table(ranked.p),
         q=weight_table(ranked.q),
     )
 
 
-def draw_target(pair: PairTables, u: Float[Array, ""], v: Float[Array, ""]) -> Int[Array, ""]:
+def draw_target(
+    pair: PairTables,
+    u: Float[Array, ""],
+    v: Float[Array, ""],
+) -> Int[Array, ""]:
     """Place of the target's category in the order of the pair, from two uniforms."""
     return draw_index(pair.q, pair.excess.shape[0], u, v)
 
 
 def one_stream(
-    pair: PairTables, noise: Float[Array, " 6"]
+    pair: PairTables,
+    noise: Float[Array, " 6"],
 ) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """One race: when the target's category arrives, which one it is, and which one is drafted.
 
@@ -148,12 +158,14 @@ def one_stream(
     >>> bool(abs((target == draft).mean() - (0.6 / 2.2 + 0.3 / 1.3 + 0.1)) < 0.1)
     True
     """
+    # Six exponentials: the target's time, the other arrival, and four that become uniforms.
     theta = noise[0]
     level = noise[1] / noise[0]  # the excess at the first arrival of another category
     u = -jnp.expm1(-noise[2:])
     target_place = draw_target(pair, u[0], u[1])
     num_started = jnp.searchsorted(pair.excess, level)  # categories that can have arrived by then
     other_place = draw_index(pair.p, num_started, u[2], u[3])
+    # The target's own category arrives under `p` where the excess reaches its value.
     draft_place = jnp.where(level > pair.excess[target_place], target_place, other_place)
     return theta, pair.order[target_place], pair.order[draft_place]
 

@@ -49,7 +49,10 @@ class RatioOrder(NamedTuple):
     excess: Float[Array, " N"]
 
 
-def ratio_order(log_p: Float[Array, " N"], log_q: Float[Array, " N"]) -> RatioOrder:
+def ratio_order(
+    log_p: Float[Array, " N"],
+    log_q: Float[Array, " N"],
+) -> RatioOrder:
     """Sort the categories by likelihood ratio. `O(N log N)`, differentiable away from ties."""
     # Above every log-ratio of a category that can be drafted, and e^cap fits into float32.
     cap = 1 - LIGHTEST
@@ -97,8 +100,9 @@ def ascending(values: Float[Array, " N"]) -> Int[Array, " N"]:
     bits = jnp.where(bits < sign, bits | sign, ~bits)
     size = values.shape[0]
     place_bits = max(1, (size - 1).bit_length())
-    place_mask = jnp.uint32(2**place_bits - 1)
+    place_mask = 2**place_bits - 1
     place = jnp.arange(size, dtype=jnp.uint32)
+    # A digit and a place share an integer of 32 bits.
     order = place
     for shift in range(0, 32, 32 - place_bits):
         digit = (bits[order] >> shift) << place_bits
@@ -106,7 +110,11 @@ def ascending(values: Float[Array, " N"]) -> Int[Array, " N"]:
     return order.astype(jnp.int32)
 
 
-def cumulative(values: Float[Array, " N"], *, reverse: bool = False) -> Float[Array, " N"]:
+def cumulative(
+    values: Float[Array, " N"],
+    *,
+    reverse: bool = False,
+) -> Float[Array, " N"]:
     """`jnp.cumsum` of finite numbers, from the end if `reverse`; several times faster on XLA:CPU.
 
     Each group of 32 is multiplied by a triangle of ones. The groups' totals are then summed in the
@@ -118,6 +126,7 @@ def cumulative(values: Float[Array, " N"], *, reverse: bool = False) -> Float[Ar
         triangle = triangle.T
     groups = in_rows(values, _GROUP_SIZE)
     within = jnp.matmul(groups, jnp.asarray(triangle, values.dtype), precision="highest")
+    # The sums within a group are known; those of the groups before it are added.
     if len(groups) <= 1:
         return within.reshape(-1)[:size]
     zero = jnp.zeros(1, values.dtype)
@@ -146,7 +155,10 @@ def in_rows(values: Float[Array, " N"], num_columns: int) -> Float[Array, "R C"]
     return jnp.pad(values, (0, missing)).reshape(-1, num_columns)
 
 
-def excess(log_p: Float[Array, "*k N"], log_q: Float[Array, " N"]) -> Float[Array, "*k N"]:
+def excess(
+    log_p: Float[Array, "*k N"],
+    log_q: Float[Array, " N"],
+) -> Float[Array, "*k N"]:
     """`M_j - 1` of every category `j`, in their own order; `inf` where `p_j = 0`.
 
     `log_p` may be `[K, N]`: one distribution a row.
@@ -154,5 +166,6 @@ def excess(log_p: Float[Array, "*k N"], log_q: Float[Array, " N"]) -> Float[Arra
     if log_p.ndim == 2:
         return jax.vmap(excess, in_axes=(0, None))(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
+    # Back from the sorted order to that of the categories.
     sorted_excess = jnp.where(ranked.p > 0, ranked.excess, jnp.inf)
     return jnp.zeros_like(ranked.p).at[ranked.order].set(sorted_excess)

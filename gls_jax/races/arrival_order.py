@@ -51,7 +51,11 @@ def num_visits(num_categories: int) -> int:
 
 
 def visit(
-    stream: threefry.Words, walk: Walk, first: Index, count: int, num_categories: int
+    stream: threefry.Words,
+    walk: Walk,
+    first: Index,
+    count: int,
+    num_categories: int,
 ) -> tuple[Walk, Int[Array, " count"], Float[Array, " count"]]:
     """The next places of a stream.
 
@@ -103,14 +107,16 @@ def _running_sum(x: Float[Array, " count"]) -> Float[Array, " count"]:
     width = min(64, 1 << (x.shape[0] - 1).bit_length())
     rows = jnp.pad(x, (0, -x.shape[0] % width)).reshape(-1, width)
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    within_rows = product(rows, jnp.triu(jnp.ones((width, width), x.dtype)))
-    earlier_rows = jnp.triu(jnp.ones((len(rows), len(rows)), x.dtype), 1)
+    within_rows = product(rows, jnp.tri(width, dtype=x.dtype).T)
+    earlier_rows = jnp.tri(len(rows), k=-1, dtype=x.dtype).T
     before_rows = product(within_rows[:, -1], earlier_rows)
     return (within_rows + before_rows[:, None]).reshape(-1)[: x.shape[0]]
 
 
 def permuted(
-    stream: threefry.Words, places: UInt32[Array, ...], num_categories: int
+    stream: threefry.Words,
+    places: UInt32[Array, ...],
+    num_categories: int,
 ) -> UInt32[Array, ...]:
     """A keyed permutation of ``0 .. num_visits(num_categories) - 1``.
 
@@ -136,7 +142,12 @@ def permuted(
     return jax.lax.optimization_barrier((high << num_low_bits) | low)
 
 
-def _mixed(x: UInt32[Array, ...], adder, factor, num_bits: int) -> UInt32[Array, ...]:
+def _mixed(
+    x: UInt32[Array, ...],
+    adder,
+    factor,
+    num_bits: int,
+) -> UInt32[Array, ...]:
     """The upper `num_bits` bits of a hash of `x`.
 
     Multiplications by odd numbers, a shortened finaliser of MurmurHash3.

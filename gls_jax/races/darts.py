@@ -14,7 +14,10 @@ __all__ = ["darts"]
 
 
 def darts(
-    key: PRNGKeyArray, start: Index, count: int, num_categories: int
+    key: PRNGKeyArray,
+    start: Index,
+    count: int,
+    num_categories: int,
 ) -> tuple[Int[Array, " count"], Float[Array, " count"]]:
     """Darts number `start` to `start + count - 1`, uniform on categories x (0, 1).
 

@@ -6,6 +6,8 @@ the position key's threefry that its streams never use.
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
@@ -115,7 +117,10 @@ def smallest_exponentials(key: PRNGKeyArray, indices: Numbers) -> Float[Array, "
 
 
 def stream_exponentials(
-    key: PRNGKeyArray, indices: Numbers, num_streams: int, stream: Index
+    key: PRNGKeyArray,
+    indices: Numbers,
+    num_streams: int,
+    stream: Index,
 ) -> Float[Array, "*indices"]:
     """Exponential noise of one of `K` streams, given :func:`smallest_exponentials`.
 
@@ -158,10 +163,10 @@ def _counter(key, indices) -> tuple[threefry.Words, UInt32[Array, "*indices"]]:
 def _normal(bits: UInt32[Array, ...]) -> Float[Array, ...]:
     """Normal quantile of 31 bits, with the sign from the last one: equally fine in both tails."""
     uniform = (bits >> 1).astype(jnp.float32) + 0.5
-    lower_tail = uniform * jnp.float32(2.0**-32)  # within (0, 1/2)
+    lower_tail = uniform * 2.0**-32  # within (0, 1/2)
     x = 1 - 2 * lower_tail
     w = -jnp.log(4 * lower_tail * (1 - lower_tail))  # -log(1 - x^2), without its rounding
     centre = jnp.polyval(_CENTRE, w - 2.5)
     tail = jnp.polyval(_TAIL, jnp.sqrt(w) - 3)
-    magnitude = jnp.float32(np.sqrt(2)) * x * jnp.where(w < 5, centre, tail)
-    return jnp.where(bits & 1, -magnitude, magnitude)
+    quantile = math.sqrt(2) * x * jnp.where(w < 5, centre, tail)
+    return jnp.where(bits & 1, -quantile, quantile)

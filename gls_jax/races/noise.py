@@ -28,7 +28,11 @@ LIGHTEST = -80.0
 _CATEGORIES_PER_STEP = 2  # of the loop in `first_arrivals`; measured on XLA:CPU
 
 
-def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[Array, "K N"]:
+def exponentials(
+    key: PRNGKeyArray,
+    num_streams: int,
+    num_items: int,
+) -> Float[Array, "K N"]:
     """Exponential noise of `num_streams` races over `num_items` categories.
 
     The draw at `[k, i]` does not depend on `num_streams` or `num_items`. The 32 bits of
@@ -59,13 +63,14 @@ def exponentials(key: PRNGKeyArray, num_streams: int, num_items: int) -> Float[A
     True
     """
     checks.key(key)
-    first, second = stream_words(key, jnp.arange(checks.count(num_streams, "num_streams")))
+    streams = jnp.arange(checks.count(num_streams, "num_streams"))
     categories = jnp.arange(checks.count(num_items, "num_items"), dtype=jnp.uint32)
-    return _noise_of((first[:, None], second[:, None]), categories)
+    return _noise_of(stream_words(key, streams[:, None]), categories)
 
 
 def exponentials_from_bits(
-    high: UInt32[Array, "*shape"], low: UInt32[Array, "*shape"]
+    high: UInt32[Array, "*shape"],
+    low: UInt32[Array, "*shape"],
 ) -> Float[Array, "*shape"]:
     """Exponential noise from 64 random bits: ``-log1p(-u)``, from 2^-65 to 16.7.
 
@@ -108,7 +113,8 @@ def weights(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:
 
 
 def arrivals(
-    noise: Float[Array, "*k N"], log_weights: Float[Array, "*#k N"]
+    noise: Float[Array, "*k N"],
+    log_weights: Float[Array, "*#k N"],
 ) -> Float[Array, "*k N"]:
     """Arrival times ``S[k, i] / w_i``; the smallest wins the race.
 
@@ -129,7 +135,9 @@ def winner(arrivals: Float[Array, "*k N"]) -> Int[Array, "*k"]:
 
 
 def first_arrivals(
-    key: PRNGKeyArray, num_streams: int, *log_weights: Float[Array, "*k N"]
+    key: PRNGKeyArray,
+    num_streams: int,
+    *log_weights: Float[Array, "*k N"],
 ) -> tuple[tuple[Float[Array, " K"], Int[Array, " K"]], ...]:
     """Winners of every stream's race under several distributions.
 

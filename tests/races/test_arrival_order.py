@@ -1,4 +1,4 @@
-"""Clocks in order of arrival: all orders equally likely, times of sorted exponentials, no item lost."""
+"""Categories in order of arrival: all orders equally likely, times of sorted noise, none missing."""
 
 import math
 
@@ -15,90 +15,103 @@ KEY = jax.random.key(60)
 ALPHA = 1e-9  # false-failure rate of every statistical test here
 
 
-def walks(num_items, count, places=None):
-    """Items and clocks of whole walks under many keys."""
-    places = arrival_order.num_visits(num_items) if places is None else places
+def walks(num_categories, num_keys, num_places=None):
+    """Categories and noise of walks under many keys, `[keys, places]` each; whole walks by default."""
+    num_places = num_places or arrival_order.num_visits(num_categories)
 
     @jax.jit
     @jax.vmap
-    def run(key):
-        return arrival_order.visit(
-            races.keys.words(key), arrival_order.start(), 0, places, num_items
-        )[1:]
+    def walk(key):
+        stream = races.keys.words(key)
+        start = arrival_order.start()
+        _, categories, noise = arrival_order.visit(stream, start, 0, num_places, num_categories)
+        return categories, noise
 
-    return map(np.asarray, run(jax.random.split(KEY, count)))
+    categories, noise = walk(jax.random.split(KEY, num_keys))
+    return np.asarray(categories), np.asarray(noise)
 
 
-@pytest.mark.parametrize("num_items", [1, 2, 3, 5, 6, 8])
-def test_orders_are_equally_likely_and_times_are_sorted_clocks(num_items):
-    """All orders of few items, and first arrivals of all: chi-square and Kolmogorov-Smirnov on 100,000 walks."""
-    items, clocks = walks(num_items, 100_000)
-    arrived = np.isfinite(clocks)
-    assert (arrived.sum(1) == num_items).all() and (items[arrived] < num_items).all()
-    orders = items[arrived].reshape(-1, num_items)
-    shown = min(num_items, 5)
-    _, counts = np.unique(orders[:, :shown] @ num_items ** np.arange(shown), return_counts=True)
-    assert len(counts) == math.perm(num_items, shown)
-    assert num_items == 1 or scipy.stats.chisquare(counts).pvalue > ALPHA
-    times = clocks[arrived].reshape(-1, num_items)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 8])
+def test_orders_are_equally_likely_and_times_are_sorted_noise(size):
+    """All orders of the first arrivals by chi-square, spacings by Kolmogorov-Smirnov, 100,000 walks."""
+    categories, noise = walks(size, 100_000)
+    arrived = np.isfinite(noise)
+    assert (arrived.sum(1) == size).all() and (categories[arrived] < size).all()
+    orders = categories[arrived].reshape(-1, size)
+    num_first = min(size, 5)
+    order_numbers = orders[:, :num_first] @ size ** np.arange(num_first)
+    _, counts = np.unique(order_numbers, return_counts=True)
+    assert len(counts) == math.perm(size, num_first)
+    assert size == 1 or scipy.stats.chisquare(counts).pvalue > ALPHA
+    times = noise[arrived].reshape(-1, size)
     assert (np.diff(times, axis=1) >= 0).all()
-    spacings = np.diff(times, axis=1, prepend=0) * np.arange(num_items, 0, -1)
+    spacings = np.diff(times, axis=1, prepend=0) * np.arange(size, 0, -1)
     assert scipy.stats.kstest(spacings.ravel(), "expon").pvalue > ALPHA
 
 
 def test_few_rounds_would_be_caught(monkeypatch):
     """Planted defect: the same chi-square finds that two rounds of the network do not mix."""
-    mixed = ordered._mixed
-    calls = iter(range(100))
-    monkeypatch.setattr(
-        ordered,
-        "_mixed",
-        lambda x, *rest: mixed(x, *rest) if next(calls) < 2 else jnp.zeros_like(x),
-    )
-    items, _ = walks(8, 20_000)
-    _, counts = np.unique(items[:, :3] @ 8 ** np.arange(3), return_counts=True)
+    mixed = arrival_order._mixed
+    rounds = iter(range(100))
+
+    def two_rounds_only(x, *constants):
+        return mixed(x, *constants) if next(rounds) < 2 else jnp.zeros_like(x)
+
+    monkeypatch.setattr(arrival_order, "_mixed", two_rounds_only)
+    categories, _ = walks(8, 20_000)
+    _, counts = np.unique(categories[:, :3] @ 8 ** np.arange(3), return_counts=True)
     assert len(counts) < math.perm(8, 3) or scipy.stats.chisquare(counts).pvalue < ALPHA
 
 
 def test_neighbours_are_unrelated():
-    """First two items among 64: every pair, their difference and their exclusive or, 100,000 walks."""
-    items, _ = walks(64, 100_000, places=2)
-    first, second = items.T
+    """The first two categories of 64 in 100,000 walks.
+
+    Every pair, their difference and their exclusive or.
+    """
+    categories, _ = walks(64, 100_000, num_places=2)
+    first, second = categories.T
     pairs = np.bincount(first * 64 + second, minlength=64 * 64).reshape(64, 64)
     assert np.trace(pairs) == 0
-    for counts in (
-        pairs[~np.eye(64, dtype=bool)],
-        np.bincount((second - first) % 64)[1:],
-        np.bincount(first ^ second)[1:],
-    ):
+    different = pairs[~np.eye(64, dtype=bool)]
+    differences = np.bincount((second - first) % 64)[1:]
+    exclusive_ors = np.bincount(first ^ second)[1:]
+    for counts in (different, differences, exclusive_ors):
         assert scipy.stats.chisquare(counts).pvalue > ALPHA
 
 
-@pytest.mark.parametrize("num_items", [37, 64, 5000])
-def test_steps_do_not_matter(num_items):
-    """A walk in steps of 16 sees what one long step sees: every item once, at the same time."""
-    stream, places = races.keys.stream_words(KEY, 3), arrival_order.num_visits(num_items)
-    _, items, clocks = arrival_order.visit(stream, arrival_order.start(), 0, places, num_items)
-    step = jax.jit(lambda walk, first: arrival_order.visit(stream, walk, first, 16, num_items))
-    walk, parts = arrival_order.start(), []
-    for first in range(0, places + 16, 16):  # one step beyond the end
-        walk, *part = step(walk, first)
-        parts.append(part)
-    found = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    arrived = np.isfinite(found[1])
-    assert sorted(found[0][arrived]) == list(range(num_items))
-    np.testing.assert_array_equal(found[0][: len(items)], items)
-    np.testing.assert_allclose(found[1][: len(items)], clocks, rtol=2e-6)
-    assert int(walk.seen) == num_items or num_items == places
+@pytest.mark.parametrize("size", [37, 64, 5000])
+def test_a_walk_in_steps_is_the_walk_in_one(size):
+    """Steps of 16 see what one long step sees: every category once, at the same time."""
+    stream = races.keys.stream_words(KEY, 3)
+    num_places = arrival_order.num_visits(size)
+    start = arrival_order.start()
+    _, categories, noise = arrival_order.visit(stream, start, 0, num_places, size)
+    step = jax.jit(lambda walk, first: arrival_order.visit(stream, walk, first, 16, size))
+    walk = start
+    category_parts = []
+    noise_parts = []
+    for first in range(0, num_places + 16, 16):  # one step beyond the end
+        walk, some_categories, some_noise = step(walk, first)
+        category_parts.append(some_categories)
+        noise_parts.append(some_noise)
+    all_categories = np.concatenate(category_parts)
+    all_noise = np.concatenate(noise_parts)
+    arrived = np.isfinite(all_noise)
+    assert sorted(all_categories[arrived]) == list(range(size))
+    np.testing.assert_array_equal(all_categories[: len(categories)], categories)
+    np.testing.assert_allclose(all_noise[: len(noise)], noise, rtol=2e-6)
+    assert int(walk.seen) == size or size == num_places
 
 
-def test_streams_differ():
-    """Two streams of a key, and one stream of two keys, begin with unrelated items."""
-    first = lambda key, stream: arrival_order.visit(  # noqa: E731
-        races.keys.stream_words(key, stream), arrival_order.start(), 0, 1, 2**20
-    )[1][0]
-    keys = jax.random.split(KEY, 200)
-    heads = jax.jit(jax.vmap(lambda key: jnp.stack([first(key, 0), first(key, 1)])))(keys)
-    assert (
-        len(np.unique(heads)) > 390
-    )  # 400 draws of 2^20 items: more than ten repeats have chance 1e-14
+def test_streams_and_keys_begin_with_unrelated_categories():
+
+    def first_category(key, stream):
+        words = races.keys.stream_words(key, stream)
+        return arrival_order.visit(words, arrival_order.start(), 0, 1, 2**20)[1][0]
+
+    def two_streams(key):
+        return jnp.stack([first_category(key, 0), first_category(key, 1)])
+
+    categories = jax.jit(jax.vmap(two_streams))(jax.random.split(KEY, 200))
+    # 400 draws of 2^20 categories: more than ten repeats have probability 1e-14.
+    assert len(np.unique(categories)) > 390
