@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gls_jax import schemes, trials
+from gls_jax.trials import trial_loop
 from tests.problems import PROBLEMS, logs
 
 KEY = jax.random.key(3)
@@ -39,15 +40,15 @@ def test_trials_are_those_of_the_scheme():
 
 def forget():
     """The chunk is a constant of both programs, and the outer one holds the inner one's trace."""
-    trials._spread.clear_cache()
-    trials._count.clear_cache()
+    trial_loop._count_in_shares.clear_cache()
+    trial_loop.count_accepted.clear_cache()
 
 
 @pytest.mark.parametrize(("chunk", "call"), [(7, 1), (2**22, 2**30)])
 def test_chunks_do_not_change_the_count(monkeypatch, chunk, call):
     whole = {name: float(estimate(scheme=name, num_drafts=1).mean) for name in ("gls", "single")}
-    monkeypatch.setattr(trials, "_CHUNK", chunk)
-    monkeypatch.setattr(trials, "_CALL", call)
+    monkeypatch.setattr(trial_loop, "_NUMBERS_PER_CHUNK", chunk)
+    monkeypatch.setattr(trial_loop, "_NOISE_PER_CALL", call)
     forget()
     for name, mean in whole.items():
         assert float(estimate(scheme=name, num_drafts=1).mean) == mean
@@ -87,9 +88,9 @@ def test_thousands_of_cells_in_one_call():
     """2,000 pairs x 3 schemes of lists; one compilation, and another number of trials adds none."""
     laws = jax.nn.log_softmax(jax.random.normal(KEY, (2, 2000, 5)))
     got = trials.sweep(KEY, *laws, scheme="gls", num_drafts=(1, 2, 4), num_trials=50)
-    compiled = trials._spread._cache_size()
+    compiled = trial_loop._count_in_shares._cache_size()
     again = trials.sweep(KEY, *laws, scheme="gls", num_drafts=(1, 2, 4), num_trials=51)
-    assert trials._spread._cache_size() == compiled
+    assert trial_loop._count_in_shares._cache_size() == compiled
     exact = jax.vmap(lambda p, q: schemes.get("gls").acceptance_curve(p, q, (1, 2, 4)))(*laws)
     for estimate, count in ((got, 50), (again, 51)):
         error = np.sqrt(np.asarray(exact * (1 - exact)).sum(0) / count) / 2000
@@ -103,9 +104,8 @@ def test_progress_and_memory():
     assert seen[-1] == (1000, 1000) and all(a < b for (a, _), (b, _) in itertools.pairwise(seen))
     laws = jax.ShapeDtypeStruct((1, 1000), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(KEY, 1))
-    counter = trials._count.lower(
-        keys, laws, laws, 0, 2**30, scheme=schemes.get("gls"), num_drafts=(8,), by_noise=True
-    ).compile()
+    plan = trial_loop.Plan(schemes.get("gls"), num_drafts=(8,), method="noise")
+    counter = trial_loop.count_accepted.lower(keys, laws, laws, 0, 2**30, plan=plan).compile()
     assert counter.memory_analysis().temp_size_in_bytes < 2**23
 
 
@@ -119,16 +119,8 @@ def test_under_jit():
 def test_the_last_trial_number_is_not_too_large():
     """Near 2^31 trials the number of chunks must not overflow: the last few of them are counted."""
     keys, laws = jax.random.split(KEY, 1), jnp.asarray(Q)[None]
-    hits = trials._count(
-        keys,
-        laws,
-        laws,
-        2**31 - 11,
-        2**31 - 1,
-        scheme=schemes.get("gls"),
-        num_drafts=(2,),
-        method="noise",
-    )
+    plan = trial_loop.Plan(schemes.get("gls"), num_drafts=(2,), method="noise")
+    hits = trial_loop.count_accepted(keys, laws, laws, 2**31 - 11, 2**31 - 1, plan=plan)
     assert hits.tolist() == [[10]]
 
 

@@ -25,7 +25,8 @@ def key(value: Any) -> None:
 def keys(value: Any) -> None:
     """Typed threefry keys of any shape."""
     dtype = getattr(value, "dtype", None)
-    if not (isinstance(value, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key)):
+    is_array = isinstance(value, jax.Array)
+    if not (is_array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
         got = type(value).__name__
         if dtype is not None:
             got += f" of dtype {dtype}"

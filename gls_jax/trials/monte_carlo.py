@@ -1,4 +1,4 @@
-"""Monte Carlo: how often the target's token is in the list, counted over many keys.
+"""Acceptance by simulation: how often the target's token is in the list, counted over many keys.
 
 Trial `t` of a run uses ``fold_in(key, t)``, so a count does not depend on how the trials are cut
 into chunks, stopped or resumed. Memory is bounded by one chunk, whatever the number of trials. The
@@ -15,40 +15,20 @@ of accepted trials are integers, so their sum is the same on any number of devic
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, races, schemes
 from gls_jax.estimate import Estimate
-from gls_jax.loops import varying_like
+from gls_jax.trials import trial_loop
+from gls_jax.trials.trial_loop import Method, Progress
 from gls_jax.typing import LogProbs
 
 __all__ = ["Estimate", "acceptance", "sweep"]
-
-# A chunk of trials holds so many numbers at a time: about what the cache of a core takes.
-_NUMBERS_PER_CHUNK = 2**15
-# A device draws so many exponentials between two progress reports: about a second on two CPU cores.
-_NOISE_PER_CALL = 2**28
-# A device makes at least so many trials between two progress reports.
-_FEWEST_PER_CALL = 1024
-# From so many categories on, inversion is the faster method, for every scheme that has both.
-_INVERSION_FROM = 32
-# So many exponentials are drawn in the time of one draft by inversion, at large vocabularies.
-_NOISE_PER_INVERSION = 128
-
-# How trials are drawn: from the noise of the scheme, or by inversion.
-Method = Literal["noise", "inversion"]
-# Called with the number of trials done and the number of all trials.
-Progress = Callable[[int, int], None]
 
 
 def acceptance(
@@ -96,11 +76,12 @@ def acceptance(
     True
     """
     checks.key(key)
-    log_p, log_q = _checked_pair(log_p, log_q, "[N] (log_p also [K, N]) with N >= 1", num_axes=1)
+    shapes = "[N] (log_p also [K, N]) with N >= 1"
+    p, q = _checked_pair(log_p, log_q, shapes, num_axes=1)
     estimate = _run(
         key[None],
-        log_p[None],
-        log_q[None],
+        p[None],
+        q[None],
         scheme=scheme,
         num_drafts=(num_drafts,),
         num_trials=num_trials,
@@ -157,17 +138,17 @@ def sweep(
     (5, 3)
     """
     shapes = "[M, N] (log_p also [M, K, N]) with M, N >= 1"
-    log_p, log_q = _checked_pair(log_p, log_q, shapes, num_axes=2)
+    p, q = _checked_pair(log_p, log_q, shapes, num_axes=2)
     checks.keys(key)
-    num_pairs = log_q.shape[0]
+    num_pairs = q.shape[0]
     if key.shape not in ((), (num_pairs,)):
         raise ValueError(
             f"key: expected one typed key or {num_pairs} of them, got {list(key.shape)}"
         )
     return _run(
         key if key.ndim else races.keys.fold_in_each(key, jnp.arange(num_pairs)),
-        log_p,
-        log_q,
+        p,
+        q,
         scheme=scheme,
         num_drafts=num_drafts,
         num_trials=num_trials,
@@ -183,7 +164,7 @@ def _checked_pair(
     shapes: str,
     *,
     num_axes: int,
-):
+) -> tuple[jax.Array, jax.Array]:
     """The arrays in their common float type, where they have the shapes and valid values."""
     p = checks.floats(log_p, "log_p", integers=False)
     q = checks.floats(log_q, "log_q", integers=False)
@@ -207,44 +188,6 @@ def check_num_trials(value: Any) -> int:
     return num_trials
 
 
-def noise_per_trial(
-    scheme: schemes.Scheme,
-    num_drafts: int,
-    num_categories: int,
-    method: Method | None = None,
-) -> int:
-    """The cost of a trial, as the number of exponentials that take as much time."""
-    if _method_of(scheme, num_categories, method) == "noise":
-        return num_drafts * num_categories
-    return num_drafts * _NOISE_PER_INVERSION
-
-
-def _method_of(
-    scheme: schemes.Scheme,
-    num_categories: int,
-    method: Method | None,
-) -> str:
-    """The method that is asked for, or else the faster one that the scheme has."""
-    if method is not None:
-        return checks.one_of(method, ("noise", "inversion"), "method")
-    has_inversion = scheme.trials is not None and scheme.trials.inversion is not None
-    return "inversion" if has_inversion and num_categories >= _INVERSION_FROM else "noise"
-
-
-class _Plan(NamedTuple):
-    """What a compiled program of trials depends on, besides shapes.
-
-    Attributes:
-        scheme: of the trials.
-        num_drafts: the list lengths.
-        method: `"noise"` or `"inversion"`.
-    """
-
-    scheme: schemes.Scheme
-    num_drafts: tuple[int, ...]
-    method: str
-
-
 def _run(
     keys,
     log_p,
@@ -262,19 +205,21 @@ def _run(
         scheme = schemes.get(scheme)
     counts = checks.counts(num_drafts, "num_drafts")
     # Hashable, for it is a static argument: one plan and one shape compile once.
-    plan = _Plan(
+    plan = trial_loop.Plan(
         scheme=scheme,
         num_drafts=tuple(scheme.check_num_drafts(k) for k in counts),
-        method=_method_of(scheme, log_q.shape[-1], method),
+        method=trial_loop.chosen_method(scheme, log_q.shape[-1], method),
     )
     num_trials = check_num_trials(num_trials)
     # Inside `jax.jit` a new array is traced, also where every input is known.
     arrays = (jnp.zeros(()), keys, log_p, log_q)
     if any(isinstance(array, jax.core.Tracer) for array in arrays):
-        accepted = _count_accepted(keys, log_p, log_q, 0, num_trials, plan=plan)
+        accepted = trial_loop.count_accepted(keys, log_p, log_q, 0, num_trials, plan=plan)
         accepted = accepted.astype(log_q.dtype)
     else:
-        accepted = _count_on_devices(keys, log_p, log_q, num_trials, plan, devices, progress)
+        accepted = trial_loop.count_on_devices(
+            keys, log_p, log_q, num_trials, plan, devices, progress
+        )
     # One accepted and one rejected trial more keep the error of a rate near 0 or 1 from vanishing.
     rate = (accepted + 1) / (num_trials + 2)
     other_rate = (num_trials - accepted + 1) / (num_trials + 2)
@@ -284,119 +229,3 @@ def _run(
         standard_error=jnp.sqrt(variance),
         num_trials=jnp.asarray(num_trials, jnp.int32),
     )
-
-
-def _count_on_devices(
-    keys,
-    log_p,
-    log_q,
-    num_trials: int,
-    plan: _Plan,
-    devices,
-    progress,
-) -> np.ndarray:
-    """Accepted trials `f64[M, C]` of every pair and list length, in calls of about a second."""
-    num_pairs, num_categories = log_q.shape
-    most_drafts = max(plan.num_drafts)
-    mesh = _mesh(num_pairs, devices)
-    pairs = jax.device_put((keys, log_p, log_q), NamedSharding(mesh, P("pairs")))
-    fewest = _FEWEST_PER_CALL
-    if plan.method == "inversion":
-        # Every call sorts each pair. As many trials as categories make that a small part.
-        fewest = max(fewest, num_categories)
-    noise_of_pair = noise_per_trial(plan.scheme, most_drafts, num_categories, plan.method)
-    trials_per_device = max(fewest, _NOISE_PER_CALL // (num_pairs * noise_of_pair))
-    trials_per_call = mesh.size * trials_per_device
-    accepted = np.zeros((num_pairs, len(plan.num_drafts)), np.int64)
-    for start in range(0, num_trials, trials_per_call):
-        stop = min(start + trials_per_call, num_trials)
-        # Each device of a group makes a part of the call's trials.
-        limits = np.linspace(start, stop, mesh.shape["trials"] + 1).astype(np.int32)
-        with jax.set_mesh(mesh):  # in place of a mesh that the caller may have set
-            counts = _count_in_shares(*pairs, limits[:-1], limits[1:], mesh=mesh, plan=plan)
-        accepted += np.asarray(counts).sum(0)
-        if progress is not None:
-            progress(stop * num_pairs, num_trials * num_pairs)
-    return accepted.astype(np.float64)
-
-
-def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
-    """Groups of devices: the pairs are divided among groups, the trials within a group."""
-    devices = jax.local_devices() if devices is None else checks.local_devices(devices)
-    num_groups = math.gcd(num_pairs, len(devices))
-    # XLA unrolls a loop of one round, and may then round sums in another way: two pairs a group at
-    # least.
-    if num_groups == num_pairs:
-        num_groups = 1
-    return Mesh(np.reshape(devices, (num_groups, -1)), ("pairs", "trials"))
-
-
-@partial(jax.jit, static_argnames=("mesh", "plan"))
-def _count_in_shares(keys, log_p, log_q, starts, stops, *, mesh: Mesh, plan: _Plan):
-    """Accepted trials `i32[T, M, C]` of `T` ranges of trials.
-
-    Every device counts those of its own pairs and its own range.
-    """
-
-    def count(keys, log_p, log_q, start, stop):
-        return _count_accepted(keys, log_p, log_q, start[0], stop[0], plan=plan)[None]
-
-    pairs = P("pairs")
-    ranges = P("trials")
-    share_map = jax.shard_map(
-        count,
-        mesh=mesh,
-        in_specs=(pairs, pairs, pairs, ranges, ranges),
-        out_specs=P("trials", "pairs"),
-    )
-    return share_map(keys, log_p, log_q, starts, stops)
-
-
-@partial(jax.jit, static_argnames="plan")
-def _count_accepted(keys, log_p, log_q, start, stop, *, plan: _Plan):
-    """Accepted trials `i32[M, C]` among the trials start..stop-1 of every pair."""
-    start = jnp.asarray(start, jnp.int32)
-    stop = jnp.asarray(stop, jnp.int32)
-    most_drafts = max(plan.num_drafts)
-    chunk_size = _trials_per_chunk(plan, log_q.shape[-1])
-    # Not rounded up by an addition, which would overflow near 2^31 trials.
-    num_chunks = (stop - start - 1) // chunk_size + 1
-
-    def count_of_pair(pair):
-        key, log_p, log_q = pair
-        if plan.method == "noise":
-            trial = partial(plan.scheme.accepted, log_p=log_p, log_q=log_q, num_drafts=most_drafts)
-        else:
-            # Sorted once for all trials.
-            trial = plan.scheme.inversion_trial(log_p, log_q, most_drafts)
-
-        def is_accepted(index):
-            by_length = trial(jax.random.fold_in(key, index))
-            # The last chunk is filled up with trials that do not count.
-            is_counted = index < stop.astype(jnp.uint32)
-            return by_length[jnp.asarray(plan.num_drafts) - 1] & is_counted
-
-        def add_chunk(chunk, accepted):
-            first = (start + chunk * chunk_size).astype(jnp.uint32)
-            indices = first + jnp.arange(chunk_size, dtype=jnp.uint32)
-            return accepted + jnp.sum(jax.vmap(is_accepted)(indices), axis=0, dtype=jnp.int32)
-
-        zero = jnp.zeros(len(plan.num_drafts), jnp.int32)
-        zero = varying_like(zero, key, log_p, log_q, start, stop)
-        return jax.lax.fori_loop(0, num_chunks, add_chunk, zero)
-
-    return jax.lax.map(count_of_pair, (keys, log_p, log_q))
-
-
-def _trials_per_chunk(plan: _Plan, num_categories: int) -> int:
-    """How many trials run at the same time, so that their numbers fit the cache."""
-    trials = plan.scheme.trials
-    if plan.method == "inversion":
-        # A few random numbers and places, whatever the number of categories.
-        numbers_per_trial = 4
-    elif trials is not None and trials.streaming:
-        numbers_per_trial = max(plan.num_drafts)
-    else:
-        # The noise of all streams.
-        numbers_per_trial = max(plan.num_drafts) * num_categories
-    return max(1, min(4096, _NUMBERS_PER_CHUNK // numbers_per_trial))
