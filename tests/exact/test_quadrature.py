@@ -1,3 +1,5 @@
+"""The quadrature over exponential noise, against closed forms and finer steps."""
+
 import numpy as np
 import pytest
 import scipy.integrate
@@ -6,8 +8,8 @@ from gls_jax.exact.quadrature import exponential_nodes
 
 
 @pytest.mark.parametrize("rate", [1, 2, 8, 50])
-def test_rational_and_stretched_integrands(rate):
-    """Products of exponentials with rates over twelve decades, as an acceptance has them: closed form, 1e-9."""
+def test_products_of_exponentials_have_their_closed_form(rate):
+    """Products of exponentials with rates over twelve decades, as in an acceptance: to 1e-9."""
     nodes, weights = exponential_nodes((rate,), np.float64)
     for other in (0.0, 1e-6, 0.3, 7.0, 1e3, 1e6):
         assert weights[0] @ np.exp(-nodes * other) == pytest.approx(1 / (rate + other), abs=1e-9)
@@ -15,8 +17,8 @@ def test_rational_and_stretched_integrands(rate):
         assert weights[0] @ np.expm1(-nodes * other) ** 2 == pytest.approx(expected, abs=1e-9)
 
 
-def test_step_is_fine_enough():
-    """Halving the step moves nothing: a smooth integrand as in GLS with a high power."""
+def test_a_finer_step_changes_nothing():
+    """For a smooth integrand as in GLS, with a high power; also against adaptive quadrature."""
 
     def integrand(m):
         return (1 - 0.4 * np.exp(-3 * m) - 0.3 * np.exp(-40 * m)) ** 19 * -np.expm1(-5 * m)
