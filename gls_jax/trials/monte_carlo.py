@@ -175,9 +175,10 @@ def _checked_pair(
         if num_axes == 1:
             got += "; a batch of pairs goes to trials.sweep"
         raise ValueError(f"log_p and log_q: expected shapes {shapes}, got {got}")
+    p, q = checks.same_categories(p, q)
     checks.values(log_p, "log_p")
     checks.values(log_q, "log_q")
-    return checks.same_categories(p, q)
+    return p, q
 
 
 def check_num_trials(value: Any) -> int:

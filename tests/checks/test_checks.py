@@ -1,3 +1,5 @@
+"""Input validation: every public function of the core names bad input in one line."""
+
 import inspect
 import types
 
@@ -12,7 +14,7 @@ import gls_jax
 from gls_jax import bounds, checks, couplings, decomposition, schemes, trials
 from gls_jax.checks import log_probabilities
 
-BAD = [
+BAD_LOG_PROBS = [
     (
         np.log([0.25, 0.25]),
         r"expected probabilities that sum to 1 \(within 0.001\), got a sum of 0.5",
@@ -30,36 +32,41 @@ BAD = [
 
 
 @pytest.fixture(autouse=True)
-def own_errors(monkeypatch):
-    """Bad input must reach our own messages: no shape annotation is checked on the way (tests/conftest.py)."""
+def without_shape_checks(monkeypatch):
+    """Bad input must reach the library's own errors, not those of tests/conftest.py."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-@pytest.mark.parametrize(("value", "message"), BAD)
-def test_bad_laws(value, message):
+@pytest.mark.parametrize(("value", "message"), BAD_LOG_PROBS)
+def test_bad_log_probabilities_are_named_in_one_line(value, message):
     with pytest.raises(ValueError, match=message) as caught:
         gls_jax.check_log_probs(value, "log_q")
     assert str(caught.value).startswith("log_q") and "\n" not in str(caught.value)
 
 
-def test_the_row_is_named():
+def test_the_bad_row_is_named():
     rows = np.log([[[0.5, 0.5], [0.5, 0.4]]])
     with pytest.raises(ValueError, match=r"log_p\[0, 1\]: expected probabilities that sum to 1"):
         gls_jax.check_log_probs(rows, "log_p")
 
 
-def test_good_laws():
-    for law in (np.log([0.5, 0.5]), np.array([0.0, -np.inf]), np.zeros((3, 1)), np.zeros((0, 4))):
-        gls_jax.check_log_probs(law)
+def test_good_log_probabilities_pass():
+    for log_probs in (
+        np.log([0.5, 0.5]),
+        np.array([0.0, -np.inf]),
+        np.zeros((3, 1)),
+        np.zeros((0, 4)),
+    ):
+        gls_jax.check_log_probs(log_probs)
     logits = jax.random.normal(jax.random.key(0), (3, 200_000)) * 5
     gls_jax.check_log_probs(jax.nn.log_softmax(logits))
 
 
-@pytest.mark.parametrize(("value", "message"), [row for row in BAD[:6]])
-def test_under_jit_through_checkify(value, message):
-    def traced(law):
-        gls_jax.check_log_probs(law, "log_q")
-        return law
+@pytest.mark.parametrize("value", [value for value, _ in BAD_LOG_PROBS[:6]])
+def test_values_under_jit_are_checked_through_checkify(value):
+    def traced(log_probs):
+        gls_jax.check_log_probs(log_probs, "log_q")
+        return log_probs
 
     error, _ = checkify.checkify(jax.jit(traced))(jnp.asarray(value, jnp.float32))
     with pytest.raises(checkify.JaxRuntimeError, match="log_q: expected"):
@@ -69,11 +76,11 @@ def test_under_jit_through_checkify(value, message):
 
 
 def test_constants_inside_jit_are_still_checked():
-    law = jnp.log(jnp.array([0.5, 0.5, 0.0]))
+    log_probs = jnp.log(jnp.array([0.5, 0.5, 0.0]))
     verify = schemes.get("specinfer").verify
 
     def emit(drafts):
-        return jax.jit(lambda key: verify(key, drafts, law, law))(jax.random.key(0))
+        return jax.jit(lambda key: verify(key, drafts, log_probs, log_probs))(jax.random.key(0))
 
     assert int(emit(jnp.array([1, 0]))) in (0, 1)
     with pytest.raises(ValueError, match=r"drafts: expected tokens within 0..2, got 0 to 3"):
@@ -149,7 +156,7 @@ CALLS = {
         KEY, 0, TREE, [log_p] * 2, [log_q] * 3
     ),
 }
-HOST = {  # these take probabilities
+HOST_CALLS = {  # these take probabilities
     "decomposition.best_selection": lambda draft_probs, q: decomposition.best_selection(
         [draft_probs] * 2, q
     ),
@@ -160,39 +167,39 @@ HOST = {  # these take probabilities
 BATCH = r"jax\.vmap|trials\.sweep|\[M, N\]"
 MISUSES = {
     "probabilities": (np.exp, "probabilit.* take jnp.log"),
-    "one-hot": (lambda law: np.eye(5)[0], "probabilities: take jnp.log"),
+    "one-hot": (lambda x: np.eye(5)[0], "probabilities: take jnp.log"),
     "integers": (
-        lambda law: np.eye(5, dtype=int)[0],
+        lambda x: np.eye(5, dtype=int)[0],
         "expected an array of floats, got dtype int32.* take jnp.log",
     ),
-    "logits": (lambda law: law + 5, "look like logits: take jax.nn.log_softmax"),
-    "shifted": (lambda law: law - law.max(), r"got a sum of .*; logits, .* jax.nn.log_softmax"),
+    "logits": (lambda x: x + 5, "look like logits: take jax.nn.log_softmax"),
+    "shifted": (lambda x: x - x.max(), r"got a sum of .*; logits, .* jax.nn.log_softmax"),
     "masked": (
-        lambda law: np.where(np.arange(5) == 1, -np.inf, law),
+        lambda x: np.where(np.arange(5) == 1, -np.inf, x),
         r"got a sum of 0\.[89]; .*log_p - logsumexp",
     ),
-    "nan": (lambda law: np.where(np.arange(5) == 1, np.nan, law), "got NaN"),
-    "inf": (lambda law: np.where(np.arange(5) == 1, np.inf, law), "at most 0, got inf"),
-    "nothing": (lambda law: np.full(5, -np.inf), "got a sum of 0: every value is -inf"),
-    "batch": (lambda law: np.stack([law] * 7), BATCH),
-    "batches": (lambda law: np.zeros((3, 4, 2, 5)) + law, BATCH),
-    "no categories": (lambda law: law[:0], "N >= 1|same number of"),
-    "scalar": (lambda law: law[0], "N >= 1"),
-    "other categories": (lambda law: np.log(np.full(6, 1 / 6)), "same number of"),
-    "complex": (lambda law: law + 0j, "expected an array of floats, got dtype complex64"),
-    "bool": (lambda law: law < -1, "expected an array of floats, got dtype bool"),
-    "words": (lambda law: "gumbel", "expected an array of floats, got (str|list)"),
-    "none": (lambda law: None, "expected an array of floats, got (NoneType|list)"),
+    "nan": (lambda x: np.where(np.arange(5) == 1, np.nan, x), "got NaN"),
+    "inf": (lambda x: np.where(np.arange(5) == 1, np.inf, x), "at most 0, got inf"),
+    "nothing": (lambda x: np.full(5, -np.inf), "got a sum of 0: every value is -inf"),
+    "batch": (lambda x: np.stack([x] * 7), BATCH),
+    "batches": (lambda x: np.zeros((3, 4, 2, 5)) + x, BATCH),
+    "no categories": (lambda x: x[:0], "N >= 1|same number of"),
+    "scalar": (lambda x: x[0], "N >= 1"),
+    "other categories": (lambda x: np.log(np.full(6, 1 / 6)), "same number of"),
+    "complex": (lambda x: x + 0j, "expected an array of floats, got dtype complex64"),
+    "bool": (lambda x: x < -1, "expected an array of floats, got dtype bool"),
+    "words": (lambda x: "gumbel", "expected an array of floats, got (str|list)"),
+    "none": (lambda x: None, "expected an array of floats, got (NoneType|list)"),
     "ragged": (
-        lambda law: [[0.0], [-1.0, -2.0]],
+        lambda x: [[0.0], [-1.0, -2.0]],
         "expected an array of floats, got list whose rows make no array",
     ),
 }
 
 
 def takes_distributions():
-    """Names of the public functions whose signature has a distribution, with what they call it."""
-    rooms = {
+    """Names of the public functions whose signature has a distribution."""
+    modules = {
         "": gls_jax,
         "bounds.": bounds,
         "couplings.": couplings,
@@ -200,9 +207,9 @@ def takes_distributions():
         "trials.": trials,
     }
     functions = {
-        prefix + name: vars(room).get(name)
-        for prefix, room in rooms.items()
-        for name in room.__all__
+        prefix + name: vars(module).get(name)
+        for prefix, module in modules.items()
+        for name in module.__all__
     } | {
         f"Scheme.{name}": getattr(schemes.Scheme, name)
         for name in vars(schemes.Scheme)
@@ -212,9 +219,9 @@ def takes_distributions():
     behind_the_methods |= {"inversion_trial"}
     for module in vars(schemes).values():
         if isinstance(module, types.ModuleType) and hasattr(module, "SCHEME"):
-            own = set(module.__all__) - behind_the_methods
+            others = set(module.__all__) - behind_the_methods
             functions |= {
-                f"schemes.{module.SCHEME.name}.{name}": getattr(module, name) for name in own
+                f"schemes.{module.SCHEME.name}.{name}": getattr(module, name) for name in others
             }
     names = {"log_p", "log_q", "log_probs", "log_weights", "draft_probs"}
     return {
@@ -224,8 +231,8 @@ def takes_distributions():
     }
 
 
-def test_no_function_is_forgotten():
-    assert takes_distributions() == set(CALLS) | set(HOST)
+def test_every_function_with_a_distribution_is_called_here():
+    assert takes_distributions() == set(CALLS) | set(HOST_CALLS)
 
 
 def distributions_of(call):
@@ -235,7 +242,7 @@ def distributions_of(call):
 
 @pytest.mark.parametrize("misuse", MISUSES)
 @pytest.mark.parametrize("name", CALLS)
-def test_misuse(name, misuse):
+def test_misuse_is_named_in_one_line(name, misuse):
     call, (spoil, words) = CALLS[name], MISUSES[misuse]
     good = distributions_of(call)
     if (name == "check_log_probs" and misuse.startswith("batch")) or (
@@ -256,27 +263,28 @@ def test_misuse(name, misuse):
     ("spoil", "words"),
     [
         (np.log, "look like log-probabilities: take jnp.exp"),
-        (lambda law: law * 2, "expected probabilities that sum to 1 .* got a sum of 2"),
-        (lambda law: law - 0.3, "expected probabilities, got -0."),
-        (lambda law: law * np.nan, "expected probabilities, got nan"),
-        (lambda law: None, "expected an array of floats"),
-        (lambda law: law[:0], "shape"),
-        (lambda law: np.stack([law] * 2), "shape"),
+        (lambda x: x * 2, "expected probabilities that sum to 1 .* got a sum of 2"),
+        (lambda x: x - 0.3, "expected probabilities, got -0."),
+        (lambda x: x * np.nan, "expected probabilities, got nan"),
+        (lambda x: None, "expected an array of floats"),
+        (lambda x: x[:0], "shape"),
+        (lambda x: np.stack([x] * 2), "shape"),
     ],
 )
-@pytest.mark.parametrize("name", HOST)
-def test_misuse_of_host_functions(name, spoil, words):
-    good = {argument: np.exp(law) for argument, law in distributions_of(HOST[name]).items()}
-    for argument, law in good.items():
+@pytest.mark.parametrize("name", HOST_CALLS)
+def test_misuse_of_host_functions_is_named_in_one_line(name, spoil, words):
+    log_probs = distributions_of(HOST_CALLS[name])
+    good = {argument: np.exp(value) for argument, value in log_probs.items()}
+    for argument, probs in good.items():
         with pytest.raises(ValueError, match=words) as caught:
-            HOST[name](**good | {argument: spoil(law)})
+            HOST_CALLS[name](**good | {argument: spoil(probs)})
         assert str(caught.value).startswith(argument) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "float64", list])
 @pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith("trials")])
-def test_good_values_are_looked_at_once_a_call(name, kind, monkeypatch):
-    """Nothing is compiled: the arrays are constants, whose values are known, of an abstract evaluation."""
+def test_values_are_checked_once_a_call(name, kind, monkeypatch):
+    """Nothing is compiled: the arrays are constants of an abstract evaluation, and so known."""
     seen, look = [], checks.values
     for module in (checks, log_probabilities):
         monkeypatch.setattr(
@@ -286,8 +294,8 @@ def test_good_values_are_looked_at_once_a_call(name, kind, monkeypatch):
         )
     good = distributions_of(CALLS[name])
     cast = {
-        key: law.tolist() if kind is list else law.astype(jnp.dtype(kind))
-        for key, law in good.items()
+        key: value.tolist() if kind is list else value.astype(jnp.dtype(kind))
+        for key, value in good.items()
     }
 
     def run():
@@ -297,7 +305,7 @@ def test_good_values_are_looked_at_once_a_call(name, kind, monkeypatch):
     assert sorted(seen) == sorted(good)
 
 
-def test_contained_is_made_of_probabilities():
+def test_contained_must_be_probabilities():
     for bad, words in (
         (P, "contained: .* take jnp.exp"),
         (np.full(5, 1.2), "contained: expected probabilities, got 1.2"),
@@ -306,7 +314,7 @@ def test_contained_is_made_of_probabilities():
             bounds.optimum(P, Q, bad)
 
 
-def test_rows_of_dead_nodes_are_not_looked_at():
+def test_rows_of_nodes_that_are_not_alive_are_not_checked():
     rows = np.stack([P, Q, P * np.nan])
     checks.alive_rows(rows[1:], np.array([True, False]), "log_p")
     checks.alive_rows(rows, np.array([True, False]), "log_q", root=True)
@@ -318,29 +326,28 @@ SIZES = (32_000, 50_257, 151_936)  # of real vocabularies
 
 
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16, jnp.float16, np.float64])
-@pytest.mark.parametrize(
-    "scale", [0.0, 1.0, 4.0]
-)  # from the uniform law, where rounding errors are all alike
-def test_normalised_in_any_float_type(kind, scale):
+# Scale 0 is the uniform distribution, where all rounding errors are alike.
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+def test_softmax_in_any_float_type_passes(kind, scale):
     for size in SIZES:
         logits = scale * np.random.default_rng(size).normal(size=size)
         if kind is np.float64:
             checks.values(logits - np.log(np.exp(logits).sum()), "log_p")
             continue
         exact = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
-        laws = [exact.astype(kind)]
-        if kind is not jnp.float16 or size < 2**16:  # the sum of so many exponentials is no float16
-            laws.append(jax.nn.log_softmax(jnp.asarray(logits, kind)))
-        for law in laws:
-            checks.values(law, "log_p")
-            checks.values(np.asarray(law), "log_p")
+        candidates = [exact.astype(kind)]
+        if kind is not jnp.float16 or size < 2**16:  # float16 cannot hold larger sums
+            candidates.append(jax.nn.log_softmax(jnp.asarray(logits, kind)))
+        for log_probs in candidates:
+            checks.values(log_probs, "log_p")
+            checks.values(np.asarray(log_probs), "log_p")
 
 
-def test_rounding_explains_no_more_than_it_does():
-    """In bfloat16 the mass that top-p .9 cuts is seen, and in float32 that of one token of .002."""
+def test_missing_mass_is_not_taken_for_rounding():
+    """The mass that top-p .9 cuts is found in bfloat16, that of one token of .002 in float32."""
     logits = 4 * np.random.default_rng(0).normal(size=50_257)
-    law = np.sort(np.asarray(jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))))[::-1]
-    cut = np.where(np.cumsum(np.exp(law)) < 0.9, law, -np.inf)
+    log_probs = np.sort(np.asarray(jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))))[::-1]
+    cut = np.where(np.cumsum(np.exp(log_probs)) < 0.9, log_probs, -np.inf)
     with pytest.raises(ValueError, match=r"got a sum of 0\.[89].* masked"):
         checks.values(jnp.asarray(cut, jnp.bfloat16), "log_p")
     checks.values(np.log([0.5, 0.4992]), "log_p")
@@ -348,8 +355,8 @@ def test_rounding_explains_no_more_than_it_does():
         checks.values(np.log([0.5, 0.498]), "log_p")
 
 
-def test_where_values_are_known():
-    """Constants under `vmap` over keys are; arguments of `jit`, `vmap` and `grad` are not, and run unchecked."""
+def test_only_known_values_are_checked():
+    """Constants under `vmap` over keys are known; arguments of `jit`, `vmap` and `grad` are not."""
     p, q = np.exp(P).astype(np.float32), np.exp(Q).astype(np.float32)
     keys = jax.random.split(KEY, 2)
     with pytest.raises(ValueError, match=r"log_p: .* take jnp.log"):
@@ -359,7 +366,7 @@ def test_where_values_are_known():
         jax.eval_shape(lift(lambda p, q: bounds.list_matching(p, q, 2)), *rows)
 
 
-def test_the_row_of_a_sweep_is_named():
+def test_the_bad_row_of_a_sweep_is_named():
     rows = np.stack([P, P, np.exp(P)])
     with pytest.raises(ValueError, match=r"log_p\[2\]: .* take jnp.log"):
         trials.sweep(KEY, rows, np.stack([Q] * 3), scheme="gls", num_drafts=(2,), num_trials=10)
@@ -385,7 +392,7 @@ def test_the_row_of_a_sweep_is_named():
     ],
     ids=["seed", "none", "old", "many", "rbg"],
 )
-def test_a_wrong_key_is_told_how_to_become_a_right_one(key, words):
+def test_the_error_of_a_wrong_key_says_how_to_make_a_right_one(key, words):
     for call in (
         lambda: gls_jax.list_sample(key, P, Q, 2),
         lambda: GLS.propose(key, P, 2),
@@ -420,8 +427,8 @@ def test_a_wrong_key_is_told_how_to_become_a_right_one(key, words):
         ([0.0, 1.0], "got float64 of shape"),
     ],
 )
-def test_drafts_that_are_none(value, words):
-    """A larger integer would wrap around to another token."""
+def test_bad_drafts_are_named(value, words):
+    """Among them integers beyond 32 bits, which would wrap around to another token."""
     with pytest.raises(ValueError, match=f"^drafts: expected .*{words}"):
         GLS.verify(KEY, value, P, Q)
     with pytest.raises(ValueError, match=r"^tokens: expected .*"):
@@ -431,9 +438,9 @@ def test_drafts_that_are_none(value, words):
             GLS.verify(KEY, DRAFTS, P, Q, value)
 
 
-def test_any_byte_order():
-    law = np.asarray(P, np.float64)
-    assert float(GLS.acceptance(law.astype(">f8"), Q, 2)) == float(GLS.acceptance(law, Q, 2))
+def test_any_byte_order_gives_the_same_result():
+    log_p = np.asarray(P, np.float64)
+    assert float(GLS.acceptance(log_p.astype(">f8"), Q, 2)) == float(GLS.acceptance(log_p, Q, 2))
     assert int(GLS.verify(KEY, np.asarray(DRAFTS, ">i8"), P, Q)) == int(
         GLS.verify(KEY, DRAFTS, P, Q)
     )
