@@ -50,8 +50,8 @@ BY_SCHEME = {
     "propose",
     "verify",
     "acceptance",
-    "hits",
-    "simulator",
+    "accepted",
+    "inversion_trial",
     "verify_tree",
 }  # called by the scheme
 
