@@ -13,8 +13,8 @@ max(q_i, q_j p_i / p_j)``. The acceptances are ordered:
 
 (tested on random pairs; `specinfer <= spectr` is an observation). All functions take
 log-probabilities `[N]`, run under `jit` and `vmap` and are differentiable away from ties. All but
-`optimum_distinct` cost `O(N log N)`. Where each draft has a distribution of its own, `log_p` is
-`[K, N]` and each stream contributes its own term.
+`optimum_distinct` cost `O(N log N)`. If the drafts have different distributions, `log_p` is
+`[K, N]` and each stream contributes one term.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def list_matching(
     a point mass.
 
     Args:
-        log_p: `[N]`, or `[K, N]` for one distribution a draft.
+        log_p: `[N]`, or `[K, N]` for one distribution per draft.
         log_q: `[N]`.
         num_drafts: `K`, static.
 
@@ -146,8 +146,8 @@ def list_decoding(
 
     Their mean bounds from below the probability that one of `K` decoders finds the encoder's
     candidate. Proposition 4 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632), for many candidates.
-    The information density `i` is what the target tells about the source beyond the side
-    information. The message replaces ``log2 L`` bits of it, the list ``log2 K``.
+    The information density `i` is the information of the target about the source beyond that of
+    the side information. The message replaces ``log2 L`` bits of it, the list ``log2 K``.
 
     Args:
         information_density: ``i = log2 p_{W|A}(w | a) / p_{W|T}(w | t)`` in bits, `f[...]`, of

@@ -1,6 +1,6 @@
 """The canonical decomposition of list verification (Khisti et al. 2025, arXiv 2410.18234).
 
-To verify a list is to choose one of its drafts, and then to apply single-draft speculative sampling
+Verification of a list chooses one of its drafts, and then applies single-draft speculative sampling
 of `q` with the distribution `r` of the chosen one. The acceptance is ``sum_i min(q_i, r_i)``. A
 scheme decides only the choice, and the best choice is a linear program over the sets of drafts.
 
@@ -34,11 +34,11 @@ __all__ = [
 MOST_CATEGORIES = 12
 """Most categories for `set_distribution` and `best_selection`, which look at all 2^N sets."""
 
-_MOST_LISTS = 10**6
+_MAX_LISTS = 10**6
 
 
 class Selection(NamedTuple):
-    """How to choose one draft of a list.
+    """A rule that chooses one draft of a list.
 
     Attributes:
         choose: `f64[2^N, N]`, probability to choose category `i` from the set with bit mask `D`;
@@ -56,7 +56,7 @@ def set_distribution(draft_probs: Numbers) -> np.ndarray:
     """``P(set of drafts = D)`` for every bit mask `D`, for independent drafts.
 
     Args:
-        draft_probs: probabilities `[K, N]`, one row a draft, `N <= MOST_CATEGORIES`.
+        draft_probs: probabilities `[K, N]`, one row per draft, `N <= MOST_CATEGORIES`.
 
     Returns:
         `f64[2^N]`; a sum of positive terms, draft by draft.
@@ -100,7 +100,7 @@ def best_selection(draft_probs: Numbers, q: Numbers) -> Selection:
     set and `q_i` into a category.
 
     Args:
-        draft_probs: probabilities `[K, N]` of independent drafts, one row a draft, `N <=
+        draft_probs: probabilities `[K, N]` of independent drafts, one row per draft, `N <=
             MOST_CATEGORIES`.
         q: target probabilities `[N]`.
 
@@ -184,7 +184,7 @@ def selected_distribution(
     Args:
         rule: maps drafts `i32[K]` to the probabilities `f[K]` with which each draft of the list is
             chosen.
-        log_p: `[N]`, or `[K, N]` for one distribution a draft.
+        log_p: `[N]`, or `[K, N]` for one distribution per draft.
         num_drafts: `K`; at most a million lists.
 
     Returns:
@@ -207,9 +207,9 @@ def selected_distribution(
     log_probs = checks.draft_distributions(log_p, num_drafts)
     checks.values(log_p, "log_p")
     size = log_probs.shape[-1]
-    if size**num_drafts > _MOST_LISTS:
+    if size**num_drafts > _MAX_LISTS:
         raise ValueError(
-            f"num_drafts: expected at most {_MOST_LISTS} lists, got {size}^{num_drafts}"
+            f"num_drafts: expected at most {_MAX_LISTS} lists, got {size}^{num_drafts}"
         )
     draft_probs = jnp.broadcast_to(races.weights(log_probs), (num_drafts, size))
     # Every list [L, K] with its probability [L]; the rule then chooses a draft of each.

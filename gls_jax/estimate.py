@@ -16,7 +16,7 @@ class Estimate(NamedTuple):
     Attributes:
         mean: of the trials.
         standard_error: of the mean; the function that returns it documents the estimator.
-        num_trials: independent trials behind the mean.
+        num_trials: number of independent trials.
     """
 
     mean: Float[Array | np.ndarray, ...]

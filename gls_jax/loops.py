@@ -15,12 +15,12 @@ def varying_like(carry: Carry, *operands: object) -> Carry:
     """A loop's first carry, marked as varying over every mesh axis that the operands vary over.
 
     Inside `jax.shard_map`, JAX tracks which values vary between devices, and the carry of a loop
-    must keep that type. A constant first carry does not vary, but what the loop computes from its
-    operands does. Outside `jax.shard_map` this function changes nothing.
+    must keep that type. A constant first carry does not vary, but values computed from the operands
+    do. Outside `jax.shard_map` this function changes nothing.
 
     Args:
         carry: the first carry, a pytree of arrays.
-        operands: all that the loop's body reads, pytrees of arrays.
+        operands: all inputs of the loop's body, pytrees of arrays.
     """
     axes: set[str] = set()
     for operand in jax.tree.leaves(operands):

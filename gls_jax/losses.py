@@ -21,7 +21,7 @@ from gls_jax.loops import varying_like
 
 __all__ = ["acceptance"]
 
-# At most so many logits in one step of the loop over positions; measured on XLA:CPU.
+# Largest number of logits in one step of the loop over positions; measured on XLA:CPU.
 _LOGITS_PER_STEP = 2**18
 
 
@@ -71,8 +71,8 @@ def acceptance(
 
     Returns:
         `f[...]`, in float32, or float64 if one of the logits is. Gradients have the type of their
-        logits. Beside the inputs, memory holds their gradients and the intermediate values of a few
-        positions. Second derivatives are right, but they store the intermediate values of all
+        logits. In addition to the inputs, memory holds their gradients and the intermediate values
+        of a few positions. Second derivatives are correct, but store the intermediate values of all
         positions.
 
     Raises:

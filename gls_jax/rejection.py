@@ -56,7 +56,7 @@ def recursive_rejection(
     *,
     without_replacement: bool = False,
 ) -> tuple[Int[Array, ""], Bool[Array, " K"]]:
-    """Test the drafts in turn; emit the first accepted one, or else a sample of the residual.
+    """Test the drafts in order; emit the first accepted one, or else a sample of the residual.
 
     Without replacement, `p_k` is `p` on the tokens that no earlier draft was, active or not. A
     draft that is impossible under `p_k` is not tested: it fills up a list that is longer than the
@@ -96,7 +96,7 @@ def recursive_rejection(
     start = varying_like(start, key, drafts, p, q, active)
     tests = (jnp.arange(drafts.shape[0]), drafts, uniforms, active)
     (used, _, token), accepted = jax.lax.scan(test, start, tests)
-    # If all drafts are rejected, the residual is what is left of q.
+    # The residual is emitted only if all drafts are rejected.
     weights, _ = residual(q, used)
     fresh_token = residual_token(residual_key, weights, log_q)
     return jnp.where(token >= 0, token, fresh_token).astype(jnp.int32), accepted

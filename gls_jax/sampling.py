@@ -49,7 +49,7 @@ def list_sample(
 
     Args:
         key: one typed key; both sides of the coupling use the same.
-        log_p: draft log-probabilities `[N]`, or `[K, N]` for one distribution a draft.
+        log_p: draft log-probabilities `[N]`, or `[K, N]` for one distribution per draft.
         log_q: target log-probabilities `[N]`.
         num_drafts: `K`, static.
 

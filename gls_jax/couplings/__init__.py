@@ -1,7 +1,7 @@
-"""Couplings: two parties hold `p` and `q`, share noise, and draw ONE sample each.
+"""Couplings: two parties hold `p` and `q`, share noise, and draw one sample each.
 
 The question is how often the two samples agree. Both marginals are exact (:func:`dart_protocol`: up
-to `epsilon / 2`). The couplings differ in what the parties must tell each other.
+to `epsilon / 2`). The couplings differ in the messages between the parties.
 
 | coupling                 | communication              | `P(x = y)`                            |
 |--------------------------|----------------------------|---------------------------------------|
@@ -13,6 +13,9 @@ to `epsilon / 2`). The couplings differ in what the parties must tell each other
 ``m_j = min(p_j, q_j)``, ``d_j = |p_j - q_j|``, ``M_j = sum_i max(q_i, q_j p_i / p_j)``. The first
 two are never below ``(1 - TV) / (1 + TV)``. Without communication no coupling can promise more for
 all pairs (Daliri, Musco, Suresh 2024, arXiv 2408.07978).
+
+* :mod:`gls_jax.couplings.couple`: the couplings without communication, and :func:`maximal`;
+* :mod:`gls_jax.couplings.few_bits`: :func:`dart_protocol`.
 
 A **race** gives each category exponential noise, see :mod:`gls_jax.races`. A **dart** is a point
 uniform on categories x [0, 1]. The first dart of a sequence that lies under the curve `p` gives a
@@ -30,7 +33,7 @@ from gls_jax.couplings.couple import (
     minhash_match,
     weighted_minhash,
 )
-from gls_jax.couplings.protocol import dart_protocol, dart_protocol_bits
+from gls_jax.couplings.few_bits import dart_protocol, dart_protocol_bits
 
 __all__ = [
     "Coupled",

@@ -50,9 +50,9 @@ class Coupled(NamedTuple):
 
 
 def gumbel(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
-    """Gumbel coupling: both parties run the same race, each under its own distribution.
+    """Gumbel coupling: both parties run the same race, one under `p` and one under `q`.
 
-    Each sample is a function of the key and of its own distribution. Daliri et al. 2024 (arXiv
+    Each sample is a function of the key and of one distribution. Daliri et al. 2024 (arXiv
     2408.07978); list sampling with `K = 1`.
 
     Args:
@@ -79,9 +79,9 @@ def gumbel(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
 
 
 def weighted_minhash(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
-    """Weighted MinHash coupling: each party takes the first shared dart under its own curve.
+    """Weighted MinHash coupling: each party takes the first shared dart under its curve.
 
-    Each sample is a function of the key and of its own distribution, :func:`first_dart`. Daliri et
+    Each sample is a function of the key and of one distribution, :func:`first_dart`. Daliri et
     al. 2024 (arXiv 2408.07978); the correlated sampling of Holenstein 2007.
 
     Args:

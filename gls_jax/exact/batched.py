@@ -1,4 +1,7 @@
-"""Exact acceptance of many pairs: in bounded memory, on all devices of the process."""
+"""A function mapped over many pairs: in bounded memory, on all devices of the process.
+
+:func:`over_pairs` maps any function of a pair, and :func:`acceptance_curves` the exact acceptance.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +32,17 @@ def acceptance_curves(
     """Exact acceptance of every pair at every list length.
 
     Args:
-        scheme: with an exact acceptance at `N` categories and these list lengths.
-        log_p: draft log-probabilities `[M, N]`, or `[M, K, N]` for a scheme with `diverse`.
+        scheme: one that has an exact acceptance for `N` categories and these list lengths.
+        log_p: draft log-probabilities `[M, N]`, or `[M, K, N]` for a scheme with `diverse=True`.
         log_q: target log-probabilities `[M, N]`.
         num_drafts: the list lengths.
-        batch_size: pairs that a device works on at the same time.
+        batch_size: number of pairs that a device computes at the same time.
 
     Returns:
         `f[M, len(num_drafts)]`.
 
     Raises:
-        ValueError: what :meth:`gls_jax.schemes.Scheme.acceptance_curve` raises.
+        ValueError: as :meth:`gls_jax.schemes.Scheme.acceptance_curve`.
 
     >>> import jax
     >>> from gls_jax import schemes
@@ -65,40 +68,40 @@ def over_pairs(
 ) -> Any:
     """Apply a function of one pair to each of `M` pairs.
 
-    Every device works through its share of the pairs, `batch_size` at a time. The values do not
+    Every device computes its shard of the pairs, `batch_size` at a time. The values do not
     depend on the number of devices.
 
     Args:
         function: called as ``function(*rows, *static)``, with one row of each array. It is compiled
             once for each function object, shape and `static`: pass the same object every time.
         *arrays: arrays with a leading axis of length `M`.
-        static: more arguments, known before tracing.
-        batch_size: pairs that a device works on at the same time.
+        static: static arguments (hashable).
+        batch_size: number of pairs that a device computes at the same time.
 
     Returns:
-        What `function` returns, as NumPy arrays with a leading axis of length `M`.
+        The values of `function`, as NumPy arrays with a leading axis of length `M`.
     """
     num_pairs = len(arrays[0])
     batch_size = min(batch_size, num_pairs)
-    # XLA unrolls a loop of one round, and may then round sums in another way. Two batches a device
-    # or more, all of one size, keep the values the same on any number of devices.
+    # XLA unrolls a loop of one iteration, and may then round sums differently. At least two batches
+    # per device, all of one size, keep the values the same on any number of devices.
     devices = jax.local_devices()
     num_devices = min(len(devices), max(1, num_pairs // (2 * batch_size)))
-    # Repetitions of the last pair fill the shares up.
+    # Pad with copies of the last pair.
     num_missing = -num_pairs % (num_devices * batch_size)
     indices = np.minimum(np.arange(num_pairs + num_missing), num_pairs - 1)
     mesh = Mesh(devices[:num_devices], "pairs")
-    filled = [array[indices] for array in arrays]
-    shares = jax.device_put(filled, NamedSharding(mesh, PartitionSpec("pairs")))
-    with jax.set_mesh(mesh):  # in place of a mesh that the caller may have set
-        values = _over_shares(
-            shares, function=function, static=static, batch_size=batch_size, mesh=mesh
+    padded = [array[indices] for array in arrays]
+    shards = jax.device_put(padded, NamedSharding(mesh, PartitionSpec("pairs")))
+    with jax.set_mesh(mesh):  # replaces a mesh that the caller may have set
+        values = _over_shards(
+            shards, function=function, static=static, batch_size=batch_size, mesh=mesh
         )
     return jax.tree.map(lambda value: np.asarray(value)[:num_pairs], values)
 
 
 @partial(jax.jit, static_argnames=("function", "static", "batch_size", "mesh"))
-def _over_shares(
+def _over_shards(
     arrays,
     *,
     function: Callable,
@@ -109,14 +112,14 @@ def _over_shares(
     def one_pair(rows):
         return function(*rows, *static)
 
-    def one_share(arrays):
-        # A `vmap` over one pair costs time.
+    def over_shard(arrays):
+        # A vmap over a batch of one is slower than no vmap.
         return jax.lax.map(one_pair, arrays, batch_size=batch_size if batch_size > 1 else None)
 
-    # `check_vma` refuses loops in `function` whose first carry is a constant. There is nothing to
-    # check: no value moves between the devices.
+    # `check_vma` refuses loops in `function` whose first carry is a constant. No check is
+    # needed: no value moves between the devices.
     specs = PartitionSpec("pairs")
-    share_map = jax.shard_map(
-        one_share, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False
+    sharded_map = jax.shard_map(
+        over_shard, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False
     )
-    return share_map(arrays)
+    return sharded_map(arrays)

@@ -3,7 +3,7 @@
 A distribution of a count lies along the first axis: entry `j` is the probability of the count `j`.
 
 The module also has the common parts of the emitted-token kernels `[J, J']`, see
-:class:`gls_jax.schemes.protocols.EmittedTokenKernel`.
+:class:`gls_jax.schemes.function_types.EmittedTokenKernel`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = [
 LEAST_EMITTED = np.float32(np.log(1e-30))
 """Least log-probability of an emitted token.
 
-A text can contain a token that its recomputed distribution makes impossible: at the edge of top-k,
-or in greedy decoding, where the distribution that it was sampled from differed in the last bit.
+A text can contain a token that is impossible under its recomputed distribution, if the distribution
+it was sampled from differed in the last bit: at the edge of top-k, or in greedy decoding.
 """
 
-# Step in log(theta) of the quadrature behind a kernel; the kernels agree with finer steps to 1e-6.
+# Step in log(theta) of the quadrature in a kernel; the kernels agree with finer steps to 1e-6.
 KERNEL_STEP = 0.5
 
 
@@ -59,7 +59,7 @@ def one_more(counts: Array) -> Float[Array, "J ..."]:
 
 
 def binomial_counts(num_trials: int, probability: Array) -> Float[Array, "J J *n"]:
-    """Distributions of the number of successes in 0, 1, ..., `num_trials` trials, one a row."""
+    """Distributions of the number of successes in 0, 1, ..., `num_trials` trials, one per row."""
     # Without trials the count is 0.
     counts = jnp.zeros((num_trials + 1, *probability.shape), probability.dtype)
     rows = [counts.at[0].set(1)]

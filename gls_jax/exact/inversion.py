@@ -1,4 +1,4 @@
-"""Trials by inversion: the winner of a race and the list, drawn in `O(log N)` a stream.
+"""Trials by inversion: the winner of a race and the list, drawn in `O(log N)` per stream.
 
 A Monte Carlo trial needs first arrivals, not all `K N` exponentials. The target's category is
 drawn directly: it is `j` with probability `q_j`, and arrives at a time ``theta ~ Exp(1)`` that does
@@ -14,8 +14,9 @@ where the excess reaches ``E / theta``. It is a category with ``r_i < t / theta`
 ratio order, with probability proportional to `p_i`. The draft is `j` itself if ``E / theta``
 exceeds the excess of `j`.
 
-This takes one sort and one cumulative sum a pair, then a few binary searches a stream. Drafts and
-target have the same joint distribution as in the race, but are made from other random numbers.
+This takes one sort and one cumulative sum per pair, then a few binary searches per stream.
+Drafts and target have the same joint distribution as in the race, but are functions of other random
+numbers.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ class PairTables(NamedTuple):
     """A pair of distributions in the order of `q / p`, prepared for trials.
 
     Attributes:
-        order: category at each place of that order, `[N]`.
-        excess: `M - 1` at each place, `[N]`; `inf` where `p = 0`.
-        p, q: tables of the probabilities, to draw places from.
+        order: category at each index in ratio order, `[N]`.
+        excess: `M - 1` at each index, `[N]`; `inf` where `p = 0`.
+        p, q: tables of the probabilities, to draw indices from.
     """
 
     order: Int[Array, " N"]
@@ -90,8 +91,8 @@ def draw_index(
     """An index below `count`, with probability proportional to its weight.
 
     Args:
-        table: of the weights.
-        count: how many weights take part; at least one of them is above 0.
+        table: from :func:`weight_table`.
+        count: number of weights that take part; at least one of them is above 0.
         u, v: two uniforms: one finds the row, the other the column.
     """
     row_size = table.within.shape[1]
@@ -113,7 +114,7 @@ def draw_index(
 
 
 def pair_tables(log_p: LogProbs, log_q: LogProbs) -> PairTables:
-    """Sort and sum a pair of distributions `[N]`, once for all its trials."""
+    """Tables of two distributions `[N]`, computed once for all trials of the pair."""
     log_p = checks.distribution(log_p, "log_p")
     log_q = checks.distribution(log_q, "log_q")
     ranked = ratio_order(*checks.same_categories(log_p, log_q))
@@ -131,7 +132,7 @@ def draw_target(
     u: Float[Array, ""],
     v: Float[Array, ""],
 ) -> Int[Array, ""]:
-    """Place of the target's category in the order of the pair, from two uniforms."""
+    """Index in ratio order of the target's category, drawn with two uniforms."""
     return draw_index(pair.q, pair.excess.shape[0], u, v)
 
 
@@ -162,12 +163,12 @@ def one_stream(
     theta = noise[0]
     level = noise[1] / noise[0]  # the excess at the first arrival of another category
     u = -jnp.expm1(-noise[2:])
-    target_place = draw_target(pair, u[0], u[1])
+    target_index = draw_target(pair, u[0], u[1])
     num_started = jnp.searchsorted(pair.excess, level)  # categories that can have arrived by then
-    other_place = draw_index(pair.p, num_started, u[2], u[3])
+    other_index = draw_index(pair.p, num_started, u[2], u[3])
     # The target's own category arrives under `p` where the excess reaches its value.
-    draft_place = jnp.where(level > pair.excess[target_place], target_place, other_place)
-    return theta, pair.order[target_place], pair.order[draft_place]
+    draft_index = jnp.where(level > pair.excess[target_index], target_index, other_index)
+    return theta, pair.order[target_index], pair.order[draft_index]
 
 
 def _running_sum(rows: Float[Array, "T ..."]) -> Float[Array, "T ..."]:

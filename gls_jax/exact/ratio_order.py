@@ -4,6 +4,8 @@ With ``h(u) = sum_i max(u p_i, q_i)``, piecewise linear between the sorted ratio
 sum_i max(q_i, q_j p_i / p_j)`` is the rate of the noise that competes with a match on category
 ``j``. The formulas use the excess ``M_j - 1 >= 0``. It is computed here as a sum of non-negative
 terms, so that small excesses keep their digits in float32.
+
+The *index in ratio order* of a category is its index among the categories sorted by `r`.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ class RatioOrder(NamedTuple):
     Every field is `[N]`, in sorted order.
 
     Attributes:
-        order: category at each place.
+        order: category at each index in ratio order.
         p: draft probabilities.
         q: target probabilities.
         ratio: `r_t = q_t / p_t`; where `p_t = 0` a number above all others.
         mass: `P_t`, cumulative sum of `p`.
-        rise: `h(r_{t+1}) - h(r_t) = P_t (r_{t+1} - r_t)`; `inf` at the last place, where `u` has no
+        rise: `h(r_{t+1}) - h(r_t) = P_t (r_{t+1} - r_t)`; `inf` at the last index, where `u` has no
             upper end.
         excess: `M - 1 = h(r_t) - 1`.
     """
@@ -70,8 +72,8 @@ def ratio_order(
     mass = cumulative(p)
     rise = mass[:-1] * jnp.diff(ratio)
     excess = jnp.concatenate([jnp.zeros(1, rise.dtype), cumulative(rise)])
-    # An excess of 0 is a minimum, so its derivative is 0, and not that of one order of the tied
-    # categories.
+    # An excess of 0 is a minimum, so its derivative is 0. Without this it would be that of
+    # one order of the tied categories.
     excess = jnp.where(excess > 0, excess, 0)
     return RatioOrder(
         order=order,
@@ -88,7 +90,8 @@ def ascending(values: Float[Array, " N"]) -> Int[Array, " N"]:
     """The indices of `jnp.argsort` (stable, NaN last), up to three times faster on XLA:CPU.
 
     XLA:CPU sorts plain integers fastest. So this is a radix sort of the floats' bits, least
-    significant digit first: each pass sorts one integer a value, the digit above the value's place.
+    significant digit first. Each pass sorts one integer per value: the digit in its high bits, the
+    index of the value in its low bits.
     """
     if values.dtype != jnp.float32:
         # Inside `jax.shard_map` JAX takes argsort's result to be the same on all devices, and
@@ -99,14 +102,14 @@ def ascending(values: Float[Array, " N"]) -> Int[Array, " N"]:
     sign = jnp.uint32(2**31)
     bits = jnp.where(bits < sign, bits | sign, ~bits)
     size = values.shape[0]
-    place_bits = max(1, (size - 1).bit_length())
-    place_mask = 2**place_bits - 1
-    place = jnp.arange(size, dtype=jnp.uint32)
-    # A digit and a place share an integer of 32 bits.
-    order = place
-    for shift in range(0, 32, 32 - place_bits):
-        digit = (bits[order] >> shift) << place_bits
-        order = order[jnp.sort(digit | place) & place_mask]
+    index_bits = max(1, (size - 1).bit_length())
+    index_mask = 2**index_bits - 1
+    index = jnp.arange(size, dtype=jnp.uint32)
+    # A digit and an index share an integer of 32 bits.
+    order = index
+    for shift in range(0, 32, 32 - index_bits):
+        digit = (bits[order] >> shift) << index_bits
+        order = order[jnp.sort(digit | index) & index_mask]
     return order.astype(jnp.int32)
 
 
@@ -159,9 +162,9 @@ def excess(
     log_p: Float[Array, "*k N"],
     log_q: Float[Array, " N"],
 ) -> Float[Array, "*k N"]:
-    """`M_j - 1` of every category `j`, in their own order; `inf` where `p_j = 0`.
+    """`M_j - 1` of every category `j`, by category; `inf` where `p_j = 0`.
 
-    `log_p` may be `[K, N]`: one distribution a row.
+    `log_p` may be `[K, N]`: one distribution per row.
     """
     if log_p.ndim == 2:
         return jax.vmap(excess, in_axes=(0, None))(log_p, log_q)

@@ -9,12 +9,19 @@ share nothing else.
 The noise is counter based: ``S[k, i]`` is a function of ``(key, k, i)`` alone. So a padded
 vocabulary, one more stream, a vmapped batch or a sharded axis changes no draw that was there
 before, and :func:`first_arrivals` runs a race without storing the ``[K, N]`` array. :func:`darts`
-are counter based too: random points, of which each party takes the first under its own curve.
+are counter based too: random points, and each party takes the first one under its curve.
 
 Key tree: request key -> :func:`position_key` -> stream. :func:`private_key` is the one branch that
 no stream uses. Noise that must be independent of the streams (acceptance tests, residual samples)
 comes from there. :func:`new_key` makes the key at the root. Nothing below it depends on
 `jax_default_prng_impl` or `jax_threefry_partitionable`.
+
+* :mod:`gls_jax.races.keys`: the key tree;
+* :mod:`gls_jax.races.noise`: exponential noise, and the winners of races;
+* :mod:`gls_jax.races.arrival_order`: the categories of one stream in order of arrival;
+* :mod:`gls_jax.races.darts`: shared points under curves;
+* :mod:`gls_jax.races.list_code_noise`: the other shared noise of a list code;
+* :mod:`gls_jax.races.threefry`: the generator.
 """
 
 from gls_jax.races import arrival_order, keys

@@ -1,10 +1,10 @@
 """The categories of one stream in order of arrival, drawn lazily.
 
-The work for the first arrivals does not grow with `N`.
-The `n`-th smallest of `N` exponentials is a sum of spacings ``E_1 / N + E_2 / (N - 1) + ...``. A
-random permutation gives the category that it belongs to. Both are functions of `(stream key, n)`,
-so a search can stop at any time. The construction is ours; A* sampling (Maddison, Tarlow, Minka
-2014) orders arrivals in this way for continuous spaces.
+The work for the first arrivals does not grow with `N`. The `n`-th smallest of `N` exponentials is a
+sum of spacings ``E_1 / N + E_2 / (N - 1) + ...``. A random permutation gives the category that it
+belongs to. Both are functions of `(stream key, n)`, so a search can stop at any time. The
+construction is ours; A* sampling (Maddison, Tarlow, Minka 2014) orders arrivals in this way for
+continuous spaces.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROUNDS = 2
 
 
 class Walk(NamedTuple):
-    """How far a search has come in a stream.
+    """The state of a search in one stream.
 
     Attributes:
         time: `f32[]`, exponential noise of the last arrival.
@@ -57,18 +57,18 @@ def visit(
     count: int,
     num_categories: int,
 ) -> tuple[Walk, Int[Array, " count"], Float[Array, " count"]]:
-    """The next places of a stream.
+    """The next visits of a stream.
 
     Args:
         stream: the stream's words (:func:`gls_jax.races.keys.stream_words`), `u32[]` each.
-        walk: the search before place `first`.
-        first: number of the first place, may be traced.
-        count: how many places, static.
+        walk: the search before visit `first`.
+        first: index of the first visit, may be traced.
+        count: number of visits, static.
         num_categories: `N`, static.
 
     Returns:
-        `(walk after them, categories i32[count], noise f32[count])`. The number of places is a
-        power of two, so some have no category; their noise is `inf`. So is that of places beyond
+        `(walk after them, categories i32[count], noise f32[count])`. The number of visits is a
+        power of two, so some have no category; their noise is `inf`. So is that of visits beyond
         :func:`num_visits`.
 
     >>> import jax, jax.numpy as jnp
@@ -81,17 +81,17 @@ def visit(
     [0, 1, 2, 3, 4]
     """
     offsets = jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
-    places = jnp.asarray(first).astype(jnp.uint32) + offsets
-    num_places = num_visits(checks.count(num_categories, "num_categories"))
-    categories = permuted(stream, places, num_categories).astype(jnp.int32)
-    if num_categories == num_places:
-        arrives = places < num_places
-        seen = places.astype(jnp.int32) + 1
+    visits = jnp.asarray(first).astype(jnp.uint32) + offsets
+    walk_length = num_visits(checks.count(num_categories, "num_categories"))
+    categories = permuted(stream, visits, num_categories).astype(jnp.int32)
+    if num_categories == walk_length:
+        arrives = visits < walk_length
+        seen = visits.astype(jnp.int32) + 1
     else:
-        arrives = (categories < num_categories) & (places < num_places)
+        arrives = (categories < num_categories) & (visits < walk_length)
         seen = walk.seen + _running_sum(arrives.astype(jnp.float32)).astype(jnp.int32)
     # While n categories are still to come, the next arrival is an Exp(1) / n away.
-    high, low = threefry.threefry2x32(stream, places, _SPACINGS)
+    high, low = threefry.threefry2x32(stream, visits, _SPACINGS)
     num_waiting = jnp.maximum(num_categories - seen + 1, 1).astype(jnp.float32)
     spacings = jnp.where(arrives, exponentials_from_bits(high ^ low, low) / num_waiting, 0)
     times = walk.time + _running_sum(spacings)
@@ -115,13 +115,13 @@ def _running_sum(x: Float[Array, " count"]) -> Float[Array, " count"]:
 
 def permuted(
     stream: threefry.Words,
-    places: UInt32[Array, ...],
+    indices: UInt32[Array, ...],
     num_categories: int,
 ) -> UInt32[Array, ...]:
     """A keyed permutation of ``0 .. num_visits(num_categories) - 1``.
 
-    It is a Feistel network on the two halves of a number's bits. From 16 places on it is an even
-    permutation: the last two places follow from the others.
+    It is a Feistel network on the two halves of a number's bits. From size 16 on it is an even
+    permutation: the last two values follow from the others.
     """
     num_bits = num_visits(num_categories).bit_length() - 1
     num_low_bits = num_bits // 2
@@ -130,14 +130,14 @@ def permuted(
     num_rounds = max(8, 2 * -(-64 // max(num_bits, 1)))
     rounds = jnp.arange(num_rounds, dtype=jnp.uint32)
     constants = threefry.threefry2x32(stream, rounds, _ROUNDS)
-    # Without the barrier XLA fuses the constants and computes them anew for every place.
+    # Without the barrier XLA fuses the constants and computes them anew for every index.
     adders, factors = jax.lax.optimization_barrier(constants)
-    low = places & ((1 << num_low_bits) - 1)
-    high = places >> num_low_bits
+    low = indices & ((1 << num_low_bits) - 1)
+    high = indices >> num_low_bits
     for i in range(0, num_rounds, 2):
         high = high ^ _mixed(low, adders[i], factors[i], num_high_bits)
         low = low ^ _mixed(high, adders[i + 1], factors[i + 1], num_low_bits)
-    # Without the barrier XLA:CPU fuses the permutation with the logarithm of a candidate behind it,
+    # Without the barrier XLA:CPU fuses the permutation with the logarithm of a candidate after it,
     # which jaxlib 0.12 never finishes compiling.
     return jax.lax.optimization_barrier((high << num_low_bits) | low)
 

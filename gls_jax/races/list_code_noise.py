@@ -1,4 +1,4 @@
-"""Shared noise of a list code beside the streams: candidates, their bins, and lazy exponentials.
+"""The other shared noise of a list code: candidates, their bins, and lazy exponentials.
 
 All are functions of `(key, index)`, where the index is that of a candidate. They use branches of
 the position key's threefry that its streams never use.
@@ -125,7 +125,7 @@ def stream_exponentials(
     """Exponential noise of one of `K` streams, given :func:`smallest_exponentials`.
 
     By the memoryless property: a uniformly chosen stream has the candidate's smallest noise ``s /
-    K``, and every other stream ``s / K`` plus an Exp(1) of its own. These are `K` independent
+    K``, and every other stream ``s / K`` plus an independent Exp(1). These are `K` independent
     Exp(1), drawn only for the candidates in `indices`.
 
     Args:

@@ -80,7 +80,7 @@ def exponentials_from_bits(
 
 
 def uniforms(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
-    """Uniforms within (0, 1): the `u = 1 - exp(-S)` behind the noise of stream 0.
+    """Uniforms within (0, 1): ``u = 1 - exp(-S)`` with the noise `S` of stream 0.
 
     `jax.random.uniform` gives multiples of 2^-23, and often exactly 0, so ``u < p`` would be wrong
     for small `p`. These have 64 bits.
@@ -183,8 +183,8 @@ def first_arrivals(
             new_leaders.append((first_arrival, jnp.where(is_ahead, category, leader)))
         return tuple(new_leaders), None
 
-    nobody = (jnp.full(num_streams, jnp.inf, jnp.float32), jnp.zeros(num_streams, jnp.int32))
-    start = varying_like((nobody,) * len(log_weights), streams, inverse_weights)
+    no_arrival = (jnp.full(num_streams, jnp.inf, jnp.float32), jnp.zeros(num_streams, jnp.int32))
+    start = varying_like((no_arrival,) * len(log_weights), streams, inverse_weights)
     columns = (jnp.arange(num_categories, dtype=jnp.int32), inverse_weights)
     unroll = min(_CATEGORIES_PER_STEP, num_categories)
     leaders, _ = jax.lax.scan(step, start, columns, unroll=unroll)

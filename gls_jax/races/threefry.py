@@ -39,7 +39,7 @@ def threefry2x32(
             x = x + y
             y = (y << rotation) | (y >> (32 - rotation))
             y = y ^ x
-        # The key words are added in turn, and with them the number of the group.
+        # The key words are added cyclically, and with them the number of the group.
         x = x + words[(group + 1) % 3]
         y = y + words[(group + 2) % 3] + (group + 1)
     return x, y

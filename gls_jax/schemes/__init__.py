@@ -1,7 +1,8 @@
 """Draft-selection schemes, one file each.
 
 A drafter proposes K tokens, drawn from a cheap distribution `p`; the target emits one token, whose
-distribution is exactly `q`. A scheme says how, so that the emitted token is often among the drafts.
+distribution is exactly `q`. A scheme couples the two, so that the emitted token is often among the
+drafts.
 
 **One position of GLS.** There are three tokens, and K = 2 drafts.
 
@@ -24,7 +25,7 @@ drafts are token 2 and token 0.
  [ 0.2  2.2  3.5]]
 
 The target divides by `q` and takes the smallest S / q of both streams, a sample of `q`: token 0. It
-is the second draft, which is accepted. Neither side has read what the other one did.
+is the second draft, which is accepted. Neither side has read the sample of the other.
 
 >>> print((noise / q).round(1))
 [[ 3.4  4.1 20.1]
@@ -40,10 +41,10 @@ The scheme does the same with log-probabilities, and knows how often it succeeds
 0.682
 
 **The same position of SpecInfer**, a rejection scheme. The drafts are token 2 and token 0 again,
-but the target reads `p` and draws its own, private noise. It accepts token 2 with probability
-``q_2 / p_2 = 0.2``. If it rejects, what is left of the target is ``(q - p)+ = (0.4, 0, 0)``,
+but the target reads `p` and draws private noise. It accepts token 2 with probability
+``q_2 / p_2 = 0.2``. If it rejects, the residual of the target is ``(q - p)+ = (0.4, 0, 0)``,
 normalised (1, 0, 0). The next draft is tested against that: token 0 is accepted with probability
-``min(1, 1 / 0.2) = 1``. If all drafts are rejected, a sample of what is left is emitted.
+``min(1, 1 / 0.2) = 1``. If all drafts are rejected, a sample of the residual is emitted.
 
 **Adding a scheme.** Write a file ``gls_jax/schemes/my_scheme.py`` with
 
@@ -54,9 +55,9 @@ normalised (1, 0, 0). The next draft is tested against that: token 0 is accepted
 * ``SCHEME = Scheme(name="my_scheme", ..., propose_fn=propose,
   verification=TokenVerification(verify), exact=ExactAcceptance(acceptance))``;
 
-and enter it in `_MODULES` below. :mod:`gls_jax.schemes.protocols` has what each function is called
-with and what else a scheme may supply. Trials, tree verification and decoding then work with it,
-and the tests of every scheme run on it. ``tests/schemes/test_adding_a_scheme.py`` adds a scheme
+and enter it in `_MODULES` below. :mod:`gls_jax.schemes.function_types` has the arguments of each
+function, and the optional parts of a scheme. Trials, tree verification and decoding then work with
+it, and the tests of every scheme run on it. ``tests/schemes/test_adding_a_scheme.py`` adds a scheme
 from outside of the package.
 """
 

@@ -8,12 +8,12 @@ With `p_i`, `q_i` the distributions after the first `i` of `L` drafts,
     Z_i = sum_x (w_i q_i(x) - p_i(x))+,
     h_i = Z_i / (Z_i + 1 - w_i) for i < L,   h_L = w_L.
 
-A prefix of length `i` passes its own test with probability `h_i`, and the longest prefix that
+A prefix of length `i` passes its test with probability `h_i`, and the longest prefix that
 passes is accepted. The next token is a sample of `q_L`, or of ``(w_i q_i - p_i)+`` after a shorter
 prefix. Then a prefix of length `i` is accepted with probability ``E[w_i]``, never less than token
-by token. The cost is one pass over the `L` distributions; the drafter must supply its own.
+by token. The cost is one pass over the `L` distributions, which the drafter must supply.
 
-The accepted length tells something about the drafts behind it, so their noise must not be used
+The accepted length tells something about the later drafts, so their noise must not be used
 again: the next round drafts under another key, :meth:`gls_jax.schemes.Scheme.draft_key`.
 
 **Survival** for the planner. A prefix was drafted with probability ``prod p`` and is accepted with
@@ -103,8 +103,8 @@ def likelihood_ratio(log_p: LogProbs, log_q: LogProbs) -> np.ndarray:
 
 
 def survival_from_ratios(ratios: np.ndarray, length: int) -> np.ndarray:
-    """:class:`gls_jax.schemes.protocols.Survival` of a text whose likelihood ratios are `[P]`."""
-    # Behind the end of the text the last position is repeated; no round is counted there.
+    """Survival of a text with likelihood ratios `[P]`, see `function_types.Survival`."""
+    # Past the end of the text the last position is repeated; no round is counted there.
     positions = np.arange(len(ratios))[:, None] + np.arange(length)
     positions = np.minimum(positions, len(ratios) - 1)
     products = np.cumprod(ratios[positions], axis=1)

@@ -1,15 +1,15 @@
 """Trees of drafts.
 
 The root of a tree is the text so far; each of its `n` nodes is a drafted token, and a node's parent
-is what it was drafted after. K chains of length L, static trees and trees whose shape is chosen
-anew every round are the same data. Siblings with equal tokens stay separate nodes.
+is the node, or root, that it was drafted after. K chains of length L, static trees and trees whose
+shape is chosen anew every round are the same data. Siblings with equal tokens stay separate nodes.
 
 **Rows.** Some arrays have a row for the root and for every node: row 0 (:data:`ROOT`) is the
 root's, and row ``i + 1`` is that of node `i` (:func:`row_of_node`). The target's log-probabilities
 are such an array, `[n + 1, N]`. :attr:`Tree.parents` holds rows: 0 for a child of the root,
 ``i + 1`` for a child of node `i`.
 
-**Draft index.** A node's draft index is its place in the list that `propose` drafted after its
+**Draft index.** A node's draft index is its index in the list that `propose` drafted after its
 parent. Where a list holds independent samples, chain `k` has draft index `k` at every depth. Where
 it holds the ranks of one race (``Scheme.ranked``), siblings take the ranks 0, 1, ... without gaps.
 """
@@ -62,7 +62,7 @@ class Tree:
     Attributes:
         tokens: `i32[n]`, the drafted token of each node.
         parents: `i32[n]`, the row of each node's parent: 0 for the root, ``i + 1`` for node `i`.
-        draft_index: `i32[n]`, place in the list that was drafted after the parent.
+        draft_index: `i32[n]`, index in the list that was drafted after the parent.
         depths: `i32[n]`, 0 for children of the root.
         alive: `bool[n]`, whether the node is used, so that arrays keep their shapes whatever the
             tree. It may depend on the tokens of the node's ancestors, but unless the scheme is
@@ -143,7 +143,7 @@ def _check_depths(parents: np.ndarray, depths: np.ndarray, alive: np.ndarray, de
 
 
 class Path(NamedTuple):
-    """What the target accepts of a tree.
+    """The part of a tree that the target accepts.
 
     Attributes:
         nodes: `i32[depth]`, the accepted nodes from the root down, then -1.

@@ -6,18 +6,18 @@ Draft `k` wins the race of stream `k` under `p`; the target emits ``argmin_i min
 over the streams of the active drafts. On a mismatch the target emits that same token: a fresh
 sample of `q` would bias the output.
 
-**Exact acceptance** (not in the paper). Suppose that token `j` is the first to reach the target, at
-time `m` in one of the streams, and that stream `k` drafts something else. With ``r_i = q_i / p_i``,
+**Exact acceptance** (not in the paper). Suppose that token `j` arrives first in the target's race,
+at time `m` in one of the streams, the *winning* stream. With ``r_i = q_i / p_i``,
 ``h(u) = sum_i max(u p_i, q_i)``, ``M_j = h(r_j)`` and everything scaled by `e^m`,
 
     P(no match) = sum_j q_j int_0^inf K e^{-K m} (1 - e_j) G_j(m)^{K-1} dm,
     e_j = e^{-m (M_j - 1)},   G_j(m) = 1 - m p_j int_{r_j}^inf e^{-m (h(u) - 1)} du,
 
-where `e_j` is the probability that the stream which has brought `j` drafts `j` too, and `G_j` that
-another stream does not, given that the target's minimum is not there before `m`. `h` is piecewise
-linear between the sorted ratios, so the inner integral is a sum over the later places `t` of
-``(e_t - e_{t+1}) / P_t``, ``P_t`` the cumulative draft mass. Summation by parts avoids dividing
-small differences by small masses:
+where `e_j` is the probability that the winning stream drafts `j`, and `G_j` the probability that
+another stream does not, given that nothing arrives for the target before `m`. `h` is piecewise
+linear between the sorted ratios, so the inner integral is a sum of ``(e_t - e_{t+1}) / P_t`` over
+the indices ``t >= j`` in ratio order, with `P_t` the cumulative draft mass. Summation by parts
+avoids dividing small differences by small masses:
 
     G_j(m) = 1 - p_j / P_j e_j + p_j sum_{t > j} e_t (1 / P_{t-1} - 1 / P_t).
 
@@ -25,8 +25,8 @@ The cost is one sort, and at each quadrature node one exponential and one revers
 `N` numbers.
 
 **Kernel** for the planner. Given that `y` arrives first at time `m`, every other exponential starts
-anew there (the race has no memory), so that streams draft independently: the one that has brought
-`y` drafts `y` with probability ``e_y(m)``, every other one with ``1 - G_y(m)``.
+anew there (the race has no memory), so the streams draft independently: the winning stream drafts
+`y` with probability ``e_y(m)``, every other one with ``1 - G_y(m)``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from gls_jax.schemes.array_types import (
     Token,
     Vector,
 )
-from gls_jax.schemes.protocols import Trial
+from gls_jax.schemes.function_types import Trial
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 from gls_jax.typing import LogProbs
 
@@ -69,7 +69,7 @@ __all__ = [
     "verify",
 ]
 
-# Least draft mass in a denominator: tokens behind less mass are practically never matched.
+# Least draft mass in a denominator: tokens with less cumulative mass are practically never matched.
 _LEAST_MASS = 1e-18
 
 
@@ -166,12 +166,12 @@ def acceptance_active(log_p: LogProbs, log_q: LogProbs, num_active: int, num_dra
 
 
 class _Terms(NamedTuple):
-    """What `e` and `G` need of a pair (p, q), in order of the ratio q / p."""
+    """The terms of `e` and `G` that depend on the pair (p, q) alone, in ratio order."""
 
     p: Vector
     excess: Vector  # M - 1
     share: Vector  # p_t / P_t
-    drop: Vector  # 1 / P_t - 1 / P_{t+1}; 0 at the last place
+    drop: Vector  # 1 / P_t - 1 / P_{t+1}; 0 at the last index
 
 
 def _terms(ranked: RatioOrder) -> _Terms:
@@ -183,7 +183,7 @@ def _terms(ranked: RatioOrder) -> _Terms:
 
 
 def _e_and_g(terms: _Terms, m: Scalar) -> tuple[Vector, Vector]:
-    """`e_j(m)` and `G_j(m)` at every place."""
+    """`e_j(m)` and `G_j(m)` at every index in ratio order."""
     e = jnp.exp(-m * terms.excess)
     next_e = jnp.append(e[1:], e[-1:])
     later = cumulative(terms.drop * next_e, reverse=True)
@@ -262,15 +262,15 @@ def _integrand(
 def _acceptance_diverse(
     log_p: Float[Array, "K N"], log_q: Vector, num_drafts: tuple[int, ...]
 ) -> Acceptances:
-    """Acceptance where each stream has its own draft distribution; `O(K N)` memory.
+    """Acceptance if every stream has another draft distribution; `O(K N)` memory.
 
     The miss is a sum over the winning stream of its ``1 - e`` times the `G` of the other streams.
     """
     ranked = jax.vmap(ratio_order, in_axes=(0, None))(log_p, log_q)
     terms = jax.vmap(_terms)(ranked)
     tokens = jnp.arange(log_q.shape[0], dtype=jnp.int32)
-    # Each stream has its own order of the ratios: the place of every token in each.
-    place_of = jax.vmap(lambda order: jnp.zeros_like(order).at[order].set(tokens))(ranked.order)
+    # The ratio order differs between streams: the index of every token in each order.
+    index_of = jax.vmap(lambda order: jnp.zeros_like(order).at[order].set(tokens))(ranked.order)
     is_possible = ranked.p > 0
     q = jnp.exp(log_q)
 
@@ -280,8 +280,8 @@ def _acceptance_diverse(
         e, g = jax.vmap(_e_and_g, in_axes=(0, None))(terms, m)
         g = jnp.where(is_possible, g, 1)
         not_e = jnp.where(is_possible, 1 - e, 1)
-        g = jnp.take_along_axis(g, place_of, axis=1)
-        not_e = jnp.take_along_axis(not_e, place_of, axis=1)
+        g = jnp.take_along_axis(g, index_of, axis=1)
+        not_e = jnp.take_along_axis(not_e, index_of, axis=1)
 
         def add_stream(carry, stream):
             # Over the streams so far: the product of their G, and the sum over the winner of its
@@ -307,19 +307,19 @@ def kernel(log_p: Vector, log_q: Vector, num_drafts: int, *, strong: bool = Fals
     counts = tuple(range(1, num_drafts + 1))
     nodes, weights = exponential_nodes(counts, log_q.dtype, step=KERNEL_STEP)
 
-    # Sum of (e_t - e_{t+1}) / P_t over the places t from that of y, which is category 0, at every
+    # Sum of (e_t - e_{t+1}) / P_t over the indices t from that of y, which is category 0, at every
     # node. Here e_t - e_{t+1} is not a difference, and nothing is lost by dividing.
     excess = ranked.excess[:, None]
     differences = jnp.exp(-nodes * excess) * -jnp.expm1(-nodes * ranked.rise[:, None])
-    y_place = jnp.argmin(ranked.order)
-    is_from_y = jnp.arange(len(ranked.order))[:, None] >= y_place
+    y_index = jnp.argmin(ranked.order)
+    is_from_y = jnp.arange(len(ranked.order))[:, None] >= y_index
     mass = jnp.maximum(ranked.mass[:, None], _LEAST_MASS)
     inner_integral = jnp.sum(jnp.where(is_from_y, differences / mass, 0), axis=0)
 
-    # Probability that the stream which has brought y drafts y, and that another stream does.
-    y_is_possible = ranked.p[y_place] > 0
-    by_winner = jnp.where(y_is_possible, jnp.exp(-nodes * excess[y_place]), 0)
-    by_other = jnp.where(y_is_possible, ranked.p[y_place] * inner_integral, 0)
+    # Probability that the winning stream drafts y, and that another stream does.
+    y_is_possible = ranked.p[y_index] > 0
+    by_winner = jnp.where(y_is_possible, jnp.exp(-nodes * excess[y_index]), 0)
+    by_other = jnp.where(y_is_possible, ranked.p[y_index] * inner_integral, 0)
     other_counts = binomial_counts(num_drafts, by_other)  # [J, J', n]
 
     def row(j: int):
@@ -344,7 +344,7 @@ SCHEME = Scheme(
     propose_fn=propose,
     verification=TokenVerification(verify),
     exact=ExactAcceptance(
-        acceptance, bound=bounds.list_matching, kernel=kernel, tails_bracket=True
+        acceptance, bound=bounds.list_matching, kernel=kernel, tails_are_bounds=True
     ),
     trials=Trials(accepted, inversion=inversion_trial, streaming=True),
 )

@@ -44,6 +44,6 @@ SCHEME = dataclasses.replace(
     invariance="strong",
     verification=TokenVerification(verify),
     exact=ExactAcceptance(
-        gls.acceptance, bound=bounds.list_matching, kernel=kernel, tails_bracket=True
+        gls.acceptance, bound=bounds.list_matching, kernel=kernel, tails_are_bounds=True
     ),
 )

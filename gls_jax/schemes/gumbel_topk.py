@@ -10,12 +10,12 @@ target is `j`, at time ``theta ~ Exp(1)``, token `i` comes before it in the list
 never below the Poisson scheme, which has Poisson counts of the same rates instead of these
 Bernoulli variables.
 
-**Vocabularies.** `F` is a decreasing function of the ratio alone. It is evaluated at places of the
-ratio order that divide the target's mass into small parts, so that two neighbours bracket every
-token between them. At each place the heaviest draft tokens, the *head*, are exact Bernoulli
-variables, and the tail is one Poisson count. A Poisson count is never smaller than the Bernoulli
-variable of the same rate, so this errs downwards. Replacing the tail token by token (Le Cam) shows
-that the truth is at most ``1 / (1 - s)`` times as large,
+**Vocabularies.** `F` is a decreasing function of the ratio alone. It is evaluated on a grid of
+indices in ratio order that divide the target's mass into small parts, so that the values at two
+neighbours bound those of every token between them. At each index of the grid the heaviest draft
+tokens, the *head*, are exact Bernoulli variables, and the tail is one Poisson count. Such a count
+is never smaller than the Bernoulli variable of the same rate, so this errs downwards. Replacing the
+tail token by token (Le Cam) shows that the truth is at most ``1 / (1 - s)`` times as large,
 ``s = sum over the tail of lambda_i^2 e^{lambda_i} / 2``. :func:`acceptance_interval` returns both
 ends.
 
@@ -49,8 +49,8 @@ from gls_jax.schemes.array_types import (
     Scalar,
     Vector,
 )
+from gls_jax.schemes.function_types import Trial
 from gls_jax.schemes.poisson import verify  # the same first arrival of one race
-from gls_jax.schemes.protocols import Trial
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 from gls_jax.typing import LogProbs
 
@@ -66,12 +66,12 @@ __all__ = [
 ]
 
 # Up to this size every token is a Bernoulli variable, and `F` is evaluated at every ratio.
-MOST_EXACT_CATEGORIES = 512
+MAX_EXACT_CATEGORIES = 512
 # In a larger vocabulary: tokens that are Bernoulli variables, and parts of the target's mass.
 HEAD_SIZE = 256
 _NUM_CUTS = 512
-_PLACES_PER_STEP = 27  # divides 2 _NUM_CUTS + 2, the number of places
-_TRIAL_HEAD_SIZE = 64  # heaviest tokens with their own exponentials in a trial by inversion
+_INDICES_PER_STEP = 27  # divides 2 _NUM_CUTS + 2, the size of the grid
+_TRIAL_HEAD_SIZE = 64  # heaviest tokens, with one exponential each in a trial by inversion
 
 
 class Interval(NamedTuple):
@@ -116,7 +116,7 @@ class _TailState(NamedTuple):
 def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Trial:
     """The same trial by inversion: count the distinct tokens that arrive before the target's.
 
-    The heaviest draft tokens have their own exponentials. Without that, a distribution that is
+    The heaviest draft tokens have one exponential each. Without that, a distribution that is
     nearly a point mass would take ever more arrivals until K distinct tokens are found. The tokens
     of the tail arrive one by one, by inversion.
     """
@@ -205,27 +205,27 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     num_categories = ranked.p.shape[0]
     # A target token that cannot be drafted is never matched.
     matchable_q = jnp.where(ranked.p > 0, ranked.q, 0)
-    if num_categories <= MOST_EXACT_CATEGORIES:
-        every_place = jnp.arange(num_categories)
-        match, _ = _match_at_places(ranked, every_place, num_categories, num_drafts)
+    if num_categories <= MAX_EXACT_CATEGORIES:
+        every_index = jnp.arange(num_categories)
+        match, _ = _match_at(ranked, every_index, num_categories, num_drafts)
         value = jnp.sum(matchable_q[:, None] * match, axis=0)
         return Interval(value, value, value)
 
-    # Places that cut the target's mass into equal parts. A token heavier than a part gets its own
-    # place, and so does the one before it.
+    # A grid that cuts the target's mass into equal parts. A token heavier than a part is in the
+    # grid, and so is the one before it.
     cumulative_q = jnp.cumsum(matchable_q)
     middles = jnp.arange(_NUM_CUTS, dtype=cumulative_q.dtype) + 0.5
     cuts = middles / _NUM_CUTS * cumulative_q[-1]
     last = num_categories - 1
-    places = jnp.minimum(jnp.searchsorted(cumulative_q, cuts), last)
-    places_before = jnp.maximum(places - 1, 0)
-    places = jnp.sort(jnp.concatenate([jnp.array([0, last]), places, places_before]))
-    lower, upper = _match_at_places(ranked, places, HEAD_SIZE, num_drafts)
+    grid = jnp.minimum(jnp.searchsorted(cumulative_q, cuts), last)
+    grid_before = jnp.maximum(grid - 1, 0)
+    grid = jnp.sort(jnp.concatenate([jnp.array([0, last]), grid, grid_before]))
+    lower, upper = _match_at(ranked, grid, HEAD_SIZE, num_drafts)
 
-    # F decreases, so each token is between the values at the places around it.
+    # F decreases, so its value for a token is between those at the neighbouring grid indices.
     tokens = jnp.arange(num_categories)
-    before = jnp.searchsorted(places, tokens, side="right") - 1
-    after = jnp.searchsorted(places, tokens, side="left")
+    before = jnp.searchsorted(grid, tokens, side="right") - 1
+    after = jnp.searchsorted(grid, tokens, side="left")
     weights = matchable_q[:, None]
     return Interval(
         lower=jnp.sum(weights * lower[after], axis=0),
@@ -234,43 +234,43 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     )
 
 
-def _match_at_places(
-    ranked: RatioOrder, places: Int[Array, " T"], head_size: int, num_drafts: tuple[int, ...]
+def _match_at(
+    ranked: RatioOrder, indices: Int[Array, " T"], head_size: int, num_drafts: tuple[int, ...]
 ) -> tuple[Float[Array, "T C"], Float[Array, "T C"]]:
-    """Both ends of `F` at places of the ratio order; equal if the head has every token."""
+    """Both ends of `F` at indices in ratio order; equal if the head has every token."""
     most_drafts = max(num_drafts)
     theta, (weights,) = exponential_nodes((1,), ranked.p.dtype)  # both [n]
-    ratio = ranked.ratio[places]
+    ratio = ranked.ratio[indices]
     _, head = jax.lax.top_k(ranked.p, head_size)
     tail_p = ranked.p.at[head].set(0)
     has_tail = head_size < ranked.p.shape[0]
 
-    # Tokens of the tail that come before the place's token: a Poisson count, `[T, n, K]`.
+    # Tokens of the tail that come before the token of an index: a Poisson count, `[T, n, K]`.
     if has_tail:
-        tail_rates = _tail_excess(ranked, tail_p)[places, None] * theta
+        tail_rates = _tail_excess(ranked, tail_p)[indices, None] * theta
         tail_counts = jnp.moveaxis(poisson_counts(tail_rates, most_drafts - 1), 0, -1)
     else:
-        none = jnp.zeros((len(places), len(theta), most_drafts), ratio.dtype)
+        none = jnp.zeros((len(indices), len(theta), most_drafts), ratio.dtype)
         tail_counts = none.at[..., 0].set(1)
 
     # Then those of the head, one Bernoulli variable after the other.
     head_tokens = ranked.p[head], ranked.ratio[head]
 
     @jax.checkpoint  # otherwise the gradient keeps the counts after every token of the head
-    def add_head(place):
-        counts, place_ratio = place
+    def add_head(index_values):
+        counts, index_ratio = index_values
 
         def add_token(counts, token):
             token_p, token_ratio = token
-            time_ahead = jnp.maximum(place_ratio - token_ratio, 0)
+            time_ahead = jnp.maximum(index_ratio - token_ratio, 0)
             comes_before = -jnp.expm1(-theta * (token_p * time_ahead))
             return add_bernoulli(counts, comes_before), None
 
-        start = varying_like(counts.T, counts, place_ratio, head_tokens)
+        start = varying_like(counts.T, counts, index_ratio, head_tokens)
         counts, _ = jax.lax.scan(add_token, start, head_tokens)
         return counts.T
 
-    counts = jax.lax.map(add_head, (tail_counts, ratio), batch_size=_PLACES_PER_STEP)
+    counts = jax.lax.map(add_head, (tail_counts, ratio), batch_size=_INDICES_PER_STEP)
 
     # The token is in the list if at most K - 1 others come before it.
     in_list = jnp.cumsum(counts, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]
@@ -282,18 +282,21 @@ def _match_at_places(
     # largest times the sum; squares of the p_i themselves would underflow.
     scale = ratio[:, None] * theta
     largest_p, total_p = jax.lax.cummax(tail_p), jnp.cumsum(tail_p)
-    largest = jnp.minimum(largest_p[places, None] * scale, 50)
-    total = jnp.minimum(total_p[places, None] * scale, 50)
+    largest = jnp.minimum(largest_p[indices, None] * scale, 50)
+    total = jnp.minimum(total_p[indices, None] * scale, 50)
     s = 0.5 * largest * total * jnp.exp(largest)
     ceiling = in_list / jnp.maximum(1 - s, 1e-6)[..., None]
     ceiling = jnp.where((s < 1)[..., None], ceiling, 1)
-    # At a fixed place the probability decreases in theta, and so may its bound.
+    # At a fixed index the probability decreases in theta, and so may its bound.
     ceiling = jax.lax.cummin(jnp.minimum(ceiling, 1), axis=1)
     return lower, jnp.einsum("tnc,n->tc", ceiling, weights, precision="highest")
 
 
 def _tail_excess(ranked: RatioOrder, tail_p: Vector) -> Vector:
-    """Total rate of the tail at every place, over theta: a sum of non-negative terms."""
+    """Total rate of the tail at every index in ratio order, divided by theta.
+
+    It is a sum of non-negative terms.
+    """
     rises = jnp.cumsum(tail_p)[:-1] * jnp.diff(ranked.ratio)
     return jnp.concatenate([jnp.zeros(1, tail_p.dtype), jnp.cumsum(rises)])
 

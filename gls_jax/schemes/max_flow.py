@@ -1,8 +1,8 @@
 """Maximum flow of probability mass between pairs of tokens, inside `jit`.
 
-Edmonds and Karp's shortest augmenting paths need a number of rounds that is bounded beforehand, and
-solve the problem exactly up to rounding. There is no solver on the host, for which a decoding loop
-would wait, and the result can be differentiated.
+Edmonds and Karp's shortest augmenting paths take a number of iterations that is bounded in
+advance, and solve the problem exactly up to rounding. The result can be differentiated. A solver on
+the host would make a decoding loop wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Mass: TypeAlias = Float[Array, " s"]
 def balance(held: PairMass, excess: _Mass) -> PairMass:
     """Move as much mass as possible from tokens with an excess to tokens with a deficit.
 
-    Every pair of tokens shares a mass; what one of the two holds of it can move to the other.
+    Every pair of tokens shares a mass. The part that one of them holds can move to the other.
 
     Args:
         held: ``held[i, j]``, the mass of the pair {i, j} that token `i` holds: the capacity of the
@@ -43,9 +43,9 @@ def balance(held: PairMass, excess: _Mass) -> PairMass:
     # tokens, a source and a sink; edges are the pairs in both directions, and those of source and
     # sink.
     num_edges = size * (size - 1) + 2 * size
-    num_rounds = num_edges * (size + 2) // 2
+    num_iterations = num_edges * (size + 2) // 2
     start = varying_like((held, excess), held, excess)
-    (held, _), _ = jax.lax.scan(_augment, start, None, length=num_rounds)
+    (held, _), _ = jax.lax.scan(_augment, start, None, length=num_iterations)
     return held
 
 
@@ -56,7 +56,7 @@ def _augment(carry: tuple[PairMass, _Mass], _):
     unreachable = size + 1
     steps = _steps_to_deficit(held, excess)
 
-    # Begin at the nearest excess, and go where fewer steps are left until there are none.
+    # Begin at the nearest excess, and follow decreasing numbers of steps to the deficit.
     start = jnp.argmin(jnp.where(excess > 0, steps, unreachable + 1))
     has_path = (excess[start] > 0) & (steps[start] < unreachable)
     path = jnp.zeros_like(held)  # 1 for the edges of the path
@@ -64,10 +64,10 @@ def _augment(carry: tuple[PairMass, _Mass], _):
     token = start
     for _ in range(size - 1):
         following = jnp.argmin(jnp.where(held[token] > 0, steps, unreachable))
-        goes_on = has_path & (steps[token] > 0)
-        path = path.at[token, following].add(jnp.where(goes_on, 1, 0))
-        amount = jnp.where(goes_on, jnp.minimum(amount, held[token, following]), amount)
-        token = jnp.where(goes_on, following, token)
+        continues = has_path & (steps[token] > 0)
+        path = path.at[token, following].add(jnp.where(continues, 1, 0))
+        amount = jnp.where(continues, jnp.minimum(amount, held[token, following]), amount)
+        token = jnp.where(continues, following, token)
     amount = jnp.where(has_path, jnp.minimum(amount, -excess[token]), 0)
 
     # Along the path each pair's mass moves to the other token.
@@ -77,7 +77,7 @@ def _augment(carry: tuple[PairMass, _Mass], _):
 
 
 def _steps_to_deficit(held: PairMass, excess: _Mass):
-    """Steps from each token to the nearest deficit; more than `s` where there is no path."""
+    """Steps from each token to the nearest deficit; more than `s` if there is no path."""
     size = excess.shape[0]
     unreachable = size + 1
     steps = jnp.where(excess < 0, 0, unreachable)

@@ -93,5 +93,5 @@ SCHEME = Scheme(
     ranked=False,
     propose_fn=propose,
     verification=TokenVerification(verify),
-    exact=ExactAcceptance(acceptance, bound=bound, kernel=kernel, tails_bracket=True),
+    exact=ExactAcceptance(acceptance, bound=bound, kernel=kernel, tails_are_bounds=True),
 )

@@ -1,4 +1,4 @@
-"""Independent sampling: the target ignores the drafts. A floor for every comparison.
+"""Independent sampling: the target ignores the drafts. The baseline of every comparison.
 
     P(target in list) = sum_j q_j (1 - prod_k (1 - p^(k)_j)).
 
@@ -27,8 +27,8 @@ from gls_jax.schemes.array_types import (
     Token,
     Vector,
 )
+from gls_jax.schemes.function_types import Trial
 from gls_jax.schemes.gls import propose  # K independent races
-from gls_jax.schemes.protocols import Trial
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 
 __all__ = ["SCHEME", "acceptance", "accepted", "inversion_trial", "propose", "verify"]
@@ -98,6 +98,6 @@ SCHEME = Scheme(
     ranked=False,
     propose_fn=propose,
     verification=TokenVerification(verify),
-    exact=ExactAcceptance(acceptance, kernel=kernel, tails_bracket=True),
+    exact=ExactAcceptance(acceptance, kernel=kernel, tails_are_bounds=True),
     trials=Trials(accepted, inversion=inversion_trial, streaming=True),
 )

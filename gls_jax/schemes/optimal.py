@@ -4,8 +4,8 @@ Sources: Sun et al. 2023, arXiv 2310.15141; Khisti et al. 2025, arXiv 2410.18234
 
 The acceptance is ``1 + min_H [q(H) - P(all drafts in H)]`` over the sets `H` of tokens. For i.i.d.
 drafts the worst `H` is a prefix of the tokens in order of `q / p`, and the acceptance is
-:func:`gls_jax.bounds.optimum_iid` at any size, `O(N log N)`. If each draft has its own distribution
-all `2^N` sets are examined.
+:func:`gls_jax.bounds.optimum_iid` at any size, `O(N log N)`. If the drafts have different
+distributions, all `2^N` sets are examined.
 
 The scheme that attains it chooses one draft by the plan of
 :func:`gls_jax.decomposition.best_selection`, which the host solves, and samples speculatively

@@ -42,7 +42,7 @@ from gls_jax.schemes.array_types import (
     Token,
     Vector,
 )
-from gls_jax.schemes.protocols import Trial
+from gls_jax.schemes.function_types import Trial
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 
 __all__ = ["SCHEME", "acceptance", "accepted", "inversion_trial", "propose", "verify"]
@@ -105,8 +105,8 @@ def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Tri
         noise = races.exponentials(key, 1, num_drafts + 3)[0]
         theta = noise[0]
         u, v = -jnp.expm1(-noise[1:3])
-        token_place = inversion.draw_target(tables, u, v)
-        return jnp.cumsum(noise[3:]) > theta * tables.excess[token_place]
+        token_index = inversion.draw_target(tables, u, v)
+        return jnp.cumsum(noise[3:]) > theta * tables.excess[token_index]
 
     return trial
 
@@ -178,7 +178,7 @@ SCHEME = Scheme(
     propose_fn=propose,
     verification=TokenVerification(verify),
     exact=ExactAcceptance(
-        acceptance, bound=bounds.list_matching, kernel=kernel, tails_bracket=True
+        acceptance, bound=bounds.list_matching, kernel=kernel, tails_are_bounds=True
     ),
     trials=Trials(accepted, inversion=inversion_trial),
 )

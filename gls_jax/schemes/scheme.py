@@ -7,8 +7,7 @@ the drafts came from `propose` with the same key.
 
 Over several positions there is a fourth question, :meth:`Scheme.verify_tree`: which path of a tree
 of drafts does the target accept, and which token follows it? A scheme that verifies tokens answers
-it by walking down from the root. `block` and `traversal` compare whole paths and answer only this
-question.
+it by walking down from the root. `block` and `traversal` compare whole paths and answer it only.
 """
 
 from __future__ import annotations
@@ -23,9 +22,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
-from gls_jax.schemes import protocols
 from gls_jax.schemes.draft_tree import ROOT, Path, Tree
-from gls_jax.schemes.protocols import ExactAcceptance, PathVerification, TokenVerification, Trials
+from gls_jax.schemes.function_types import (
+    ExactAcceptance,
+    PathVerification,
+    Propose,
+    TokenVerification,
+    Trial,
+    Trials,
+)
 from gls_jax.schemes.tree_checks import checked_tree_problem
 from gls_jax.schemes.tree_walk import token_without_drafts, walk
 from gls_jax.typing import Index, LogProbs, Numbers
@@ -39,19 +44,19 @@ class Scheme:
 
     Attributes:
         name: name in the registry.
-        invariance: what the emitted token does not depend on. `"none"`; `"conditional"`: given the
-            drafts, not on the draft distributions; `"strong"`: not on the drafts either, it is a
-            function of the key and the target distribution alone (for `gls_strong` of `K` too).
+        invariance: `"none"`; `"conditional"`: given the drafts, the emitted token does not depend
+            on the draft distributions; `"strong"`: it is a function of the key and the target
+            distribution alone (for `gls_strong` of `K` too).
         max_drafts: largest `K`, or None.
         needs_draft_probs: whether verification reads `log_p`.
-        diverse: whether each draft may have its own distribution, `log_p` of shape `[K, N]`.
-        ranked: whether the list holds the ranks of ONE race, so that the drafts after one tree node
+        diverse: whether drafts may have different distributions, `log_p` of shape `[K, N]`.
+        ranked: whether the list holds the ranks of one race, so that the drafts after one tree node
             take ranks 0, 1, ...; otherwise draft k is the winner of stream k.
         propose_fn: ``(key, log_p, num_drafts) -> drafts i32[K]``.
         verification: of tokens, ``verify(key, drafts, log_p, log_q, active) -> token i32[]``; or of
             whole paths, ``verify_tree(key, position, tree, log_p, log_q) -> Path``.
-        exact: ``curve(log_p, log_q, num_drafts: tuple) -> acceptances f[C]`` and what else is known
-            exactly; None for schemes that verify whole paths.
+        exact: ``curve(log_p, log_q, num_drafts: tuple) -> acceptances f[C]`` and other exact
+            values; None for schemes that verify whole paths.
         trials: ``accepted(key, log_p, log_q, num_drafts) -> bool[K]``, one trial for every list
             length; None where `propose` and `verify` are called for each length.
     """
@@ -62,7 +67,7 @@ class Scheme:
     needs_draft_probs: bool
     diverse: bool
     ranked: bool
-    propose_fn: protocols.Propose = dataclasses.field(repr=False)
+    propose_fn: Propose = dataclasses.field(repr=False)
     verification: TokenVerification | PathVerification = dataclasses.field(repr=False)
     exact: ExactAcceptance | None = dataclasses.field(default=None, repr=False)
     trials: Trials | None = dataclasses.field(default=None, repr=False)
@@ -73,13 +78,13 @@ class Scheme:
         return isinstance(self.verification, TokenVerification)
 
     def verify_limit(self, num_categories: int, num_drafts: int) -> str | None:
-        """Why `verify` cannot serve so many categories and drafts, or None where it can."""
+        """Why `verify` does not work for this many categories and drafts; None if it does."""
         if isinstance(self.verification, PathVerification):
             return None
         return self.verification.limit(num_categories, num_drafts)
 
     def acceptance_limit(self, num_categories: int, num_drafts: int) -> str | None:
-        """Why there is no exact acceptance for so many categories and drafts, or None."""
+        """Why this many categories and drafts have no exact acceptance; None if they have one."""
         return self._exact_acceptance().limit(num_categories, num_drafts)
 
     def propose(self, key: PRNGKeyArray, log_p: LogProbs, num_drafts: int) -> Int[Array, " K"]:
@@ -87,7 +92,7 @@ class Scheme:
 
         Args:
             key: one typed key, the position's.
-            log_p: draft log-probabilities `[N]`, or `[K, N]` for a scheme with `diverse`.
+            log_p: draft log-probabilities `[N]`, or `[K, N]` for a scheme with `diverse=True`.
             num_drafts: `K`, static.
 
         Returns:
@@ -99,9 +104,8 @@ class Scheme:
         """
         checks.key(key)
         num_drafts = self.check_num_drafts(num_drafts)
-        log_probs = checks.draft_distributions(
-            log_p, num_drafts, diverse=self.diverse, owner=f"scheme '{self.name}'"
-        )
+        owner = f"scheme '{self.name}'"
+        log_probs = checks.draft_distributions(log_p, num_drafts, diverse=self.diverse, owner=owner)
         checks.values(log_p, "log_p")
         return _compiled(self.propose_fn, (key, log_probs), (num_drafts,))
 
@@ -116,8 +120,8 @@ class Scheme:
         """The token to emit, distributed exactly as `q` if `propose` drafted with the same key.
 
         Args:
-            key: the key that proposed: for a scheme with shared randomness that is the coupling,
-                and a scheme without takes its own noise from a fold that no proposal uses.
+            key: the key that proposed. A scheme with shared randomness is coupled by it. A scheme
+                without takes separate noise from a fold of the key that no proposal uses.
             drafts: `i32[K]`.
             log_p: as in `propose`.
             log_q: target log-probabilities `[N]`.
@@ -153,7 +157,7 @@ class Scheme:
         """Exact probability that the emitted token is among the drafts.
 
         Args:
-            log_p: `[N]`, or `[K, N]` for a scheme with `diverse`.
+            log_p: `[N]`, or `[K, N]` for a scheme with `diverse=True`.
             log_q: `[N]`.
             num_drafts: `K`, static.
 
@@ -171,7 +175,7 @@ class Scheme:
     def acceptance_curve(
         self, log_p: LogProbs, log_q: LogProbs, num_drafts: Sequence[int]
     ) -> Float[Array, " C"]:
-        """:meth:`acceptance` for several K in one pass; with `diverse`, K uses the first K rows."""
+        """:meth:`acceptance` for several K in one pass; for `[K, N]`, K uses the first K rows."""
         exact = self._exact_acceptance()
         lengths = tuple(self.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
         log_p, log_q = self._problem(log_p, log_q, max(lengths))
@@ -198,11 +202,11 @@ class Scheme:
 
         return jnp.stack([any_accepted(k) for k in range(1, num_drafts + 1)])
 
-    def inversion_trial(self, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> protocols.Trial:
+    def inversion_trial(self, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Trial:
         """Trials of one pair by inversion: distributed as :meth:`accepted`, without its noise.
 
         Returns:
-            A function of a key. What all trials of the pair share is computed here, once.
+            A function of a key. The data that all trials of the pair share are computed once, here.
 
         Raises:
             ValueError: what `accepted` raises, or a scheme that has no trials by inversion.
@@ -232,15 +236,14 @@ class Scheme:
     ) -> Path:
         """The accepted path of a tree of drafts, and the token to emit after it.
 
-        What is emitted, path and token, is distributed as the target's own text, provided each
-        node's token came from `propose` under :meth:`draft_key`, at the node's draft index. Which
+        The emitted path and token are distributed as the target's text, provided each node's
+        token came from `propose` under :meth:`draft_key`, at the node's draft index. Which
         nodes there are may depend on the tokens of their ancestors, but on no others: pruning a
         tree by the tokens it drafted biases every scheme that is not strongly invariant.
 
         Args:
             key: key of the request.
-            position: absolute position of the first token that the tree proposes, and so of the
-                round.
+            position: absolute position of the first token that the tree proposes.
             tree: the drafts, :class:`gls_jax.schemes.Tree`, `n` nodes.
             log_p: `[n, N]`, the distribution each node was drafted from, the same for siblings
                 unless the scheme is `diverse`; None for a scheme that does not need it.
@@ -280,10 +283,10 @@ class Scheme:
     ) -> PRNGKeyArray:
         """Key under which the drafts after one tree node are proposed.
 
-        A token-level scheme verifies one list a position, and what it emits says nothing about
-        later noise: its noise belongs to the position alone, and the text does not depend on the
-        rounds. A scheme that verifies whole paths has compared branches and used the noise of all
-        of them: it needs fresh noise after every node and in every round.
+        A token-level scheme verifies one list per position, and the emitted token tells nothing
+        about later noise. Its noise belongs to the position alone, and the text does not depend on
+        the rounds. A scheme that verifies whole paths has compared branches and used the noise of
+        all of them: it needs fresh noise after every node and in every round.
 
         Args:
             key: key of the request.
@@ -306,14 +309,13 @@ class Scheme:
         """`num_drafts` as an int within 1..max_drafts, or a `ValueError`."""
         num_drafts = checks.count(num_drafts, "num_drafts")
         if self.max_drafts is not None and num_drafts > self.max_drafts:
-            at_most = f"scheme '{self.name}' takes at most {self.max_drafts}"
-            raise ValueError(f"num_drafts: {at_most}, got {num_drafts}")
+            limit = f"scheme '{self.name}' takes at most {self.max_drafts}"
+            raise ValueError(f"num_drafts: {limit}, got {num_drafts}")
         return num_drafts
 
     def _problem(self, log_p, log_q, num_drafts: int) -> tuple[jax.Array, jax.Array]:
-        return checks.list_problem(
-            log_p, log_q, num_drafts, diverse=self.diverse, owner=f"scheme '{self.name}'"
-        )
+        owner = f"scheme '{self.name}'"
+        return checks.list_problem(log_p, log_q, num_drafts, diverse=self.diverse, owner=owner)
 
     def _trial_inputs(self, log_p, log_q, num_drafts: int) -> tuple[jax.Array, jax.Array, int]:
         self.check_token_level("accepted")
@@ -323,7 +325,7 @@ class Scheme:
         return log_p, log_q, num_drafts
 
     def _token_verification(self, name: str) -> TokenVerification:
-        """The verification of one position; `name` is what needs it."""
+        """The verification of one position; `name` is the method that needs it."""
         if isinstance(self.verification, PathVerification):
             raise ValueError(
                 f"scheme '{self.name}' verifies whole paths and has no {name} of one position; "
@@ -345,5 +347,5 @@ def _raise_if(reason: str | None) -> None:
 
 @partial(jax.jit, static_argnames=("function", "static"))
 def _compiled(function: Callable, arrays: tuple, static: tuple):
-    """`function(*arrays, *static)`, compiled once a shape also for callers outside `jit`."""
+    """`function(*arrays, *static)`, compiled once per shape, also for callers outside `jit`."""
     return function(*arrays, *static)

@@ -34,5 +34,5 @@ SCHEME = dataclasses.replace(
     specinfer.SCHEME,
     name="single",
     max_drafts=1,
-    exact=ExactAcceptance(specinfer.acceptance, kernel=kernel, tails_bracket=True),
+    exact=ExactAcceptance(specinfer.acceptance, kernel=kernel, tails_are_bounds=True),
 )

@@ -2,7 +2,7 @@
 
 Source: Miao et al. 2023, arXiv 2305.09781; drafts may have different distributions.
 
-Each draft is tested against what the rejections before it have left of the target
+Each draft is tested against the residual of the target after the earlier rejections
 (:mod:`gls_jax.rejection`). If all drafts share one distribution, the used mass is ``u p`` with a
 number `u`:
 
@@ -13,7 +13,7 @@ SpecTr has the same acceptance at another `u`. Verification and exact acceptance
 drafter must supply its distribution, and another drafter gives another text.
 
 **Kernel** for the planner. For an emitted token `y` it is a polynomial in `z`, whose power counts
-drafts that equal `y`: an accepted draft multiplies by `z`, and every draft behind it, which is not
+drafts that equal `y`: an accepted draft multiplies by `z`, and every later draft, which is not
 tested, by ``1 - p_y + p_y z``. Draft ``k + 1`` is tested, is `y` and is accepted with probability
 ``min(Z(u_k) p_y, q_y - u_k p_y)``, and a rejected draft is never `y`, because the residual cannot
 emit it.

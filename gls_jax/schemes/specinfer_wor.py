@@ -51,7 +51,7 @@ from gls_jax.typing import LogProbs
 
 __all__ = ["SCHEME", "acceptance", "acceptance_estimate", "accepted", "propose", "verify"]
 
-_MOST_ENUMERATED = 2 * 10**7  # chains x categories: takes some seconds
+_MAX_ENUMERATED = 2 * 10**7  # chains x categories: takes some seconds
 _CHUNK = 2**16  # numbers in one chunk of chains
 
 
@@ -135,13 +135,13 @@ def acceptance_estimate(
 def acceptance_limit(num_categories: int, num_drafts: int) -> str | None:
     num_enumerated = max(min(num_drafts, num_categories) - 2, 0)
     num_chains = math.perm(num_categories, num_enumerated)
-    if num_chains * num_categories <= _MOST_ENUMERATED:
+    if num_chains * num_categories <= _MAX_ENUMERATED:
         return None
     return (
         "num_drafts: scheme 'specinfer_wor' would enumerate "
         f"10^{math.log10(num_chains):.0f} chains of rejections "
         f"for {num_categories} categories and K={num_drafts}, "
-        f"expected at most {_MOST_ENUMERATED // num_categories}; "
+        f"expected at most {_MAX_ENUMERATED // num_categories}; "
         "specinfer_wor.acceptance_estimate is unbiased at any size"
     )
 
@@ -158,8 +158,8 @@ class _Pair(NamedTuple):
     ratio: Vector
 
 
-class _Tails(NamedTuple):
-    """Sums of `p` and of `q` from every place of the ratio order on; 0 behind the last."""
+class _SuffixSums(NamedTuple):
+    """Sums of `p` and of `q` from every index in ratio order to the end; 0 after the last."""
 
     ratio: Vector
     p: Float[Array, " N+1"]
@@ -175,25 +175,25 @@ def _sorted_pair(log_p, log_q) -> _Pair:
     return _Pair(p=p[order], q=q[order], ratio=ratio[order])
 
 
-def _tails(pair: _Pair) -> _Tails:
-    return _Tails(ratio=pair.ratio, q=_suffix_sums(pair.q), p=_suffix_sums(pair.p))
+def _suffix_sums_of(pair: _Pair) -> _SuffixSums:
+    return _SuffixSums(ratio=pair.ratio, q=_suffix_sums(pair.q), p=_suffix_sums(pair.p))
 
 
 def _suffix_sums(values: Vector) -> Float[Array, " N+1"]:
     return jnp.append(jnp.cumsum(values[::-1])[::-1], 0)
 
 
-def _residual_mass(tails: _Tails, u: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """`Z(u)`: only tokens with a ratio above u have some left, and they come last."""
-    first = jnp.searchsorted(tails.ratio, u, side="right")
-    return jnp.maximum(tails.q[first] - u * tails.p[first], 0)
+def _residual_mass(sums: _SuffixSums, u: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """`Z(u)`: only tokens with a ratio above u contribute, and they come last."""
+    first = jnp.searchsorted(sums.ratio, u, side="right")
+    return jnp.maximum(sums.q[first] - u * sums.p[first], 0)
 
 
 class _Rejection(NamedTuple):
-    """What one test leads to, if it rejects.
+    """The result of one test, given that it rejects.
 
     Attributes:
-        probs: probability of each token to be the rejected one.
+        probs: probability that each token is the rejected one.
         u: the multiple of `p` that is used afterwards.
         pool_mass: draft mass of the pool that was tested.
     """
@@ -203,17 +203,17 @@ class _Rejection(NamedTuple):
     pool_mass: Scalar
 
 
-def _reject(pair: _Pair, tails: _Tails, u, pool: Vector) -> _Rejection:
+def _reject(pair: _Pair, sums: _SuffixSums, u, pool: Vector) -> _Rejection:
     """One test with the tokens in the pool, whose weights are `p` there and 0 elsewhere.
 
-    An empty pool, in a list longer than the number of possible tokens, tests nothing: `u` stays,
-    and no token is rejected.
+    If the list is longer than the number of possible tokens, the pool becomes empty. Then nothing
+    is tested: `u` does not change, and no token is rejected.
     """
     pool_mass = jnp.sum(pool)
-    mass = _residual_mass(tails, u)
-    # A token is rejected as far as its probability in the pool exceeds what is left of the target.
-    left = _quotient(jnp.maximum(pair.q - u * pair.p, 0), mass)
-    excess = jnp.maximum(_quotient(pool, pool_mass) - left, 0)
+    mass = _residual_mass(sums, u)
+    # A token is rejected as far as its probability in the pool exceeds the residual.
+    residual = _quotient(jnp.maximum(pair.q - u * pair.p, 0), mass)
+    excess = jnp.maximum(_quotient(pool, pool_mass) - residual, 0)
     rejected = jnp.where(pool > 0, excess, 0)
     return _Rejection(
         probs=_quotient(rejected, jnp.sum(rejected)),
@@ -243,19 +243,19 @@ def _quotient_jvp(primals, tangents):
 def _missed(pair: _Pair, num_drafts: int) -> Scalar:
     """``E[Z(u_K)]``, K at most N: a sum over all chains of ``K - 2`` rejections."""
     num_categories = pair.p.shape[0]
-    tails = _tails(pair)
+    sums = _suffix_sums_of(pair)
     if num_drafts == 1:
-        return _residual_mass(tails, jnp.ones((), pair.q.dtype))
+        return _residual_mass(sums, jnp.ones((), pair.q.dtype))
     length = num_drafts - 2
     num_chains = math.perm(num_categories, length)
-    missed_by_chain = partial(_missed_by_chain, pair, tails, length)
+    missed_by_chain = partial(_missed_by_chain, pair, sums, length)
     if num_chains == 1:
         return missed_by_chain(jnp.zeros((), jnp.int32))
     batch_size = max(1, min(num_chains, _CHUNK // num_categories))
     return jnp.sum(jax.lax.map(missed_by_chain, jnp.arange(num_chains), batch_size=batch_size))
 
 
-def _missed_by_chain(pair: _Pair, tails: _Tails, length: int, index: IntScalar) -> Scalar:
+def _missed_by_chain(pair: _Pair, sums: _SuffixSums, length: int, index: IntScalar) -> Scalar:
     """Probability of one chain of rejections, times ``E[Z(u_K)]`` over the last two tests.
 
     Args:
@@ -268,12 +268,12 @@ def _missed_by_chain(pair: _Pair, tails: _Tails, length: int, index: IntScalar) 
     chain_prob = jnp.ones((), pair.q.dtype)
     pool = pair.p
     is_unused = jnp.ones(num_categories, bool)
-    for place in range(length):
-        base = num_categories - place
+    for i in range(length):
+        base = num_categories - i
         digit, index = index % base, index // base
-        rejection = _reject(pair, tails, u, pool)
+        rejection = _reject(pair, sums, u, pool)
         token = jnp.argmax(is_unused & (jnp.cumsum(is_unused) == digit + 1))
-        # With an empty pool there is nothing to reject: one of the chains goes on.
+        # With an empty pool there is nothing to reject: only one of the chains continues.
         step_prob = jnp.where(rejection.pool_mass > 0, rejection.probs[token], digit == 0)
         chain_prob = chain_prob * step_prob
         u = rejection.u
@@ -281,13 +281,13 @@ def _missed_by_chain(pair: _Pair, tails: _Tails, length: int, index: IntScalar) 
         pool = pool.at[token].set(0)
 
     # Rejection K - 1, summed over all tokens. Test K depends on the rejected token only through the
-    # draft mass of the pool without it: the masses before and behind it, added up without a
-    # difference that would lose digits.
-    rejection = _reject(pair, tails, u, pool)
+    # draft mass of the pool without it: the masses before and after it. They are
+    # added, because a difference would lose digits.
+    rejection = _reject(pair, sums, u, pool)
     mass_before = jnp.concatenate([jnp.zeros(1, pool.dtype), jnp.cumsum(pool)[:-1]])
     pool_mass_without = mass_before + _suffix_sums(pool)[1:]
-    mass = _residual_mass(tails, rejection.u)
-    last_mass = _residual_mass(tails, rejection.u + _quotient(mass, pool_mass_without))
+    mass = _residual_mass(sums, rejection.u)
+    last_mass = _residual_mass(sums, rejection.u + _quotient(mass, pool_mass_without))
     last_mass = jnp.where(pool_mass_without > 0, last_mass, mass)
     expected = jnp.sum(rejection.probs * last_mass)
     return chain_prob * jnp.where(rejection.pool_mass > 0, expected, mass)
@@ -298,14 +298,14 @@ def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int):
     """Mean and standard error of ``1 - Z(u_K)`` over random chains."""
     pair = _sorted_pair(log_p, log_q)
     num_categories = pair.p.shape[0]
-    tails = _tails(pair)
+    sums = _suffix_sums_of(pair)
 
     def missed_by_random_chain(index):
         chain_key = jax.random.fold_in(key, index)
 
         def test(carry, stream):
             u, pool = carry
-            rejection = _reject(pair, tails, u, pool)
+            rejection = _reject(pair, sums, u, pool)
             noise = races.exponentials(races.stream_key(chain_key, stream), 1, num_categories)[0]
             token = races.winner(races.arrivals(noise, jnp.log(rejection.probs)))
             return (rejection.u, pool.at[token].set(0)), None
@@ -314,7 +314,7 @@ def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int):
         start = varying_like(start, chain_key, pair)
         num_tests = min(num_drafts, num_categories)
         (u, _), _ = jax.lax.scan(test, start, jnp.arange(num_tests))
-        return _residual_mass(tails, u)
+        return _residual_mass(sums, u)
 
     batch_size = max(1, min(num_chains, _CHUNK // num_categories))
     missed = jax.lax.map(missed_by_random_chain, jnp.arange(num_chains), batch_size=batch_size)

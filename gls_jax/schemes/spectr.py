@@ -9,13 +9,13 @@ a sample of ``(q - rho p)+``. That is exact for the `rho` in ``[1, K]`` that sol
 
 and then ``P(target in list) = rho b = sum_i min(q_i, rho p_i)``: SpecInfer's formula at another
 multiple of `p`. A rejected draft has ``q_x < rho p_x``, so the residual never emits one. The left
-side falls in `rho` and the right side rises: `rho` is found by bisection, `O(N)` a step. All drafts
-must share one distribution, which the drafter must supply.
+side falls in `rho` and the right side rises: `rho` is found by bisection, `O(N)` per step. All
+drafts must share one distribution, which the drafter must supply.
 
 **Kernel** for the planner. For an emitted token `y` it is a polynomial in `z`, whose power counts
 drafts that equal `y`. With ``kept_i = min(p_i, q_i / rho)``, a rejected draft multiplies by
 ``(1 - sum kept - missed) + missed z``, ``missed = p_y - kept_y``; the accepted one by
-``z kept_y / q_y``; and every draft behind it, which is not tested, by ``1 - p_y + p_y z``.
+``z kept_y / q_y``; and every later draft, which is not tested, by ``1 - p_y + p_y z``.
 """
 
 from __future__ import annotations
@@ -193,6 +193,6 @@ SCHEME = Scheme(
     ranked=False,
     propose_fn=propose,
     verification=TokenVerification(verify),
-    exact=ExactAcceptance(acceptance, kernel=kernel, tails_bracket=True),
+    exact=ExactAcceptance(acceptance, kernel=kernel, tails_are_bounds=True),
     trials=Trials(accepted),
 )

@@ -4,7 +4,7 @@ Source: Weng et al. 2025, arXiv 2505.12398.
 
 The root and every node carry a weight `w`, the probability that something at or below it is to be
 accepted; the root has 1. The tree is traversed depth first. At a node with draft distribution `p`,
-target distribution `q` and rejected children of draft mass ``1 - m``, the distribution that is left
+target distribution `q` and rejected children of draft mass ``1 - m``, the residual distribution
 is ``(q - u p)+ / Z(u)`` (:mod:`gls_jax.rejection`), and the next child `x` gets
 
     w_x = min(1, w m (q_x - u p_x)+ / (Z(u) p_x)).
@@ -14,7 +14,7 @@ When everything below that child is rejected, the node is left with
     u' = u + Z(u) / (w m),   S = w Z(u') / Z(u),   w' = S / (S + 1 - w),
 
 and once it has no child left it is accepted with probability `w`; the next token is a sample of
-what is left there. On one chain this is block verification, at depth one SpecInfer without
+its residual. On one chain this is block verification, at depth one SpecInfer without
 replacement. Siblings are the ranks of one race, as in ``specinfer_wor``; the drafter must supply
 its distribution. The traversal takes at most ``2 n + 1`` steps, of which `n` read whole
 distributions.
@@ -55,7 +55,7 @@ __all__ = ["SCHEME", "propose", "verify_tree"]
 
 
 class _Round(NamedTuple):
-    """What does not change during the traversal."""
+    """The data that do not change during the traversal."""
 
     tree: Tree
     log_p: NodeLogProbs
@@ -64,7 +64,7 @@ class _Round(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Where the traversal is, and what is known of every row (the root and the nodes)."""
+    """The current row of the traversal, and the data of every row (the root and the nodes)."""
 
     row: IntScalar  # the row that is visited
     is_accepted: BoolScalar  # whether that row is the end of the accepted path
@@ -157,7 +157,7 @@ def _descend(this_round: _Round, state: _State, is_child: NodeFlags) -> _State:
 
 
 def _reject(this_round: _Round, state: _State, is_child: NodeFlags) -> _State:
-    """Go back to the parent, and update what is left there."""
+    """Go back to the parent, and update its residual."""
     tree = this_round.tree
     node = node_of_row(state.row)
     parent = tree.parents[node]

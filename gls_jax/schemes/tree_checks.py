@@ -27,8 +27,8 @@ def checked_tree_problem(
 ) -> tuple[jax.Array, jax.Array]:
     """Both log-probabilities of a tree as arrays `[n, N]` and `[n + 1, N]`.
 
-    Where there is no `log_p`, the target's rows stand in for it: the scheme does not read them, and
-    every scheme can be called in the same way.
+    Without `log_p` the target's rows replace it. The scheme does not read them; they allow the same
+    call for every scheme.
 
     Raises:
         ValueError: what `Scheme.verify_tree` documents.

@@ -19,7 +19,7 @@ from gls_jax.schemes.array_types import (
     Vector,
 )
 from gls_jax.schemes.draft_tree import ROOT, Path, Tree, node_of_row
-from gls_jax.schemes.protocols import PathVerification, Verify
+from gls_jax.schemes.function_types import PathVerification, Verify
 from gls_jax.typing import Index
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ __all__ = ["path_to", "token_without_drafts", "walk"]
 
 
 class _WalkState(NamedTuple):
-    """How far the walk has come: the accepted nodes at one depth, which all hold the same token."""
+    """The state of the walk: the accepted nodes at one depth, which all have the same token."""
 
     accepted_rows: Bool[Array, " n+1"]  # at first the root's row alone
     last_node: IntScalar  # the first of them as a node; -1 for the root
     depth: IntScalar
-    token: Token  # what `verify` emitted last
+    token: Token  # the last token of `verify`
     is_accepted: BoolScalar  # whether that was the token of a child
 
 
@@ -65,11 +65,10 @@ def walk(
     num_nodes = tree.tokens.shape[0]
 
     def step(state: _WalkState) -> _WalkState:
-        # The children make up the list; nodes that are no children get an index that is dropped.
+        # The children make up the list; all other nodes get an index that is dropped.
         is_child = tree.alive & state.accepted_rows[tree.parents]
         index = jnp.where(is_child, tree.draft_index, tree.list_size)
-        # Node of each draft. Places of the list without a node are not active; any child fills
-        # them.
+        # Node of each draft. A draft index without a node is not active; any child fills it.
         listed = jnp.full(tree.list_size, jnp.argmax(is_child))
         listed = listed.at[index].set(jnp.arange(num_nodes), mode="drop")
         active = jnp.zeros(tree.list_size, bool).at[index].set(True, mode="drop")
@@ -81,12 +80,12 @@ def walk(
             log_q[jnp.argmax(state.accepted_rows)],
             active,
         )
-        is_hit = is_child & (tree.tokens == token)
-        is_accepted = jnp.any(is_hit)
-        first_hit = jnp.argmax(is_hit).astype(jnp.int32)
+        is_match = is_child & (tree.tokens == token)
+        is_accepted = jnp.any(is_match)
+        first_match = jnp.argmax(is_match).astype(jnp.int32)
         return _WalkState(
-            accepted_rows=jnp.append(False, is_hit),
-            last_node=jnp.where(is_accepted, first_hit, state.last_node),
+            accepted_rows=jnp.append(False, is_match),
+            last_node=jnp.where(is_accepted, first_match, state.last_node),
             depth=state.depth + is_accepted.astype(jnp.int32),
             token=token,
             is_accepted=is_accepted,

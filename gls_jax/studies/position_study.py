@@ -32,7 +32,7 @@ from gls_jax.typing import Report
 __all__ = ["BRACKETED", "Mean", "position_acceptance"]
 
 BRACKETED: tuple[str, ...] = tuple(
-    name for name in schemes.NAMES if (exact := schemes.get(name).exact) and exact.tails_bracket
+    name for name in schemes.NAMES if (exact := schemes.get(name).exact) and exact.tails_are_bounds
 )
 """Schemes for which the two readings of a dump are a lower and an upper bound."""
 

@@ -1,6 +1,7 @@
 """Monte Carlo trials: how often the target's token is in the list, with standard errors.
 
-* :func:`acceptance` for one pair of distributions, :func:`sweep` for many pairs and list lengths;
+* :mod:`gls_jax.trials.monte_carlo`: :func:`acceptance` for one pair of distributions, :func:`sweep`
+  for many pairs and list lengths;
 * :mod:`gls_jax.trials.trial_loop` counts accepted trials in bounded memory on all devices.
 """
 

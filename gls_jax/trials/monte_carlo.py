@@ -2,10 +2,10 @@
 
 Trial `t` of a run uses ``fold_in(key, t)``, so a count does not depend on how the trials are cut
 into chunks, stopped or resumed. Memory is bounded by one chunk, whatever the number of trials. The
-first K drafts of a list do not change when more are drafted, so one trial at the largest K serves
-every K of a sweep.
+first K drafts of a list do not change when more are drafted, so one trial at the largest K counts
+for every K of a sweep.
 
-A trial is made in one of two ways. By noise, it draws the exponential noise of the scheme, `K N`
+A trial runs in one of two ways. By noise, it draws the exponential noise of the scheme, `K N`
 numbers, and is bit for bit `propose` and `verify` under its key. By inversion, it draws first
 arrivals in `O(K log N)` (:mod:`gls_jax.exact.inversion`): the same distribution, but other numbers.
 
@@ -47,7 +47,7 @@ def acceptance(
 
     Args:
         key: one typed key; trial `t` uses ``fold_in(key, t)``.
-        log_p: draft log-probabilities `[N]`, or `[K, N]` for a scheme with `diverse`.
+        log_p: draft log-probabilities `[N]`, or `[K, N]` for a scheme with `diverse=True`.
         log_q: target log-probabilities `[N]`.
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
         num_drafts: `K`.
@@ -112,11 +112,11 @@ def sweep(
 
     Args:
         key: one typed key (pair `m` uses ``fold_in(key, m)``), or `M` keys.
-        log_p: `[M, N]`, or `[M, K, N]` for a scheme with `diverse` and `K = max(num_drafts)`.
+        log_p: `[M, N]`, or `[M, K, N]` for a scheme with `diverse=True` and `K = max(num_drafts)`.
         log_q: `[M, N]`.
         scheme: a registered name or a :class:`gls_jax.schemes.Scheme`.
-        num_drafts: the list lengths; one pass over the largest serves all.
-        num_trials: independent trials a pair (shared by its list lengths).
+        num_drafts: the list lengths; one pass over the largest counts for all.
+        num_trials: independent trials per pair (shared by its list lengths).
         method: `"noise"` or `"inversion"`; None: the faster one that the scheme has.
         devices: of this process, to spread the work over; all of them by default. The results do
             not depend on them.
@@ -168,7 +168,7 @@ def _checked_pair(
     """The arrays in their common float type, where they have the shapes and valid values."""
     p = checks.floats(log_p, "log_p", integers=False)
     q = checks.floats(log_q, "log_q", integers=False)
-    # `log_p` may have one more axis, of the drafts, behind that of the pairs.
+    # `log_p` may have one more axis, of the drafts, after that of the pairs.
     has_axes = q.ndim == num_axes and p.ndim in (num_axes, num_axes + 1)
     if not has_axes or p.shape[: num_axes - 1] != q.shape[:-1] or not q.size:
         got = f"{list(p.shape)} and {list(q.shape)}"
@@ -205,7 +205,7 @@ def _run(
     if not isinstance(scheme, schemes.Scheme):
         scheme = schemes.get(scheme)
     counts = checks.counts(num_drafts, "num_drafts")
-    # Hashable, for it is a static argument: one plan and one shape compile once.
+    # Hashable, because it is a static argument: one plan and one shape compile once.
     plan = trial_loop.Plan(
         scheme=scheme,
         num_drafts=tuple(scheme.check_num_drafts(k) for k in counts),

@@ -26,15 +26,15 @@ __all__ = [
     "noise_per_trial",
 ]
 
-# A chunk of trials holds so many numbers at a time: about what the cache of a core takes.
+# Numbers that a chunk of trials holds at a time: about as many as fit the cache of a core.
 _NUMBERS_PER_CHUNK = 2**15
-# A device draws so many exponentials between two progress reports: about a second on two CPU cores.
+# Exponentials that a device draws between two progress reports: about a second on two CPU cores.
 _NOISE_PER_CALL = 2**28
-# A device makes at least so many trials between two progress reports.
+# Least number of trials of a device between two progress reports.
 _FEWEST_PER_CALL = 1024
-# From so many categories on, inversion is the faster method, for every scheme that has both.
+# Least number of categories for which inversion is faster, in every scheme that has both methods.
 _INVERSION_FROM = 32
-# So many exponentials are drawn in the time of one draft by inversion, at large vocabularies.
+# Exponentials that take the time of one draft by inversion, at large vocabularies.
 _NOISE_PER_INVERSION = 128
 
 # How trials are drawn: from the noise of the scheme, or by inversion.
@@ -44,10 +44,10 @@ Progress = Callable[[int, int], None]
 
 
 class Plan(NamedTuple):
-    """What a compiled program of trials depends on, besides shapes.
+    """The static arguments of a compiled program of trials.
 
     Attributes:
-        scheme: of the trials.
+        scheme: the scheme to simulate.
         num_drafts: the list lengths.
         method: `"noise"` or `"inversion"`.
     """
@@ -63,7 +63,7 @@ def noise_per_trial(
     num_categories: int,
     method: Method | None = None,
 ) -> int:
-    """The cost of a trial, as the number of exponentials that take as much time."""
+    """Cost of one trial, in units of the time that one exponential takes."""
     if chosen_method(scheme, num_categories, method) == "noise":
         return num_drafts * num_categories
     return num_drafts * _NOISE_PER_INVERSION
@@ -74,7 +74,7 @@ def chosen_method(
     num_categories: int,
     method: Method | None,
 ) -> Method:
-    """The method that is asked for, or else the faster one that the scheme has."""
+    """`method` if it is not None, or else the faster one that the scheme has."""
     if method is not None:
         checks.one_of(method, ("noise", "inversion"), "method")
         return method
@@ -106,10 +106,10 @@ def count_on_devices(
     accepted = np.zeros((num_pairs, len(plan.num_drafts)), np.int64)
     for start in range(0, num_trials, trials_per_call):
         stop = min(start + trials_per_call, num_trials)
-        # Each device of a group makes a part of the call's trials.
+        # Each device of a group runs a part of the call's trials.
         limits = np.linspace(start, stop, mesh.shape["trials"] + 1).astype(np.int32)
-        with jax.set_mesh(mesh):  # in place of a mesh that the caller may have set
-            counts = _count_in_shares(*pairs, limits[:-1], limits[1:], mesh=mesh, plan=plan)
+        with jax.set_mesh(mesh):  # replaces a mesh that the caller may have set
+            counts = _count_in_shards(*pairs, limits[:-1], limits[1:], mesh=mesh, plan=plan)
         accepted += np.asarray(counts).sum(0)
         if progress is not None:
             progress(stop * num_pairs, num_trials * num_pairs)
@@ -120,18 +120,18 @@ def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
     """Groups of devices: the pairs are divided among groups, the trials within a group."""
     devices = jax.local_devices() if devices is None else checks.local_devices(devices)
     num_groups = math.gcd(num_pairs, len(devices))
-    # XLA unrolls a loop of one round, and may then round sums in another way: two pairs a group at
-    # least.
+    # XLA unrolls a loop of one iteration, and may then round sums differently: at least two pairs
+    # per group.
     if num_groups == num_pairs:
         num_groups = 1
     return Mesh(np.reshape(devices, (num_groups, -1)), ("pairs", "trials"))
 
 
 @partial(jax.jit, static_argnames=("mesh", "plan"))
-def _count_in_shares(keys, log_p, log_q, starts, stops, *, mesh: Mesh, plan: Plan):
+def _count_in_shards(keys, log_p, log_q, starts, stops, *, mesh: Mesh, plan: Plan):
     """Accepted trials `i32[T, M, C]` of `T` ranges of trials.
 
-    Every device counts those of its own pairs and its own range.
+    Every device counts one range for one group of pairs.
     """
 
     def count(keys, log_p, log_q, start, stop):
@@ -139,13 +139,13 @@ def _count_in_shares(keys, log_p, log_q, starts, stops, *, mesh: Mesh, plan: Pla
 
     pairs = P("pairs")
     ranges = P("trials")
-    share_map = jax.shard_map(
+    sharded_count = jax.shard_map(
         count,
         mesh=mesh,
         in_specs=(pairs, pairs, pairs, ranges, ranges),
         out_specs=P("trials", "pairs"),
     )
-    return share_map(keys, log_p, log_q, starts, stops)
+    return sharded_count(keys, log_p, log_q, starts, stops)
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -186,10 +186,10 @@ def count_accepted(keys, log_p, log_q, start, stop, *, plan: Plan):
 
 
 def _trials_per_chunk(plan: Plan, num_categories: int) -> int:
-    """How many trials run at the same time, so that their numbers fit the cache."""
+    """Number of trials that run at the same time, so that their numbers fit the cache."""
     trials = plan.scheme.trials
     if plan.method == "inversion":
-        # A few random numbers and places, whatever the number of categories.
+        # A few random numbers and indices, whatever the number of categories.
         numbers_per_trial = 4
     elif trials is not None and trials.streaming:
         numbers_per_trial = max(plan.num_drafts)

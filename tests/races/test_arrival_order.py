@@ -15,16 +15,16 @@ KEY = jax.random.key(60)
 ALPHA = 1e-9  # false-failure rate of every statistical test here
 
 
-def walks(num_categories, num_keys, num_places=None):
+def walks(num_categories, num_keys, walk_length=None):
     """Categories and noise of walks under many keys, `[keys, places]` each; whole walks by default."""
-    num_places = num_places or arrival_order.num_visits(num_categories)
+    walk_length = walk_length or arrival_order.num_visits(num_categories)
 
     @jax.jit
     @jax.vmap
     def walk(key):
         stream = races.keys.words(key)
         start = arrival_order.start()
-        _, categories, noise = arrival_order.visit(stream, start, 0, num_places, num_categories)
+        _, categories, noise = arrival_order.visit(stream, start, 0, walk_length, num_categories)
         return categories, noise
 
     categories, noise = walk(jax.random.split(KEY, num_keys))
@@ -68,7 +68,7 @@ def test_neighbours_are_unrelated():
 
     Every pair, their difference and their exclusive or.
     """
-    categories, _ = walks(64, 100_000, num_places=2)
+    categories, _ = walks(64, 100_000, walk_length=2)
     first, second = categories.T
     pairs = np.bincount(first * 64 + second, minlength=64 * 64).reshape(64, 64)
     assert np.trace(pairs) == 0
@@ -83,14 +83,14 @@ def test_neighbours_are_unrelated():
 def test_a_walk_in_steps_is_the_walk_in_one(size):
     """Steps of 16 see what one long step sees: every category once, at the same time."""
     stream = races.keys.stream_words(KEY, 3)
-    num_places = arrival_order.num_visits(size)
+    walk_length = arrival_order.num_visits(size)
     start = arrival_order.start()
-    _, categories, noise = arrival_order.visit(stream, start, 0, num_places, size)
+    _, categories, noise = arrival_order.visit(stream, start, 0, walk_length, size)
     step = jax.jit(lambda walk, first: arrival_order.visit(stream, walk, first, 16, size))
     walk = start
     category_parts = []
     noise_parts = []
-    for first in range(0, num_places + 16, 16):  # one step beyond the end
+    for first in range(0, walk_length + 16, 16):  # one step beyond the end
         walk, some_categories, some_noise = step(walk, first)
         category_parts.append(some_categories)
         noise_parts.append(some_noise)
@@ -100,7 +100,7 @@ def test_a_walk_in_steps_is_the_walk_in_one(size):
     assert sorted(all_categories[arrived]) == list(range(size))
     np.testing.assert_array_equal(all_categories[: len(categories)], categories)
     np.testing.assert_allclose(all_noise[: len(noise)], noise, rtol=2e-6)
-    assert int(walk.seen) == size or size == num_places
+    assert int(walk.seen) == size or size == walk_length
 
 
 def test_streams_and_keys_begin_with_unrelated_categories():

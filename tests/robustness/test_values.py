@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gls_jax import bounds, couplings, decomposition, races, rejection, sampling, schemes
 from gls_jax.exact import ratio_order
-from gls_jax.schemes.protocols import TokenVerification
+from gls_jax.schemes.function_types import TokenVerification
 from tests.robustness.hostile import ROWS, SHAPES, few, problems
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

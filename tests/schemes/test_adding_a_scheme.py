@@ -7,7 +7,7 @@ import pytest
 
 from gls_jax import rejection, schemes, trials
 from gls_jax.schemes import gls
-from gls_jax.schemes.protocols import ExactAcceptance, TokenVerification
+from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification
 from tests import oracles
 from tests.problems import NUM_DRAFTS, PROBLEMS, logs
 from tests.schemes.scheme_trials import ALPHA, smallest_p_value

@@ -38,7 +38,7 @@ def test_interval_contains_the_exact_value(monkeypatch):
         exact = gumbel_topk.acceptance_interval(log_p, log_q, list_lengths)
         np.testing.assert_array_equal(exact.lower, exact.upper)
         with monkeypatch.context() as patch:
-            patch.setattr(gumbel_topk, "MOST_EXACT_CATEGORIES", 100)
+            patch.setattr(gumbel_topk, "MAX_EXACT_CATEGORIES", 100)
             patch.setattr(gumbel_topk, "HEAD_SIZE", 48)
             ends = gumbel_topk.acceptance_interval(log_p, log_q, list_lengths)
         assert (ends.lower <= exact.estimate + 2e-6).all()
@@ -71,9 +71,9 @@ def test_interval_of_tiny_probabilities():
     q[:32], q[-1] = 0.1 / 32, 0.9
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gumbel_topk, "HEAD_SIZE", 32)
-        patch.setattr(gumbel_topk, "MOST_EXACT_CATEGORIES", 64)
+        patch.setattr(gumbel_topk, "MAX_EXACT_CATEGORIES", 64)
         ends = gumbel_topk.acceptance_interval(logs(p), logs(q), (38,))
-        patch.setattr(gumbel_topk, "MOST_EXACT_CATEGORIES", 76)
+        patch.setattr(gumbel_topk, "MAX_EXACT_CATEGORIES", 76)
         with jax.enable_x64(True), np.errstate(divide="ignore"):
             exact = gumbel_topk.acceptance_interval(np.log(p), np.log(q), (38,))
     truth = float(exact.estimate[0])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gls_jax import races, sampling, schemes
-from gls_jax.schemes.protocols import TokenVerification
+from gls_jax.schemes.function_types import TokenVerification
 from tests.schemes.scheme_trials import ALPHA, SCHEMES, most_drafts, name_of, smallest_p_value
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -142,5 +142,5 @@ def test_what_takes_too_long_says_so():
 def test_bad_numbers_of_chains_and_of_free_ranks():
     with pytest.raises(ValueError, match=r"num_chains: expected at least 2, got 1"):
         specinfer_wor.acceptance_estimate(KEY, LOG_P, LOG_Q, 2, 1)
-    with pytest.raises(ValueError, match=r"free: expected an int within 1..15, got 16"):
+    with pytest.raises(ValueError, match=r"num_free_ranks: expected an int within 1..15, got 16"):
         weighted_importance.truncated_at(16)

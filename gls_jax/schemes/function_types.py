@@ -1,4 +1,4 @@
-"""What a scheme is made of: the types of its functions, and the records that hold them.
+"""The types of a scheme's functions, and the records that hold these functions.
 
 A scheme's file writes plain functions and puts them into the records.
 :class:`gls_jax.schemes.Scheme` holds the records, checks the users' input, and calls the functions,
@@ -143,7 +143,7 @@ class InversionTrial(Protocol):
 
 
 class Limit(Protocol):
-    """Why a function cannot serve so many categories and drafts, or None where it can."""
+    """Why a function does not work for this many categories and drafts; None if it does."""
 
     def __call__(self, num_categories: int, num_drafts: int, /) -> str | None: ...
 
@@ -180,27 +180,27 @@ class PathVerification:
 
 @dataclasses.dataclass(frozen=True)
 class ExactAcceptance:
-    """What is known about the acceptance without simulation.
+    """The parts of the acceptance that are known without simulation.
 
     Attributes:
         curve: exact acceptance for several list lengths.
         limit: for how many categories and drafts `curve` works.
         bound: a lower bound, where one is known.
         kernel: accepted drafts given the emitted token, for the planner; None if not known.
-        tails_bracket: whether reading truncated distributions with disjoint and with merged tails
-            brackets the truth, see :mod:`gls_jax.studies.position_study`.
+        tails_are_bounds: whether the two treatments of truncated distributions, disjoint and merged
+            tails, give a lower and an upper bound, see :mod:`gls_jax.studies.position_study`.
     """
 
     curve: AcceptanceCurve
     limit: Limit = _no_limit
     bound: Bound | None = None
     kernel: EmittedTokenKernel | None = None
-    tails_bracket: bool = False
+    tails_are_bounds: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Trials:
-    """Monte Carlo trials that serve every list length at once.
+    """Monte Carlo trials that count for every list length at once.
 
     Attributes:
         accepted: a trial with the noise of `propose` and `verify`.

@@ -1,4 +1,4 @@
-"""A protocol of few bits that makes the coupling nearly maximal."""
+"""A nearly maximal coupling for few bits of communication."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def dart_protocol(
     a Rice code with ``b = ceil(log2(N ln 2))`` low bits needs at most ``b + 2`` bits for it on
     average. So a run takes about ``2 b + 6`` bits. There are two caps:
 
-    * ``C = ceil(N ln(2 / epsilon))`` darts a message. Alice has none among them with probability at
-      most `epsilon / 2`. Then she says so with the longest codeword, the escape, and both parties
+    * ``C = ceil(N ln(2 / epsilon))`` darts per message. Alice has none among them with probability
+      at most `epsilon / 2`. Then she sends the longest codeword, the escape, and both parties
       use :func:`gumbel` instead, which gives exact samples `x` and `y`. From Bob the escape means
       that `C` darts were passed over, and he continues. So no message is longer than
       :func:`dart_protocol_bits` ``= log2 N + log2(1 / epsilon) + O(1)``.
