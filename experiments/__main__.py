@@ -38,6 +38,16 @@ EXPERIMENTS: dict[str, Any] = {
     "mnist_tables": mnist_tables.MnistTables,
 }
 
+# Experiments that store unfinished arrays (`shared.resumable_arrays`); the others start anew.
+RESUMABLE = (
+    "gls_fig6",
+    "daliri",
+    "block_efficiency",
+    "same_seed",
+    "gaussian_tables",
+    "mnist_tables",
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run an experiment or the benchmarks.
@@ -64,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"experiments: error: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        # Benchmarks begin anew.
-        advice = "" if name == "bench" else "; the same command goes on from here"
+        advice = "; the same command continues from here" if name in RESUMABLE else ""
         print(f"experiments: interrupted{advice}", file=sys.stderr)
         return 130
     return 0

@@ -84,7 +84,7 @@ class BlockEfficiency:
     Attributes:
         rounds: Rounds of each prompt.
         seeds: Seeds for each prompt.
-        num_prompts: Prompts, of five kinds in turn, at most 50.
+        num_prompts: Prompts, cycling over five kinds, at most 50.
         batch: Requests decoded together; the figures do not depend on it.
         drop: First and last of the layers that the drafter leaves out.
         parts: Which tables.
@@ -191,7 +191,7 @@ def _table(rows: list[Row], title: str):
         "drafts",
         "T",
         "draft T",
-        "tokens a call",
+        "tokens per call",
         "± s.e.",
         "first accepted",
         "rounds",

@@ -61,7 +61,7 @@ class Daliri:
         drop: Drafters: first and last of the layers that each leaves out.
         num_prompts: Texts.
         num_positions: First positions of each text.
-        top_k: Cut both distributions to so many tokens; 0 keeps the vocabulary.
+        top_k: Cut both distributions to this many tokens; 0 keeps the vocabulary.
         num_trials: Repetitions for each position and coupling.
         seed: Of the simulation.
         out: Folder for daliri.csv and daliri.png.
@@ -87,14 +87,14 @@ class Daliri:
                 "drop: expected first and last layer of at least one drafter, got none"
             )
         rows: list[Row] = []
-        # A run that is stopped goes on at the block where it was.
+        # A run that is stopped continues at the block that was interrupted.
         with shared.resumable_arrays(self.out) as compute_once:
             for index, dropped in enumerate(self.drop):
                 rows += self._drafter_rows(index, dropped, key, compute_once, report)
         tokens_text = f"top {self.top_k} tokens of each" if self.top_k else "whole vocabulary"
         figure = _figure(rows, f"SmolLM2 and itself with fewer layers, {tokens_text}")
         output.save_results(self.out, "daliri", rows, figure)
-        title = f"P(a = b), {self.num_trials:,} repetitions a position, {tokens_text}"
+        title = f"P(a = b), {self.num_trials:,} repetitions per position, {tokens_text}"
         return [_table(rows, title)]
 
     def _drafter_rows(self, index: int, dropped, key, compute_once, report) -> list[Row]:

@@ -45,7 +45,7 @@ def load_pair(dropped: tuple[int, int]) -> tuple[models.Checkpoint, decoding.Lan
 
 
 def question_prompts(target: models.Checkpoint, num_prompts: int) -> list[list[int]]:
-    """Questions as token ids, the kinds in turn."""
+    """Questions as token ids, cycling over the kinds."""
     # Transposed: the first question of every kind, then the second of every kind, ...
     rounds = zip(*questions.KINDS.values(), strict=True)
     texts = [text for kinds in rounds for text in kinds]

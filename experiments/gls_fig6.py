@@ -36,7 +36,7 @@ BOUNDS = {
 BLIND_SCHEMES = ("gls", "gls_strong", "poisson", "gumbel_topk", "minhash", "naive")
 # Line styles of what is in both panels.
 _IN_BOTH_PANELS = dict(zip((*BOUNDS, "optimal"), ("k--", "k-.", "k:"), strict=True))
-# `specinfer_wor` sums over chains of rejected drafts, at most so many for one exact value.
+# `specinfer_wor` sums over chains of rejected drafts, at most this many for one exact value.
 _MOST_CHAINS = 10**5
 
 
@@ -108,7 +108,7 @@ class GlsFig6:
                 rows += self._exact_rows(name, num_drafts, problem)
                 rows += self._simulated_rows(name, num_drafts, problem)
             report("schemes", len(names), len(names))
-        title = f"{self.num_pairs} random pairs (Dirichlet(1)) on {self.num_items} items"
+        title = f"{self.num_pairs} random pairs (Dirichlet(1)) on {self.num_items} categories"
         output.save_results(self.out, "gls_fig6", rows, _figure(rows, title))
         return [_table(rows, title)]
 
@@ -117,7 +117,7 @@ class GlsFig6:
         num_drafts = _at_most(schemes.get(name).max_drafts, num_drafts)
         if name == "specinfer_wor":
             return [self._without_replacement_row(k, problem) for k in num_drafts]
-        # Each K is a program of its own, which compiles long: 1..8, 12, 16, ...
+        # Each K is a separate program, which compiles long: 1..8, 12, 16, ...
         if name == "weighted_importance":
             num_drafts = [k for k in num_drafts if k <= 8 or k % 4 == 0]
         return _mean_rows(name, "exact", num_drafts, _exact(name, num_drafts, problem))

@@ -165,7 +165,7 @@ class MnistTables:
         return {code: min(settings, key=values.__getitem__) for code, values in means.items()}
 
     def _codes_of_streams(self, num_streams: int) -> list[tuple[str, int]]:
-        """Schemes and K that so many streams of noise make.
+        """Schemes and K that this many streams of noise make.
 
         One stream makes the baseline at every K, since a decoder does not know K, and `gls` at
         K = 1.

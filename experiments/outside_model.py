@@ -55,7 +55,7 @@ def bring(model: Outside, vocab: int, width: int) -> decoding.LanguageModel:
     def apply(params, tokens, positions, mask, cache: Cache):
         batch, num_new = tokens.shape
         num_slots = cache.keys.shape[2]
-        # New tokens go behind those that the cache has, in the order in which they are given.
+        # New tokens go after those that the cache has, in the order in which they are given.
         slots = cache.length[:, None] + jnp.arange(num_new)
         rows = jnp.arange(batch)[:, None]
 

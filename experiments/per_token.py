@@ -1,7 +1,7 @@
 """GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Table 7: acceptance of a token.
 
 The paper compares the measured chance that the target's token is among the K drafts with the list
-matching bound. Here the exact acceptance is computed as well. All three are taken at the places
+matching bound. Here the exact acceptance is computed as well. All three are taken at the positions
 where rounds of decoding begin, so that all K drafts are in play, on SmolLM2 drafted by itself
 without layers 12-17.
 """
@@ -27,7 +27,7 @@ DROPPED = (12, 17)
 
 
 class Row(NamedTuple):
-    """Means over the places where rounds begin."""
+    """Means over the positions where rounds begin."""
 
     scheme: str
     num_drafts: int
@@ -93,10 +93,10 @@ class PerToken:
             setting = Setting("per token", scheme.name, num_drafts=k, length=1)
             rounds = self._decode(target, drafter, prompts, setting)
             rows.append(_row(scheme, k, rounds.accepted, *_pairs_at(rounds, *logits_functions)))
-        places_text = f"{rows[0].places} to {rows[-1].places} places where a round begins"
+        places_text = f"{rows[0].places} to {rows[-1].places} positions where a round begins"
         title = f"SmolLM2, top {decoding_runs.TOP_K}, {places_text}"
         output.save_results(self.out, "per_token", rows, _figure(rows, title))
-        header = ("scheme", "K", "measured", "± s.e.", "exact", "bound", "places")
+        header = ("scheme", "K", "measured", "± s.e.", "exact", "bound", "positions")
         return [output.table(title, header, rows)]
 
     def _decode(self, target, drafter, prompts: list[list[int]], setting: Setting) -> Rounds:
@@ -138,7 +138,7 @@ def _pairs_at(rounds: Rounds, target_logits, draft_logits) -> pairs.Pairs:
 def _row(scheme: schemes.Scheme, num_drafts: int, accepted: np.ndarray, log_p, log_q) -> Row:
     exact = shared.exact_acceptance(scheme, log_p, log_q, [num_drafts])[:, 0]
     bound = shared.map_pairs(partial(bounds.list_matching, num_drafts=num_drafts), log_p, log_q)
-    # Of the mean of `accepted`, given the places: a sum of Bernoulli variances.
+    # Of the mean of `accepted`, given the positions: a sum of Bernoulli variances.
     mean_variance = np.mean(exact * (1 - exact)) / len(accepted)
     return Row(
         scheme=scheme.name,

@@ -1,4 +1,4 @@
-"""What the experiments share: runs that resume, exact values of many pairs, SmolLM2's pairs."""
+"""Helpers of the experiments: runs that resume, exact values of many pairs, pairs of SmolLM2."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from gls_jax.runs import files
 # Progress: what is done, how much of it, of how much.
 Report = Callable[[str, int, int], None]
 
-# Resuming, batches of exact acceptances, and layers. The library has these in forms of its own;
-# what the experiments need of them is in this section alone, so that it can be replaced.
+# Resuming, batches of exact acceptances, and layers. The library has other forms of these; this
+# section has all that the experiments need of them, so that it can be replaced.
 
 # `compute_once(compute, *configuration)` is the array of `compute()`, read from disk if possible.
 ComputeOnce = Callable[..., np.ndarray]
 
-# So many numbers of `log_q` are worked on together: 81 pairs on 100 tokens, one on a vocabulary.
+# This many numbers of `log_q` are processed together: 81 pairs on 100 tokens, one on a vocabulary.
 _BATCH_NUMBERS = 2**13
 
 
@@ -37,7 +37,7 @@ def resumable_arrays(folder: Path) -> Iterator[ComputeOnce]:
     """Keep the arrays of a run on disk until the run has finished.
 
     Yields `compute_once(compute, *configuration)`. The `configuration` is everything that the
-    array depends on. A run that is stopped leaves its arrays behind, and the next run with the same
+    array depends on. A run that is stopped keeps its arrays on disk, and the next run with the same
     configuration reads them; a run that finishes deletes them.
     """
     arrays_folder = folder / "unfinished"

@@ -91,7 +91,7 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(acceptance_study, "_block", interrupted)
     assert acceptance("--out", tmp_path / "cut", *ask) == 130
-    assert "--resume goes on from here" in capsys.readouterr().err
+    assert "--resume continues from here" in capsys.readouterr().err
     assert acceptance("--out", tmp_path / "cut", *ask, "--resume") == 0
     for name in ("acceptance.csv", "acceptance.png"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -126,7 +126,7 @@ def dump(tmp_path):
         texts,
         asked,
         num_positions=6,
-        context=6,
+        context_length=6,
         num_kept=3,
         metadata={},
     )

@@ -281,7 +281,7 @@ assert gls_jax.models.load and "flax" in sys.modules
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     folders = {path.parent.name for path in (TREE / "gls_jax").glob("*/__init__.py")}
-    assert folders - {"cli"} <= set(gls_jax.__all__)
+    assert folders - {"checks", "cli"} <= set(gls_jax.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'simulations'"):
         gls_jax.simulations  # noqa: B018
 

@@ -39,7 +39,7 @@ def run(suites: str | Sequence[str], repeats: int) -> Iterator[Line]:
             raise ValueError(f"suite: expected one of {', '.join(SUITES)}, or all, got {name!r}")
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
-    # A generator of its own, so that bad input is refused before the first line is asked for.
+    # A separate generator, so that bad input is refused before the first line is asked for.
     return _lines(names, repeats)
 
 

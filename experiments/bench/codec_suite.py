@@ -57,7 +57,7 @@ def _send_and_receive(
 
 
 def against_numpy(repeats: int, *, search: str) -> Line:
-    """Blocks a second against NumPy in float32."""
+    """Blocks per second against NumPy in float32."""
     codec = _codec(search)
     num_blocks = _NUM_BLOCKS[search]
     source, side_information = _draw(codec, num_blocks)

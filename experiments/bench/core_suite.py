@@ -25,7 +25,7 @@ from gls_jax import losses, races, schemes, trials
 
 
 def monte_carlo(repeats: int, *, num_categories: int, num_drafts: int = 8) -> Line:
-    """Trials a second of `trials.acceptance` (GLS) against vectorised NumPy in float32."""
+    """Trials per second of `trials.acceptance` (GLS) against vectorised NumPy in float32."""
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(num_categories), 2).astype(np.float32)
     # As many trials as make a turn long enough to be timed. NumPy holds all noise in memory, so
@@ -77,7 +77,7 @@ def exact_acceptance(repeats: int, num_drafts: int = 8) -> Line:
     q = np.exp(np.asarray(log_q))
     numpy_trial = partial(numpy_trials, rng, p, q, num_drafts, 1)
     our_times, numpy_times = take_turns(evaluate, numpy_trial, repeats)
-    # The peak of a process never falls again, so memory needs a process of its own.
+    # The peak of a process never falls again, so memory is measured in a separate process.
     added_megabytes = in_new_process(
         "from experiments.bench import core_suite;"
         f"print(core_suite.exact_peak_megabytes({num_drafts}))"

@@ -110,7 +110,7 @@ def _load_peers() -> tuple[Any, Any] | None:
 
 
 def against_transformers(repeats: int, *, speculative: bool) -> Line:
-    """Tokens a second of one request at temperature 1: plain, or K = 1 with the same drafter."""
+    """Tokens per second of one request at temperature 1: plain, or K = 1 with the same drafter."""
     mode = "plain"
     if speculative:
         mode = f"K=1, L={_LENGTH}, without layers {_DROPPED[0]}-{_DROPPED[1]}"
@@ -158,7 +158,7 @@ def _tokens_per_second(times: np.ndarray, num_requests: int = 1) -> float:
 
 
 def batch(repeats: int, *, num_requests: int, speculative: bool) -> Line:
-    """Tokens a second of a batch against one request."""
+    """Tokens per second of a batch against one request."""
     mode = "plain"
     generate = partial(_generate, scheme="gumbel_topk")
     if speculative:
@@ -175,7 +175,7 @@ def batch(repeats: int, *, num_requests: int, speculative: bool) -> Line:
 
 
 def selection(repeats: int, num_drafts: int = 8) -> Line:
-    """All noise and verification of a round: what the round takes with models that cost nothing."""
+    """All noise and verification of a round: its time with models that cost nothing."""
     target, drafter, token_ids = _models()
     # Both have the target's cache; their distributions are random, and differ.
     free_target = costs._free_model(target, target.vocab_size, 0.0)
@@ -214,14 +214,14 @@ def selection(repeats: int, num_drafts: int = 8) -> Line:
 
 
 def every_scheme(repeats: int, *, name: str, label: str, **shape: Any) -> Line:
-    """Tokens a second and block efficiency of a scheme, and what the cost model says."""
+    """Tokens per second and block efficiency of a scheme, with the prediction of the cost model."""
     generate = partial(_generate, scheme=name, drafter=_models().drafter, **shape)
-    # Schemes that verify whole paths have no `verify` for a plain step; `gls` takes their place.
+    # Schemes that verify whole paths have no `verify` for a plain step; `gls` replaces them.
     plain_scheme = name if schemes.get(name).verifies_tokens else "gls"
     generate_plain = partial(_generate, scheme=plain_scheme)
     first_call = time_call(generate)
     our_times, plain_times = take_turns(generate, generate_plain, max(1, repeats // 3))
-    # The parts of a round are timed in runs of their own: waiting for each part slows the whole.
+    # The parts of a round are timed in separate runs: waiting for each part slows the whole.
     generate(timed=True)  # compiles
     metrics = generate(timed=True).metrics
     assert metrics.seconds is not None

@@ -24,7 +24,7 @@ def sweep_on_host_devices(
 ) -> Line:
     """Seconds of a GLS sweep on eight host devices against one, and whether the numbers agree."""
     sizes = (num_pairs, num_trials, num_categories, num_drafts)
-    # A process has one number of devices from its start: each side needs a process of its own.
+    # A process has one number of devices from its start: each side needs a separate process.
     one_device = _SweepProcess(1, sizes)
     many_devices = _SweepProcess(_NUM_DEVICES, sizes)
     all_times, digests = [], set()

@@ -29,7 +29,7 @@ def verification(repeats: int, *, name: str, batch: int = 1) -> Line:
     row_keys = races.split_key(races.new_key(0), batch)
     # Drafts come from `propose` with the keys of `verify`: that is the coupling.
     draft_tokens = jax.vmap(lambda key: scheme.propose(key, log_p, num_drafts))(row_keys)
-    # Each row of the batch has distributions of its own, as in decoding.
+    # Each row of the batch has different distributions, as in decoding.
     verify = waiting(
         jax.jit(jax.vmap(scheme.verify)),
         row_keys,

@@ -1,4 +1,4 @@
-"""Timing in turns: a machine that is busy for a while slows both sides."""
+"""Alternating timing: a machine that is busy for a while slows both sides."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def compile_seconds(first_call: float, times: np.ndarray) -> float:
 
 
 def in_new_process(code: str) -> float:
-    """The number that `code` prints in a Python process of its own."""
+    """The number that `code` prints in a separate Python process."""
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

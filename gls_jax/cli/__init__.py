@@ -1,7 +1,9 @@
 """The command line: it reads options, calls the library, and prints tables or JSON.
 
-A command is a dataclass in the file of its name: its fields are the options, `run` does the work.
-This file imports nothing of the extra `cli`, so a missing package gives one line and no traceback.
+A command is a dataclass in the file of its name: its fields are the options, and `run` does the
+work. (The class in `dump.py` is `DumpDistributions`, since :class:`gls_jax.distributions.Dump` is
+the dump itself.) :mod:`gls_jax.cli.commands` says how to add a command. This file imports nothing
+of the extra `cli`, so that a missing package gives one line and no traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
             of this process.
 
     Returns:
-        The exit code: 0; 2 after bad input, which is one line on stderr; 130 after an interrupt.
+        The exit code: 0; 2 after bad input, with one line on stderr; 130 after an interrupt.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--version"]:
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gls-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        advice = "; --resume goes on from here" if is_resumable else ""
+        advice = "; --resume continues from here" if is_resumable else ""
         print(f"gls-jax: interrupted{advice}", file=sys.stderr)
         return 130
     return 0

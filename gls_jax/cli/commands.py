@@ -1,4 +1,15 @@
-"""All commands, as tyro reads them."""
+"""All commands, as tyro reads them.
+
+To add a command:
+
+1. Write a file in this folder with a frozen dataclass. Its fields are the options, and the strings
+   below the fields are their help. The method `run` does the work, and `resumable` says whether
+   `--resume` can continue an interrupted run.
+2. Add the class to the `Command` union and to `COMMANDS` below.
+3. Add the name to `COMMANDS` in `needs.py`, in the same order (a test compares the two), and the
+   extras that the command needs to `_extras_of` there. That file must not import tyro, which may be
+   missing, so it repeats the names.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from gls_jax.cli.console import progress
+from gls_jax.cli.console import print_json, progress
 
 __all__ = ["Compress"]
 
@@ -23,7 +22,7 @@ class Compress:
 
     source: tyro.conf.Positional[Path]
     """An .npy file of n floats, scaled to variance 1. With --model images: an .npy array, a .png
-    file or a folder of them; of whole images the right half is sent.
+    file or a folder of them; the right half of each image is sent.
     """
     blob: tyro.conf.Positional[Path]
     """The file to write."""
@@ -34,17 +33,17 @@ class Compress:
     model: Path | None = None
     """For images: the folder that `gls-jax train` wrote."""
     target_variance: float | None = None
-    """Signals: of the target given the source; small for high rates."""
+    """Signals: variance of the target given the source; small for high rates."""
     side_variance: float | None = None
-    """Signals: of the side information given the source."""
+    """Signals: variance of the side information given the source."""
     num_candidates: int | None = None
     """Shared candidates N per symbol. Default: 32,768 for a signal, 256 for images."""
     scheme: str = "gls"
-    """`gls`, or `baseline`: all decoders share one stream of noise."""
+    """`gls`, or `baseline`, in which all decoders share one stream of noise."""
     search: str = "ordered"
     """Signals: `ordered` (fast at any N) or `dense`: the same distribution, other bytes."""
     seed: int = 0
-    """Of the randomness that encoder and decoders share."""
+    """Seed of the randomness that encoder and decoders share."""
     json: bool = False
     """Print one JSON object instead of a table."""
     resumable: ClassVar[bool] = False
@@ -61,7 +60,7 @@ class Compress:
         num_bytes = (sizes.header_bits + sizes.payload_bits) // 8
         if self.json:
             figures = {"blob": str(self.blob), **sizes._asdict(), "rate": sizes.rate}
-            print(json.dumps(figures | {"bytes": num_bytes}))
+            print_json(figures | {"bytes": num_bytes})
             return
         table = Table("", Column(justify="right"), title=str(self.blob), show_header=False)
         for name, value in (

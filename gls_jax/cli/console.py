@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -11,7 +13,7 @@ from rich.table import Table
 
 from gls_jax.typing import Report
 
-__all__ = ["ERR", "print_table", "progress"]
+__all__ = ["ERR", "print_json", "print_table", "progress"]
 
 ERR = Console(stderr=True)
 
@@ -41,8 +43,13 @@ def progress(is_shown: bool = True) -> Iterator[Report]:
         yield report
 
 
+def print_json(value: Any, *, ensure_ascii: bool = True) -> None:
+    """Print a value as one line of JSON; commands have an option `json`, and so no such module."""
+    print(json.dumps(value, ensure_ascii=ensure_ascii))
+
+
 def print_table(table: Table, files: str) -> None:
-    """Print a table, and below it where the files are."""
+    """Print a table, and the names of the written files below it."""
     console = Console()
     console.print(table)
     console.print(files, highlight=False)

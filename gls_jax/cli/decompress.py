@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from gls_jax.cli.console import progress
+from gls_jax.cli.console import print_json, progress
 
 __all__ = ["Decompress"]
 
@@ -22,7 +21,7 @@ class Decompress:
     """Decompress with the side information of one decoder; the blob says which codec made it."""
 
     blob: tyro.conf.Positional[Path]
-    """What `gls-jax compress` wrote."""
+    """The file that `gls-jax compress` wrote."""
     side: tyro.conf.Positional[Path]
     """This decoder's side information: an .npy file of n floats. For images their crops, or whole
     images, from whose left halves crops are drawn: an .npy array, a .png file or a folder of them.
@@ -30,17 +29,17 @@ class Decompress:
     estimate: tyro.conf.Positional[Path]
     """The .npy file to write, float32; for images also a .png file or a folder for them."""
     decoder: int
-    """Which decoder, 0 to K - 1; each has a stream of noise of its own."""
+    """Index of the decoder, 0 to K - 1; each decoder has a separate stream of noise."""
     estimator: str = "plug_in"
     """Signals: `plug_in`, as if this decoder's candidate were the encoder's, or `posterior_mean`,
     averaged over all sources that would have sent this message.
     """
     source: Path | None = None
-    """What was compressed, to print the distortion."""
+    """The compressed signal or images; if given, the distortion is printed."""
     model: Path | None = None
     """Images: the folder of the model that they were compressed with."""
     crop_seed: int = 0
-    """Images: of the crops, if the side information is whole images."""
+    """Images: seed of the crops, if the side information is whole images."""
     json: bool = False
     """Print one JSON object instead of text."""
     resumable: ClassVar[bool] = False
@@ -56,7 +55,7 @@ class Decompress:
         with progress() as report:
             figures, text, table = decompress(container, report)
         if self.json:
-            print(json.dumps({"estimate": str(self.estimate), "decoder": self.decoder, **figures}))
+            print_json({"estimate": str(self.estimate), "decoder": self.decoder, **figures})
         else:
             print(f"{self.estimate}: {text}")
             if table is not None:

@@ -9,23 +9,23 @@ from contextlib import contextmanager
 
 from gls_jax.runs import cluster
 
-__all__ = ["ALONE", "Distributed"]
+__all__ = ["SINGLE_PROCESS", "Distributed"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-    """Share the work with processes started alike; all write into one folder. The numbers stay the
-    same.
+    """Share the work among processes that are started with the same options and write into one
+    folder. The results stay the same.
     """
 
     distributed: bool = False
     """Read the cluster from the environment, as JAX does: SLURM, Open MPI, TPU pods, Kubernetes."""
     coordinator: str | None = None
-    """Elsewhere: HOST:PORT at which process 0 listens."""
+    """Without --distributed: HOST:PORT at which process 0 listens."""
     num_processes: int | None = None
-    """Elsewhere: number of processes."""
+    """Without --distributed: number of processes."""
     process_id: int | None = None
-    """Elsewhere: index of this process, from 0."""
+    """Without --distributed: index of this process, from 0."""
 
     @property
     def is_requested(self) -> bool:
@@ -33,20 +33,20 @@ class Distributed:
         return self.distributed or any(option is not None for option in self._explicit)
 
     @contextmanager
-    def joined(self) -> Iterator[bool]:
-        """Be one of the processes; yields whether this one prints for all."""
+    def joined_cluster(self) -> Iterator[bool]:
+        """Join the cluster, and leave it at the end; yields whether this process prints."""
         if not self.is_requested:
             yield True
             return
         cluster.join(*self._explicit)
-        is_primary = cluster.index() == 0
+        is_primary = cluster.is_primary()
         try:
             yield is_primary
         except Exception as error:
-            # The end of process 0 would end the others, so it waits and says why.
+            # The exit of process 0 would terminate the others, so it prints the reason and waits.
             if is_primary:
                 reason = " ".join(str(error).split())
-                line = f"gls-jax: {reason}; waiting until the others are through"
+                line = f"gls-jax: {reason}; waiting until the others have finished"
                 print(line, file=sys.stderr, flush=True)
             cluster.leave()
             raise
@@ -57,4 +57,4 @@ class Distributed:
         return self.coordinator, self.num_processes, self.process_id
 
 
-ALONE = Distributed()
+SINGLE_PROCESS = Distributed()

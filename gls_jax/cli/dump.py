@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import ClassVar
 
 import tyro
 
-from gls_jax.cli.console import progress
+from gls_jax.cli.console import print_json, progress
 from gls_jax.cli.option_groups import DEFAULT_MODELS, DEFAULT_SAMPLING, ModelNames, SamplingOptions
 from gls_jax.distributions.text_dump import DumpRequest, dump_pair
 
@@ -28,10 +27,10 @@ class DumpDistributions:
     """Folder of the dump."""
     text: Path | None = None
     """A text file. Default: continuations of built-in prompts, sampled from the target;
-    acceptances along these are those of decoding.
+    acceptance along these equals acceptance in decoding.
     """
     num_positions: int = DumpRequest.num_positions
-    """Positions of text."""
+    """Number of text positions."""
     num_kept: int = DumpRequest.num_kept
     """Most probable tokens of each distribution that are kept, m."""
     dtype: str = DumpRequest.dtype
@@ -40,18 +39,18 @@ class DumpDistributions:
     """Longest continuation, in tokens."""
     batch: int = DumpRequest.batch
     """Continuations sampled together."""
-    context: int = DumpRequest.context
-    """A text file is cut into pieces of so many tokens."""
+    context: int = DumpRequest.context_length
+    """A text file is cut into pieces of at most this many tokens."""
     seed: int = DumpRequest.seed
     """Seed of the continuations."""
     resume: bool = False
-    """Go on with the dump in the folder."""
+    """Continue the dump in the --out folder."""
     json: bool = False
     """Print one JSON object."""
     resumable: ClassVar[bool] = True
 
     def run(self) -> None:
-        """Dump, then print the size of the dump and of what it leaves out."""
+        """Dump, then print the size of the dump and the mass of the tokens that it leaves out."""
         request = DumpRequest(
             folder=self.out,
             model_names=dataclasses.asdict(self.models),
@@ -62,7 +61,7 @@ class DumpDistributions:
             dtype=self.dtype,
             length=self.length,
             batch=self.batch,
-            context=self.context,
+            context_length=self.context,
             seed=self.seed,
         )
         # Everything is checked before models are loaded.
@@ -81,7 +80,7 @@ class DumpDistributions:
             "log_prob_error": dump.log_prob_error,
         }
         if self.json:
-            print(json.dumps({"out": str(self.out), "asked": configuration, **figures}))
+            print_json({"out": str(self.out), "configuration": configuration, **figures})
         else:
             for name, value in figures.items():
                 print(f"{name.replace('_', ' ')}: {value:.5g}")

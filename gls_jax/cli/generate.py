@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -14,14 +13,14 @@ import tyro
 from rich.table import Table
 
 from gls_jax import schemes
-from gls_jax.cli.console import ERR, progress
-from gls_jax.cli.distributed import ALONE, Distributed
+from gls_jax.cli.console import ERR, print_json, progress
+from gls_jax.cli.distributed import SINGLE_PROCESS, Distributed
 from gls_jax.cli.option_groups import DEFAULT_MODELS, ModelNames, top_k_or_all
 from gls_jax.decoding import DecodeOptions, MarginTree, batches
 
 __all__ = ["Generate"]
 
-# Options that a result depends on and that no request holds: a file of results remembers them.
+# Options that a result depends on and that are not part of a request; its hash includes them.
 _DRAFTING = ("scheme", "drafts", "length", "tree", "draft_temperature")
 _FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
 _DEFAULT_TEXT = batches.TextOptions()
@@ -29,8 +28,8 @@ _DEFAULT_TEXT = batches.TextOptions()
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Text of a language model by speculative decoding, and how well the drafts did; the text has
-    the distribution of the target alone.
+    """Generate text by speculative decoding, and print how many drafts were accepted. The text has
+    the distribution of the target model.
     """
 
     models: tyro.conf.OmitArgPrefixes[ModelNames] = DEFAULT_MODELS
@@ -57,31 +56,31 @@ class Generate:
     min_p: float | None = None
     """Keep tokens with at least this share of the largest probability."""
     repetition_penalty: float | None = None
-    """Above 1 makes tokens less probable that the text already has."""
+    """Above 1: tokens that are already in the text become less probable."""
     max_new_tokens: int = 128
     """Longest reply, in tokens."""
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
     prompts: Path | None = None
-    """Or a file with one JSON object a line: `prompt` or `messages`; optionally `max_new_tokens`,
+    """Or a file with one JSON object per line: `prompt` or `messages`; optionally `max_new_tokens`,
     `temperature`, `seed`.
     """
     batch: int = 8
     """Requests in one batch; results do not depend on it."""
     text: tyro.conf.OmitArgPrefixes[batches.TextOptions] = _DEFAULT_TEXT
     out: Path | None = None
-    """A file to which each finished result is appended at once, one JSON object a line."""
+    """A file to which each finished result is appended at once, one JSON object per line."""
     resume: bool = False
-    """Go on with that file: finished requests are not generated again."""
+    """Continue the --out file: finished requests are not generated again."""
     json: bool = False
     """Print one JSON object for each request and one for the summary, instead of text."""
     timed: bool = False
     """Measure drafting, verification and selection separately, which costs some speed."""
-    processes: tyro.conf.OmitArgPrefixes[Distributed] = ALONE
+    processes: tyro.conf.OmitArgPrefixes[Distributed] = SINGLE_PROCESS
 
     @property
     def resumable(self) -> bool:
-        """Whether an interrupted run has left results to go on with."""
+        """Whether an interrupted run leaves results that can be resumed."""
         return self.out is not None
 
     def run(self) -> None:
@@ -89,8 +88,8 @@ class Generate:
         if self.processes.is_requested and self.out is None:
             raise ValueError("out: expected a file for the results of all processes, got none")
         if self.resume and self.out is None:
-            raise ValueError("resume: expected --out with the file to go on with, got none")
-        with self.processes.joined() as is_primary:
+            raise ValueError("resume: expected --out with the file to continue, got none")
+        with self.processes.joined_cluster() as is_primary:
             # Everything is checked before models are loaded.
             requests = self._requests()
             options = self._decode_options()
@@ -141,7 +140,10 @@ class Generate:
     def _decode_options(self) -> DecodeOptions:
         has_chain_options = self.drafts is not None or self.length is not None
         if self.tree is not None and has_chain_options:
-            raise ValueError("tree: expected no --drafts and no --length beside a tree, got one")
+            raise ValueError(
+                "tree: expected --tree, or --drafts and --length, got --tree combined with "
+                f"{'--drafts' if self.drafts is not None else '--length'}"
+            )
         scheme = schemes.get(self.scheme)
         temperatures = self.draft_temperature or ()
         # Look-up of n-grams has one guess; other drafters follow their temperatures.
@@ -182,8 +184,8 @@ class Generate:
         figures = answers.summary()
         if self.json:
             for record in records:
-                print(json.dumps(record, ensure_ascii=False))
-            print(json.dumps({"summary": figures}))
+                print_json(record, ensure_ascii=False)
+            print_json({"summary": figures})
             return
         if not is_text_shown:
             for record in records:
@@ -232,7 +234,7 @@ def _summary_table(figures: dict[str, Any], title: str) -> Table:
         positions = [_format(chance) for chance in figures["acceptance_by_position"]]
         table.add_row("acceptance by position", "  ".join(positions))
     table.add_row("prompts, compilation, first tokens", f"{figures['warm_up_seconds']:.1f} s")
-    table.add_row("tokens a second after that", _format(figures["tokens_per_second"]))
+    table.add_row("tokens per second after that", _format(figures["tokens_per_second"]))
     for part, seconds in figures.get("parts", {}).items():
         share = seconds / max(figures["seconds"], 1e-9)
         # Indented: a part of the time above.

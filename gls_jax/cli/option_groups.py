@@ -17,7 +17,7 @@ __all__ = ["DEFAULT_MODELS", "DEFAULT_SAMPLING", "ModelNames", "SamplingOptions"
 
 @dataclasses.dataclass(frozen=True)
 class ModelNames:
-    """The target, and the model that drafts for it."""
+    """The target model and the draft model."""
 
     target: str = "smollm2"
     """`smollm2`, a Hugging Face folder or a .gguf file."""

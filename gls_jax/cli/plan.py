@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,8 +25,8 @@ __all__ = ["Plan"]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which scheme, how many drafts, how long: block efficiency and token rate of every choice for
-    a pair of models.
+    """Predict block efficiency and token rate for a pair of models, for every scheme, number of
+    drafts and draft length.
     """
 
     models: tyro.conf.OmitArgPrefixes[ModelNames] = DEFAULT_MODELS
@@ -48,8 +48,8 @@ class Plan:
     missing.
     """
     acceptances: tuple[float, ...] = ()
-    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given the ones
-    before; chains of every length up to their number are planned.
+    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given that the
+    drafts before it are accepted. Chains of every length up to their number are planned.
     """
     schemes: tuple[str, ...] = (
         "single",
@@ -73,7 +73,7 @@ class Plan:
     text_length: int = 256
     """Tokens of a text, prompt included, for the costs."""
     check: int = 0
-    """Generate so many texts with the best choice of each scheme, to compare measurement and
+    """Number of texts to generate with the best choice of each scheme, to compare measurement and
     prediction.
     """
     show: int = 12
@@ -92,7 +92,7 @@ class Plan:
             self.models.check(refused=("none",))
         with progress() as report:
             plan = plan_pair(request, partial(self.models.load, report), progress=report)
-        text = json.dumps(plan.as_json(), allow_nan=False)
+        text = dumps(plan.as_json(), allow_nan=False)
         files.write_whole(self.out / "plan.json", lambda file: file.write(text + "\n"), mode="w")
         if self.json:
             print(text)
@@ -125,7 +125,7 @@ class Plan:
         )
 
     def _settings(self) -> list[planner.Setting]:
-        """What is planned: every scheme with every shape that it takes."""
+        """The settings to plan: every scheme with every shape that it supports."""
         if not self.acceptances:
             trees = [_parse_widths(text) for text in self.trees]
             return planner.settings(self.schemes, self.num_drafts, self.lengths, trees)
@@ -133,8 +133,8 @@ class Plan:
         depth = len(self.acceptances)
         if len(self.schemes) != 1 or len(self.num_drafts) != 1:
             raise ValueError(
-                "acceptances: expected the one scheme and number of drafts that they are of, such "
-                "as --schemes gls --num-drafts 4, "
+                "acceptances: expected one scheme and one number of drafts, those that they were "
+                "measured with, such as --schemes gls --num-drafts 4, "
                 f"got {len(self.schemes)} and {len(self.num_drafts)}"
             )
         if self.lengths != Plan.lengths or self.trees != Plan.trees:
@@ -153,16 +153,16 @@ def _parse_widths(text: str) -> tuple[int, ...]:
 
 
 def _table(plan: PairPlan, choices: list[planner.Choice]) -> Table:
-    plain = f"plain generation {plan.plain_tokens_per_second:.4g} a second"
+    plain = f"plain generation {plan.plain_tokens_per_second:.4g} per second"
     table = Table(
         box=box.SIMPLE,
         collapse_padding=True,
         pad_edge=False,
-        title=f"tokens a call of the target, and a second; {plain}",
+        title=f"tokens per call of the target, and per second; {plain}",
     )
-    names = ["scheme", "drafts", "a call", "±", "a second", "gain"]
+    names = ["scheme", "drafts", "per call", "±", "per second", "gain"]
     if plan.measured:
-        names += ["measured", "±", "a second", "gain"]
+        names += ["measured", "±", "per second", "gain"]
     for name in names:
         table.add_column(name, justify="left" if name in ("scheme", "drafts") else "right")
     for choice in choices:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 from rich.table import Table
 
-from gls_jax.cli.console import progress
+from gls_jax.cli.console import print_json, progress
 
 __all__ = ["Train"]
 
@@ -33,7 +32,7 @@ class Train:
     beta: float = 4.0
     """Weight of the divergence from the prior; a larger weight leaves fewer bits in the latent."""
     seed: int = 0
-    """Of training and of the test below."""
+    """Seed of the training and of the test."""
     resume: bool = False
     """Continue the run in that folder, or give it more epochs."""
     json: bool = False
@@ -47,13 +46,13 @@ class Train:
     hidden: int = 128
     """Units of the hidden layers; 512 in the paper."""
     features: int = 64
-    """Numbers that side information is projected to; 128 in the paper."""
+    """Size of the projection of the side information; 128 in the paper."""
     dropout: float = 0.5
     """Fraction of the decoder's hidden units dropped in training."""
     batch: int = 64
     """Images per step."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     num_decoders: int = 2
     """Test: decoders K."""
     num_candidates: int = 256
@@ -103,7 +102,7 @@ class Train:
                 "losses": [row._asdict() for row in trained.losses],
                 "test": test,
             }
-            print(json.dumps(figures))
+            print_json(figures)
             return
         console = Console()
         console.print(_losses_table(trained.losses))

@@ -1,8 +1,12 @@
-"""Where pairs of draft and target distributions come from.
+"""Pairs `(p, q)` of draft and target distributions, as arrays, and their sources.
+
+There are no classes of distributions with methods such as `sample`. A pair is two rows of
+log-probabilities; the sources of pairs are
 
 * :mod:`gls_jax.distributions.pairs`: random pairs, or a file of pairs;
-* :func:`next_token_pairs`: next-token distributions of two models along texts;
-* a *dump*: the same in memory-mapped files, cut to the likeliest tokens.
+* :func:`next_token_pairs`: next-token distributions of two models along texts, in memory;
+* :func:`write` and :func:`open_dump`: a *dump*, the same in memory-mapped files, cut to the
+  likeliest tokens.
 """
 
 from gls_jax.distributions import pairs

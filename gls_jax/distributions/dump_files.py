@@ -1,6 +1,6 @@
 """The files of a dump: next-token distributions of two models along texts.
 
-A dump is a folder with one memory-mapped array a field and a manifest, `dump.json`. A row is one
+A dump is a folder with one memory-mapped array per field and a manifest, `dump.json`. A row is one
 position of a text: the tokens that are likely under either model, their log-probabilities under
 both, and the mass that each model has on all other tokens. Column 0 is the token that follows in
 the text; a column that is not used has token -1.
@@ -34,7 +34,8 @@ class Rows(NamedTuple):
     """Two distributions at each of `P` positions, on `W` tokens.
 
     Attributes:
-        tokens: `i32[P, W]`; column 0 is the token that follows in the text, -1 fills up.
+        tokens: `i32[P, W]`; column 0 is the token that follows in the text, and unused columns are
+            -1.
         log_p, log_q: `[P, W]`, draft and target log-probabilities.
         tail_p, tail_q: `f32[P]`, mass on all other tokens.
         begins: `bool[P]`, whether a document begins here.
@@ -54,7 +55,7 @@ class Dump:
 
     Attributes:
         folder: of the files.
-        manifest: what the dump depends on, and how far it came.
+        manifest: the configuration and the progress of the dump.
         rows: :class:`Rows` of all positions.
     """
 
@@ -72,7 +73,7 @@ class Dump:
 
     @property
     def finished(self) -> bool:
-        """Whether all positions are done that were wanted."""
+        """Whether all requested positions are done."""
         return self.manifest.progress["finished"]
 
     @property
@@ -85,8 +86,8 @@ class Dump:
 
         Args:
             start, stop: positions `start, ..., stop - 1`.
-            tails: how the tails are read. `"disjoint"`: one category each, which the other
-                distribution cannot produce; `"merged"`: one category for both.
+            tails: treatment of the mass outside the stored tokens. `"disjoint"`: one category per
+                distribution, which the other one cannot produce; `"merged"`: one for both.
 
         Returns:
             :class:`gls_jax.distributions.pairs.Pairs` of `f32`, normalised.
@@ -118,7 +119,7 @@ class Writer:
         configuration: everything that the numbers depend on, as JSON, with `dtype`.
         num_positions: rows at most.
         width: `W`.
-        resume: whether to go on with a dump in the folder.
+        resume: whether to continue a dump in the folder.
 
     Nothing is written before :meth:`begin`.
 
@@ -162,7 +163,7 @@ class Writer:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether all positions are written."""
         return self._manifest.progress["finished"]
 
     def begin(self) -> None:
@@ -175,12 +176,12 @@ class Writer:
         self._manifest.write(self._folder / _MANIFEST)
 
     def append(self, rows: Rows, *, finished: bool) -> None:
-        """Write one more chunk: on the disk before the manifest counts it."""
+        """Write one more chunk; it is on the disk before the manifest counts it."""
         start, stop = self.done, self.done + len(rows.begins)
         for array, values in zip(self._arrays, rows, strict=True):
             array[start:stop] = values
             array.flush()
-        # What is lost by storing float16; nothing with float32.
+        # The rounding error of float16; 0 with float32.
         log_prob_error = self._manifest.progress["log_prob_error"]
         stored = Rows(*self._arrays)
         for exact, rounded in ((rows.log_p, stored.log_p), (rows.log_q, stored.log_q)):

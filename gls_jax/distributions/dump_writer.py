@@ -69,11 +69,11 @@ class Sampling:
         )
 
 
-def check_context(context: int) -> int:
-    """The length of a piece of text; raise `ValueError` below 2, a prefix and a token after it."""
-    if checks.count(context, "context") < 2:
-        raise ValueError(f"context: expected at least 2 tokens, got {context}")
-    return context
+def check_context(context_length: int) -> int:
+    """Return a length of text; raise `ValueError` below 2, a prefix and the token after it."""
+    if checks.count(context_length, "context_length") < 2:
+        raise ValueError(f"context_length: expected at least 2 tokens, got {context_length}")
+    return context_length
 
 
 def sampled_texts(
@@ -87,7 +87,7 @@ def sampled_texts(
     stop_tokens: Sequence[int] = (),
     first: int = 0,
 ) -> Iterator[list[Document]]:
-    """Continuations that the target samples, without end: `batch` a chunk, the prompts in turn.
+    """Endless continuations sampled by the target, in chunks of `batch`, cycling over the prompts.
 
     Args:
         key: text `r` uses ``fold_in(key, r)``.
@@ -124,13 +124,13 @@ def sampled_texts(
 
 
 def text_pieces(
-    texts: Sequence[Sequence[int]], context: int, first: int = 0
+    texts: Sequence[Sequence[int]], context_length: int, first: int = 0
 ) -> Iterator[list[Document]]:
-    """A user's texts, cut into pieces of `context` tokens that are read on their own.
+    """A user's texts, cut into pieces of at most `context_length` tokens that are read separately.
 
-    Each piece is a chunk; `first` is the one to begin with.
+    Each piece is a chunk; `first` is the index of the chunk to begin with.
     """
-    pieces = [piece for piece in cut_texts(texts, context) if len(piece) > 1]
+    pieces = [piece for piece in cut_texts(texts, context_length) if len(piece) > 1]
     for piece in pieces[first:]:
         yield [Document(piece, 1)]
 
@@ -143,7 +143,7 @@ def write(
     sampling: Sampling,
     *,
     num_positions: int,
-    context: int,
+    context_length: int,
     num_kept: int = 64,
     dtype: str = "float32",
     metadata: dict[str, Any],
@@ -158,12 +158,13 @@ def write(
         documents: `documents(c)` yields the chunks of texts from chunk `c` on.
         sampling: the parameters.
         num_positions: positions at most.
-        context: longest text, prompt included; one shape, one compilation.
+        context_length: tokens of the longest text, prompt included. All texts are padded to it, so
+            that the models are compiled once.
         num_kept: `m`, how many of the likeliest tokens of each model are kept.
         dtype: "float32" or "float16", of the log-probabilities.
-        metadata: what else the numbers depend on, as JSON: names of the models, the text, and as
-            `own_text` whether the target sampled it.
-        resume: go on with the dump in the folder.
+        metadata: everything else that the numbers depend on, as JSON: names of the models, the
+            text, and as `own_text` whether the target sampled it.
+        resume: whether to continue the dump in the folder.
         progress: called with `(positions done, positions)`.
 
     Returns:
@@ -171,13 +172,12 @@ def write(
 
     Raises:
         ValueError: a parameter out of range, another dump in the folder or a broken one, or texts
-            without a position. OSError: the folder cannot be written, or another run is at work in
-            it.
+            without a position. OSError: the folder cannot be written, or another run is using it.
     """
     sampling.check()
     num_kept = min(checks.count(num_kept, "num_kept"), target.vocab_size)
     num_positions = checks.count(num_positions, "num_positions")
-    context = check_context(context)
+    context_length = check_context(context_length)
     checks.one_of(dtype, DTYPES, "dtype")
     configuration = {
         **metadata,
@@ -195,13 +195,14 @@ def write(
             return open_dump(folder)
         chunks = documents(writer.chunks)
         chunk = next(chunks, None)
-        # A text without a position is told before files are created.
+        # A text without a position is refused before files are created.
         if not writer.done and not any(_num_positions(document) > 0 for document in chunk or ()):
             raise ValueError("documents: expected a position in the first chunk, got none")
         writer.begin()
         while chunk is not None:
             parts = [
-                _read(target, drafter, document, sampling, num_kept, context) for document in chunk
+                _read(target, drafter, document, sampling, num_kept, context_length)
+                for document in chunk
             ]
             num_left = num_positions - writer.done
             fields = zip(*parts, strict=True)
@@ -224,11 +225,11 @@ def _read(
     document: Document,
     sampling: Sampling,
     num_kept: int,
-    context: int,
+    context_length: int,
 ) -> Rows:
     """The rows of one document."""
-    # The models are causal: the padding behind the text does not change its distributions.
-    tokens = np.zeros((1, context), np.int32)
+    # The models are causal: the padding after the text does not change its distributions.
+    tokens = np.zeros((1, context_length), np.int32)
     tokens[0, : len(document.tokens)] = document.tokens
     fields = _cut(
         target, drafter, tokens, np.roll(tokens, -1), sampling=sampling, num_kept=num_kept
@@ -281,7 +282,7 @@ def _cut_row(log_p, log_q, tokens):
     # stays in column 0 even where both models exclude it.
     is_possible = jnp.isfinite(log_p[tokens]) | jnp.isfinite(log_q[tokens])
     is_kept = (is_possible | (jnp.arange(num_columns) == 0)) & ~is_repeated
-    # Unused columns go behind the others.
+    # Unused columns go after the others.
     order = jnp.argsort(~is_kept, stable=True)
     tokens, is_kept = tokens[order], is_kept[order]
     cut_p = jnp.where(is_kept, log_p[tokens], -jnp.inf)

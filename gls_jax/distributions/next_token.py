@@ -1,4 +1,4 @@
-"""Pairs of next-token distributions: what two language models predict along texts."""
+"""Pairs of next-token distributions of two language models along texts."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def next_token_pairs(
     Args:
         target: the target model.
         drafter: the drafter, on the same vocabulary.
-        texts: token ids, one sequence a text.
-        num_positions: stop after so many pairs.
-        max_context: longer texts are cut into pieces of so many tokens, each read on its own.
+        texts: token ids, one sequence per text.
+        num_positions: largest number of pairs.
+        max_context: texts are cut into pieces of at most this many tokens, each read separately.
         temperature: of the target.
         draft_temperature: of the drafter.
         top_k: of both, or None.
@@ -69,7 +69,7 @@ def next_token_pairs(
         # follows a token, such as the padding, does not change its distribution.
         tokens = np.zeros((1, longest), np.int32)
         tokens[0, : len(piece)] = piece
-        # No more positions are read than are wanted.
+        # At most the requested number of positions is read.
         num_read = min(len(piece), num_positions - num_done)
         draft_logits = drafter(tokens)[0, :num_read]
         target_logits = target(tokens)[0, :num_read]
@@ -92,7 +92,7 @@ def cut_texts(texts: Sequence[Sequence[int]], length: int) -> list[list[int]]:
 
 
 def _cut_to_joint_support(pairs: Pairs) -> Pairs:
-    """Drop tokens that neither model can produce, as many in every row."""
+    """Drop tokens that neither model can produce, the same number in every row."""
     is_possible = np.isfinite(pairs.log_p) | np.isfinite(pairs.log_q)
     width = int(is_possible.sum(axis=1).max())
     # Possible tokens first; rows that have fewer of them keep some impossible ones.

@@ -1,4 +1,4 @@
-"""The dump of a pair of models: which texts, and what is recorded about them."""
+"""The dump of a pair of models: choice of the texts, and the metadata recorded with them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class DumpRequest:
         model_names: names of the models, recorded in the dump.
         sampling: sampling parameters of the texts and of the distributions.
         text: a text file; None samples continuations of built-in prompts from the target, along
-            which acceptances are those of decoding.
+            which acceptance equals acceptance in decoding.
         num_positions: positions of text.
         num_kept: most probable tokens of each distribution that are kept.
         dtype: "float32" or "float16".
         length: longest continuation, in tokens.
         batch: continuations sampled together.
-        context: tokens of the pieces into which a text file is cut.
+        context_length: a text file is cut into pieces of at most this many tokens.
         seed: seed of the continuations.
     """
 
@@ -58,7 +58,7 @@ class DumpRequest:
     dtype: str = "float32"
     length: int = 128
     batch: int = 8
-    context: int = 512
+    context_length: int = 512
     seed: int = 0
 
     def check(self) -> None:
@@ -71,7 +71,7 @@ class DumpRequest:
         self.sampling.check()
         for name in ("num_positions", "num_kept", "length", "batch"):
             checks.count(getattr(self, name), name)
-        check_context(self.context)
+        check_context(self.context_length)
         checks.one_of(self.dtype, DTYPES, "dtype")
         checks.index(self.seed, "seed", last=2**32 - 1)
         files.check_folder(self.folder)
@@ -91,7 +91,7 @@ def dump_pair(
     Args:
         request: what to dump, and where.
         pair: the models, with a drafter.
-        resume: whether to go on with the dump in the folder.
+        resume: whether to continue the dump in the folder.
         progress: called with `("next-token distributions", positions done, positions)`.
 
     Returns:
@@ -100,10 +100,10 @@ def dump_pair(
     Raises:
         ValueError: a parameter out of range, a text that is too short, or another dump in the
             folder.
-        OSError: the folder cannot be written, or another run is at work in it.
+        OSError: the folder cannot be written, or another run is using it.
     """
     read_texts = _sampled_texts if request.text is None else _text_file
-    documents, context, metadata = read_texts(request, pair)
+    documents, context_length, metadata = read_texts(request, pair)
     report = None if progress is None else partial(progress, "next-token distributions")
     assert pair.drafter is not None
     return write(
@@ -113,7 +113,7 @@ def dump_pair(
         documents,
         request.sampling,
         num_positions=request.num_positions,
-        context=context,
+        context_length=context_length,
         num_kept=request.num_kept,
         dtype=request.dtype,
         metadata=request.model_names | metadata,
@@ -182,6 +182,7 @@ def _text_file(request: DumpRequest, pair: ModelPair) -> _Texts:
         "own_text": False,
         "text": request.text.name,
         "tokens": configuration_hash([tokens]),
-        "context": request.context,
+        "context": request.context_length,
     }
-    return partial(text_pieces, [tokens], request.context), request.context, metadata
+    documents = partial(text_pieces, [tokens], request.context_length)
+    return documents, request.context_length, metadata

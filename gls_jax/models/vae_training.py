@@ -253,7 +253,7 @@ def _previous_epochs(
         return 0, []
     if not resume:
         raise ValueError(
-            f"{folder}: a training run is here; --resume goes on with it, else give another folder"
+            f"{folder}: a training run is here; --resume continues it, else give another folder"
         )
     stored_config = newest.metadata["asked"]
     # Through JSON, as the stored one: a tuple comes back as a list.

@@ -1,10 +1,16 @@
-"""How fast speculative decoding will be, predicted from distributions along texts and from costs.
+"""Predicted speed of speculative decoding, for every scheme and draft shape.
 
-* :mod:`gls_jax.planner.conditional`: how many drafts are accepted, given the text;
+Predictions combine distributions along texts (a dump) with costs measured on a machine:
+
+* :mod:`gls_jax.planner.conditional`: distribution of the number of accepted drafts, given the text;
 * :mod:`gls_jax.planner.rounds`: block efficiency, from rounds that follow one another;
-* :class:`Costs`: what the parts of a round cost on this machine;
-* :func:`plan`: all of it together, the fastest setting first;
-* :func:`measure_generation`: the same setting, measured.
+* :class:`Costs`: seconds of the parts of a round, measured by :func:`measure`;
+* :func:`plan`: predictions for all settings, the fastest first;
+* :func:`measure_generation`: generation with a setting, measured, to compare with its prediction;
+* :mod:`gls_jax.planner.pair_plan`: all of these for two models, with files.
+
+Acceptance itself, without costs, is the subject of :mod:`gls_jax.studies` (many pairs, files) and
+:mod:`gls_jax.trials` (one call).
 """
 
 from gls_jax.planner.costs import Costs, measure

@@ -1,4 +1,4 @@
-"""What a round costs on this machine: calls of both models by number of tokens, and the overhead.
+"""Costs of a round on this machine: calls of both models by number of tokens, and the overhead.
 
 In a round of a tree the drafter reads the last tokens and then level after level, the target
 verifies all nodes in one call, and the engine selects. Model calls are timed in a loop inside one
@@ -50,7 +50,7 @@ class Costs:
         overhead: by scheme, seconds of a round of K chains of length 4 without the model calls, by
             K.
         step: seconds of a plain step without its call of the target.
-        metadata: what was measured: models, sampling parameters, device; as JSON.
+        metadata: models, sampling parameters and device of the measurement, as JSON.
     """
 
     batch: int
@@ -92,11 +92,11 @@ class Costs:
 
     @classmethod
     def load(cls, path: Path) -> Costs:
-        """Read what :meth:`save` wrote.
+        """Read a file written by :meth:`save`.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: something else is in it, or a number that cannot be a cost.
+            ValueError: the file is not one of costs, or has a number that cannot be a cost.
         """
         content = files.read_json(path, _EXPECTED)
         if not isinstance(content, dict):
@@ -153,11 +153,11 @@ def measure(
     Args:
         target, drafter: the models.
         names: schemes.
-        shapes: what will be drafted: sizes are chosen to cover them.
+        shapes: shapes that will be drafted; the measured sizes cover all of them.
         batch: requests decoded together.
         text_length: tokens of a text, prompt included, that the caches hold.
         sampling: options whose sampling parameters are used; None for the defaults.
-        metadata: what else the costs depend on, as JSON: names of the models, the device.
+        metadata: everything else that the costs depend on, as JSON: models, device.
         progress: called with `(measurements done, measurements)`.
 
     Returns:
@@ -194,7 +194,7 @@ def measure(
         if progress is not None:
             progress(done, len(tasks))
         task()  # compiles
-    # In turns: a machine that is busy for a while slows all parts alike.
+    # Alternating: a machine that is busy for a while slows all parts alike.
     turns = [{part: task() for part, task in tasks.items()} for _ in range(_REPEATS)]
     medians: dict[str, dict[int, float]] = {}
     for name, size in tasks:
@@ -212,7 +212,7 @@ def measure(
 
 
 def round_seconds(rounds: Iterator[Any]) -> list[float]:
-    """How long each round of a stream takes."""
+    """Seconds of each round of a stream."""
     seconds, round_start = [], time.perf_counter()
     for _ in rounds:
         round_end = time.perf_counter()
@@ -252,7 +252,7 @@ def _call_seconds(model: LanguageModel, batch: int, size: int, cache_slots: int)
 
 @partial(jax.jit, static_argnames=("batch", "size", "slots"))
 def _calls(model: LanguageModel, count, *, batch: int, size: int, slots: int):
-    """The same call again and again, on a full cache of `slots` places."""
+    """The same call repeated `count` times, on a cache of which all `slots` are filled."""
     start = jnp.full(batch, slots - size, jnp.int32)
     positions = start[:, None] + jnp.arange(size, dtype=jnp.int32)
     mask = jnp.arange(slots) <= positions[..., None]
@@ -276,7 +276,7 @@ def _median_round_seconds(
 
 
 def _free_model(model: LanguageModel, vocab_size: int, noise: float) -> LanguageModel:
-    """A model that costs nothing and keeps its cache; with noise, another one than without."""
+    """A model of constant logits that keeps its cache; `noise` makes the logits differ."""
     common, other = jax.random.normal(races.new_key(0), (2, vocab_size))
     logits = 2.5 * (common + noise * other)
     return dataclasses.replace(model, params=logits, apply=_constant_logits, vocab_size=vocab_size)

@@ -1,4 +1,4 @@
-"""Generation with a setting, measured: what a plan's predictions are compared with."""
+"""Measured generation with a setting, for comparison with the predictions of a plan."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _PLAIN_TOKENS = 32  # of each text without drafts, for the speedup
 
 
 class Measured(NamedTuple):
-    """What was measured with a setting.
+    """The measurements of a setting.
 
     Attributes:
-        block_efficiency: delivered tokens a call of the target; drafts accepted beyond the end of
+        block_efficiency: delivered tokens per call of the target; drafts accepted beyond the end of
             a text do not count.
         standard_error: of it, over the texts.
         rounds: of all texts.
         tokens_per_second: of the whole batch, from the median time of a round.
-        speedup: over plain generation. The two are run in turns, so that a machine that is busy
+        speedup: over plain generation. The two are run alternately, so that a machine that is busy
             for a while changes it least.
     """
 
@@ -50,13 +50,13 @@ def measure_generation(
     batch: int,
     options: decoding.DecodeOptions,
 ) -> Measured:
-    """Generate a text for each key, the prompts in turn, `batch` at a time.
+    """Generate a text for each key, cycling over the prompts, `batch` at a time.
 
     Args:
-        keys: `[R]`, one a text.
+        keys: `[R]`, one per text.
         target, drafter: the models.
         prompts: token ids.
-        setting: what is drafted.
+        setting: the scheme and shape of the drafts.
         batch: texts decoded together, which divides their number.
         options: length, stop tokens and sampling parameters; what is drafted comes from `setting`.
     """

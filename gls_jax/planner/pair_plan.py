@@ -40,7 +40,7 @@ __all__ = ["PairPlan", "PlanRequest", "plan_pair"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What to plan, and where its files are.
+    """The settings to plan, and the files to use.
 
     Attributes:
         folder: folder of `costs.json`.
@@ -95,7 +95,7 @@ class PairPlan(NamedTuple):
         model_names: names of the models.
         choices: all settings with their predictions, the fastest first.
         measured: measurements of the settings that were checked.
-        costs: costs behind the predictions.
+        costs: the costs that the predictions use.
     """
 
     model_names: Mapping[str, str | None]

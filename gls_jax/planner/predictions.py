@@ -55,12 +55,12 @@ class Setting(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What is predicted for a setting.
+    """The prediction for a setting.
 
     Attributes:
-        setting: which.
+        setting: the setting.
         nodes: drafts that the target verifies in a call.
-        block_efficiency: tokens a call of the target.
+        block_efficiency: tokens per call of the target.
         standard_error: of it, over the texts of the dump.
         truncation: by how much it may be off because the dump is cut: half the difference between
             disjoint and merged tails.
@@ -122,7 +122,7 @@ def efficiencies(
     Args:
         dump: distributions along texts that the target sampled.
         settings: what is drafted.
-        tails: how the tails are read, see :meth:`gls_jax.distributions.Dump.pairs`.
+        tails: treatment of the truncated mass, see :meth:`gls_jax.distributions.Dump.pairs`.
         progress: called with `(settings done, settings)`.
 
     Raises:
@@ -167,7 +167,7 @@ def plan(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Choice]:
-    """All settings with what is predicted for them, the fastest first.
+    """All settings with their predictions, the fastest first.
 
     Args:
         dump: distributions along texts that the target sampled.
@@ -175,7 +175,7 @@ def plan(
         costs: of this machine, or another.
         progress: called with `(settings done, settings)`.
     """
-    # Merged tails are the prediction, disjoint ones say how far it may be off.
+    # The prediction uses merged tails; the difference to disjoint tails is its uncertainty.
     merged = efficiencies(dump, settings, progress=progress)
     disjoint = merged
     if np.any(dump.rows.tail_p > _CUT_MASS) or np.any(dump.rows.tail_q > _CUT_MASS):
@@ -190,7 +190,7 @@ def plan(
 def from_acceptances(
     acceptances: Sequence[float], settings: Sequence[Setting], costs: Costs
 ) -> list[Choice]:
-    """The same from measured acceptances, of whichever scheme they are.
+    """All settings with predictions from measured acceptances instead of a dump.
 
     Args:
         acceptances: of the draft at each depth, given that those before it are accepted.

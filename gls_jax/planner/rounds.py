@@ -30,10 +30,10 @@ __all__ = [
 
 
 class Efficiency(NamedTuple):
-    """Tokens a call of the target.
+    """Tokens per call of the target.
 
     Attributes:
-        mean: block efficiency, delivered tokens a round.
+        mean: block efficiency, delivered tokens per round.
         standard_error: of the mean over documents; NaN for a single one.
         by_position: probability that the draft at each depth is accepted, given that those before
             it are. Drafts beyond the end of a document do not count; a depth that no document has
@@ -67,8 +67,8 @@ def chain_survival(kernels: np.ndarray, num_drafts: int, length: int) -> np.ndar
 def tree_survival(kernels: np.ndarray, widths: tuple[int, ...]) -> np.ndarray:
     """Survival of a static tree with `widths` children at each depth, `[P, L]`.
 
-    Every tree node has a list of its own. So what is accepted at a depth does not depend on the
-    node that the path came through.
+    Every tree node has a separate list. So the acceptance at a depth does not depend on the node
+    that the path passes through.
     """
     accepted = []
     for depth, width in enumerate(widths):
@@ -84,9 +84,9 @@ def shape_survival(shape: Shape, kernels: np.ndarray) -> np.ndarray:
 
 
 def block_efficiency(survival: np.ndarray, begins: np.ndarray) -> Efficiency:
-    """Tokens a round along documents.
+    """Tokens per round along documents.
 
-    A round ends with its document: what is accepted beyond the end is not delivered.
+    A round ends with its document: drafts accepted beyond the end are not delivered.
 
     Args:
         survival: `[P, L]`.
@@ -138,7 +138,7 @@ def tokens_per_round(num_tokens: np.ndarray, num_rounds: np.ndarray) -> tuple[fl
 def _begin_probabilities(
     emission: np.ndarray, starts: np.ndarray, lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where rounds begin.
+    """Probabilities that rounds begin at each token, and expected numbers of rounds.
 
     Args:
         emission: `[P, L + 1]`, probabilities that a round emits 1, ..., L + 1 tokens.
@@ -153,7 +153,7 @@ def _begin_probabilities(
     probabilities[:, 0] = 1
     num_rounds = np.zeros(len(starts))
     for offset in range(longest):
-        # A round that overshoots the end of its document begins no other.
+        # After a round that passes the end of its document no other round begins.
         begin = np.where(offset < lengths, probabilities[:, offset], 0)
         positions = np.minimum(starts + offset, len(emission) - 1)
         following = slice(offset + 1, offset + 1 + most_tokens)

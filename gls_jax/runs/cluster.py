@@ -1,8 +1,9 @@
-"""Processes that share work: which one this is, its shard of the work, and barriers for all.
+"""Processes that share work: the index of this one, its shard of the work, and barriers.
 
-Processes exchange no numbers, only files. A shard is done when it is written, so a process that
-dies costs what it had not written. `jax.distributed` tells who takes part and who still lives. It
-runs in its recoverable mode; otherwise the death of one process would end all of them.
+Processes exchange results only through files. At a :func:`barrier` they also compare a short
+string, such as a hash of their configuration. A shard is done when it is written: if a process
+dies, only its unwritten work is lost. `jax.distributed` knows the processes and detects those that
+died. It runs in its recoverable mode, so that processes survive the failure of another process.
 """
 
 from __future__ import annotations
@@ -20,36 +21,36 @@ from gls_jax import extras
 
 __all__ = ["barrier", "index", "is_primary", "join", "leave", "shard", "size"]
 
-_HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
-_ARRIVAL = 300  # seconds in which all processes must have joined
+_HEARTBEAT_TIMEOUT = 30  # seconds without a sign of life after which a process counts as dead
+_JOIN_TIMEOUT = 300  # seconds in which all processes must have joined
 
-# Barriers are numbered, so that what processes say at one is not taken for what they say at
-# another. All processes come to them in the same order.
+# Barriers are numbered, so states written at one barrier are not read at another. All processes
+# reach them in the same order.
 _barrier_numbers = itertools.count()
 
 
 def join(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Become one of the processes of a cluster, before any JAX computation; waits for the others.
+    """Join the cluster and wait for all processes; call before any JAX computation.
 
     Args:
         coordinator: HOST:PORT at which process 0 listens. Without it everything is read from the
             environment, as JAX does: SLURM, Open MPI, TPU pods, Kubernetes.
-        num_processes: how many there are.
-        process_id: which one this is, from 0.
+        num_processes: number of processes.
+        process_id: index of this process, from 0.
 
     Raises:
-        ValueError: options that do not go together, or none and no cluster that JAX knows.
-        ConnectionError: nobody answers at `coordinator`, or something else listens there already.
-            (Where process 0 waits in vain, JAX ends it with lines of its own.)
+        ValueError: options that do not go together, or no options and no cluster that JAX knows.
+        ConnectionError: no process answers at `coordinator`, or another program listens there. (If
+            processes do not join in time, JAX aborts process 0 with its own message.)
     """
     _check_options(coordinator, num_processes, process_id)
     if coordinator is not None and process_id:
         _wait_for_coordinator(coordinator)
     elif coordinator is not None:
         _check_port_is_free(coordinator)
-    jax.config.update("jax_enable_recoverability", True)  # the death of another ends nobody
+    jax.config.update("jax_enable_recoverability", True)  # survive the failure of another process
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
 
     def initialize() -> None:
@@ -57,8 +58,8 @@ def join(
             coordinator,
             num_processes,
             process_id,
-            initialization_timeout=_ARRIVAL,
-            heartbeat_timeout_seconds=_HEARTBEAT,
+            initialization_timeout=_JOIN_TIMEOUT,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
         )
 
     try:
@@ -76,7 +77,7 @@ def join(
 
 
 def index() -> int:
-    """Number of this process, from 0; 0 without a cluster."""
+    """Index of this process, from 0; 0 without a cluster."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
@@ -93,7 +94,7 @@ def size() -> int:
 def shard(count: int) -> range:
     """Indices of the pieces of work, out of `count`, that this process does.
 
-    The shards of all processes together are all pieces.
+    Shards are disjoint and cover all `count` pieces; they are interleaved.
 
     >>> from gls_jax.runs import cluster
     >>> list(cluster.shard(3))  # without a cluster: all of them
@@ -103,13 +104,14 @@ def shard(count: int) -> range:
 
 
 def barrier(state: str = "") -> None:
-    """Wait until every process has come to the same barrier, with the same state.
+    """Wait until all processes reach this barrier, and check that their states are equal.
 
     Args:
-        state: what the work depends on, such as a hash; expected to be equal on all processes.
+        state: a short string that must be equal on all processes, such as a hash of the
+            configuration and of the finished work.
 
     Raises:
-        ConnectionError: a process is gone.
+        ConnectionError: a process has died or left.
         ValueError: the states differ. All processes raise it.
     """
     if size() == 1:
@@ -117,31 +119,33 @@ def barrier(state: str = "") -> None:
     extras.require("cluster")
     from orbax.checkpoint import multihost  # slow to import
 
-    # `_wait_for_all` alone does not tell who is at this barrier: process 0 waits in it when it
-    # leaves, too. So each process also writes its state under the barrier's number.
+    # Each process writes its state under the number of the barrier, then waits. The waiting alone
+    # does not show that a process reached this barrier: process 0 also waits in `leave`.
     key_value_store = multihost.get_jax_distributed_client()
     barrier_name = f"gls_jax/{next(_barrier_numbers)}/"
     key_value_store.key_value_set(f"{barrier_name}{index()}", state or "-")
     present = _wait_for_all()
+    # Read the states of all processes; the keys end with the index of the process. Without process
+    # 0, `present` is empty and the store cannot be read.
     states: dict[int, str] = {}
-    if present:  # else the store does not answer either
+    if present:
         for name, value in key_value_store.key_value_dir_get(barrier_name):
             process = int(name.rpartition("/")[2])
             states[process] = value
     if missing := set(range(size())) - (present & set(states)):
         raise ConnectionError(
-            f"expected {size()} processes to meet, but process {_names(missing)} is gone; "
-            "what is written stays, --resume goes on"
+            f"expected {size()} processes at this barrier, but lost {_process_numbers(missing)}; "
+            "completed work is saved, and --resume continues it"
         )
     if different := {process for process, value in states.items() if value != states[0]}:
         raise ValueError(
-            "expected all processes to have the same configuration and to see the same files, but "
-            f"process {_names(different)} differs from process 0"
+            "expected all processes to have the same configuration and to see the same files, got "
+            f"differences from process 0 on {_process_numbers(different)}"
         )
 
 
 def leave() -> None:
-    """Leave the cluster. Process 0, whose end would end the others, waits until they have left."""
+    """Leave the cluster; process 0, whose exit would terminate the others, leaves last."""
     if not jax.distributed.is_initialized():
         return
     while is_primary() and len(_wait_for_all()) > 1:
@@ -152,7 +156,7 @@ def leave() -> None:
 def _check_options(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Raise `ValueError` where the options of :func:`join` do not go together."""
+    """Raise `ValueError` if the options of :func:`join` do not go together."""
     options = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing_options = [name for name, value in options.items() if value is None]
     if len(missing_options) == len(options):
@@ -175,9 +179,9 @@ def _check_options(
 
 
 def _wait_for_coordinator(coordinator: str) -> None:
-    """Wait until process 0 listens; JAX would end this process where nobody does."""
+    """Wait until process 0 listens; otherwise JAX would abort this process."""
     host, _, port = coordinator.rpartition(":")
-    deadline = time.monotonic() + _ARRIVAL
+    deadline = time.monotonic() + _JOIN_TIMEOUT
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
@@ -191,7 +195,7 @@ def _wait_for_coordinator(coordinator: str) -> None:
 
 
 def _check_port_is_free(coordinator: str) -> None:
-    """Raise `ConnectionError` where process 0 cannot listen; JAX would crash there."""
+    """Raise `ConnectionError` if process 0 cannot listen, where JAX would crash."""
     try:
         socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
     except OSError as error:
@@ -200,15 +204,17 @@ def _check_port_is_free(coordinator: str) -> None:
         ) from None
 
 
-def _names(processes: set[int]) -> str:
-    return ", ".join(map(str, sorted(processes)))
+def _process_numbers(processes: set[int]) -> str:
+    """`process 1`, or `processes 1, 2`."""
+    noun = "process" if len(processes) == 1 else "processes"
+    return f"{noun} {', '.join(map(str, sorted(processes)))}"
 
 
 def _run_interruptibly(wait: Callable[[], None]) -> None:
-    """Call `wait` in a thread, and raise what it raises.
+    """Call `wait` in a thread, and raise its exceptions here.
 
-    JAX waits in native code, and Python handles no signal until that returns: Ctrl-C would do
-    nothing. Python does handle signals while the main thread joins another one.
+    JAX waits in native code, and Python handles no signal until that returns, so Ctrl-C would have
+    no effect. Python does handle signals while the main thread joins another one.
     """
     failures: list[Exception] = []
 
@@ -226,7 +232,7 @@ def _run_interruptibly(wait: Callable[[], None]) -> None:
 
 
 def _wait_for_all() -> set[int]:
-    """Wait for all live processes; which ones came, and did not die on the way."""
+    """Wait for all live processes. Returns the indices of those that reached the barrier alive."""
     present: set[int] = set()
 
     def wait() -> None:
@@ -234,10 +240,10 @@ def _wait_for_all() -> set[int]:
             with multihost_utils.live_devices(jax.devices()) as live_devices:
                 present.update(device.process_index for device in live_devices)
         except multihost_utils.ProcessFailureError as failure:
-            # They died while the others waited.
+            # These processes died while the others waited.
             present.difference_update(device.process_index for device in failure.failed_devices)
         except jax.errors.JaxRuntimeError:
-            present.clear()  # nobody answers
+            present.clear()  # process 0 does not answer
 
     _run_interruptibly(wait)
     return present

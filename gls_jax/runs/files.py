@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with one clear line when they are broken."""
+"""Files that are written whole or not at all; reading a broken one raises a one-line error."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = [
 
 
 def check_file(path: Path) -> None:
-    """Raise `OSError` where `path` cannot be a file to write; nothing is created."""
+    """Raise `OSError` if `path` cannot be written as a file; nothing is created."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file that can be written, got a folder")
     check_folder(path.parent)
 
 
 def check_folder(path: Path) -> None:
-    """Raise `OSError` where `path` cannot be a folder to write into; nothing is created."""
-    # The folder may not exist yet: what counts is the closest ancestor that does.
+    """Raise `OSError` if `path` cannot be a folder to write into; nothing is created."""
+    # The folder may not exist yet: then its closest existing ancestor is checked.
     existing_path = path
     while not existing_path.exists() and existing_path != existing_path.parent:
         existing_path = existing_path.parent
@@ -58,8 +58,8 @@ def alone(path: Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, however it ends.
 
     Args:
-        path: a folder, which is locked itself; else a file, beside which a hidden file is locked
-            and removed at the end.
+        path: a folder, which is locked itself; or a file, for which a hidden file in the same
+            folder is locked, and removed at the end.
 
     Raises:
         BlockingIOError: another run has the lock.
@@ -78,7 +78,7 @@ def alone(path: Path) -> Iterator[None]:
         if not _try_lock(handle, lock_path):
             kind = "folder" if is_folder else "file"
             raise BlockingIOError(
-                f"{path}: expected a {kind} to itself, but another run is at work in it"
+                f"{path}: expected a {kind} to itself, but another run is using it"
             )
         try:
             yield
@@ -94,8 +94,8 @@ def _try_lock(handle: int, lock_path: Path) -> bool:
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A run that ended after this one opened the file has removed it. A lock on the removed file
-        # would keep nobody out.
+        # Another run may have removed the file after this one opened it. A lock on the removed file
+        # would not exclude other runs.
         return os.path.samestat(lock_path.stat(), os.fstat(handle))
     except (BlockingIOError, FileNotFoundError):
         return False
@@ -116,9 +116,8 @@ def write_whole(path: Path, write: Callable[[Any], object], mode: str = "wb") ->
     try:
         with os.fdopen(handle, mode) as file:
             write(file)
-        os.chmod(
-            temporary_name, 0o666 & ~_umask()
-        )  # mkstemp makes files that only their owner can read
+        # mkstemp makes files that only their owner can read.
+        os.chmod(temporary_name, 0o666 & ~_umask())
         os.replace(temporary_name, path)
     except BaseException:  # an interrupt, too, leaves no temporary file
         os.unlink(temporary_name)
@@ -158,7 +157,7 @@ def open_array(
     Args:
         path: the file.
         name: what the array is, for the errors.
-        dtype, shape: what it must have.
+        dtype, shape: the expected ones.
         writable: whether changes go to the disk.
 
     Raises:
@@ -219,7 +218,7 @@ def _map_array(path: Path, expected: str) -> np.memmap:
 
 
 def _load(path: Path, expected: str, load: Callable[[], Any]) -> Any:
-    """Call `load`; whatever it raises for a broken file becomes a `ValueError` of one line."""
+    """Call `load`; any error that it raises becomes a `ValueError` of one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected {expected}")
     try:

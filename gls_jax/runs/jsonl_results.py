@@ -1,7 +1,7 @@
-"""Results in a file, one JSON object a line, each on the disk as soon as it is finished.
+"""Results in a file, one JSON object per line, each on the disk as soon as it is finished.
 
-Where several processes share the work, each appends to its own part beside the file, `FILE.part0`,
-`FILE.part1`, ...; a resumed run reads all parts.
+If several processes share the work, each appends to a separate part in the same folder,
+`FILE.part0`, `FILE.part1`, ...; a resumed run reads all parts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gls_jax.runs import files
 
 __all__ = ["JsonlResults"]
 
-# Every line begins so; a last line that does not is no cut-off result.
+# Every line begins with this, so an incomplete last line must begin with it, too.
 _BEGINNING = b'{"request": '
 
 
@@ -26,20 +26,20 @@ class JsonlResults:
     """A file of results that grows by whole lines.
 
     A line is on the disk before the next one begins. An incomplete line at the end, left by an
-    interrupted write, is cut off when the run goes on.
+    interrupted write, is cut off when the run continues.
 
     Args:
         path: the file; None keeps the results in memory only.
-        resume: whether to go on with an existing file.
-        hashes: for the number of each request, the hash of all that its result depends on.
+        resume: whether to continue an existing file.
+        hashes: by the number of a request, the hash of everything that its result depends on.
         process: index of the process whose part is written; None writes the file itself.
 
     Attributes:
         done: results so far, by the number of their request.
 
     Raises:
-        ValueError: a file that exists without `resume`, holds something else, or has a result with
-            another hash.
+        ValueError: the file exists and `resume` is not set, or it holds something other than
+            results, or a result has another hash.
         OSError: the file cannot be written.
 
     >>> from gls_jax.runs.jsonl_results import JsonlResults
@@ -54,7 +54,7 @@ class JsonlResults:
     ) -> None:
         self._path, self._hashes = path, hashes
         self.done: dict[int, dict[str, Any]] = {}
-        # Bytes of the whole lines in the written file, and whether the bytes after them are gone.
+        # Bytes of the whole lines in the written file, and whether those after them are cut off.
         self._whole_size = 0
         self._is_trimmed = False
         if path is None:
@@ -83,7 +83,7 @@ class JsonlResults:
                 self._is_trimmed = True
             file.write(_line(record))
             file.flush()
-            # After a crash of the machine, too, the line is there.
+            # The line must also survive a crash of the machine.
             os.fsync(file.fileno())
 
     def merge(self) -> None:
@@ -109,12 +109,12 @@ class JsonlResults:
         )
 
     def _read(self, path: Path, resume: bool) -> int:
-        """Take over the results of a file; returns the size of its whole lines in bytes."""
+        """Take over the results of a file. Returns the size of its whole lines in bytes."""
         if not path.is_file():
             raise ValueError(f"{path}: expected a file of results, got something else")
         if not resume:
             raise ValueError(
-                f"{path}: expected a new file, or --resume to go on with it, got one that exists"
+                f"{path}: expected a new file, or --resume to continue it, got one that exists"
             )
         whole_size = 0
         *lines, incomplete_line = path.read_bytes().split(b"\n")
@@ -137,9 +137,7 @@ class JsonlResults:
                 )
             self.done[number] = record
         if not incomplete_line.startswith(_BEGINNING[: len(incomplete_line)]):
-            raise ValueError(
-                f"{path}: expected results, got something else behind the last of them"
-            )
+            raise ValueError(f"{path}: expected results, got something else after the last of them")
         return whole_size
 
 

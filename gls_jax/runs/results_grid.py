@@ -1,6 +1,7 @@
-"""Numbers of every scheme, pair and list length of a study, kept in files block by block.
+"""Numbers of every scheme, pair and list length of a study, written to files block by block.
 
-Each process writes a file of its own, with all that it knows. A resumed run reads all of them.
+Each process writes a separate file, `cells.partial.<process>.npz`, with all results that it has
+read or computed. A resumed run reads all of these files. The merged file is `cells.npz`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ _HASH = "asked"  # the array of the configuration's hash, by its name in the fir
 
 
 class Block(NamedTuple):
-    """Some pairs under one scheme: the unit of work.
+    """A slice of the pairs under one scheme: the unit of work.
 
     Attributes:
         scheme: index of the scheme.
-        pairs: which pairs.
+        pairs: indices of the pairs.
     """
 
     scheme: int
@@ -37,22 +38,22 @@ class Block(NamedTuple):
 
 
 class ResultsGrid:
-    """Numbers of every scheme, pair and list length, and which blocks of them are known.
+    """Numbers of every scheme, pair and list length, and flags of the blocks that are done.
 
     Args:
-        folder: where the files are.
-        configuration_hash: of all that the numbers depend on.
-        shape: schemes, pairs, list lengths.
-        block_size: pairs in a block.
-        resume: whether to begin with what an earlier run has left in the folder.
+        folder: folder of the files.
+        configuration_hash: hash of everything that the numbers depend on.
+        shape: numbers of schemes, pairs and list lengths.
+        block_size: pairs per block.
+        resume: whether to begin with the results of an earlier run in the folder.
 
     Attributes:
         blocks: all blocks.
-        done: which blocks are known, `bool[len(blocks)]`.
+        done: whether each block is done, `bool[len(blocks)]`.
 
     Raises:
-        ValueError: an unfinished run in the folder without `resume`, or one of another
-            configuration with it.
+        ValueError: an unfinished run is in the folder and `resume` is not set, or that run has
+            another configuration.
     """
 
     blocks: list[Block]
@@ -86,15 +87,15 @@ class ResultsGrid:
 
     @property
     def state_hash(self) -> str:
-        """Hash of the configuration and of the known blocks; equal on processes that agree."""
+        """Hash of the configuration and of the finished blocks; equal on processes that agree."""
         return hashlib.sha256(self._hash.encode() + self.done.tobytes()).hexdigest()
 
     def read(self) -> None:
-        """Take over all blocks that the files in the folder know."""
+        """Take over all finished blocks of the files in the folder."""
         for path in [*self._parts(), self._folder / _FINISHED]:
             if not path.exists():
                 continue
-            arrays = files.read_arrays(path, "the cells of an earlier run")
+            arrays = files.read_arrays(path, "the results of an earlier run")
             # The first version stored more digits of the same hash.
             if str(arrays.get(_HASH)).startswith(self._hash):
                 self._take(path, arrays)
@@ -105,8 +106,8 @@ class ResultsGrid:
         """Enter the numbers of a block.
 
         Args:
-            block_index: which block.
-            values: `f[pairs, list lengths]` by field; fields that are missing stay unknown.
+            block_index: index of the block.
+            values: `f[pairs, list lengths]` by field; missing fields stay NaN.
         """
         block = self.blocks[block_index]
         for field, numbers in values.items():
@@ -114,12 +115,12 @@ class ResultsGrid:
         self.done[block_index] = True
 
     def write(self, process: int) -> None:
-        """Write all that is known to the file of one process, in place of what it held."""
+        """Replace the file of one process by all results that are known here."""
         arrays = self._values | {"done": self.done, _HASH: np.array(self._hash)}
         files.write_arrays(self._part(process), arrays)
 
     def finish(self) -> None:
-        """Merge the files of the processes into one; at every moment the files hold everything."""
+        """Merge the files of the processes; if this is interrupted, no result is lost."""
         if not self._parts():  # the run was finished before
             return
         self.write(0)
@@ -131,10 +132,12 @@ class ResultsGrid:
             path.unlink(missing_ok=True)
 
     def _take(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
-        """Enter the blocks of a file that are not known yet."""
+        """Enter the blocks of a file that are not done yet."""
         for name, array in {**self._values, "done": self.done}.items():
             if name not in arrays or arrays[name].shape != array.shape:
-                raise ValueError(f"{path}: expected the cells of an earlier run, got other arrays")
+                raise ValueError(
+                    f"{path}: expected the results of an earlier run, got other arrays"
+                )
         for block_index in np.flatnonzero(arrays["done"] & ~self.done):
             block = self.blocks[block_index]
             values = {field: arrays[field][block.scheme, block.pairs] for field in FIELDS}

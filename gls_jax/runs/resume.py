@@ -1,11 +1,11 @@
-"""Resuming long work: what a run depends on, what is done, and whether it may go on.
+"""Resuming long runs: their configuration, their progress, and whether they may be resumed.
 
-A run keeps a *manifest* beside its results: its configuration, which is everything that the results
-depend on, and its progress. Results are on the disk before the manifest counts them, and the
-manifest is replaced in one step. So the manifest is true at whatever moment a run is killed.
+A run keeps a *manifest* in the folder of its results: its configuration, which is everything that
+the results depend on, and its progress. Results are on the disk before the manifest counts them,
+and the manifest is replaced in one step. So the manifest is correct whenever a run is killed.
 
 Results of other kinds (arrays, lines of JSON, checkpoints) can store :func:`configuration_hash`
-themselves; :func:`check_resumable` decides for all of them whether an earlier run goes on.
+themselves; :func:`check_resumable` decides for all of them whether an earlier run may be resumed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _CONFIGURATION, _HASH = "asked", "fingerprint"
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a run depends on, and what is done.
+    """The configuration and the progress of a run.
 
     Attributes:
         format: version of the run's files; other versions are not read.
         configuration: everything that the results depend on, as JSON.
-        progress: what is done, as JSON.
+        progress: counts of the finished work, as JSON.
     """
 
     format: int
@@ -55,11 +55,11 @@ class Manifest:
     def read(
         cls, path: Path, *, run: str, format: int, is_valid: Callable[[Manifest], bool]
     ) -> Manifest:
-        """Read what :meth:`write` wrote.
+        """Read a file written by :meth:`write`.
 
         Args:
             path: the file.
-            run: what the manifest belongs to, such as "a dump", for the errors.
+            run: the kind of run, such as "a dump", for the errors.
             format: the version that the caller reads.
             is_valid: whether the progress is possible for the configuration; `KeyError` and
                 `TypeError` count as no.
@@ -92,19 +92,17 @@ class Manifest:
 
 
 def check_resumable(path: Path, run: str, *, resume: bool, differences: Sequence[str]) -> None:
-    """Raise `ValueError` unless the earlier run at `path` may go on.
+    """Raise `ValueError` unless the earlier run at `path` may be resumed.
 
     Args:
         path: the folder or file of the earlier run.
-        run: what it is, such as "a dump".
-        resume: whether the user wants to go on with it.
-        differences: in what its configuration differs from the one that is wanted now, such as
-            :func:`differing_entries`.
+        run: the kind of run, such as "a dump".
+        resume: whether the user wants to continue it.
+        differences: names of the entries in which its configuration differs from the present one,
+            as from :func:`differing_entries`.
     """
     if not resume:
-        raise ValueError(
-            f"{path}: {run} is here; --resume goes on with it, else give another --out"
-        )
+        raise ValueError(f"{path}: {run} is here; --resume continues it, else give another --out")
     if differences:
         raise ValueError(
             f"{path}: expected a run of the same configuration to resume, got {run} of another "

@@ -1,8 +1,8 @@
 """An acceptance study: pairs x schemes x list lengths, exact and simulated, to one CSV file.
 
-The work is cut into blocks of pairs under one scheme, and the blocks are shared out to the
+The work is cut into blocks of pairs under one scheme, and the blocks are shared among the
 processes. After each block a process replaces its `cells.partial.<process>.npz` in the output
-folder, so a run that is stopped loses at most one block a process. Trials are keyed by pair and
+folder, so a run that is stopped loses at most one block per process. Trials are keyed by pair and
 trial index: a resumed run, on any number of processes and devices, gives the numbers of an
 uninterrupted one.
 """
@@ -31,19 +31,19 @@ from gls_jax.typing import Report
 __all__ = ["Row", "Study", "computable_lengths", "none_if_nan", "run", "write_csv"]
 
 _FORMAT = 2  # of the results: raised whenever the same configuration would give other numbers
-# Exponential variables simulated in one block, some seconds of work: what a stop costs at most.
+# Exponential variables simulated in one block: some seconds of work, the most that a stop loses.
 _BLOCK_NOISE = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is studied.
+    """The configuration of a study.
 
     Attributes:
-        schemes: registered names.
+        schemes: names of registered schemes.
         num_drafts: list lengths, each within every scheme's limit.
-        num_trials: simulated trials a pair and scheme.
-        seed: of the simulation.
+        num_trials: simulated trials per pair and scheme.
+        seed: seed of the simulation.
     """
 
     schemes: tuple[str, ...]
@@ -72,7 +72,8 @@ class Study:
 class Row:
     """Means over all pairs for one scheme and K.
 
-    A quantity is `None` where the scheme has none, or none that can be computed at this size.
+    A quantity is `None` where the scheme does not have it, or where it cannot be computed at this
+    size.
     """
 
     scheme: str
@@ -94,24 +95,23 @@ def run(
     resume: bool = False,
     progress: Report | None = None,
 ) -> list[Row]:
-    """Carry out a study and leave `cells.npz` and `acceptance.csv` in the folder.
+    """Carry out a study and write `cells.npz` (all results) and `acceptance.csv` to the folder.
 
     Args:
-        study: what is studied.
+        study: the configuration.
         pairs: `M` pairs of distributions.
-        folder: made if missing; files in it are replaced only by finished ones. All processes see
-            the same one.
-        resume: go on with the unfinished run in the folder, if there is one.
+        folder: made if missing; files in it are replaced only by finished ones. All processes must
+            see the same folder.
+        resume: whether to continue the unfinished run in the folder, if there is one.
         progress: called with `(scheme, blocks done, blocks)`, of this process.
 
     Returns:
-        One :class:`Row` a scheme and K; none on processes other than the first.
+        One :class:`Row` per scheme and K; an empty list on processes other than process 0.
 
     Raises:
-        ValueError: invalid study or pairs; an unfinished run in the folder without `resume`, or
-            one of another configuration with it.
-        OSError: the folder cannot be written, another run is at work in it, or another process is
-            gone.
+        ValueError: invalid study or pairs; an unfinished run is in the folder and `resume` is not
+            set, or that run has another configuration.
+        OSError: the folder cannot be written, another run is using it, or another process has died.
     """
     study.check()
     checks.check_log_probs(pairs.log_p, "log_p")
@@ -124,12 +124,13 @@ def run(
     with files.alone(folder) if cluster.is_primary() else nullcontext():
         run_hash = _configuration_hash(study, pairs)
         grid = ResultsGrid(folder, run_hash, shape, block_size, resume=resume)
-        # All processes have read what is known before one of them writes: they share out the same.
+        # All processes must have read the finished blocks before one of them writes; so they share
+        # the same remaining blocks.
         cluster.barrier(grid.state_hash)
         unknown = np.flatnonzero(~grid.done)
         num_known = int(grid.done.sum())
         if unknown.size:
-            grid.write(process)  # a folder that cannot be written is told before the work
+            grid.write(process)  # fails before the work if the folder cannot be written
         blocks = unknown[cluster.shard(unknown.size)]
         for num_computed, block_index in enumerate(blocks, 1):
             block = grid.blocks[block_index]
@@ -146,9 +147,9 @@ def run(
         grid.read()
         if num_missing := int((~grid.done).sum()):
             raise ValueError(
-                f"{folder}: expected the blocks of {cluster.size()} processes, but {num_missing} "
-                f"of {grid.done.size} are not here; hosts that share no folder: bring all "
-                "cells.partial.*.npz into one and --resume there"
+                f"{folder}: expected the results of {cluster.size()} processes, but {num_missing} "
+                f"of {grid.done.size} blocks are missing; if the hosts do not share a folder, copy "
+                "all cells.partial.*.npz into one and --resume there"
             )
         grid.finish()
         rows = list(_rows(study, pairs, grid))
@@ -157,7 +158,7 @@ def run(
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line a row, under the field names; an unknown quantity is an empty field."""
+    """Write one line per row, under the field names; an unknown quantity is an empty field."""
     names = [field.name for field in dataclasses.fields(Row)]
 
     def write(file):
@@ -176,7 +177,7 @@ def none_if_nan(value: float) -> float | None:
 def computable_lengths(
     scheme: schemes.Scheme, num_drafts: Sequence[int], num_categories: int
 ) -> tuple[int, ...]:
-    """The list lengths at which a scheme has an exact acceptance for so many categories."""
+    """The list lengths at which a scheme has an exact acceptance for this number of categories."""
     most = scheme.max_drafts or max(num_drafts)
     limit = scheme.acceptance_limit
     return tuple(k for k in num_drafts if k <= most and limit(num_categories, k) is None)
@@ -198,7 +199,7 @@ def _block_size(study: Study, pairs: Pairs) -> int:
 def _compute_block(
     study: Study, scheme_name: str, pairs: Pairs, block: slice, block_size: int
 ) -> dict[str, np.ndarray]:
-    """The values of some pairs under one scheme, by field: `f[pairs, list lengths]` each."""
+    """The values of one block, `f[pairs, list lengths]`, by field."""
     # The last block is filled up with its last pair: one shape, one compilation.
     indices = np.minimum(np.arange(block.start, block.start + block_size), block.stop - 1)
     log_p, log_q = jnp.asarray(pairs.log_p[indices]), jnp.asarray(pairs.log_q[indices])
@@ -214,7 +215,7 @@ def _compute_block(
         curves = batched.acceptance_curves(scheme, log_p, log_q, known_lengths)
         values["exact"] = np.full((len(log_q), len(num_drafts)), np.nan)
         values["exact"][:, np.isin(num_drafts, known_lengths)] = curves
-    # Each pair has a key of its own, so that blocks of any size have the same trials.
+    # Each pair has a separate key, so that blocks of any size have the same trials.
     if scheme.verify_limit(num_categories, max(num_drafts)) is None:
         fold_in = partial(jax.random.fold_in, races.new_key(study.seed))
         estimate = trials.sweep(

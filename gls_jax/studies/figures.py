@@ -27,8 +27,8 @@ def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
 
     Args:
         path: `.png` file, replaced whole.
-        rows: of one study.
-        title: what the pairs are.
+        rows: the rows of one study.
+        title: a description of the pairs.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -7,10 +7,10 @@ with *merged* tails, one category for both.
 For the schemes in :data:`BRACKETED` the truth lies between the two values, because merging
 categories can only help them: single, spectr, minhash, naive, GLS, Poisson lists (checked in the
 tests on random distributions on whole vocabularies). For others the two need not bracket the truth.
-The lists of `gumbel_topk` and `specinfer_wor` have distinct tokens, and a tail takes one place
+The lists of `gumbel_topk` and `specinfer_wor` have distinct tokens, and a tail takes one rank
 where many tokens might take several. The third and later tests of `specinfer` and the truncated
-program of `weighted_importance` are not monotone. Without cut mass both values are exact for every
-scheme: with top-k sampling that keeps no more tokens than the dump.
+program of `weighted_importance` are not monotone. Without truncated mass both values are
+exact for every scheme; this is so with top-k sampling that keeps no more tokens than the dump.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = ["BRACKETED", "Mean", "position_acceptance"]
 BRACKETED: tuple[str, ...] = tuple(
     name for name in schemes.NAMES if (exact := schemes.get(name).exact) and exact.tails_are_bounds
 )
-"""Schemes for which the two readings of a dump are a lower and an upper bound."""
+"""Schemes for which the two treatments of the truncated mass give a lower and an upper bound."""
 
 _FORMAT = 2  # format 1 had other words for the tails
-_CHUNK = 256  # positions that are computed together, and lost by a stop at most
+_CHUNK = 256  # positions that are computed together; a stop loses at most this many
 _TAILS = ("disjoint", "merged")
 _VALUES, _MANIFEST = "acceptance.npy", "acceptance.json"
 
@@ -47,7 +47,7 @@ class Mean:
     """Mean acceptance over all positions for one scheme and K.
 
     Attributes:
-        scheme, num_drafts: which.
+        scheme, num_drafts: the scheme and K.
         disjoint, merged: with disjoint and with merged tails; None where there is no exact value
             at this size.
         bracketed: whether the truth lies between them.
@@ -69,7 +69,7 @@ def position_acceptance(
     resume: bool = False,
     progress: Report | None = None,
 ) -> list[Mean]:
-    """Exact acceptance by position, kept in the folder.
+    """Exact acceptance by position, written to files in the folder.
 
     The file `acceptance.npy` is `f32[scheme, position, K, tails]`, disjoint tails first.
 
@@ -79,16 +79,16 @@ def position_acceptance(
         names: schemes.
         num_drafts: list lengths K; NaN is written where a scheme does not take one, or has no exact
             value at this size.
-        resume: go on with an unfinished sweep of the same configuration.
+        resume: whether to continue an unfinished sweep of the same configuration.
         progress: called with `(scheme, positions done, positions)`.
 
     Returns:
-        One :class:`Mean` a scheme and K.
+        One :class:`Mean` per scheme and K.
 
     Raises:
-        ValueError: no or an unknown scheme, a list length below 1, an unfinished sweep in the
-            folder without `resume`, another or a broken one with it.
-        OSError: the folder cannot be written, or another run is at work in it.
+        ValueError: no scheme or an unknown one; a list length below 1; an unfinished sweep is in
+            the folder and `resume` is not set, or that sweep is broken or of another configuration.
+        OSError: the folder cannot be written, or another run is using it.
     """
     if not names:
         raise ValueError(f"schemes: expected at least one of {', '.join(schemes.NAMES)}, got none")
@@ -113,7 +113,7 @@ def position_acceptance(
             if block_index >= num_done:
                 chunk_values = _compute_chunk(dump, start, stop, scheme_name, counts)
                 values[scheme_index, start:stop] = chunk_values
-                # On the disk before the manifest counts it.
+                # The values must be on the disk before the manifest counts them.
                 values.flush()
                 manifest = Manifest(_FORMAT, configuration, {"done": block_index + 1})
                 manifest.write(folder / _MANIFEST)
@@ -154,17 +154,17 @@ def _compute_chunk(
     known_counts = computable_lengths(scheme, counts, num_categories)
     if not known_counts:
         return values
-    # Without cut mass the two readings are equal: one is computed.
+    # Without truncated mass the two treatments are equal, and only one is computed.
     tail_p, tail_q = dump.rows.tail_p[start:stop], dump.rows.tail_q[start:stop]
     has_tails = np.any(tail_p > 0) or np.any(tail_q > 0)
     # The last chunk is filled up with its last position: one shape, one compilation.
     padding = ((0, _CHUNK - num_positions), (0, 0))
-    for reading, tails in enumerate(_TAILS if has_tails else _TAILS[:1]):
+    for column, tails in enumerate(_TAILS if has_tails else _TAILS[:1]):
         pairs = dump.pairs(start, stop, tails=tails)
         log_p = np.pad(pairs.log_p, padding, mode="edge")
         log_q = np.pad(pairs.log_q, padding, mode="edge")
         curves = batched.acceptance_curves(scheme, log_p, log_q, known_counts)
-        values[:, np.isin(counts, known_counts), reading] = curves[:num_positions]
+        values[:, np.isin(counts, known_counts), column] = curves[:num_positions]
     return values if has_tails else values[..., [0, 0]]
 
 
@@ -184,7 +184,7 @@ def _open_values(
                 folder / _VALUES, "the values of a sweep", "float32", shape, writable=True
             )
             return earlier_values, num_done
-    # The old manifest goes first: it must never count values that are not its own.
+    # The old manifest is removed first: it must never count values of another run.
     path.unlink(missing_ok=True)
     values = np.lib.format.open_memmap(folder / _VALUES, mode="w+", dtype=np.float32, shape=shape)
     manifest.write(path)

@@ -102,7 +102,7 @@ def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
         "block efficiency",
         "acceptance histogram",
         "acceptance by position",
-        "tokens a second",
+        "tokens per second",
         "verify",
     ):
         assert figure in printed.err
@@ -158,7 +158,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(JsonlResults, "append", interrupted)
         assert generate(*ask, "--out", cut, "--batch", "3") == 130
-    assert capsys.readouterr().err.endswith("interrupted; --resume goes on from here\n")
+    assert capsys.readouterr().err.endswith("interrupted; --resume continues from here\n")
     assert cut.read_text().count("\n") == 2
     assert generate(*ask, "--out", cut) == 2  # never written over
     assert "expected a new file, or --resume" in capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
     with files.alone(cut):
         assert generate(*ask, "--out", cut, "--resume") == 2
     assert (
-        "cut.jsonl: expected a file to itself, but another run is at work"
+        "cut.jsonl: expected a file to itself, but another run is using it"
         in capsys.readouterr().err
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -214,7 +214,10 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
         (["--scheme", "minhash", "--tree", "4,2"], "scheme 'minhash' takes at most 1, got 4"),
         (["--tree", "4,x"], "tree: expected numbers such as 4,2,1"),
         (["--tree", "margin:32"], "tree: expected numbers such as 4,2,1"),
-        (["--tree", "4,2", "--drafts", "2"], "expected no --drafts and no --length beside a tree"),
+        (
+            ["--tree", "4,2", "--drafts", "2"],
+            "expected --tree, or --drafts and --length, got --tree combined with --drafts",
+        ),
         (
             ["--temperature", "-1"],
             "temperature: expected 0 or a finite number of at least 1e-6, got -1",

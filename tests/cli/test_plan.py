@@ -219,7 +219,7 @@ def test_sweep_of_a_dump(plan, tmp_path, capsys):
         (["plan", "--costs", "nowhere.json"], "nowhere.json: no such file"),
         (
             ["plan", "--acceptances", "0.5"],
-            "acceptances: expected the one scheme and number of drafts",
+            "acceptances: expected one scheme and one number of drafts",
         ),
         (
             ["plan", "--acceptances", "1.5", "--schemes", "gls", "--num-drafts", "1"],

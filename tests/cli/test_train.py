@@ -38,9 +38,9 @@ def test_train_interrupt_resume_test(train, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(vae_training, "_step", interrupted)
     assert train("--epochs", 12) == 130
-    assert "--resume goes on from here" in capsys.readouterr().err
+    assert "--resume continues from here" in capsys.readouterr().err
     assert train("--epochs", 12) == 2
-    assert "a training run is here; --resume goes on with it" in capsys.readouterr().err
+    assert "a training run is here; --resume continues it" in capsys.readouterr().err
     assert train("--epochs", 12, "--resume", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert (

@@ -96,7 +96,7 @@ def test_killed_dump_is_resumed(dump, tmp_path):
     assert 0 < len(part) < NUM_POSITIONS and not part.finished
     # A chunk that was half written.
     np.lib.format.open_memmap(folder / "log_p.npy", mode="r+")[len(part) :] = 7
-    with pytest.raises(ValueError, match="a dump is here; --resume goes on with it"):
+    with pytest.raises(ValueError, match="a dump is here; --resume continues it"):
         write(folder)
     with pytest.raises(ValueError, match=r"got a dump of another one \(sampling\)"):
         write(folder, Sampling(), resume=True)
@@ -130,7 +130,7 @@ def write_text(folder, text, **options):
         DRAFTER,
         lambda first: distributions.text_pieces([text], 4, first),
         Sampling(),
-        context=4,
+        context_length=4,
         metadata={},
         **options,
     )
@@ -193,8 +193,8 @@ def test_shortened_array_is_not_filled_up(tmp_path):
 
 
 def test_text_without_a_position_leaves_no_files(tmp_path):
-    with pytest.raises(ValueError, match="context: expected at least 2 tokens, got 1"):
-        write(tmp_path / "d", context=1)
+    with pytest.raises(ValueError, match="context_length: expected at least 2 tokens, got 1"):
+        write(tmp_path / "d", context_length=1)
     with pytest.raises(ValueError, match="expected a position in the first chunk, got none"):
         write_text(tmp_path, [3], num_positions=9)
     assert not list(tmp_path.iterdir())
@@ -203,7 +203,7 @@ def test_text_without_a_position_leaves_no_files(tmp_path):
 def test_second_run_in_a_folder_is_refused(tmp_path):
     with (
         files.alone(tmp_path),
-        pytest.raises(BlockingIOError, match="another run is at work"),
+        pytest.raises(BlockingIOError, match="another run is using it"),
     ):
         write(tmp_path)
     assert not list(tmp_path.iterdir())

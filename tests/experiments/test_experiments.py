@@ -126,7 +126,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys, fake_model):
 
     monkeypatch.setattr(daliri, "agreement", interrupted)
     assert entry.main(["daliri", "--out", str(tmp_path / "cut"), *map(str, DALIRI)]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command continues from here" in capsys.readouterr().err
     assert not (tmp_path / "cut" / "daliri.csv").exists()
     assert run("daliri", tmp_path / "cut", *DALIRI) == whole
     assert simulated == ["gumbel"] * 2 + ["weighted_minhash"] * 3

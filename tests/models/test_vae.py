@@ -168,7 +168,7 @@ def test_hashes_tell_models_apart(finished):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resume": False}, "a training run is here; --resume goes on with it"),
+        ({"resume": False}, "a training run is here; --resume continues it"),
         ({"beta": 1.0}, r"has another configuration \(beta\)"),
         ({"seed": 4, "batch": 16}, r"another configuration \(seed, batch\)"),
         ({"images": ramps(512, seed=2)}, r"another configuration \(images\)"),

@@ -70,7 +70,7 @@ def make_dump(folder, num_positions, stop_tokens=()):
         documents,
         distributions.Sampling(),
         num_positions=num_positions,
-        context=LENGTH + 1,
+        context_length=LENGTH + 1,
         num_kept=TOKENS,
         metadata={"own_text": True},
     )

@@ -24,7 +24,7 @@ import os, signal, sys
 from gls_jax import cli, trials
 from gls_jax.runs import cluster
 
-cluster._HEARTBEAT = 3
+cluster._HEARTBEAT_TIMEOUT = 3
 dies, sweep = int(sys.argv.pop(1)), trials.sweep
 
 def counted(*arguments, **options):
@@ -118,7 +118,8 @@ def test_process_that_dies_costs_its_unfinished_blocks(whole, tmp_path, monkeypa
     first, second = run_two("acceptance", "--out", tmp_path, *STUDY, dies=(0, 2))
     assert second[0] == -9 and first[0] == 2, (first, second)
     assert first[2].endswith(
-        "error: expected 2 processes to meet, but process 1 is gone; what is written stays, --resume goes on\n"
+        "error: expected 2 processes at this barrier, but lost process 1; "
+        "completed work is saved, and --resume continues it\n"
     )
     assert names(tmp_path) == ["cells.partial.0.npz", "cells.partial.1.npz"]
     sweep, swept = trials.sweep, []
@@ -142,8 +143,8 @@ def test_processes_of_different_configurations_are_refused(tmp_path):
     for code, _, stderr in (first, second):
         assert code == 2
         assert stderr.endswith(
-            "error: expected all processes to have the same configuration and to see the same files, but process 1 "
-            "differs from process 0\n"
+            "error: expected all processes to have the same configuration and to see the same files, "
+            "got differences from process 0 on process 1\n"
         )
     assert not list(tmp_path.iterdir())
 
@@ -160,10 +161,12 @@ def test_others_hear_of_a_first_process_that_gives_up(tmp_path, monkeypatch):
     first, second = run_two("acceptance", "--out", tmp_path, *STUDY, extra=((), ("--resume",)))
     assert (first[0], second[0]) == (2, 2), (first, second)
     assert (
-        "an unfinished run is here; --resume goes on with it, else give another --out; waiting until"
+        "an unfinished run is here; --resume continues it, else give another --out; waiting until"
         in first[2]
     )
-    assert second[2].endswith("process 0 is gone; what is written stays, --resume goes on\n")
+    assert second[2].endswith(
+        "but lost process 0; completed work is saved, and --resume continues it\n"
+    )
     assert names(tmp_path) == ["cells.partial.0.npz"]
 
 
@@ -175,7 +178,7 @@ def test_hosts_without_a_shared_folder_are_told(whole, tmp_path):
     )
     assert (first[0], second[0]) == (2, 0)
     assert re.search(
-        r"error: .*here: expected the blocks of 2 processes, but 2 of 5 are not here; hosts",
+        r"error: .*here: expected the results of 2 processes, but 2 of 5 blocks are missing; if",
         first[2],
     )
     (there / "cells.partial.1.npz").rename(here / "cells.partial.1.npz")
@@ -235,7 +238,7 @@ def test_generate_on_two_processes(tmp_path, capsys):
     ],
 )
 def test_bad_options_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(cluster, "_ARRIVAL", 0)
+    monkeypatch.setattr(cluster, "_JOIN_TIMEOUT", 0)
     monkeypatch.setattr(
         jax._src.xla_bridge, "backends_are_initialized", lambda: False
     )  # as in a new process
@@ -260,7 +263,7 @@ def test_second_run_in_a_folder_is_refused(tmp_path):
     with (
         files.alone(tmp_path),
         pytest.raises(
-            BlockingIOError, match="expected a folder to itself, but another run is at work"
+            BlockingIOError, match="expected a folder to itself, but another run is using it"
         ),
     ):
         acceptance_study.run(study, random_pairs, tmp_path)

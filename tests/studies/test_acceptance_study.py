@@ -94,7 +94,7 @@ def test_unfinished_run_is_not_overwritten(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         acceptance_study.run(STUDY, PAIRS, tmp_path, progress=stop_after(2))
     before = (tmp_path / "cells.partial.0.npz").read_bytes()
-    with pytest.raises(ValueError, match="an unfinished run is here; --resume goes on with it"):
+    with pytest.raises(ValueError, match="an unfinished run is here; --resume continues it"):
         acceptance_study.run(STUDY, PAIRS, tmp_path)
     other = acceptance_study.Study(STUDY.schemes, STUDY.num_drafts, 201, seed=1)
     with pytest.raises(ValueError, match="got an unfinished run of another one"):
@@ -108,7 +108,7 @@ def test_unfinished_run_is_not_overwritten(tmp_path):
     for broken in ({"done": arrays["done"][:1]}, {"exact": arrays["exact"][0]}):
         files.write_arrays(tmp_path / "cells.partial.0.npz", arrays | broken)
         with pytest.raises(
-            ValueError, match="expected the cells of an earlier run, got other arrays"
+            ValueError, match="expected the results of an earlier run, got other arrays"
         ):
             acceptance_study.run(STUDY, PAIRS, tmp_path, resume=True)
 

@@ -46,7 +46,7 @@ def test_interrupted_sweep_is_resumed(dump, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         studies.position_acceptance(dump, folder, **options, progress=stop)
     assert json.loads((folder / "acceptance.json").read_text())["done"] == 1
-    with pytest.raises(ValueError, match="an unfinished run is here; --resume goes on with it"):
+    with pytest.raises(ValueError, match="an unfinished run is here; --resume continues it"):
         studies.position_acceptance(dump, folder, **options)
     assert studies.position_acceptance(dump, folder, **options, resume=True) == means
     other = {"names": ["gls"], "num_drafts": [1]}
@@ -103,7 +103,7 @@ def test_shortened_array_is_not_filled_up(dump, tmp_path):
 def test_second_run_in_a_folder_is_refused(dump, tmp_path):
     with (
         files.alone(tmp_path),
-        pytest.raises(BlockingIOError, match="another run is at work"),
+        pytest.raises(BlockingIOError, match="another run is using it"),
     ):
         studies.position_acceptance(dump, tmp_path, names=["gls"], num_drafts=[1])
     assert not list(tmp_path.iterdir())

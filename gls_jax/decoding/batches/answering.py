@@ -109,7 +109,7 @@ def answer(
             and the options. Results of another configuration are refused.
         batch_size: requests in one batch.
         path: JSONL file of the results; None keeps them in memory only.
-        resume: whether to go on with the results in an existing file.
+        resume: whether to continue the results in an existing file.
         timed: whether to measure the parts of a round, which costs some speed.
         on_text: called with each new piece of text; pieces of different replies alternate.
         progress: called with `("requests", requests done, requests)`, of this process.
@@ -120,7 +120,7 @@ def answer(
     Raises:
         ValueError: options out of range, results of something else in the file, or processes that
             differ in what they were given.
-        OSError: the file cannot be written, another run is at work on it, or a process is gone.
+        OSError: the file cannot be written, another run is using it, or a process has died.
     """
     checks.count(batch_size, "batch")
     text_options.check()
