@@ -212,7 +212,7 @@ class MnistTables:
         codec = ImageCodec(model, num_decoders, setting.num_candidates, num_bins, scheme)
         squared_error, matched = work.compute_once(
             lambda: np.stack(trials.run(codec)),
-            model.fingerprint,
+            model.model_hash,
             setting,
             num_streams,
             num_decoders,

@@ -86,7 +86,7 @@ def test_methods_of_a_scheme(name):
 
 
 def decode_loop(**options):
-    """Plan, requests and texts of a small decode loop."""
+    """Configuration, requests and texts of a small decode loop."""
     shapes = dict(
         vocab_size=ITEMS,
         hidden_size=4,
@@ -106,22 +106,22 @@ def decode_loop(**options):
     drafting = {"max_new_tokens": 2, "num_drafts": 2, "draft_length": 2}
     options = decoding.DecodeOptions(**drafting | sampling | options)
     prepared = preparation.prepare(KEY, model, model, [[1], [2, 3]], None, options)
-    return prepared.plan, prepared.requests, prepared.text
+    return prepared.config, prepared.requests, prepared.text
 
 
 def test_decode_loop():
-    plan, requests, text = decode_loop()
+    config, requests, text = decode_loop()
 
     def whole(requests, text):
-        return engine.run(plan, requests, engine.prefill(plan, requests, text), 3)
+        return engine.run(config, requests, engine.prefill(config, requests, text), 3)
 
     lower(whole, requests, text)
 
 
 def test_decode_loop_of_a_margin_tree():
-    plan, requests, text = decode_loop(tree=decoding.MarginTree(4, 2, children=3))
-    state = jax.eval_shape(partial(engine.prefill, plan), requests, text)
-    lower(partial(engine.run, plan), requests, state, 3)
+    config, requests, text = decode_loop(tree=decoding.MarginTree(4, 2, children=3))
+    state = jax.eval_shape(partial(engine.prefill, config), requests, text)
+    lower(partial(engine.run, config), requests, state, 3)
 
 
 @pytest.mark.parametrize("search", ["ordered", "dense"])

@@ -79,9 +79,9 @@ def _load_peers() -> tuple[Any, Any] | None:
     except ModuleNotFoundError:
         return None
     from experiments import shared
-    from gls_jax.models import packages
+    from gls_jax.models import model_location
 
-    path = packages.smollm2()
+    path = model_location.smollm2()
 
     # A model from the configuration and the tensors of the GGUF file.
     def load():

@@ -16,14 +16,14 @@ from gls_jax import schemes
 from gls_jax.cli.console import ERR, print_json, progress
 from gls_jax.cli.distributed import SINGLE_PROCESS, Distributed
 from gls_jax.cli.option_groups import DEFAULT_MODELS, ModelNames, top_k_or_all
-from gls_jax.decoding import DecodeOptions, MarginTree, batches
+from gls_jax.decoding import DecodeOptions, MarginTree, requests
 
 __all__ = ["Generate"]
 
 # Options that a result depends on and that are not part of a request; its hash includes them.
 _DRAFTING = ("scheme", "drafts", "length", "tree", "draft_temperature")
 _FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
-_DEFAULT_TEXT = batches.TextOptions()
+_DEFAULT_TEXT = requests.TextOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Generate:
     """
     batch: int = 8
     """Requests in one batch; results do not depend on it."""
-    text: tyro.conf.OmitArgPrefixes[batches.TextOptions] = _DEFAULT_TEXT
+    text: tyro.conf.OmitArgPrefixes[requests.TextOptions] = _DEFAULT_TEXT
     out: Path | None = None
     """A file to which each finished result is appended at once, one JSON object per line."""
     resume: bool = False
@@ -91,13 +91,13 @@ class Generate:
             raise ValueError("resume: expected --out with the file to continue, got none")
         with self.processes.joined_cluster() as is_primary:
             # Everything is checked before models are loaded.
-            requests = self._requests()
+            text_requests = self._requests()
             options = self._decode_options()
-            batches.check_options(options, has_drafter=self.models.draft != "none")
+            requests.check_options(options, has_drafter=self.models.draft != "none")
             self.models.check()
 
             # The text of a single request is shown while it grows.
-            is_streamed = len(requests) == 1 and not self.json
+            is_streamed = len(text_requests) == 1 and not self.json
             with ExitStack() as bars:
                 report = bars.enter_context(progress(is_primary))
 
@@ -106,8 +106,8 @@ class Generate:
                     bars.close()
                     _write(piece)
 
-                answers = batches.answer(
-                    requests,
+                answers = requests.answer(
+                    text_requests,
                     partial(self.models.load, report),
                     options,
                     self.text,
@@ -124,7 +124,7 @@ class Generate:
             if answers.problem is not None:
                 raise ValueError(answers.problem)
 
-    def _requests(self) -> list[batches.TextRequest]:
+    def _requests(self) -> list[requests.TextRequest]:
         if self.prompt and self.prompts is not None:
             raise ValueError("prompt: expected --prompt or --prompts, got both")
         limits: dict[str, Any] = {
@@ -132,10 +132,10 @@ class Generate:
             "temperature": self.temperature,
         }
         if self.prompts is not None:
-            return batches.read_requests(self.prompts, **limits)
+            return requests.read_requests(self.prompts, **limits)
         if not self.prompt:
             raise ValueError("prompt: expected --prompt or --prompts, got none")
-        return batches.requests_from_prompts(self.prompt, **limits)
+        return requests.requests_from_prompts(self.prompt, **limits)
 
     def _decode_options(self) -> DecodeOptions:
         has_chain_options = self.drafts is not None or self.length is not None
@@ -174,7 +174,7 @@ class Generate:
             configuration[name] = getattr(self, name)
         return configuration
 
-    def _print(self, answers: batches.Answers, is_text_shown: bool) -> None:
+    def _print(self, answers: requests.Answers, is_text_shown: bool) -> None:
         # The text that was shown ends without a newline.
         if is_text_shown:
             print(flush=True)

@@ -98,7 +98,7 @@ class Train:
         if self.json:
             figures = {
                 "out": str(self.out),
-                "model": trained.model.fingerprint,
+                "model": trained.model.model_hash,
                 "losses": [row._asdict() for row in trained.losses],
                 "test": test,
             }

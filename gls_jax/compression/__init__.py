@@ -15,8 +15,8 @@ score ``noise / weight`` over both streams wins. That is candidate 1. Its bin, 1
 >>> (noise.min(axis=0) / encoder_weights).round(1)
 array([50. ,  0.7,  2. ,  5. ,  0.9, 40. ])
 
-The decoders know less, so their weights are flatter. Each one runs a race of its own among
-candidates 1, 3 and 5, the members of bin 1.
+The decoders know less, so their weights are flatter. Each one runs a separate race
+among candidates 1, 3 and 5, the members of bin 1.
 
 >>> decoder_weights = np.array(
 ...     [[0.02, 0.95, 0.45, 0.29, 0.99, 0.12], [0.01, 0.45, 0.09, 0.82, 0.64, 0.02]]
@@ -46,8 +46,8 @@ The package has three subjects:
 * `images/`: `ImageCodec`, a list code over the latent of an image model; crops, data sets, trials.
 
 Where to add something: a new density of candidates is a `Density`, see `densities`. A new estimator
-of a Gaussian decoder is a function like `plug_in` in `gaussian/estimators`, and one line in the
-table `ESTIMATORS` of `gaussian/gaussian_codec`.
+of a Gaussian decoder is a function like `plug_in` in `gaussian/estimators`, one line in the table
+`ESTIMATORS` of `gaussian/gaussian_codec`, and a sentence in the help text of `cli/decompress.py`.
 """
 
 from gls_jax.compression.container import Sizes, sizes

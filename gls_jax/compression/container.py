@@ -166,7 +166,7 @@ def _parse(blob: bytes) -> tuple[Container, bytes]:
     check_fields(Container(**fields, messages=np.zeros(0, np.int32)))
     messages = payloads.decode(payload, fields["num_bins"], count)
     container = Container(**fields, messages=messages)
-    # Other spellings of the same header, or bits behind the last message, would be a second blob.
+    # Other spellings of the same header, or bits after the last message, would be a second blob.
     if pack(container) != blob:
         raise ValueError("blob: its contents can be read, but pack writes them as other bytes")
     return container, payload

@@ -1,9 +1,9 @@
 """Dense search: visit every candidate, in blocks, and keep the best one so far.
 
-The encoder needs one number of noise per candidate, for it looks at the first arrival of the `K`
-streams only (:func:`gls_jax.races.smallest_exponentials`). A decoder first marks the members of its bin as
-bits. Then it draws noise and weights for these members alone, one page at a time. Memory is one
-block, one page and ``N / 32`` words, whatever `N` is.
+The encoder needs only the first arrival over the `K` streams, which is one exponential per
+candidate (:func:`gls_jax.races.smallest_exponentials`). A decoder first marks the members of its
+bin as bits. Then it draws noise and weights for these members alone, one page at a time. Memory is
+one block, one page and ``N / 32`` words.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def encode_index(
     """The encoder's index, ``argmin_i min_k S[k, i] / w_i``."""
     block_size = _block_size(code)
 
-    # Each place of a block keeps its own best score. That is one comparison per candidate; the
-    # minimum over the places is taken once, at the end.
+    # For each offset within a block, the best score over all blocks is kept. That is one comparison
+    # per candidate; the minimum over the offsets is taken once, at the end.
     def visit_block(best, block):
         best_scores, best_blocks = best
         indices = block * block_size + jnp.arange(block_size, dtype=jnp.int32)

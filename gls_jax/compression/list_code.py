@@ -10,9 +10,10 @@ Decoder `k` sees its side information `t`, weights by ``v_i = p_{W|T}(U_i | t) /
 picks ``argmin_i S[k, i] / v_i`` among the candidates of that bin. In the paper's baseline all
 decoders share one stream.
 
-Scaling all weights by a constant changes no pick. So weights need not be normalised, and candidates
-can be generated in blocks and dropped again. Two searches do that; their picks have the same
-distribution, but they draw different noise, so both sides must use the same search:
+Scaling all weights by a constant does not change the choice. So weights need not be normalised, and
+candidates can be generated in blocks and discarded. Two searches do that. The chosen candidates
+have the same distribution, but the searches draw different noise, so both sides must use the same
+one:
 
 * `dense` (:mod:`gls_jax.compression.dense_search`) visits every candidate.
 * `ordered` (:mod:`gls_jax.compression.ordered_search`, ours) visits candidates in the order of
@@ -37,7 +38,7 @@ MAX_SIZE = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class ListCode:
-    """What encoder and decoders must agree on in addition to the key.
+    """The parameters on which encoder and decoders must agree, in addition to the key.
 
     Attributes:
         num_decoders: `K`.

@@ -1,6 +1,6 @@
 """The definition of a list code on arrays: one symbol, any weights, and the bound of its lemma.
 
-The searches of this package compute the same picks without holding these arrays.
+The searches of this package choose the same candidates without holding these arrays.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ListMatch(NamedTuple):
         received: `i32[K]`, index of each decoder's candidate.
         matched: `bool[]`, whether some decoder has the encoder's candidate.
         bound: `f32[]`, lower bound on the probability of a match given `sent` and the weights. It
-            assumes that each decoder has a stream of its own.
+            assumes that each decoder has a separate stream.
     """
 
     sent: Int[Array, ""]

@@ -19,7 +19,7 @@ _CHUNK = 2**16
 
 
 def check_num_bins(num_bins: int) -> None:
-    """Raise `ValueError` if messages of so many bins cannot be coded."""
+    """Raise `ValueError` if messages of `num_bins` bins cannot be coded."""
     if not _is_power_of_two(num_bins) and num_bins > _MAX_RANGE_CODED:
         raise ValueError(
             f"num_bins: expected a power of two or at most {_MAX_RANGE_CODED}, got {num_bins}"
@@ -95,7 +95,8 @@ def _decode_ranges(payload: bytes, num_bins: int, count: int) -> np.ndarray:
         return coder.decode(constriction.stream.model.Uniform(num_bins), count)
     except AssertionError:
         raise ValueError(
-            f"payload: expected range-coded messages of {num_bins} bins, got none that fit"
+            f"payload: expected range-coded messages of {num_bins} bins, "
+            "got bytes that do not decode"
         ) from None
 
 

@@ -28,7 +28,7 @@ __all__ = ["Received", "Sent", "decode", "encode", "keys_of_seed", "symbol_keys"
 
 
 class Sent(NamedTuple):
-    """What the encoder picked.
+    """The encoder's choice for each symbol.
 
     Attributes:
         index: `i32[n]`, of the candidate.
@@ -40,7 +40,7 @@ class Sent(NamedTuple):
 
 
 class Received(NamedTuple):
-    """What a decoder picked.
+    """A decoder's choice for each symbol.
 
     Attributes:
         index: `i32[n]`, of the candidate; -1 if no candidate of the bin has a positive weight.

@@ -16,7 +16,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.decoding import LanguageModel, check_sampling, generate, log_probs
-from gls_jax.decoding.batch_sampling import over_items
+from gls_jax.decoding.batch_sampling import resize_vocabulary
 from gls_jax.distributions.dump_files import DTYPES, Dump, Rows, Writer, open_dump
 from gls_jax.distributions.next_token import cut_texts
 from gls_jax.runs import files
@@ -262,8 +262,8 @@ def _cut(
     Returns:
         The first five fields of :class:`gls_jax.distributions.Rows`, with `W = 2 m + 1`.
     """
-    draft_logits = over_items(_logits(drafter, tokens), target.vocab_size)[0]
-    target_logits = over_items(_logits(target, tokens), target.vocab_size)[0]
+    draft_logits = resize_vocabulary(_logits(drafter, tokens), target.vocab_size)[0]
+    target_logits = resize_vocabulary(_logits(target, tokens), target.vocab_size)[0]
     log_p = sampling.log_probs(draft_logits, sampling.drafter_temperature)
     log_q = sampling.log_probs(target_logits, sampling.temperature)
     likeliest_q = jax.lax.top_k(log_q, num_kept)[1]

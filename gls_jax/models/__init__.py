@@ -26,7 +26,7 @@ except ModuleNotFoundError:
     raise
 
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.models import decoding_adapter, gguf_file, huggingface, packages, weights
+from gls_jax.models import decoding_adapter, gguf_file, huggingface, model_location, weights
 from gls_jax.models import tokenizer as tokenizers
 from gls_jax.models.chat import ChatTemplate, chat_template
 from gls_jax.models.config import Config, errors_name
@@ -123,7 +123,7 @@ def load(
     dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype: expected a float type, got {dtype}")
-    path = packages.find_model(path_or_name)
+    path = model_location.find_model(path_or_name)
     # Cheap input first: the configuration, then the layers, and the weights' headers after both.
     if path.is_dir():
         config = huggingface.read_config(path)

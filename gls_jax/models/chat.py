@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gls_jax import extras
-from gls_jax.models import gguf_file, packages
+from gls_jax.models import gguf_file, model_location
 from gls_jax.models.config import one_line
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def chat_template(path_or_name: str | Path) -> ChatTemplate | None:
     >>> models.chat_template("smollm2").render([{"role": "user", "content": "Hi"}])[-52:]
     '<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n'
     """
-    path = packages.find_model(path_or_name)
+    path = model_location.find_model(path_or_name)
     return _from_folder(path) if path.is_dir() else _from_gguf(path)
 
 
@@ -183,7 +183,7 @@ def _environment():
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        # In place of Jinja's own filter, which escapes HTML.
+        # Instead of Jinja's filter, which escapes HTML.
         return json.dumps(
             value,
             ensure_ascii=ensure_ascii,

@@ -13,9 +13,9 @@ __all__ = ["Detokenizer"]
 # Once more tokens than this are held, those of finished pieces are dropped: every new token decodes
 # all that are held.
 _MAX_HELD = 64
-# Tokens of the context that may matter: a character takes a few.
+# Earlier tokens that may matter: a character takes a few.
 _MAX_CONTEXT = 16
-# What a decoder writes for bytes that are no whole character.
+# A decoder writes this for bytes that are not a whole character.
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -73,7 +73,7 @@ class Detokenizer:
         return piece
 
     def finish(self) -> str:
-        """What is still held back: bytes that never became a character."""
+        """The text still held back: bytes that never became a character."""
         text = self._decode(self._tokens)
         return text[len(self._emitted) :] if text.startswith(self._emitted) else ""
 

@@ -1,4 +1,4 @@
-"""What the `config.json` of each family means, in the dialects of transformers 4 and 5.
+"""From the `config.json` of each family to a `Config`, in the dialects of transformers 4 and 5.
 
 To add a family:
 
@@ -125,7 +125,7 @@ def from_huggingface(fields: Mapping[str, Any]) -> Config:
         # The config of Qwen 2 does not mention its biases: they are part of the architecture.
         qkv_bias=family == "qwen2",
         activation=activation,
-        # Gemma scales scores by a size of its own instead of the head's; 0 is the usual scale.
+        # Gemma scales scores by a separate size instead of the head's; 0 is the usual scale.
         query_scale=_positive_number(fields, "query_pre_attn_scalar") ** -0.5 if is_gemma else 0.0,
         attention_softcap=_optional_cap(fields, "attn_logit_softcapping") if is_gemma else None,
         logit_softcap=_optional_cap(fields, "final_logit_softcapping") if is_gemma else None,
@@ -148,7 +148,7 @@ def _check_features(fields: Mapping[str, Any], activation: str) -> None:
     name = "hidden_activation" if family.startswith("gemma") else "hidden_act"
     if fields[name] != activation:
         raise ValueError(f"{name} {fields[name]!r} is not supported; expected {activation!r}")
-    # Gemma 3 normalises queries and keys in place of capping the scores.
+    # Gemma 3 normalises queries and keys instead of capping the scores.
     if family == "gemma3_text" and fields.get("attn_logit_softcapping") is not None:
         raise ValueError(
             "attn_logit_softcapping of a gemma3_text model is not supported; expected null"
@@ -158,16 +158,16 @@ def _check_features(fields: Mapping[str, Any], activation: str) -> None:
 def _rope_settings(fields: Mapping[str, Any]) -> tuple[Mapping[str, Any], float, float | None]:
     """Rotary frequencies: scaling rule and base, and the base of local layers if it differs."""
     # transformers 5 has all in `rope_parameters`. Gemma 3 has one table for each layer type there,
-    # because its local layers have a base of their own; the other families have one table.
+    # because its local layers have another base; the other families have one table.
     tables = fields.get("rope_parameters") or {}
     has_layer_types = bool({_LOCAL, _GLOBAL} & set(tables))
     needs_layer_types = fields["model_type"] == "gemma3_text"
     if tables and has_layer_types != needs_layer_types:
-        expected = "one table a layer type" if needs_layer_types else "one table"
+        expected = "one table per layer type" if needs_layer_types else "one table"
         raise ValueError(f"rope_parameters: expected {expected}, got {tables!r}")
     local_table = tables.get(_LOCAL) or {}
     global_table = (tables.get(_GLOBAL) or {}) if has_layer_types else tables
-    # transformers 4 has the rule in `rope_scaling` and the bases as fields beside it.
+    # transformers 4 has the rule in `rope_scaling`, and the bases as separate fields.
     scaling = {**global_table, **(fields.get("rope_scaling") or {})}
     default_share = fields.get("partial_rotary_factor", 1.0)
     for table in (scaling, local_table):

@@ -149,7 +149,7 @@ def from_gguf(metadata: Mapping[str, Any], *, tie_embeddings: bool) -> Config:
                 f"{family}.{name} {size} is not supported; expected the head size, {head_dim}"
             )
     theta = float(fields.get("rope.freq_base", 10_000.0))
-    # llama.cpp writes `none` for plain RoPE. Llama 3's rule is no scaling type: it is the tensor
+    # llama.cpp writes `none` for plain RoPE. Llama 3's rule is not a scaling type: it is the tensor
     # ROPE_FACTORS, see `read_config`.
     scaling_type = fields.get("rope.scaling.type", "none")
     scaling = {

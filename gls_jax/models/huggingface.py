@@ -75,7 +75,7 @@ def read_tensors(folder: Path, config: Config) -> Tensors:
             raise ValueError(
                 f"{path}: the index expects tensor {tensor_name} here, which is missing"
             )
-        # Two tensors are no parameters: the frequency table that old conversions saved, and the
+        # Two tensors are not parameters: the frequency table that old conversions saved, and the
         # second copy of an embedding that is also the output head.
         is_second_copy = config.tie_embeddings and tensor_name == NAMES["head"]
         if is_second_copy or tensor_name.endswith("rotary_emb.inv_freq"):

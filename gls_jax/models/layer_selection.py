@@ -17,7 +17,7 @@ LayerRange: TypeAlias = tuple[int, int]
 
 
 def parse_ranges(text: str) -> list[LayerRange]:
-    """Parse layers such as `12-17` or `3,7-9`; the empty text is no layer at all.
+    """Parse layers such as `12-17` or `3,7-9`; the empty text means no layers.
 
     Raises:
         ValueError: text of another form, or a range whose last layer precedes its first.

@@ -94,7 +94,7 @@ def load_pair(
     report("models", 0, 2)
     target = models.load(target_name)
     if target.tokenizer is None:
-        raise ValueError(f"{target_name}: expected a tokenizer beside the weights, found none")
+        raise ValueError(f"{target_name}: expected a tokenizer with the weights, found none")
     report("models", 1, 2)
 
     if draft in _DRAFTERS_WITHOUT_WEIGHTS:

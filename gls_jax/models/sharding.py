@@ -1,4 +1,4 @@
-"""Where weights, caches and requests lie on a mesh with axes `data` and `model`.
+"""Placement of weights, caches and requests on a mesh with axes `data` and `model`.
 
 Requests are split over `data`; heads, feed-forward units and the vocabulary over `model`. What does
 not divide is replicated: two key-value heads on four devices, nine heads on two. The only sums that

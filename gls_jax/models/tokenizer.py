@@ -29,7 +29,7 @@ def from_folder(folder: Path) -> Tokenizer | None:
     """Tokenizer of a Hugging Face folder, None if it has no `tokenizer.json`.
 
     Raises:
-        ValueError: the file is no tokenizer.
+        ValueError: the file is not a tokenizer.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():

@@ -1,8 +1,8 @@
 """The decoder: one block for all families, its weights stacked on a leading axis and scanned.
 
 Matrices are `[in, out]`: on XLA:CPU, products with a few tokens then run a fifth faster than with
-the `[out, in]` of checkpoints, and products with one token as fast. The cache is a plain pytree
-beside the model, never inside it.
+the `[out, in]` of checkpoints, and products with one token as fast. The cache is a plain pytree,
+separate from the model.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from gls_jax.models.layers import (
 
 
 class Cache(NamedTuple):
-    """Keys and values of earlier tokens, as :class:`gls_jax.decoding.LanguageModel` asks for.
+    """Keys and values of earlier tokens, as :class:`gls_jax.decoding.LanguageModel` requires.
 
     Attributes:
         keys: `[L, B, S, Hkv, D]`, layers first; rotated.
         values: `[L, B, S, Hkv, D]`.
         positions: `i32[1, B, S]`, position of the token in each slot. Nodes of a draft tree may
-            share a position, but each has a slot of its own.
-        length: `i32[B]`, filled slots of each row. Lower it to forget the newest tokens: contents
+            share a position, but each has a separate slot.
+        length: `i32[B]`, filled slots of each row. Lower it to discard the newest tokens: contents
             of slots from `length` on do not matter as long as they are finite.
     """
 
@@ -50,7 +50,7 @@ class Transformer(nnx.Module):
     """Decoder of all families: RMSNorm, RoPE, grouped-query attention, gated feed-forward.
 
     `Config` says what else a family has: biases, norms of queries and keys, norms after each part,
-    soft-caps, and local layers with a sliding window and a rotary base of their own. A window
+    soft-caps, and local layers with a sliding window and another rotary base. A window
     limits positions, not slots; the cache keeps all tokens.
 
     Under `jax.jit` use it as plain trees: `graph, params = nnx.split(model)` outside,
@@ -132,7 +132,7 @@ class Transformer(nnx.Module):
         if positions is None:
             positions = slots
         # Rotations and masks of the two kinds of layers are computed once, outside the scan, where
-        # every layer picks those of its kind.
+        # every layer selects those of its kind.
         tables = _layer_tables(config, positions, _visible(slots, mask, cache), cache)
         is_local = jnp.asarray(config.local_layers or (False,) * config.num_layers, jnp.int32)
         block_graph, block_weights = nnx.split(self.blocks)
@@ -142,7 +142,7 @@ class Transformer(nnx.Module):
             rotation, visible = jax.tree.map(lambda table: table[layer_kind], tables)
             return nnx.merge(block_graph, weights)(x, rotation, visible, layer_past)
 
-        # NaN for unknown tokens: JAX would otherwise clamp the index and go on.
+        # NaN for unknown tokens: JAX would otherwise clamp the index and continue.
         x = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
         if config.scale_embeddings:
             # Rounded to the activations' type first, as in Gemma's own code.
@@ -260,8 +260,8 @@ def _visible(
     sees_old = jnp.broadcast_to(is_filled, (batch, num_tokens, num_slots))
     if mask is None:
         return jnp.concatenate([sees_old, causal], -1)
-    # The mask speaks of slots. Attention reads the new tokens from their own segment, not yet from
-    # the cache, so their columns are taken from the slots that they will have.
+    # The mask is indexed by cache slot. Attention reads the new tokens from a separate segment, not
+    # yet from the cache, so their columns are taken from the slots that they will have.
     columns = jnp.broadcast_to(slots[:, None, :], square)
     sees_new = jnp.take_along_axis(mask, columns, -1, mode="fill", fill_value=False)
     return jnp.concatenate([sees_old & mask, sees_new], -1)

@@ -148,7 +148,8 @@ class ImageVae(nnx.Module):
         self.grid_shape = (-(-height // 4), -(-width // 4), wide)
         grid_size = math.prod(self.grid_shape)
         side_grid_size = -(-side_height // 2) * -(-side_width // 2) * half
-        # Encoder: `law` gives mean and log-variance of the latent.
+        # Encoder: `law` gives mean and log-variance of the latent, whose distribution it is. The
+        # name is an old one, kept because checkpoints contain it.
         self.encoder = nnx.List(
             [
                 _convolution(num_colours, wide, 1, rngs),
@@ -285,7 +286,7 @@ def image_model(model: ImageVae, config: VaeConfig) -> ImageModel:
         latent=config.latent,
         source_shape=config.source_shape,
         side_shape=config.side_shape,
-        fingerprint=_model_hash(params, config),
+        model_hash=_model_hash(params, config),
     )
 
 

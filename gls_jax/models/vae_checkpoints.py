@@ -18,12 +18,15 @@ from gls_jax.compression.images.image_model import ImageModel
 from gls_jax.models.config import one_line
 from gls_jax.models.vae import VaeConfig, abstract, image_model
 
-__all__ = ["NewestCheckpoint", "find", "load_vae", "restore", "save"]
+__all__ = ["RUN_CONFIGURATION", "NewestCheckpoint", "find", "load_vae", "restore", "save"]
 
 _OPTIONS = orbax.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-# Names of the metadata in the file: `asked` is the configuration of the run, `config` the sizes of
-# the model, `epochs` the number of epochs to train, `losses` the losses of every finished epoch.
-_METADATA_FIELDS = {"asked", "config", "epochs", "losses"}
+# The key of the run's configuration in the metadata. The word is that of the first version: another
+# one would make its checkpoints unreadable.
+RUN_CONFIGURATION = "asked"
+# The other keys: `config` has the sizes of the model, `epochs` the number of epochs to train,
+# `losses` the losses of every finished epoch.
+_METADATA_FIELDS = {RUN_CONFIGURATION, "config", "epochs", "losses"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,8 @@ class NewestCheckpoint:
 
     Attributes:
         epoch: number of finished epochs.
-        metadata: what was written beside the arrays: `asked`, `config`, `epochs`, `losses`.
+        metadata: stored together with the arrays: :data:`RUN_CONFIGURATION`, `config`, `epochs`,
+            `losses`.
     """
 
     epoch: int

@@ -30,9 +30,9 @@ class Losses(NamedTuple):
     """Means over an epoch.
 
     Attributes:
-        squared_error: a pixel, in units of the range [-1, 1].
-        kl: of the encoder's distribution from the prior, nats an image.
-        cross_entropy: of the estimator, nats a pair; guessing gives log 2.
+        squared_error: per pixel, in units of the range [-1, 1].
+        kl: of the encoder's distribution from the prior, nats per image.
+        cross_entropy: of the estimator, nats per pair; guessing gives log 2.
     """
 
     squared_error: float
@@ -60,14 +60,14 @@ def train_vae(
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trained:
-    """Train an image model and keep its state in a folder, a checkpoint an epoch.
+    """Train an image model, and write a checkpoint to a folder after every epoch.
 
     The right half of each image is the source. The side information is a random crop of its left
     half, a new one in every epoch. The loss is the sum of the squared error over the pixels, `beta`
     times the Kullback-Leibler divergence of the encoder's distribution from N(0, I), and the
     estimator's cross-entropy on pairs (w, features) of one image against pairs of two images.
 
-    Every epoch has a key of its own, so that a run that was killed and resumed gives the same
+    Every epoch has a separate key, so that a run that was killed and resumed gives the same
     weights as one that was not.
 
     Args:
@@ -77,7 +77,7 @@ def train_vae(
         beta: weight of the divergence: the larger, the fewer bits the latent holds.
         epochs: passes over the images; those that do not fill a batch are left out of a pass.
         seed: of weights, order, crops, latents and dropout, 0 to 2^32 - 1.
-        batch: images a step.
+        batch: images per step.
         learning_rate: of Adam.
         resume: continue the run in the folder; a finished run may be given more epochs.
         progress: called with `(epochs done, epochs)`.
@@ -124,7 +124,7 @@ def train_vae(
             )
         losses.append(epoch_losses)
         metadata = {
-            "asked": run_config,
+            checkpoints.RUN_CONFIGURATION: run_config,
             "config": run_config["config"],
             "epochs": epochs,
             "losses": [list(row) for row in losses],
@@ -151,7 +151,7 @@ def _train_epoch(
         jax.numpy_dtype_promotion("standard"),
     ):
         order = jax.random.permutation(order_key, num_images)
-        # One call a step: inside `lax.scan`, XLA:CPU runs convolutions 5 to 20 times slower.
+        # One call per step: inside `lax.scan`, XLA:CPU runs convolutions 5 to 20 times slower.
         for step, step_key in enumerate(step_keys):
             chosen = order[step * batch_size : (step + 1) * batch_size]
             state, losses = _step(
@@ -236,7 +236,7 @@ def _check_input(
     # The estimator compares two images of a batch.
     if min(checks.count(batch, "batch"), len(images)) < 2:
         raise ValueError(
-            f"batch: expected at least two images a step, "
+            f"batch: expected at least two images per step, "
             f"got a batch of {batch} and {len(images)} images"
         )
     if not (np.abs(images) <= 1).all():
@@ -255,7 +255,7 @@ def _previous_epochs(
         raise ValueError(
             f"{folder}: a training run is here; --resume continues it, else give another folder"
         )
-    stored_config = newest.metadata["asked"]
+    stored_config = newest.metadata[checkpoints.RUN_CONFIGURATION]
     # Through JSON, as the stored one: a tuple comes back as a list.
     run_config = json.loads(json.dumps(run_config))
     differing = [name for name, value in run_config.items() if stored_config.get(name) != value]
@@ -267,6 +267,6 @@ def _previous_epochs(
     if newest.epoch > epochs:
         raise ValueError(
             f"{folder}: the training run here has {newest.epoch} epochs, "
-            f"more than the {epochs} asked for"
+            f"more than the {epochs} requested"
         )
     return newest.epoch, [Losses(*row) for row in newest.metadata["losses"]]

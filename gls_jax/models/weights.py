@@ -50,7 +50,7 @@ def build(
     """Model of the kept `layers` with the checkpoint's weights.
 
     Nothing is read before all names and shapes fit. Tensors are read one at a time, so the host
-    holds at most one stacked parameter beside those already placed.
+    holds at most one stacked parameter in addition to those already placed.
 
     Args:
         config: of the whole checkpoint.
@@ -172,7 +172,7 @@ def _check_tensors(config: Config, tensors: Tensors, params: Mapping[str, Any]) 
     unknown = [tensor_name for tensor_name in tensors.shapes if tensor_name not in expected]
     if unknown:
         raise ValueError(
-            f"{tensors.source}: got tensors that a {config.family} model has no place for: "
+            f"{tensors.source}: got tensors that a {config.family} model does not have: "
             f"{_first_names(unknown)}"
         )
     for tensor_name, shape in expected.items():

@@ -78,7 +78,7 @@ def tree_survival(kernels: np.ndarray, widths: tuple[int, ...]) -> np.ndarray:
 
 def shape_survival(shape: Shape, kernels: np.ndarray) -> np.ndarray:
     """Survival of K chains or of a static tree, `[P, L]`."""
-    if shape.chains:
+    if shape.is_chains:
         return chain_survival(kernels, shape.widths[0], shape.depth)
     return tree_survival(kernels, shape.widths)
 

@@ -286,7 +286,7 @@ def test_what_only_the_models_can_tell(checkpoint, tmp_path, capsys):
     messages.write_text('{"messages": [{"role": "user", "content": "Hello"}]}')
     hello = ["--prompt", "Hello"]
     for arguments, message in (
-        (["--target", silent, *hello], "expected a tokenizer beside the weights, found none"),
+        (["--target", silent, *hello], "expected a tokenizer with the weights, found none"),
         (
             ["--target", checkpoint, "--draft", foreign, *hello],
             "expected the tokenizer of the target, got another one",

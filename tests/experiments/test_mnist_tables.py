@@ -36,7 +36,7 @@ def test_tables(tmp_path, images, capsys, monkeypatch):
     calls = []
 
     def interrupted(trials, codec):
-        calls.append((codec.model.fingerprint, codec.code, len(trials.source)))
+        calls.append((codec.model.model_hash, codec.code, len(trials.source)))
         if len(calls) == 10:
             raise KeyboardInterrupt
         return run_trials(trials, codec)

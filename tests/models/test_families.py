@@ -150,7 +150,7 @@ def test_tree_in_the_cache_equals_its_paths(tiny, gemma):
             expected = alone([*TOKENS[row, :length], *nodes[path]])
             close(logits[row, path], expected[-len(path) :])
 
-    # The engine keeps the path 0, 2, 7, whose slots differ from its positions, and goes on.
+    # The engine keeps the path 0, 2, 7, whose slots differ from its positions, and continues.
     path = paths[7]
     start = jnp.asarray(lengths, jnp.int32)
     cache = caches.keep(cache, start[:, None] + jnp.array([path]), start, jnp.full((3,), len(path)))

@@ -26,14 +26,14 @@ LLAMA3 = {
 
 
 def new_dialect(fields):
-    """What transformers 5 writes: theta inside `rope_parameters`."""
+    """Fields as transformers 5 writes them: theta inside `rope_parameters`."""
     other_fields = {name: value for name, value in fields.items() if name != "rope_theta"}
     rope = {"rope_theta": fields["rope_theta"], "rope_type": "default"}
     return other_fields | {"rope_parameters": rope, "dtype": "float32"}
 
 
 def old_dialect(fields):
-    """What transformers 4 writes: theta beside the scaling rule."""
+    """Fields as transformers 4 writes them: theta next to the scaling rule."""
     return fields | {"rope_scaling": None, "torch_dtype": "float32"}
 
 
@@ -137,7 +137,7 @@ def test_folder_as_string_with_needless_tensors(logits, tmp_path, tiny):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_folder_is_float32_unless_asked(logits, tmp_path, tiny, dtype):
+def test_half_precision_folder_is_float32_by_default(logits, tmp_path, tiny, dtype):
     tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in tiny.tensors.items()}
     folder = tiny.write_folder(tmp_path / "model", tiny.fields, tensors)
     loaded = models.load(folder)

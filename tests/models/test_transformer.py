@@ -95,8 +95,8 @@ def test_tree_under_a_mask_equals_its_paths(tiny, forward):
             text = [*TOKENS[row, :length], *nodes[path]]
             close(logits[row, node], tiny.slow_logits(tiny.tensors, tiny.fields, text)[-1])
 
-    # What the engine does next: keys and values of one path move into place, all others are
-    # forgotten.
+    # As the engine does next: keys and values of one path move to the slots after the text, all
+    # others are discarded.
     path = paths[6]
     rows = np.arange(3)[:, None]
     old_slots = lengths[:, None] + np.array(path)

@@ -134,21 +134,21 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, short, monkeypatch, 
     )
     assert seen == [(3, 3)]
     assert losses == short[1].losses
-    assert model.fingerprint == short[1].model.fingerprint
+    assert model.model_hash == short[1].model.model_hash
     chex.assert_trees_all_equal(model.params, short[1].model.params)
 
 
 def test_more_epochs_for_a_finished_run(tmp_path, short):
     train(tmp_path, epochs=2)
-    assert train(tmp_path, epochs=3, resume=True).model.fingerprint == short[1].model.fingerprint
+    assert train(tmp_path, epochs=3, resume=True).model.model_hash == short[1].model.model_hash
     again = train(tmp_path, epochs=3, resume=True)
-    assert again.model.fingerprint == short[1].model.fingerprint and again.losses == short[1].losses
+    assert again.model.model_hash == short[1].model.model_hash and again.losses == short[1].losses
 
 
 def test_a_folder_loads_as_the_model_that_was_trained(finished):
     folder, (model, _) = finished
     loaded = models.load_vae(folder)
-    assert loaded.fingerprint == model.fingerprint and loaded.encode == model.encode
+    assert loaded.model_hash == model.model_hash and loaded.encode == model.encode
     side = ramps(3)[:, :3, :3]
     assert (loaded.project(loaded.params, side) == model.project(model.params, side)).all()
 
@@ -161,7 +161,7 @@ def test_hashes_tell_models_apart(finished):
     network = nnx.merge(model.encode.graph, jax.tree.unflatten(structure, leaves))
     other_weights = models.image_model(network, CONFIG)
     other_config = models.image_model(network, dataclasses.replace(CONFIG, dropout=0.1))
-    hashes = {model.fingerprint, other_weights.fingerprint, other_config.fingerprint}
+    hashes = {model.model_hash, other_weights.model_hash, other_config.model_hash}
     assert len(hashes) == 3
 
 
@@ -173,13 +173,13 @@ def test_hashes_tell_models_apart(finished):
         ({"seed": 4, "batch": 16}, r"another configuration \(seed, batch\)"),
         ({"images": ramps(512, seed=2)}, r"another configuration \(images\)"),
         ({"config": dataclasses.replace(CONFIG, latent=3)}, r"another configuration \(config\)"),
-        ({"epochs": 2}, "has 3 epochs, more than the 2 asked for"),
+        ({"epochs": 2}, "has 3 epochs, more than the 2 requested"),
     ],
 )
 def test_another_run_in_the_folder(short, changes, message):
     with pytest.raises(ValueError, match=message):
         train(short[0], **({"epochs": 3, "resume": True} | changes))
-    assert models.load_vae(short[0]).fingerprint == short[1].model.fingerprint
+    assert models.load_vae(short[0]).model_hash == short[1].model.model_hash
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_another_run_in_the_folder(short, changes, message):
         ({"seed": -1}, "seed: expected one int within"),
         (
             {"batch": 1},
-            "batch: expected at least two images a step, got a batch of 1 and 512 images",
+            "batch: expected at least two images per step, got a batch of 1 and 512 images",
         ),
         (
             {"images": ramps(512)[:, :7]},

@@ -14,7 +14,7 @@ from tokenizers import models as kinds
 from tokenizers.pre_tokenizers import ByteLevel
 
 from gls_jax import models
-from gls_jax.models import packages
+from gls_jax.models import model_location
 
 pytestmark = [
     pytest.mark.peer,
@@ -99,7 +99,7 @@ def test_folder(folder, name, chat, place):
 
 @pytest.mark.parametrize("chat", CHATS)
 def test_gguf(chat):
-    path = packages.smollm2()
+    path = model_location.smollm2()
     peer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     template = models.chat_template("smollm2")
     # transformers does not read this field of a GGUF file.

@@ -14,7 +14,7 @@ import transformers
 from flax import nnx
 
 from gls_jax import models
-from gls_jax.models import packages
+from gls_jax.models import model_location
 
 pytestmark = [
     pytest.mark.peer,
@@ -66,7 +66,7 @@ def peer_smollm2():
     """The same GGUF file through transformers' own reader, which checks its row permutation."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    path = packages.smollm2()
+    path = model_location.smollm2()
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
@@ -121,7 +121,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def peer_tokenizer():
-    path = packages.smollm2()
+    path = model_location.smollm2()
     return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 

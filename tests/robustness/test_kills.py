@@ -104,7 +104,7 @@ def test_training(tmp_path):
     whole, seen = train(tmp_path / "whole"), []
     resumed = train(cut, resume=True, progress=lambda done, total: seen.append(done))
     assert seen == list(range(epochs[-1] + 1, 7))
-    assert resumed.losses == whole.losses and resumed.model.fingerprint == whole.model.fingerprint
+    assert resumed.losses == whole.losses and resumed.model.model_hash == whole.model.model_hash
 
 
 RECORDS = [{"request": n, "text": "naïve 🙂 " * n, "tokens": list(range(n))} for n in range(5)]

@@ -1,4 +1,4 @@
-"""What an estimator of the source gets, and the paper's estimator."""
+"""Estimators of the source: their argument, and the paper's estimator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Observation", "plug_in"]
 
 
 class Observation(NamedTuple):
-    """What one decoder knows about `n` symbols: the argument of an estimator.
+    """The knowledge of one decoder about `n` symbols: the argument of an estimator.
 
     Attributes:
         code: the list code.

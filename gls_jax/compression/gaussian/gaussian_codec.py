@@ -24,7 +24,8 @@ from gls_jax.typing import Numbers
 
 __all__ = ["ESTIMATORS", "GaussianCodec", "Reconstruction"]
 
-# By the name that `decode`, `simulate` and the command line take. A new estimator goes here.
+# By the name that `decode`, `simulate` and the command line take. To add an estimator, add a line
+# here and a sentence to the help text in cli/decompress.py.
 ESTIMATORS: dict[str, Callable[[Observation], Float[np.ndarray, " n"]]] = {
     "plug_in": plug_in,
     "posterior_mean": posterior_mean,
@@ -35,7 +36,7 @@ _MAX_DEVIATIONS = 100.0  # no normal value is that many standard deviations away
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """What a decoder makes of a blob.
+    """The values that a decoder reconstructs from a blob.
 
     Attributes:
         estimate: `f32[n]`, of the source.
@@ -52,8 +53,7 @@ class Reconstruction:
 class GaussianCodec:
     """Lossy compression of a standard normal source for `K` decoders with noisy side information.
 
-    ``log2 L`` bits per symbol, whatever the decoders know. Each decoder has side information of its
-    own, and decodes with that alone.
+    A symbol takes ``log2 L`` bits. Each decoder has separate side information, and uses only that.
 
     Attributes:
         num_decoders: `K`.
@@ -201,7 +201,7 @@ class GaussianCodec:
         estimator: str = "plug_in",
         progress: Progress | None = None,
     ) -> Reconstruction:
-        """What :meth:`decode` makes of messages `i32[n]`."""
+        """The reconstruction of :meth:`decode`, from messages `i32[n]`."""
         checks.one_of(estimator, tuple(ESTIMATORS), "estimator")
         message = check_messages(message, self.num_bins)
         side = self._check_side(side_information, len(message))

@@ -33,7 +33,7 @@ class Distortion(NamedTuple):
 
 
 class Simulation(NamedTuple):
-    """What :func:`simulate` returns.
+    """The result of :func:`simulate`.
 
     Attributes:
         match: how often some decoder has the encoder's index.

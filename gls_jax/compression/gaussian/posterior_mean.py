@@ -1,10 +1,10 @@
 """The mean of the source given message, side information and shared noise (ours).
 
-Whoever has the shared noise can compute what the encoder would send for any source `a`. The
-posterior is therefore ``p(a | t)`` where that equals the message, and 0 elsewhere. Its mean has the
-smallest possible mean squared error, and no decoder's pick enters it. The encoder is evaluated on a
-grid whose spacing is an eighth of the target's standard deviation; its message changes on a coarser
-scale.
+With the shared noise a decoder can compute the message that the encoder would send for any source
+`a`. The posterior is therefore proportional to ``p(a | t)`` where that message equals the one
+received, and 0 elsewhere. Its mean has the smallest possible mean squared error, and does not use
+the decoder's candidate. The encoder is evaluated on a grid whose spacing is an eighth of the
+target's standard deviation; its message changes on a coarser scale.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def posterior_mean(observed: Observation) -> Float[np.ndarray, " n"]:
 
     Costs ``64 sqrt(var(A | T) / s_W)`` encodings per symbol, between 64 and 2^15. If no point of
     the grid has the message, the side information does not have the assumed distribution; the
-    estimate is then the zero-rate one. The decoder's pick is not used.
+    estimate is then the zero-rate one. The decoder's candidate is not used.
     """
     joint = observed.joint
     centres = joint.zero_rate(observed.side_information)

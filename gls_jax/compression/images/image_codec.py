@@ -37,7 +37,7 @@ BATCH_SIZE = 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageReconstruction:
-    """What a decoder makes of a blob of images.
+    """The images that a decoder reconstructs from a blob.
 
     Attributes:
         estimate: `f32[n, h, w, c]` in [-1, 1], of the sources.
@@ -52,7 +52,7 @@ class ImageReconstruction:
 
 @dataclasses.dataclass(frozen=True)
 class ImageCodec:
-    """Lossy compression of images for `K` decoders, each with side information of its own.
+    """Lossy compression of images for `K` decoders, each with its side information.
 
     ``log2 L`` bits per image. The search is dense, because a network's weights have no known bound.
 
@@ -194,7 +194,7 @@ class ImageCodec:
         *,
         progress: Progress | None = None,
     ) -> ImageReconstruction:
-        """What :meth:`decode` makes of messages `i32[n]`."""
+        """The reconstruction of :meth:`decode`, from messages `i32[n]`."""
         received = symbol_coding.decode(
             self.code,
             keys,
@@ -218,7 +218,7 @@ class ImageCodec:
         return _in_batches(self.model.reconstruct, self.model.params, latent, features)
 
     def _header(self) -> dict:
-        return header("images", self.code, BATCH_SIZE, {"model": self.model.fingerprint})
+        return header("images", self.code, BATCH_SIZE, {"model": self.model.model_hash})
 
 
 def _check_images(value: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:

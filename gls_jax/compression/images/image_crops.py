@@ -44,11 +44,11 @@ def crops(
 ) -> Float[Array, "n k s s c"]:
     """Square crops of every image, each placed uniformly and independently where it fits.
 
-    A decoder gets the pixels of its crop, not their place. The GLS paper does not say how crops are
-    placed.
+    A decoder gets the pixels of its crop, not the position. The GLS paper does not say how crops
+    are placed.
 
     Args:
-        key: of the places. The place of crop `k` of image `i` does not depend on `count`.
+        key: of the positions. That of crop `k` of image `i` does not depend on `count`.
         images: left halves, `[n, height, width, channels]`.
         count: crops of each image, one per decoder.
         size: height and width of a crop.
@@ -81,7 +81,7 @@ def crops(
     def draw_corners(key):
         return jax.random.randint(key, (num_images, 2), 0, num_places, jnp.int32)
 
-    # The same places for every setting of jax_threefry_partitionable.
+    # The same positions for every setting of jax_threefry_partitionable.
     with races.keys.partitionable_bits():
         corners = jax.vmap(draw_corners, out_axes=1)(keys)
 

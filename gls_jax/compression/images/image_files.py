@@ -21,7 +21,7 @@ except ModuleNotFoundError:
 
 __all__ = [
     "EXPECTED",
-    "check_place",
+    "check_path",
     "from_pixels",
     "read_images",
     "size_text",
@@ -81,10 +81,10 @@ def write_images(path: str | Path, images: np.ndarray) -> None:
     Raises:
         ValueError: a file of another kind, several images for one .png file, or a number of
             channels that it cannot hold.
-        OSError: the place cannot be written.
+        OSError: the path cannot be written.
     """
     path, images = Path(path), np.asarray(images, np.float32)
-    check_place(path, len(images), images.shape[3])
+    check_path(path, len(images), images.shape[3])
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
         files.write_whole(path, lambda file: np.save(file, images))
@@ -102,8 +102,8 @@ def write_images(path: str | Path, images: np.ndarray) -> None:
         files.write_whole(file_path, partial(picture.save, format="PNG"))
 
 
-def check_place(path: Path, count: int, channels: int) -> None:
-    """Raise what :func:`write_images` would raise for so many images; nothing is written."""
+def check_path(path: Path, count: int, channels: int) -> None:
+    """Raise what :func:`write_images` would raise for `count` images; nothing is written."""
     if path.suffix not in (".npy", ".png", ""):
         raise ValueError(
             f"{path}: expected an .npy file, a .png file or a folder to write images to"

@@ -1,4 +1,4 @@
-"""What the image codec needs of a model: parameters and four pure functions."""
+"""Adapter of an image model for the codec: parameters and four pure functions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ImageModel:
         latent: `D`.
         source_shape: `(h, w, c)`.
         side_shape: `(sh, sw, c)`.
-        fingerprint: hash of weights and architecture. Blobs can be read with an equal hash only.
+        model_hash: of weights and architecture. Blobs can be read with an equal hash only.
     """
 
     params: Any
@@ -44,7 +44,7 @@ class ImageModel:
     latent: int
     source_shape: tuple[int, ...]
     side_shape: tuple[int, ...]
-    fingerprint: str
+    model_hash: str
 
     def __post_init__(self) -> None:
         for name in ("encode", "project", "score", "reconstruct"):

@@ -107,8 +107,8 @@ def decompress_images(
         raise ValueError(
             f"{source_path}: expected one image for each of {len(side)}, and at least one"
         )
-    # Decoding may take long: a place that cannot be written is refused before.
-    image_files.check_place(estimate_path, len(side), model.source_shape[2])
+    # Decoding may take long, so a path that cannot be written is refused before.
+    image_files.check_path(estimate_path, len(side), model.source_shape[2])
     estimate = codec.decode(container, side, decoder, progress=progress).estimate
     image_files.write_images(estimate_path, estimate)
     if source is None:
@@ -120,7 +120,7 @@ def decompress_images(
 
 
 def _halves(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both halves; images one pixel wide are no whole images and are returned as they are."""
+    """Both halves; images one pixel wide are not whole images and are returned as they are."""
     return halves(images) if images.shape[2] > 1 else (images, images)
 
 

@@ -167,7 +167,7 @@ def test_no_images_at_all(codec):
 
 def test_blobs_of_others_are_refused(codec, blob):
     model = codec.model
-    other = dataclasses.replace(model, fingerprint="0" * 64)
+    other = dataclasses.replace(model, model_hash="0" * 64)
     for wrong, message in (
         (dataclasses.replace(codec, model=other), "with parameters {'model': '0000"),
         (dataclasses.replace(codec, num_decoders=2), "with num_decoders 2, got 4"),

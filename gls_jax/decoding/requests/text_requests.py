@@ -46,8 +46,8 @@ class TextRequest:
     Raises:
         ValueError: an empty prompt, text that is not Unicode, or a number out of range.
 
-    >>> from gls_jax.decoding import batches
-    >>> batches.TextRequest(0, "Hello", 8, 1.0, None, "prompt 1").max_new_tokens
+    >>> from gls_jax.decoding import requests
+    >>> requests.TextRequest(0, "Hello", 8, 1.0, None, "prompt 1").max_new_tokens
     8
     """
 
@@ -73,22 +73,22 @@ class TextRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How prompts become tokens, and what ends the replies.
+    """Options for turning prompts into tokens and for ending replies.
 
     The descriptions of the fields are also the help of the command line.
 
-    >>> from gls_jax.decoding import batches
-    >>> batches.TextOptions(stop=("User:",)).check()
+    >>> from gls_jax.decoding import requests
+    >>> requests.TextOptions(stop=("User:",)).check()
     """
 
     seed: int = 0
-    """Seed of all requests without their own, folded with their number."""
+    """Seed of all requests that have none, folded with their number."""
     chat: bool = True
     """Whether prompts go through the model's chat template, if it has one."""
     system: str | None = None
     """System message of chats that have none."""
     stop: tuple[str, ...] = ()
-    """What ends a reply, beside the model's own stop tokens: texts, or token ids."""
+    """Texts or token ids that end a reply, in addition to the model's stop tokens."""
 
     def check(self) -> None:
         """Raise `ValueError` for a seed out of range or options that contradict each other."""
@@ -108,9 +108,9 @@ def requests_from_prompts(
         prompts: one text for each request.
         max_new_tokens, temperature: the same for all requests.
 
-    >>> from gls_jax.decoding import batches
-    >>> requests = batches.requests_from_prompts(["a", "b"], max_new_tokens=8, temperature=1.0)
-    >>> [request.where for request in requests]
+    >>> from gls_jax.decoding import requests
+    >>> limits = dict(max_new_tokens=8, temperature=1.0)
+    >>> [request.where for request in requests.requests_from_prompts(["a", "b"], **limits)]
     ['prompt 1', 'prompt 2']
     """
     return [
@@ -120,13 +120,13 @@ def requests_from_prompts(
 
 
 def read_requests(path: Path, *, max_new_tokens: int, temperature: float) -> list[TextRequest]:
-    """Read requests from a file with one JSON object a line; blank lines are skipped.
+    """Read requests from a file with one JSON object per line; blank lines are skipped.
 
     An object has `prompt` or `messages`, and optionally `max_new_tokens`, `temperature` and `seed`.
 
     Args:
         path: the file.
-        max_new_tokens, temperature: defaults for lines without their own.
+        max_new_tokens, temperature: defaults for lines that have none.
 
     Raises:
         OSError: the file cannot be read.
@@ -140,7 +140,7 @@ def read_requests(path: Path, *, max_new_tokens: int, temperature: float) -> lis
             where = f"{path}, line {number + 1}"
             requests.append(_parse_line(line, number, where, defaults))
     if not requests:
-        raise ValueError(f"{path}: expected a JSON object a line, got an empty file")
+        raise ValueError(f"{path}: expected a JSON object per line, got an empty file")
     return requests
 
 

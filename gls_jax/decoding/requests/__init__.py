@@ -3,13 +3,13 @@
 :func:`answer` is the whole job: it reads the results of an earlier run, shares the rest out over
 the processes, generates batch by batch, and keeps each result as soon as it is finished. The steps
 are in the other modules: a request (`text_requests`), the reply that grows from it (`replies`), and
-one batch after the other (`running_batches`).
+the loop over batches (`running_batches`).
 """
 
-from gls_jax.decoding.batches.answering import Answers, answer
-from gls_jax.decoding.batches.replies import Reply, StopConditions, stop_conditions
-from gls_jax.decoding.batches.running_batches import Timer, check_options, run_batches
-from gls_jax.decoding.batches.text_requests import (
+from gls_jax.decoding.requests.answering import Answers, answer
+from gls_jax.decoding.requests.replies import Reply, StopConditions, stop_conditions
+from gls_jax.decoding.requests.running_batches import Timer, check_options, run_batches
+from gls_jax.decoding.requests.text_requests import (
     TextOptions,
     TextRequest,
     encode_prompt,

@@ -1,10 +1,10 @@
-"""`gls_jax.decoding.batches` as a library: what the command line does not show."""
+"""`gls_jax.decoding.requests` as a library: results that the command line does not show."""
 
 import jax
 import pytest
 
 from gls_jax import decoding
-from gls_jax.decoding import batches
+from gls_jax.decoding import requests
 from gls_jax.models import model_pair
 from tests.cli.conftest import write
 
@@ -15,21 +15,21 @@ OPTIONS = decoding.DecodeOptions(num_drafts=2, draft_length=2)
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    folder = write(tmp_path_factory.mktemp("batches") / "tiny", max_position_embeddings=128)
+    folder = write(tmp_path_factory.mktemp("requests") / "tiny", max_position_embeddings=128)
     return model_pair.load_pair(str(folder), drop_layers="1")
 
 
-def requests(*prompts):
-    return batches.requests_from_prompts(prompts, max_new_tokens=6, temperature=1.0)
+def new_requests(*prompts):
+    return requests.requests_from_prompts(prompts, max_new_tokens=6, temperature=1.0)
 
 
 def test_answers_are_those_of_generate(pair):
     reports, pieces = [], []
-    answers = batches.answer(
-        requests("Hello", "a b c"),
+    answers = requests.answer(
+        new_requests("Hello", "a b c"),
         lambda: pair,
         OPTIONS,
-        batches.TextOptions(seed=7, chat=False),
+        requests.TextOptions(seed=7, chat=False),
         configuration={},
         on_text=pieces.append,
         progress=lambda *report: reports.append(report),
@@ -56,11 +56,11 @@ def test_answers_are_those_of_generate(pair):
 
 def test_models_are_loaded_only_for_requests_without_a_result(pair, tmp_path):
     def answer(*prompts, load_models, resume, option="a"):
-        return batches.answer(
-            requests(*prompts),
+        return requests.answer(
+            new_requests(*prompts),
             load_models,
             OPTIONS,
-            batches.TextOptions(),
+            requests.TextOptions(),
             configuration={"option": option},
             path=tmp_path / "results.jsonl",
             resume=resume,
@@ -79,8 +79,8 @@ def test_models_are_loaded_only_for_requests_without_a_result(pair, tmp_path):
 
 
 def test_options_are_checked_without_models():
-    batches.check_options(decoding.DecodeOptions(temperature=0.0), has_drafter=False)
+    requests.check_options(decoding.DecodeOptions(temperature=0.0), has_drafter=False)
     with pytest.raises(ValueError, match="expected one for the vocabulary of a language model"):
-        batches.check_options(decoding.DecodeOptions(scheme="optimal"))
+        requests.check_options(decoding.DecodeOptions(scheme="optimal"))
     with pytest.raises(ValueError, match="system: expected a chat"):
-        batches.TextOptions(system="Be brief.", chat=False).check()
+        requests.TextOptions(system="Be brief.", chat=False).check()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gls_jax.decoding.batches.text_requests import TextRequest
+from gls_jax.decoding.requests.text_requests import TextRequest
 
 if TYPE_CHECKING:
     from jaxtyping import PRNGKeyArray
@@ -18,7 +18,7 @@ __all__ = ["Reply", "StopConditions", "stop_conditions"]
 
 
 class StopConditions(NamedTuple):
-    """What ends a reply.
+    """The conditions that end a reply.
 
     Attributes:
         tokens: token ids that end it.

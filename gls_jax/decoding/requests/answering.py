@@ -15,16 +15,16 @@ import jax
 import numpy as np
 
 from gls_jax import checks, races
-from gls_jax.decoding.batches.replies import Reply, stop_conditions
-from gls_jax.decoding.batches.running_batches import Timer, run_batches
-from gls_jax.decoding.batches.text_requests import (
+from gls_jax.decoding.metrics import Metrics
+from gls_jax.decoding.options import DecodeOptions
+from gls_jax.decoding.requests.replies import Reply, stop_conditions
+from gls_jax.decoding.requests.running_batches import Timer, run_batches
+from gls_jax.decoding.requests.text_requests import (
     TextOptions,
     TextRequest,
     encode_prompt,
     request_hash,
 )
-from gls_jax.decoding.metrics import Metrics
-from gls_jax.decoding.options import DecodeOptions
 from gls_jax.runs import cluster, files
 from gls_jax.runs.jsonl_results import JsonlResults
 from gls_jax.typing import Report
@@ -38,7 +38,7 @@ __all__ = ["Answers", "answer"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What came of some requests.
+    """The replies to requests, with figures of the run.
 
     Attributes:
         records: :meth:`Reply.record` of each finished reply, in the order of the requests.
@@ -53,7 +53,7 @@ class Answers:
     problem: str | None
 
     def summary(self) -> dict[str, Any]:
-        """Figures of all records, of which there must be one, as JSON.
+        """Figures of all records, at least one, as JSON.
 
         Times are those of the texts that were generated in this call.
         """
@@ -105,8 +105,8 @@ def answer(
         load_models: loads the models; not called when all results exist.
         options: decoding options; length, temperature and stop tokens come from the requests.
         text_options: how prompts become tokens, and what ends the replies.
-        configuration: what results depend on beside the requests, as JSON: the names of the models
-            and the options. Results of another configuration are refused.
+        configuration: everything that the results depend on in addition to the requests, as JSON:
+            the names of the models and the options. Results of another one are refused.
         batch_size: requests in one batch.
         path: JSONL file of the results; None keeps them in memory only.
         resume: whether to continue the results in an existing file.
@@ -133,7 +133,7 @@ def answer(
         files.check_folder(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
     with files.alone(path) if path is not None and is_primary else nullcontext():
-        # Several processes cannot append to one file: each has its own part.
+        # Several processes cannot append to one file: each writes a separate part.
         process = cluster.index() if cluster.size() > 1 else None
         results = JsonlResults(path, resume, hashes, process)
 
@@ -223,7 +223,7 @@ def _new_replies(
             key = jax.random.fold_in(common_key, request.number)
         else:
             key = races.new_key(request.seed)
-        # The reply of a chat is a text of its own; any other reply continues the prompt.
+        # The reply of a chat is a new text; any other reply continues the prompt.
         seen_tokens = prompt if template is None else ()
         reply = Reply(
             request=request,
@@ -243,7 +243,7 @@ def _problem(
     expected: Sequence[TextRequest],
     path: Path | None,
 ) -> str | None:
-    """What is wrong with requests without a result: those of this process, else all `expected`."""
+    """Error line for requests without a result: those of this process, else all `expected`."""
     broken = [request.where for request in share if request.number not in results.done]
     if broken:
         return f"{', '.join(broken)}: expected logits with a largest one, got NaN or infinite ones"

@@ -10,11 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from gls_jax import races, schemes
-from gls_jax.decoding.batches.replies import Reply
 from gls_jax.decoding.generation import BrokenLogits, Stream, stream
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.options import DecodeOptions
 from gls_jax.decoding.preparation import prepare
+from gls_jax.decoding.requests.replies import Reply
 from gls_jax.decoding.uncached import from_function
 
 __all__ = ["Timer", "check_options", "run_batches"]
@@ -53,7 +53,7 @@ class Timer:
             seconds: of these rounds in all.
         """
         added = {name: end[name] - start[name] for name in ("draft", "verify", "select")}
-        # What remains are transfers between host and device, text and files.
+        # The remaining time goes to transfers between host and device, text and files.
         added["other"] = seconds - sum(added.values())
         earlier = self.parts or {}
         self.parts = {name: earlier.get(name, 0.0) + added[name] for name in added}
@@ -62,8 +62,8 @@ class Timer:
 def check_options(options: DecodeOptions, *, has_drafter: bool = True) -> None:
     """Check decoding options as far as that is possible without the models.
 
-    The options go through the same validation as for a real run, with a placeholder in place of
-    the models: it has the largest vocabulary and is never called.
+    The options go through the same validation as for a real run, with a placeholder for the
+    models: it has the largest vocabulary and is never called.
 
     Args:
         options: the options.
@@ -74,8 +74,8 @@ def check_options(options: DecodeOptions, *, has_drafter: bool = True) -> None:
             defined on small alphabets.
 
     >>> from gls_jax import decoding
-    >>> from gls_jax.decoding import batches
-    >>> batches.check_options(decoding.DecodeOptions(scheme="single", num_drafts=2))
+    >>> from gls_jax.decoding import requests
+    >>> requests.check_options(decoding.DecodeOptions(scheme="single", num_drafts=2))
     Traceback (most recent call last):
     ValueError: num_drafts: scheme 'single' takes at most 1, got 2
     """
@@ -108,7 +108,7 @@ def run_batches(
 
     Args:
         target, drafter: the models; None drafts nothing.
-        replies: the replies, which grow in place.
+        replies: the replies, which are changed in place.
         options: common options; length, temperature and stop tokens come from the requests.
         batch_size: requests in one batch.
         timed: whether to measure the parts of a round, which costs some speed.
@@ -142,7 +142,7 @@ def _start_batch(
     fillers = [batch[0]] * num_fillers
     rows = [*batch, *fillers]
     limits = [reply.max_new_tokens for reply in batch] + [1] * num_fillers
-    # Whatever differs between requests is one list with an entry for each row.
+    # An option that differs between requests is a list with an entry for each row.
     batch_options = dataclasses.replace(
         options,
         max_new_tokens=limits,
@@ -166,7 +166,7 @@ def _finish_batch(
     num_tokens, warm_tokens = 0, 0
     warm_end, warm_parts = None, None
     for new_tokens in _until_broken(run):
-        # The engine may emit tokens behind the end of a reply, which only the text shows.
+        # The engine may emit tokens past the end of a reply, which only the text shows.
         finished_rows: list[int] = []
         for row, reply in enumerate(batch):
             if reply.finish_reason is None:
@@ -186,7 +186,7 @@ def _finish_batch(
         if warm_end is None:
             warm_end, warm_tokens = time.perf_counter(), num_tokens
             warm_parts = run.generation.metrics.seconds
-        # The engine itself knows nothing of stop texts, and would go on.
+        # The engine itself knows nothing of stop texts, and would continue.
         if all(reply.finish_reason is not None for reply in batch):
             break
 

@@ -1,4 +1,4 @@
-"""Where a model is on this machine: a path, or the model inside an installed package."""
+"""The file or folder of a model: a path, or the weights inside an installed package."""
 
 from __future__ import annotations
 
