@@ -120,8 +120,7 @@ class Scheme:
         """The token to emit, distributed exactly as `q` if `propose` drafted with the same key.
 
         Args:
-            key: the key that proposed. A scheme with shared randomness is coupled by it. A scheme
-                without takes separate noise from a fold of the key that no proposal uses.
+            key: the key that proposed. Private noise comes from a fold that no proposal uses.
             drafts: `i32[K]`.
             log_p: as in `propose`.
             log_q: target log-probabilities `[N]`.
@@ -309,8 +308,8 @@ class Scheme:
         """`num_drafts` as an int within 1..max_drafts, or a `ValueError`."""
         num_drafts = checks.count(num_drafts, "num_drafts")
         if self.max_drafts is not None and num_drafts > self.max_drafts:
-            limit = f"scheme '{self.name}' takes at most {self.max_drafts}"
-            raise ValueError(f"num_drafts: {limit}, got {num_drafts}")
+            at_most = f"scheme '{self.name}' takes at most {self.max_drafts}"
+            raise ValueError(f"num_drafts: {at_most}, got {num_drafts}")
         return num_drafts
 
     def _problem(self, log_p, log_q, num_drafts: int) -> tuple[jax.Array, jax.Array]:
