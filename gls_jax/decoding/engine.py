@@ -167,9 +167,8 @@ def _select_and_keep(
 
     # Verify: the accepted path, and the token after it.
     log_q = sampling.log_probs(logits, sampling.temperature[:, None], seen_at_nodes(text, tree))
-    path = jax.vmap(config.scheme.verify_tree)(
-        requests.keys, text.length, tree, drafts.log_p, log_q
-    )
+    verify = jax.vmap(config.scheme.verify_tree)
+    path = verify(requests.keys, text.length, tree, drafts.log_p, log_q)
     tokens = _path_tokens(tree, path)
 
     # Emit the path up to the first stop token, within the maximal length. The stop token is
@@ -191,12 +190,7 @@ def _select_and_keep(
     # Keep: emitted tokens join the text, and entries of accepted nodes stay in the caches.
     new_text = _append(text, tokens, is_emitted)
     drafter_caches, target_cache = _keep_accepted(
-        requests,
-        text.length,
-        drafts,
-        path,
-        drafter_caches,
-        target_cache,
+        requests, text.length, drafts, path, drafter_caches, target_cache
     )
     # Only active requests with valid logits update the spread fit (the log-likelihoods by which a
     # margin tree chooses `tau`) and the histogram (rounds by their number of accepted drafts).

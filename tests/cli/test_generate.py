@@ -205,7 +205,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
         ),
         (
             ["--scheme", "poisson", "--draft-temperature", "1", "2"],
-            "expected one law for all drafts of scheme",
+            "expected one distribution for all drafts of scheme",
         ),
         (
             ["--scheme", "gls", "--tree", "margin"],
