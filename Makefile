@@ -25,7 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(C
 .PHONY: help setup versions values demo test peers lint bench dist constraints clean
 
 help:
-	@echo "make demo   set up and draw acceptance against K on toy laws and on a language model, into results/"
+	@echo "make demo   set up and draw acceptance against K on random pairs and on a language model, into results/"
 	@echo "make test   set up and run the tests          TESTS=tests/schemes runs some of them"
 	@echo "make lint   format check, lint and types      make peers  tests against torch and transformers"
 	@echo "make bench  speed against peers, into results/bench.json; AGAINST=earlier.json compares"
@@ -76,7 +76,7 @@ lint: $(VENV)/ready
 
 AGAINST ?= $(wildcard experiments/gallery/bench.json)
 bench: $(VENV)/ready-peers
-	$(BIN)/gls-jax bench all --out results/bench.json $(if $(AGAINST),--against $(AGAINST))
+	$(BIN)/python -m experiments bench all --out results/bench.json $(if $(AGAINST),--against $(AGAINST))
 
 dist: $(VENV)/ready
 	$(BIN)/python -m build --no-isolation

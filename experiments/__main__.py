@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -18,10 +20,13 @@ from experiments import (
     per_token,
     same_seed,
 )
+from experiments.bench import command
 from gls_jax.cli.console import progress
 from gls_jax.runs import files
 
-EXPERIMENTS = {
+# Dataclasses of options: `run(report)` returns tables, `FULL` has the defaults under `--full`, and
+# `--help` shows the first line of the docstring.
+EXPERIMENTS: dict[str, Any] = {
     "gls_fig6": gls_fig6.GlsFig6,
     "daliri": daliri.Daliri,
     "khisti": khisti.Khisti,
@@ -33,47 +38,79 @@ EXPERIMENTS = {
     "mnist_tables": mnist_tables.MnistTables,
 }
 
+# Experiments that store unfinished arrays (`shared.resumable_arrays`); the others start anew.
+RESUMABLE = (
+    "gls_fig6",
+    "daliri",
+    "block_efficiency",
+    "same_seed",
+    "gaussian_tables",
+    "mnist_tables",
+)
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run an experiment; bad input ends with one line and exit code 2, an interrupt with 130."""
-    name, *options = (sys.argv[1:] if arguments is None else arguments) or [""]
-    if name in ("-h", "--help"):
-        print(
-            "python -m experiments NAME [--full] [--out DIR] [...], --help after NAME for its options\n"
-        )
-        print("\n".join(f"  {name:<17} {kind.__doc__}" for name, kind in EXPERIMENTS.items()))
-        return 0
-    if name not in EXPERIMENTS:
-        return _refuse(f"NAME: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
-    kind = EXPERIMENTS[name]
-    defaults = kind(full=True, **kind.FULL) if "--full" in options else kind()
-    about = sys.modules[kind.__module__].__doc__
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run an experiment or the benchmarks.
+
+    Returns:
+        The exit code. Bad input ends with one line and code 2, an interrupt with 130.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
+    name = arguments[0] if arguments else ""
+    options = arguments[1:]
     try:
-        ask = tyro.cli(
-            kind,
-            prog=f"python -m experiments {name}",
-            description=about,
-            args=options,
-            default=defaults,
-        )
-        files.check_folder(ask.out)
-        with progress() as report:
-            tables = ask.run(report)
+        if name in ("-h", "--help"):
+            _print_help()
+        elif name == "bench":
+            command.run_command(options)
+        elif name in EXPERIMENTS:
+            _run_experiment(name, options)
+        else:
+            expected = ", ".join(EXPERIMENTS)
+            raise ValueError(f"NAME: expected one of {expected} or bench, got {name!r}")
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        return _refuse(str(error))
+        reason = " ".join(str(error).split())
+        print(f"experiments: error: {reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("experiments: interrupted; the same command goes on from here", file=sys.stderr)
+        advice = "; the same command continues from here" if name in RESUMABLE else ""
+        print(f"experiments: interrupted{advice}", file=sys.stderr)
         return 130
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in tables:
-        console.print(table)
-    console.print(f"{ask.out}/{name}.csv, {name}.png", highlight=False)
     return 0
 
 
-def _refuse(reason: str) -> int:
-    print(f"experiments: error: {' '.join(reason.split())}", file=sys.stderr)
-    return 2
+def _print_help() -> None:
+    print(
+        "python -m experiments NAME [--full] [--out DIR] [...], --help after NAME for its options\n"
+    )
+    for name, options_type in {**EXPERIMENTS, "bench": command.Bench}.items():
+        summary = options_type.__doc__.splitlines()[0]
+        print(f"  {name:<17} {summary}")
+
+
+def _run_experiment(name: str, options: Sequence[str]) -> None:
+    options_type = EXPERIMENTS[name]
+    # `--full` changes the defaults, so that other options still count.
+    default_options = options_type()
+    if "--full" in options:
+        default_options = options_type(full=True, **options_type.FULL)
+    experiment = tyro.cli(
+        options_type,
+        prog=f"python -m experiments {name}",
+        # What the paper did, and what is different here.
+        description=sys.modules[options_type.__module__].__doc__,
+        args=options,
+        default=default_options,
+    )
+    files.check_folder(experiment.out)
+    with progress() as report:
+        tables = experiment.run(report)
+    # A file or a pipe has no width.
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    for table in tables:
+        console.print(table)
+    console.print(f"{experiment.out}/{name}.csv, {name}.png", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Tables 1, 2 and 5: tokens a call of the
-target.
+"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Tables 1, 2, 5: tokens per target call.
 
 The paper decodes with Qwen2.5-7B drafted by 0.5B (and Llama pairs), top-k 50, T = 1, L = 4, K up to
-8 on 200 prompts of five data sets, and with two drafters of different temperatures, L = 5, target T
-= 2. Here SmolLM2-135M-Instruct is drafted by itself without layers 12-17, on 50 questions of five
+8 on 200 prompts of five data sets, and with two drafters of different temperatures, L = 5, target
+T = 2. Here SmolLM2-135M-Instruct is drafted by itself without layers 12-17, on 50 questions of five
 kinds, some rounds of each. The same is done for trees of about as many nodes as 8 chains of 4,
 static ones and margin trees.
 """
@@ -11,41 +10,20 @@ static ones and margin trees.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import questions, shared
-from gls_jax import checks, decoding, models
+from experiments import decoding_runs, output, shared
+from experiments.decoding_runs import LENGTH, Setting
+from experiments.output import column, distinct, select
+from gls_jax import decoding
 
-LENGTH, TOP_K = 4, 50
-TREE = (4, 2, 1, 1)  # 28 nodes
-
-
-class Setting(NamedTuple):
-    """How is drafted and verified: K chains of length L, or a tree."""
-
-    part: str
-    scheme: str
-    num_drafts: int
-    length: int = LENGTH
-    tree: Any = None
-    temperature: float = 1.0
-    draft_temperatures: tuple[float, ...] | None = None
-
-    @property
-    def shape(self) -> str:
-        """In words."""
-        if isinstance(self.tree, decoding.MarginTree):
-            return f"margin tree of {self.tree.budget}"
-        return (
-            "tree " + "-".join(map(str, self.tree))
-            if self.tree
-            else f"{self.num_drafts} x {self.length}"
-        )
+# Children of each node by depth: 4 + 8 + 8 + 8 = 28 nodes.
+TREE = (4, 2, 1, 1)
 
 
 class Row(NamedTuple):
@@ -65,219 +43,202 @@ class Row(NamedTuple):
 
 def chains() -> list[Setting]:
     """Tables 1 and 5: K chains of length 4."""
-    one = [Setting("chains", name, 1) for name in ("gls", "single", "block")]
-    some = [
-        Setting("chains", name, k)
-        for k in (2, 4)
-        for name in ("gls", "gls_strong", "gumbel_topk", "spectr")
+    scheme_names = {
+        1: ("gls", "single", "block"),
+        2: ("gls", "gls_strong", "gumbel_topk", "spectr"),
+        4: ("gls", "gls_strong", "gumbel_topk", "spectr"),
+        8: ("gls", "gls_strong", "poisson", "gumbel_topk", "specinfer", "spectr"),
+    }
+    return [
+        Setting("chains", scheme, num_drafts)
+        for num_drafts, names in scheme_names.items()
+        for scheme in names
     ]
-    most = ("gls", "gls_strong", "poisson", "gumbel_topk", "specinfer", "spectr")
-    return [*one, *some, *(Setting("chains", name, 8) for name in most)]
 
 
 def shapes() -> list[Setting]:
-    """About as many nodes as eight chains of four."""
-    static = [
-        Setting("shapes", name, 4, tree=TREE)
-        for name in ("gumbel_topk", "specinfer_wor", "traversal")
+    """Trees of about as many nodes as eight chains of four."""
+    margin_tree = decoding.MarginTree(32, LENGTH)
+    return [
+        Setting("shapes", "gumbel_topk", num_drafts=4, tree=TREE),
+        Setting("shapes", "specinfer_wor", num_drafts=4, tree=TREE),
+        Setting("shapes", "traversal", num_drafts=4, tree=TREE),
+        Setting("shapes", "gumbel_topk", num_drafts=8, tree=margin_tree),
     ]
-    return [*static, Setting("shapes", "gumbel_topk", 8, tree=decoding.MarginTree(32, LENGTH))]
 
 
 def diverse() -> list[Setting]:
-    """Table 2: two chains of length 5 at temperatures of their own, target at 2."""
-    pairs = ((0.5, 1.0), (1.0, 0.5), (1.0, 1.0))
+    """Table 2: two chains of length 5 at different temperatures, target at 2."""
+    diverse_setting = Setting("diverse", "gls", num_drafts=2, length=5, temperature=2.0)
     return [
-        Setting("diverse", name, 2, 5, None, 2.0, pair)
-        for pair in pairs
-        for name in ("gls", "specinfer")
+        diverse_setting._replace(scheme=scheme, draft_temperatures=draft_temperatures)
+        for draft_temperatures in ((0.5, 1.0), (1.0, 0.5), (1.0, 1.0))
+        for scheme in ("gls", "specinfer")
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockEfficiency:
-    """GLS paper, Tables 1, 2 and 5: emitted tokens a target call, chains, diverse drafters and
-    trees.
+    """GLS paper, Tables 1, 2 and 5: emitted tokens per target call, also with trees.
+
+    Attributes:
+        rounds: Rounds of each prompt.
+        seeds: Seeds for each prompt.
+        num_prompts: Prompts, cycling over five kinds, at most 50.
+        batch: Requests decoded together; the figures do not depend on it.
+        drop: First and last of the layers that the drafter leaves out.
+        parts: Which tables.
+        out: Folder for block_efficiency.csv and block_efficiency.png.
+        full: 24 rounds, five seeds.
     """
 
     FULL: ClassVar[dict] = {"rounds": 24, "seeds": 5}
 
     rounds: int = 5
-    """Rounds of each prompt."""
     seeds: int = 1
-    """Seeds for each prompt."""
     num_prompts: int = 50
-    """Prompts, of five kinds in turn, at most 50."""
     batch: int = 25
-    """Requests decoded together; the figures do not depend on it."""
     drop: tuple[int, int] = (12, 17)
-    """First and last of the layers that the drafter leaves out."""
     parts: tuple[str, ...] = ("chains", "diverse", "shapes")
-    """Which tables."""
     out: Path = Path("results/block_efficiency")
-    """Folder for block_efficiency.csv and block_efficiency.png."""
     full: bool = False
-    """24 rounds, five seeds."""
 
     def run(self, report: shared.Report) -> list:
-        parts = {"chains": chains, "diverse": diverse, "shapes": shapes}
-        if unknown := [name for name in self.parts if name not in parts]:
-            raise ValueError(f"parts: expected some of {', '.join(parts)}, got {unknown[0]!r}")
-        for name in ("rounds", "seeds", "num_prompts", "batch"):
-            checks.count(getattr(self, name), name)
-        settings = [setting for name in self.parts for setting in parts[name]()]
-        target, drafter = pair(self.drop)
-        prompts = prompts_of(target, self.num_prompts)
-        work = [(setting, seed) for setting in settings for seed in range(self.seeds)]
-        with shared.unfinished(self.out) as keep:
-            histograms = []
-            for done, (setting, seed) in enumerate(work):
-                report("settings x seeds", done, len(work))
-                asked = (
-                    setting._replace(tree=str(setting.tree)),
-                    seed,
-                    self.rounds,
-                    self.num_prompts,
-                    self.drop,
-                )
-                histograms.append(
-                    keep(
-                        lambda s=setting, k=seed: self._histogram(target, drafter, prompts, s, k),
-                        *asked,
+        settings_of = {"chains": chains, "diverse": diverse, "shapes": shapes}
+        settings: list[Setting] = []
+        for part in self.parts:
+            if part not in settings_of:
+                raise ValueError(f"parts: expected some of {', '.join(settings_of)}, got {part!r}")
+            settings += settings_of[part]()
+        shared.check_counts(self, "rounds", "seeds", "num_prompts", "batch")
+        rows = self._rows(settings, report)
+        drafter_text = f"drafter without layers {self.drop[0]}-{self.drop[1]}"
+        title = f"SmolLM2-135M-Instruct, {drafter_text}, {self.num_prompts} prompts"
+        output.save_results(self.out, "block_efficiency", rows, _figure(rows, title))
+        return [_table(rows, title)]
+
+    def _rows(self, settings: list[Setting], report: shared.Report) -> list[Row]:
+        target, drafter = decoding_runs.load_pair(self.drop)
+        prompts = decoding_runs.question_prompts(target, self.num_prompts)
+        rows = []
+        num_done = 0
+        with shared.resumable_arrays(self.out) as compute_once:
+            for setting in settings:
+                seed_histograms = []
+                for seed in range(self.seeds):
+                    report("settings x seeds", num_done, len(settings) * self.seeds)
+                    histogram = compute_once(
+                        partial(self._histogram, target, drafter, prompts, setting, seed),
+                        # The `repr` of a tree object may differ between versions.
+                        setting._replace(tree=str(setting.tree)),
+                        seed,
+                        self.rounds,
+                        self.num_prompts,
+                        self.drop,
                     )
-                )
-        each = [
-            np.concatenate(histograms[at : at + self.seeds])
-            for at in range(0, len(work), self.seeds)
-        ]
-        rows = [row_of(*both) for both in zip(settings, each, strict=True)]
-        shared.write_csv(self.out / "block_efficiency.csv", rows)
-        title = f"SmolLM2-135M-Instruct, drafter without layers {self.drop[0]}-{self.drop[1]}, {len(prompts)} prompts"
-        shared.save(self.out / "block_efficiency.png", _figure(rows, title))
-        header = (
-            "part",
-            "scheme",
-            "drafts",
-            "T",
-            "draft T",
-            "tokens a call",
-            "± s.e.",
-            "first accepted",
-            "rounds",
-        )
-        lines = [
-            (r.part, r.scheme, r.shape, f"{r.temperature:g}", r.draft_temperatures, *r[6:])
-            for r in rows
-        ]
-        return [shared.table(title, header, lines)]
+                    seed_histograms.append(histogram)
+                    num_done += 1
+                rows.append(row_of(setting, np.concatenate(seed_histograms)))
+        return rows
 
     def _histogram(self, target, drafter, prompts, setting: Setting, seed: int) -> np.ndarray:
-        """Rounds by accepted drafts of every prompt, `i64[prompts, depth + 1]`."""
-        keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(seed), r))(
-            np.arange(len(prompts))
-        )
-        found = []
-        for start in range(0, len(prompts), self.batch):
-            some = slice(start, start + self.batch)
-            new = self.rounds * (setting.length + 1)  # nobody is ready before the last round
-            run = start_run(target, drafter, prompts[some], keys[some], setting, new)
+        """How many rounds of each prompt accepted 0, 1, ... drafts, `i64[prompts, depth + 1]`."""
+        request_keys = decoding_runs.request_keys(seed, len(prompts))
+        # More tokens than the rounds can emit, so that no request ends before the last round.
+        new_tokens = self.rounds * (setting.length + 1)
+        batch_histograms = []
+        for first_prompt in range(0, len(prompts), self.batch):
+            batch_rows = slice(first_prompt, first_prompt + self.batch)
+            run = decoding_runs.start_run(
+                target, drafter, prompts[batch_rows], request_keys[batch_rows], setting, new_tokens
+            )
             for _ in range(self.rounds):
                 next(run, None)
-            found.append(run.generation.metrics.histogram)
-        return np.concatenate(found)
-
-
-def pair(dropped: tuple[int, int]) -> tuple[models.Checkpoint, decoding.LanguageModel]:
-    """SmolLM2 and itself without some layers."""
-    target = models.load("smollm2")
-    kept = shared.others(dropped, target.config.num_layers)
-    return target, models.language_model(models.keep_layers(target.model, kept))
-
-
-def prompts_of(target: models.Checkpoint, count: int) -> list[list[int]]:
-    """Prompts as token ids, the kinds in turn."""
-    texts = [text for group in zip(*questions.KINDS.values(), strict=True) for text in group]
-    if count > len(texts):
-        raise ValueError(f"num_prompts: expected at most {len(texts)}, got {count}")
-    assert target.tokenizer is not None  # SmolLM2's
-    return [target.tokenizer.encode(f"Question: {text}\nAnswer:").ids for text in texts[:count]]
-
-
-def start_run(
-    target, drafter, prompts, keys, setting: Setting, new: int, stops=()
-) -> decoding.Stream:
-    """A run of one setting."""
-    return decoding.stream(
-        keys,
-        target,
-        drafter,
-        prompts,
-        options=decoding.DecodeOptions(
-            scheme=setting.scheme,
-            num_drafts=setting.num_drafts,
-            draft_length=setting.length,
-            tree=setting.tree,
-            temperature=setting.temperature,
-            draft_temperatures=setting.draft_temperatures,
-            top_k=TOP_K,
-            max_new_tokens=new,
-            stop_tokens=stops,
-        ),
-    )
+            batch_histograms.append(run.generation.metrics.histogram)
+        return np.concatenate(batch_histograms)
 
 
 def row_of(setting: Setting, histogram: np.ndarray) -> Row:
-    """Mean over all rounds; the standard error is that of the means of prompts and seeds, which are
-    independent.
-    """
-    tokens = np.arange(1, histogram.shape[1] + 1)
-    each = histogram @ tokens / histogram.sum(axis=1)
-    total = histogram.sum(axis=0)
-    draft = (
-        ""
-        if setting.draft_temperatures is None
-        else ", ".join(f"{t:g}" for t in setting.draft_temperatures)
-    )
+    """The mean over all rounds, with the standard error of independent prompts and seeds."""
+    # A round that accepts n drafts emits n + 1 tokens.
+    emitted_tokens = np.arange(1, histogram.shape[1] + 1)
+    total_histogram = histogram.sum(axis=0)
+    num_rounds = total_histogram.sum()
+    # Rounds of one prompt depend on one another: the error is that of the prompts' means.
+    prompt_means = histogram @ emitted_tokens / histogram.sum(axis=1)
+    standard_error = float("nan")
+    if len(prompt_means) > 1:
+        standard_error = float(prompt_means.std(ddof=1) / np.sqrt(len(prompt_means)))
+    draft_temperatures = setting.draft_temperatures or ()
     return Row(
-        setting.part,
-        setting.scheme,
-        setting.shape,
-        setting.num_drafts,
-        setting.temperature,
-        draft,
-        float(total @ tokens / total.sum()),
-        float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan"),
-        float(1 - total[0] / total.sum()),
-        int(total.sum()),
+        part=setting.part,
+        scheme=setting.scheme,
+        shape=setting.shape,
+        num_drafts=setting.num_drafts,
+        temperature=setting.temperature,
+        draft_temperatures=", ".join(f"{value:g}" for value in draft_temperatures),
+        block_efficiency=float(total_histogram @ emitted_tokens / num_rounds),
+        standard_error=standard_error,
+        first_accepted=float(1 - total_histogram[0] / num_rounds),
+        rounds=int(num_rounds),
     )
+
+
+def _table(rows: list[Row], title: str):
+    header = (
+        "part",
+        "scheme",
+        "drafts",
+        "T",
+        "draft T",
+        "tokens per call",
+        "± s.e.",
+        "first accepted",
+        "rounds",
+    )
+    # All fields except `num_drafts`, which `shape` says too.
+    table_lines = [(*row[:3], f"{row.temperature:g}", *row[5:]) for row in rows]
+    return output.table(title, header, table_lines)
 
 
 def _figure(rows: list[Row], title: str) -> Figure:
     figure = Figure(figsize=(9, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    chain = [row for row in rows if row.part == "chains"]
-    for name in dict.fromkeys(row.scheme for row in chain):
-        own = [row for row in chain if row.scheme == name]
-        x, y, error = zip(
-            *((row.num_drafts, row.block_efficiency, row.standard_error) for row in own),
-            strict=True,
-        )
-        left.errorbar(x, y, error, marker="o", markersize=4, capsize=2, label=name)
-    left.set(xlabel="K chains of length 4", ylabel="tokens a target call", xscale="log")
-    left.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    left.minorticks_off()
-    if chain:
-        left.legend(fontsize="small")
-    others = [row for row in rows if row.part != "chains" or row.num_drafts == 8]
-    others.sort(key=lambda row: row.block_efficiency)
-    names = [f"{row.scheme}, {row.draft_temperatures or row.shape}" for row in others]
-    right.barh(
-        names,
-        [row.block_efficiency for row in others],
-        xerr=[row.standard_error for row in others],
-        color="C0",
-    )
-    right.tick_params(labelsize=7)
-    right.set(xlabel="tokens a target call")
+    chain_axes, bar_axes = figure.subplots(1, 2)
+    _draw_chains(chain_axes, select(rows, part="chains"))
+    # Settings of about as many drafts as eight chains of four, and those of Table 2.
+    _draw_bars(bar_axes, [row for row in rows if row.part != "chains" or row.num_drafts == 8])
     figure.suptitle(title, fontsize="medium")
     return figure
+
+
+def _draw_chains(axes, rows: list[Row]) -> None:
+    for scheme in distinct(rows, "scheme"):
+        scheme_rows = select(rows, scheme=scheme)
+        axes.errorbar(
+            column(scheme_rows, "num_drafts"),
+            column(scheme_rows, "block_efficiency"),
+            column(scheme_rows, "standard_error"),
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label=scheme,
+        )
+    # K doubles from point to point.
+    axes.set(xlabel="K chains of length 4", ylabel="tokens a target call", xscale="log")
+    axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    axes.minorticks_off()
+    if rows:
+        axes.legend(fontsize="small")
+
+
+def _draw_bars(axes, rows: list[Row]) -> None:
+    # The best one on top.
+    rows = sorted(rows, key=lambda row: row.block_efficiency)
+    axes.barh(
+        [f"{row.scheme}, {row.draft_temperatures or row.shape}" for row in rows],
+        column(rows, "block_efficiency"),
+        xerr=column(rows, "standard_error"),
+        color="C0",
+    )
+    axes.tick_params(labelsize=7)
+    axes.set(xlabel="tokens a target call")

@@ -1,12 +1,12 @@
-"""Daliri, Musco, Suresh 2024 (arXiv 2408.07978): how often two parties draw one token without a
-word, against TV.
+"""Daliri, Musco, Suresh 2024 (arXiv 2408.07978): agreement without communication, against TV.
 
-Next-token laws of a large and a small model at 32 positions of three prompts, 20,000 repetitions of
-the Gumbel and the weighted MinHash coupling at each, P(a = b) drawn over TV between the curves 1 -
-TV and (1 - TV) / (1 + TV). The paper takes gemma-2 models; here it is SmolLM2 and itself without
-some layers, several drafters to spread TV. Beside each simulated point stands its exact value: the
-coupling's own, which for MinHash lies above the lower curve, because the tokens also agree where
-two different darts hit one item.
+The paper takes next-token distributions of a large and a small model at 32 positions of three
+prompts, and 20,000 repetitions of the Gumbel and the weighted MinHash coupling at each. It draws
+P(a = b) over the total variation distance (TV) between the curves 1 - TV and (1 - TV) / (1 + TV).
+Its models are gemma-2; here they are SmolLM2 and itself without some layers, with several drafters
+to spread TV. Each simulated point is compared with the exact value of its coupling. For MinHash
+that lies above the lower curve, because the tokens also agree where two different darts hit one
+token.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import shared
+from experiments import output, shared
+from experiments.output import column, select
 from gls_jax import bounds, couplings, trials
+from gls_jax.distributions import pairs
 
+# Each coupling, and the exact probability that its two samples agree.
 COUPLINGS = {
     "gumbel": (couplings.gumbel, couplings.gumbel_match),
     "minhash": (couplings.weighted_minhash, couplings.minhash_match),
 }
-_BLOCK = 16  # positions simulated between two progress reports
-_NUMBERS = 2**14  # clocks or darts held at a time: a whole vocabulary goes one repetition at a time
 
-
-_MEANS = ("tv", "lower", "exact", "simulated")
+# Positions that are simulated between two progress reports.
+_BLOCK = 16
+# Numbers of noise in memory. With a whole vocabulary that is one repetition at a time.
+_BATCH_NUMBERS = 2**14
 
 
 class Row(NamedTuple):
-    """One position under one coupling; `lower` is (1 - TV) / (1 + TV), `upper` 1 - TV."""
+    """One position under one coupling; `lower` is (1 - TV) / (1 + TV), `upper` is 1 - TV."""
 
     drafter: str
     position: int
@@ -52,28 +55,29 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Daliri:
-    """Daliri et al.: P(a = b) against TV on next-token laws, Gumbel and MinHash couplings,
-    simulated and exact.
+    """Daliri et al.: P(a = b) against TV, Gumbel and MinHash couplings, simulated and exact.
+
+    Attributes:
+        drop: Drafters: first and last of the layers that each leaves out.
+        num_prompts: Texts.
+        num_positions: First positions of each text.
+        top_k: Cut both distributions to this many tokens; 0 keeps the vocabulary.
+        num_trials: Repetitions for each position and coupling.
+        seed: Of the simulation.
+        out: Folder for daliri.csv and daliri.png.
+        full: The whole vocabulary; over an hour on two cores.
     """
 
     FULL: ClassVar[dict] = {"top_k": 0}
 
     drop: tuple[tuple[int, int], ...] = ((15, 15), (12, 17), (10, 19))
-    """Drafters: first and last of the layers that each leaves out."""
     num_prompts: int = 3
-    """Texts."""
     num_positions: int = 32
-    """First positions of each text."""
     top_k: int = 50
-    """Cut both laws to so many tokens; 0 keeps the vocabulary."""
     num_trials: int = 20_000
-    """Repetitions a position and coupling."""
     seed: int = 0
-    """Of the simulation."""
     out: Path = Path("results/daliri")
-    """Folder for daliri.csv and daliri.png."""
     full: bool = False
-    """The whole vocabulary; over an hour on two cores."""
 
     def run(self, report: shared.Report) -> list:
         key = shared.root_key(self.seed)
@@ -82,117 +86,154 @@ class Daliri:
             raise ValueError(
                 "drop: expected first and last layer of at least one drafter, got none"
             )
-        rows = []
-        with shared.unfinished(self.out) as keep:
-            for at, dropped in enumerate(self.drop):
-                asked = {
-                    "num_prompts": self.num_prompts,
-                    "num_positions": self.num_positions,
-                    "top_k": self.top_k,
-                }
-                laws = shared.next_token_laws(dropped, **asked)
-                rows += self._drafter(jax.random.fold_in(key, at), dropped, laws, keep, report)
-        shared.write_csv(self.out / "daliri.csv", rows)
-        kept = f"top {self.top_k} tokens of each" if self.top_k else "whole vocabulary"
-        shared.save(
-            self.out / "daliri.png", _figure(rows, f"SmolLM2 and itself with fewer layers, {kept}")
-        )
-        return [_table(rows, f"P(a = b), {self.num_trials:,} repetitions a position, {kept}")]
+        rows: list[Row] = []
+        # A run that is stopped continues at the block that was interrupted.
+        with shared.resumable_arrays(self.out) as compute_once:
+            for index, dropped in enumerate(self.drop):
+                rows += self._drafter_rows(index, dropped, key, compute_once, report)
+        tokens_text = f"top {self.top_k} tokens of each" if self.top_k else "whole vocabulary"
+        figure = _figure(rows, f"SmolLM2 and itself with fewer layers, {tokens_text}")
+        output.save_results(self.out, "daliri", rows, figure)
+        title = f"P(a = b), {self.num_trials:,} repetitions per position, {tokens_text}"
+        return [_table(rows, title)]
 
-    def _drafter(self, key, dropped, laws, keep, report) -> list[Row]:
-        name = "-{}..{}".format(*dropped)
-        count = laws.log_q.shape[0]
-        tv, lower = (
-            shared.over_pairs(f, *laws) for f in (bounds.total_variation, bounds.communication_free)
+    def _drafter_rows(self, index: int, dropped, key, compute_once, report) -> list[Row]:
+        """All positions of one drafter under both couplings."""
+        drafter = f"-{dropped[0]}..{dropped[1]}"
+        model_pairs = shared.next_token_pairs(
+            dropped,
+            num_prompts=self.num_prompts,
+            num_positions=self.num_positions,
+            top_k=self.top_k,
         )
-        blocks = [(c, start) for c in COUPLINGS for start in range(0, count, _BLOCK)]
-        agreed = {c: np.zeros(count) for c in COUPLINGS}
-        for done, (c, start) in enumerate(blocks):
-            report(name, done, len(blocks))
-            at = np.minimum(
-                np.arange(start, start + _BLOCK), count - 1
-            )  # the last block is filled up: one compilation
-            part = [np.ascontiguousarray(law[at]) for law in laws]
-            keys = jax.vmap(partial(jax.random.fold_in, key))(at)
-            asked = ("agreement", c, self.num_trials, self.seed, name, start, *part)
-            found = keep(
-                partial(
-                    agreement, keys, *part, coupling=COUPLINGS[c][0], num_trials=self.num_trials
-                ),
-                *asked,
-            )
-            agreed[c][start : start + _BLOCK] = found[: count - start]
-        report(name, len(blocks), len(blocks))
+        tv = shared.map_pairs(bounds.total_variation, *model_pairs).tolist()
+        lower = shared.map_pairs(bounds.communication_free, *model_pairs).tolist()
+        drafter_key = jax.random.fold_in(key, index)
+        agreements = self._agreements(drafter_key, drafter, model_pairs, compute_once, report)
         rows = []
-        for c, (_, match) in COUPLINGS.items():
-            exact, mean = shared.over_pairs(match, *laws), agreed[c] / self.num_trials
-            # Added to both sides, one agreement keeps the error of a rate near 0 or 1 from
+        for coupling, (_, exact_match) in COUPLINGS.items():
+            exact = shared.map_pairs(exact_match, *model_pairs)
+            num_agreed = agreements[coupling]
+            simulated = num_agreed / self.num_trials
+            # Added to both sides, one repetition keeps the error of a rate near 0 or 1 from
             # vanishing.
-            hit, miss = (agreed[c] + 1), (self.num_trials - agreed[c] + 1)
-            error = np.sqrt(hit * miss / self.num_trials) / (self.num_trials + 2)
-            for m, values in enumerate(
-                zip(exact, mean, error, (mean - exact) / error, strict=True)
-            ):
-                at = (name, m, float(tv[m]), float(lower[m]), 1 - float(tv[m]), c)
-                rows.append(Row(*at, *map(float, values)))
+            variance = (num_agreed + 1) * (self.num_trials - num_agreed + 1) / self.num_trials
+            errors = np.sqrt(variance) / (self.num_trials + 2)
+            z = (simulated - exact) / errors
+            # Python floats, which a CSV file has in full.
+            for position in range(len(tv)):
+                row = Row(
+                    drafter=drafter,
+                    position=position,
+                    tv=tv[position],
+                    lower=lower[position],
+                    upper=1 - tv[position],
+                    coupling=coupling,
+                    exact=float(exact[position]),
+                    simulated=float(simulated[position]),
+                    standard_error=float(errors[position]),
+                    z=float(z[position]),
+                )
+                rows.append(row)
         return rows
+
+    def _agreements(
+        self, key, drafter: str, model_pairs: pairs.Pairs, compute_once, report
+    ) -> dict[str, np.ndarray]:
+        """In how many repetitions the samples agree, by coupling, `f64[M]`."""
+        num_pairs = len(model_pairs.log_q)
+        starts = range(0, num_pairs, _BLOCK)
+        counts = {coupling: np.zeros(num_pairs) for coupling in COUPLINGS}
+        blocks = [(coupling, start) for coupling in COUPLINGS for start in starts]
+        for num_done, (coupling, start) in enumerate(blocks):
+            report(drafter, num_done, len(blocks))
+            # The last block is filled up with the last position, so that all have one shape and
+            # compile once.
+            positions = np.minimum(np.arange(start, start + _BLOCK), num_pairs - 1)
+            log_p = np.ascontiguousarray(model_pairs.log_p[positions])
+            log_q = np.ascontiguousarray(model_pairs.log_q[positions])
+            position_keys = jax.vmap(partial(jax.random.fold_in, key))(positions)
+            compute = partial(
+                agreement,
+                position_keys,
+                log_p,
+                log_q,
+                coupling=COUPLINGS[coupling][0],
+                num_trials=self.num_trials,
+            )
+            configuration = (coupling, self.num_trials, self.seed, drafter, start, log_p, log_q)
+            num_agreed = compute_once(compute, "agreement", *configuration)
+            counts[coupling][start : start + _BLOCK] = num_agreed[: num_pairs - start]
+        report(drafter, len(blocks), len(blocks))
+        return counts
 
 
 @partial(jax.jit, static_argnames=("coupling", "num_trials"))
 def agreement(keys, log_p, log_q, *, coupling, num_trials: int):
-    """Of `num_trials` runs of the coupling, how often the samples agree, `i32[M]`."""
+    """In how many of `num_trials` runs of the coupling the samples agree, `i32[M]`."""
 
-    def pair(laws):
-        key, p, q = laws
+    def count(pair):
+        key, p, q = pair
 
         def agree(index):
             x, y = coupling(jax.random.fold_in(key, index), p, q)
             return x == y
 
-        batch = max(1, min(num_trials, _NUMBERS // p.shape[0]))
-        return jnp.sum(jax.lax.map(agree, jnp.arange(num_trials), batch_size=batch))
+        # Memory is bounded: as many repetitions at a time as `_BATCH_NUMBERS` allows.
+        batch_size = max(1, min(num_trials, _BATCH_NUMBERS // p.shape[0]))
+        return jnp.sum(jax.lax.map(agree, jnp.arange(num_trials), batch_size=batch_size))
 
-    return jax.lax.map(pair, (keys, log_p, log_q))
+    return jax.lax.map(count, (keys, log_p, log_q))
 
 
 def _table(rows: list[Row], title: str):
     header = ("drafter", "coupling", "TV", "lower", "exact", "simulated", "above", "below", "|z|>3")
-    lines = []
-    for drafter in (*dict.fromkeys(row.drafter for row in rows), "all"):
-        for c in COUPLINGS:
-            part = [row for row in rows if row.coupling == c and drafter in (row.drafter, "all")]
-            means = (
-                float(np.mean([row[at] for row in part])) for at in map(Row._fields.index, _MEANS)
-            )
-            above = max(row.exact - row.lower for row in part)
-            below = sum(row.simulated < row.lower - 3 * row.standard_error for row in part)
-            lines.append((drafter, c, *means, above, below, sum(abs(row.z) > 3 for row in part)))
-    note = "lower: (1-TV)/(1+TV); above: largest exact - lower; below: points more than 3 s.e. under the lower curve"
-    return shared.table(title, header, lines, note)
+    table_lines = []
+    for drafter in (*output.distinct(rows, "drafter"), "all"):
+        drafter_rows = rows if drafter == "all" else select(rows, drafter=drafter)
+        for coupling in COUPLINGS:
+            part_rows = select(drafter_rows, coupling=coupling)
+            mean_fields = ("tv", "lower", "exact", "simulated")
+            means = [float(np.mean(column(part_rows, field))) for field in mean_fields]
+            largest_gap = max(row.exact - row.lower for row in part_rows)
+            num_below = sum(row.simulated < row.lower - 3 * row.standard_error for row in part_rows)
+            num_far = sum(abs(row.z) > 3 for row in part_rows)
+            table_lines.append((drafter, coupling, *means, largest_gap, num_below, num_far))
+    note = (
+        "lower: (1-TV)/(1+TV); above: largest exact - lower; "
+        "below: points more than 3 s.e. under the lower curve"
+    )
+    return output.table(title, header, table_lines, note)
 
 
 def _figure(rows: list[Row], title: str) -> Figure:
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     panels = figure.subplots(1, 3)
-    grid = np.linspace(0, 1, 200)
-    for colour, (axes, c) in enumerate(zip(panels, COUPLINGS, strict=False)):
-        part = [row for row in rows if row.coupling == c]
-        axes.plot(grid, 1 - grid, "k:", label="1 - TV")
-        axes.plot(grid, (1 - grid) / (1 + grid), "k--", linewidth=1, label="(1 - TV) / (1 + TV)")
-        tv = [row.tv for row in part]
-        axes.plot(
-            tv, [row.simulated for row in part], ".", color=f"C{colour}", label=f"{c}, simulated"
-        )
-        axes.plot(
-            tv, [row.exact for row in part], "k+", markersize=4, linewidth=0.5, label=f"{c}, exact"
-        )
-        axes.set(xlabel="TV", ylabel="P(a = b)", title=f"{c} coupling")
-        panels[2].plot(
-            tv, [row.simulated - row.lower for row in part], ".", color=f"C{colour}", label=c
-        )
-    panels[2].plot(grid, 1 - grid - (1 - grid) / (1 + grid), "k:", label="1 - TV")
-    panels[2].axhline(0, color="k", linestyle="--", linewidth=1)
-    panels[2].set(
+    # The two curves.
+    tv_grid = np.linspace(0, 1, 200)
+    upper_curve = 1 - tv_grid
+    lower_curve = (1 - tv_grid) / (1 + tv_grid)
+    difference_axes = panels[2]
+    for panel_index, coupling in enumerate(COUPLINGS):
+        coupling_rows = select(rows, coupling=coupling)
+        tv = column(coupling_rows, "tv")
+        simulated = column(coupling_rows, "simulated")
+        color = f"C{panel_index}"
+        # A panel for the coupling, with both curves.
+        axes = panels[panel_index]
+        axes.plot(tv_grid, upper_curve, "k:", label="1 - TV")
+        axes.plot(tv_grid, lower_curve, "k--", linewidth=1, label="(1 - TV) / (1 + TV)")
+        axes.plot(tv, simulated, ".", color=color, label=f"{coupling}, simulated")
+        exact = column(coupling_rows, "exact")
+        axes.plot(tv, exact, "k+", markersize=4, linewidth=0.5, label=f"{coupling}, exact")
+        axes.set(xlabel="TV", ylabel="P(a = b)", title=f"{coupling} coupling")
+        # Both couplings go into the panel of differences.
+        differences = [row.simulated - row.lower for row in coupling_rows]
+        difference_axes.plot(tv, differences, ".", color=color, label=coupling)
+    # The lower curve is zero there.
+    difference_axes.plot(tv_grid, upper_curve - lower_curve, "k:", label="1 - TV")
+    difference_axes.axhline(0, color="k", linestyle="--", linewidth=1)
+    difference_axes.set(
         xlabel="TV",
         ylabel="P(a = b) - (1 - TV) / (1 + TV)",
         title="simulated, above the lower curve",

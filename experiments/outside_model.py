@@ -1,12 +1,12 @@
-"""An example: a Flax module with a cache that knows nothing of this library, brought to
-`decoding.generate`.
+"""An example: a Flax module that knows nothing of this library, brought to `decoding.generate`.
 
-``python -m experiments.outside_model``. What is needed is :class:`Cache` and the two functions of
-:func:`bring`.
+Run it by ``python -m experiments.outside_model``. The module keeps a cache of keys and values. All
+that is needed is :class:`Cache` and the two functions inside :func:`bring`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -26,17 +26,22 @@ class Outside(nnx.Module):
         self.out = nnx.Linear(width, vocab, rngs=rngs)
 
     def __call__(self, tokens, positions, keys, values, allowed, write):
-        """Logits, and keys and values with those of the new tokens where `write` puts them."""
+        """Return logits, and keys and values with those of the new tokens.
+
+        `write(old, new)` puts the new ones into the cache slots of their tokens; `allowed[b, t, s]`
+        says whether token `t` may read cache slot `s`.
+        """
         x = self.embed(tokens) + self.positions(positions)
-        query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
-        keys, values = write(keys, key), write(values, value)
+        query, new_keys, new_values = jnp.split(self.qkv(x), 3, axis=-1)
+        keys = write(keys, new_keys)
+        values = write(values, new_values)
         scores = jnp.einsum("btm,bsm->bts", query, keys) / x.shape[-1] ** 0.5
         weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
         return self.out(x + weights @ values), keys, values
 
 
 class Cache(NamedTuple):
-    """The protocol: `length`, and leaves `[layers, B, S, ...]`."""
+    """The cache that `decoding` expects: a field `length`, and leaves `[layers, B, S, ...]`."""
 
     keys: jax.Array
     values: jax.Array
@@ -44,41 +49,53 @@ class Cache(NamedTuple):
 
 
 def bring(model: Outside, vocab: int, width: int) -> decoding.LanguageModel:
-    """The module as a bundle of pure functions."""
+    """The module as a model adapter: parameters and pure functions."""
     graph, params = nnx.split(model)
 
     def apply(params, tokens, positions, mask, cache: Cache):
-        size, rows = cache.keys.shape[2], jnp.arange(tokens.shape[0])[:, None]
-        slots = cache.length[:, None] + jnp.arange(tokens.shape[1])
-        seen = (
-            jnp.arange(size) <= slots[..., None]
-        )  # the filled slots, and the new ones up to one's own
-        write = lambda old, new: old.at[rows, slots].set(new, mode="drop")  # noqa: E731
-        allowed = seen if mask is None else seen & mask
+        batch, num_new = tokens.shape
+        num_slots = cache.keys.shape[2]
+        # New tokens go after those that the cache has, in the order in which they are given.
+        slots = cache.length[:, None] + jnp.arange(num_new)
+        rows = jnp.arange(batch)[:, None]
+
+        def write(old, new):
+            return old.at[rows, slots].set(new, mode="drop")
+
+        # A token may read the filled slots, and the new ones up to its own. A tree of drafts has
+        # a mask too, so that branches do not see one another.
+        allowed = jnp.arange(num_slots) <= slots[..., None]
+        if mask is not None:
+            allowed = allowed & mask
         module = nnx.merge(graph, params)
         logits, keys, values = module(
             tokens, positions, cache.keys[0], cache.values[0], allowed, write
         )
-        return logits, Cache(keys[None], values[None], cache.length + tokens.shape[1])
+        return logits, Cache(keys=keys[None], values=values[None], length=cache.length + num_new)
 
     def init_cache(batch: int, length: int) -> Cache:
-        shape = (1, batch, length, width)
-        return Cache(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(batch, jnp.int32))
+        zeros = jnp.zeros((1, batch, length, width))
+        return Cache(keys=zeros, values=zeros, length=jnp.zeros(batch, jnp.int32))
 
     return decoding.LanguageModel(params, apply, init_cache, vocab)
 
 
 def main() -> None:
-    """Eight chains against plain generation: the same text, in fewer calls."""
-    target = bring(Outside(50, 32, nnx.Rngs(0)), 50, 32)
-    prompts, ask = (
-        [[3, 1, 4], [1, 5]],
-        dict(scheme="gumbel_topk", max_new_tokens=24, temperature=0.3),
+    """Generate with eight chains of drafts and without: the same text, in fewer rounds."""
+    target = bring(Outside(50, 32, nnx.Rngs(0)), vocab=50, width=32)
+    generate = partial(
+        decoding.generate,
+        races.new_key(0),
+        target,
+        prompts=[[3, 1, 4], [1, 5]],
+        scheme="gumbel_topk",
+        max_new_tokens=24,
+        temperature=0.3,
     )
-    fast = decoding.generate(races.new_key(0), target, target, prompts, num_drafts=8, **ask)
-    plain = decoding.generate(races.new_key(0), target, None, prompts, **ask)
-    print(f"the same text: {bool((fast.tokens == plain.tokens).all())}")
-    print(f"rounds: {fast.metrics.rounds} against {plain.metrics.rounds}")
+    drafted = generate(target, num_drafts=8)
+    plain = generate(None)
+    print(f"the same text: {bool((drafted.tokens == plain.tokens).all())}")
+    print(f"rounds: {drafted.metrics.rounds} against {plain.metrics.rounds}")
 
 
 if __name__ == "__main__":

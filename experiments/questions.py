@@ -1,4 +1,4 @@
-"""Fifty prompts of five kinds, written for this library: sums, reading, code, reasoning and talk."""
+"""Fifty prompts written for this library: sums, reading, code, reasoning and talk."""
 
 KINDS: dict[str, tuple[str, ...]] = {
     "sums": (
@@ -15,13 +15,19 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "reading": (
         "The bridge was built in 1891 and closed in 1974. How long was it used?",
-        "Bees fly up to five kilometres from the hive, but most of their flowers are within one. Summarise this.",
+        "Bees fly up to five kilometres from the hive, but most of their flowers are "
+        "within one. Summarise this.",
         "The match ended 3 to 2, and it was 2 to 0 at half time. Who scored later?",
-        "Copper was mined in the valley until the river flooded the shafts. Why did the mining stop?",
-        "The museum opens at ten, except on Mondays, when it is closed. Can I visit on Monday at eleven?",
-        "The expedition had food for forty days and came back after fifty-two. What does that tell you?",
-        "Rice is grown in the south of the country, wheat in the north. What is grown in the north?",
-        "Her first novel sold nine hundred copies, her second ninety thousand. Compare the two books.",
+        "Copper was mined in the valley until the river flooded the shafts. Why did the "
+        "mining stop?",
+        "The museum opens at ten, except on Mondays, when it is closed. Can I visit on "
+        "Monday at eleven?",
+        "The expedition had food for forty days and came back after fifty-two. What does "
+        "that tell you?",
+        "Rice is grown in the south of the country, wheat in the north. What is grown in "
+        "the north?",
+        "Her first novel sold nine hundred copies, her second ninety thousand. Compare "
+        "the two books.",
         "The lake freezes every winter, but in 2006 it did not. What was unusual?",
         "The letter left on the third of May and came on the nineteenth. How long did it take?",
     ),

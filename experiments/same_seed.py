@@ -1,27 +1,34 @@
 """GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Table 9: the same seed, another drafter.
 
 The paper decodes with one drafter at T = 1 and once more at T = 0.5, the same seed, and compares
-the outputs by ROUGE. Here the same is done with SmolLM2 and itself without layers 12-17, with exact
-matches beside; a third drafter, without layers 10-19, is farther away. Under strong invariance all
-outputs are those of plain generation, but for ties that rounding decides: those are counted.
+the outputs by ROUGE. Here the same is done with SmolLM2 and itself without layers 12-17, and exact
+matches are counted too; a third drafter, without layers 10-19, is farther from the target. Under
+strong invariance all outputs are those of plain generation, except for ties that rounding decides:
+those are counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import shared
-from experiments.block_efficiency import Setting, pair, prompts_of, start_run
-from gls_jax import checks, models
+from experiments import decoding_runs, output, shared
+from experiments.decoding_runs import Setting
+from gls_jax import models
 
 SCHEMES = ("gls", "gls_strong", "gumbel_topk", "specinfer")
+# Strongly invariant: their text does not depend on the drafts.
+STRONG_SCHEMES = ("gls_strong", "gumbel_topk")
+# The outputs with the first drafter are compared with those of the others.
+FIRST_DRAFTER = "T = 1"
+OTHER_DRAFTERS = ("T = 0.5", "fewer layers", "none")
 
 
 class Row(NamedTuple):
@@ -39,148 +46,159 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SameSeed:
-    """GLS paper, Table 9: outputs of one seed under different drafters, by ROUGE and exact match."""
+    """GLS paper, Table 9: outputs of one seed with different drafters, by ROUGE and exact match.
+
+    Attributes:
+        num_prompts: Prompts, at most 50.
+        new_tokens: Length of the texts.
+        num_drafts: K chains of length 4.
+        seed: Seed of all runs.
+        out: Folder for same_seed.csv and same_seed.png.
+        full: 50 prompts, 128 tokens.
+    """
 
     FULL: ClassVar[dict] = {"num_prompts": 50, "new_tokens": 128}
 
     num_prompts: int = 15
-    """Prompts, at most 50."""
     new_tokens: int = 24
-    """Length of the texts."""
     num_drafts: int = 2
-    """K chains of length 4."""
     seed: int = 0
-    """Seed of all runs."""
     out: Path = Path("results/same_seed")
-    """Folder for same_seed.csv and same_seed.png."""
     full: bool = False
-    """50 prompts, 128 tokens."""
 
     def run(self, report: shared.Report) -> list:
-        for name in ("num_prompts", "new_tokens", "num_drafts"):
-            checks.count(getattr(self, name), name)
-        target, near = pair((12, 17))
-        _, far = pair((10, 19))
-        prompts = prompts_of(target, self.num_prompts)
+        shared.check_counts(self, "num_prompts", "new_tokens", "num_drafts")
+        target, texts = self._all_texts(report)
+        rows = []
+        for scheme in SCHEMES:
+            first = texts[scheme, FIRST_DRAFTER]
+            for drafter in OTHER_DRAFTERS:
+                # Only under strong invariance should the text be that of plain generation.
+                if drafter != "none" or scheme in STRONG_SCHEMES:
+                    scores = compare(target, first, texts[scheme, drafter])
+                    rows.append(Row(scheme, FIRST_DRAFTER, drafter, *scores, len(first)))
+        texts_text = f"{self.num_prompts} texts of {self.new_tokens} tokens"
+        title = f"SmolLM2, K = {self.num_drafts}, L = 4, {texts_text}, one seed"
+        output.save_results(self.out, "same_seed", rows, _figure(rows, title))
+        scores_header = ("ROUGE-1", "ROUGE-2", "ROUGE-L")
+        header = ("scheme", "drafter", "against", *scores_header, "equal texts", "of")
+        return [output.table(title, header, rows)]
+
+    def _all_texts(self, report: shared.Report):
+        """The target, and the texts of every scheme and drafter."""
+        target, near = decoding_runs.load_pair((12, 17))
+        _, far = decoding_runs.load_pair((10, 19))
+        prompts = decoding_runs.question_prompts(target, self.num_prompts)
+        # Drafters and their temperatures.
         drafters = {
             "T = 1": (near, None),
             "T = 0.5": (near, (0.5,)),
             "fewer layers": (far, None),
             "none": (None, None),
         }
-        rows, work = [], [(scheme, name) for scheme in SCHEMES for name in drafters]
+        work = [(scheme, drafter_name) for scheme in SCHEMES for drafter_name in drafters]
         texts = {}
-        with shared.unfinished(self.out) as keep:
-            for done, (scheme, name) in enumerate(work):
-                report("schemes x drafters", done, len(work))
-                asked = (
+        with shared.resumable_arrays(self.out) as compute_once:
+            for num_done, (scheme, drafter_name) in enumerate(work):
+                report("schemes x drafters", num_done, len(work))
+                drafter, draft_temperatures = drafters[drafter_name]
+                setting = Setting(
+                    "same seed", scheme, self.num_drafts, draft_temperatures=draft_temperatures
+                )
+                texts[scheme, drafter_name] = compute_once(
+                    partial(self._texts, target, drafter, prompts, setting),
                     scheme,
-                    name,
+                    drafter_name,
                     self.num_prompts,
                     self.new_tokens,
                     self.num_drafts,
                     self.seed,
                 )
-                drafter, temperatures = drafters[name]
-                setting = Setting(
-                    "same seed", scheme, self.num_drafts, draft_temperatures=temperatures
-                )
-                texts[scheme, name] = keep(
-                    lambda d=drafter, s=setting: self._texts(target, d, prompts, s), *asked
-                )
-        for scheme in SCHEMES:
-            for name, against in (
-                ("T = 1", "T = 0.5"),
-                ("T = 1", "fewer layers"),
-                ("T = 1", "none"),
-            ):
-                if against != "none" or scheme in ("gls_strong", "gumbel_topk"):
-                    rows.append(
-                        compare(
-                            target,
-                            scheme,
-                            name,
-                            against,
-                            texts[scheme, name],
-                            texts[scheme, against],
-                        )
-                    )
-        shared.write_csv(self.out / "same_seed.csv", rows)
-        title = f"SmolLM2, K = {self.num_drafts}, L = 4, {len(prompts)} texts of {self.new_tokens} tokens, one seed"
-        shared.save(self.out / "same_seed.png", _figure(rows, title))
-        header = (
-            "scheme",
-            "drafter",
-            "against",
-            "ROUGE-1",
-            "ROUGE-2",
-            "ROUGE-L",
-            "equal texts",
-            "of",
-        )
-        return [shared.table(title, header, rows)]
+        return target, texts
 
     def _texts(self, target, drafter, prompts, setting: Setting) -> np.ndarray:
-        keys = jax.vmap(lambda r: jax.random.fold_in(shared.root_key(self.seed), r))(
-            np.arange(len(prompts))
+        """Generated tokens, `i32[prompts, new_tokens]`."""
+        request_keys = decoding_runs.request_keys(self.seed, len(prompts))
+        run = decoding_runs.start_run(
+            target, drafter, prompts, request_keys, setting, self.new_tokens
         )
-        run = start_run(target, drafter, prompts, keys, setting, self.new_tokens)
         return np.asarray(run.finish().tokens)
 
 
-def compare(target: models.Checkpoint, scheme: str, drafter: str, against: str, one, other) -> Row:
-    """Mean ROUGE F1 over the texts, by words, and how many are token for token the same."""
-    assert target.tokenizer is not None
-    words = [
-        [target.tokenizer.decode(text.tolist()).split() for text in side] for side in (one, other)
-    ]
-    scores = np.mean([rouge(*both) for both in zip(*words, strict=True)], axis=0)
-    return Row(
-        scheme,
-        drafter,
-        against,
-        *map(float, scores),
-        int((one == other).all(axis=1).sum()),
-        len(one),
+def compare(
+    target: models.Checkpoint, texts: np.ndarray, other_texts: np.ndarray
+) -> tuple[float, float, float, int]:
+    """Mean ROUGE-1, -2 and -L F1 by words, and how many texts are equal token for token."""
+    assert target.tokenizer is not None  # SmolLM2 has one
+    decode = target.tokenizer.decode
+    scores = []
+    for text, other_text in zip(texts, other_texts, strict=True):
+        words = decode(text.tolist()).split()
+        other_words = decode(other_text.tolist()).split()
+        scores.append(rouge(words, other_words))
+    # Means over the texts.
+    rouge_1, rouge_2, rouge_l = np.mean(scores, axis=0)
+    num_equal = int((texts == other_texts).all(axis=1).sum())
+    return float(rouge_1), float(rouge_2), float(rouge_l), num_equal
+
+
+def rouge(words: list[str], other_words: list[str]) -> tuple[float, float, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L F1 (Lin 2004).
+
+    They count shared words, shared pairs of neighbouring words, and the words of the longest common
+    subsequence.
+    """
+    longest = _longest_common_subsequence(words, other_words)
+    return (
+        _shared_f1(Counter(words), Counter(other_words)),
+        _shared_f1(_pair_counts(words), _pair_counts(other_words)),
+        _f1(longest, len(words), len(other_words)),
     )
 
 
-def rouge(one: list[str], other: list[str]) -> tuple[float, float, float]:
-    """F1 of shared words, of shared pairs of words, and of the longest common subsequence (Lin
-    2004).
-    """
+def _pair_counts(words: list[str]) -> Counter:
+    return Counter(pairwise(words))
 
-    def f1(hits: int, size: int, size_other: int) -> float:
-        return 2 * hits / (size + size_other) if size + size_other else 1.0
 
-    def shared_grams(n: int) -> float:
-        grams = [Counter(zip(*(text[i:] for i in range(n)), strict=False)) for text in (one, other)]
-        return f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total())
+def _shared_f1(counts: Counter, other_counts: Counter) -> float:
+    return _f1((counts & other_counts).total(), counts.total(), other_counts.total())
 
-    longest = [0] * (len(other) + 1)
-    for word in one:
+
+def _f1(num_shared: int, size: int, other_size: int) -> float:
+    """Harmonic mean of precision and recall; two empty texts are equal."""
+    return 2 * num_shared / (size + other_size) if size + other_size else 1.0
+
+
+def _longest_common_subsequence(words: list[str], other_words: list[str]) -> int:
+    # `longest[j]` is the length for the words so far and the first j of the others.
+    longest = [0] * (len(other_words) + 1)
+    for word in words:
         row = [0]
-        for j, word_other in enumerate(other):
-            row.append(longest[j] + 1 if word == word_other else max(row[-1], longest[j + 1]))
+        for j, other_word in enumerate(other_words):
+            if word == other_word:
+                row.append(longest[j] + 1)
+            else:
+                row.append(max(row[-1], longest[j + 1]))
         longest = row
-    return shared_grams(1), shared_grams(2), f1(longest[-1], len(one), len(other))
+    return longest[-1]
 
 
 def _figure(rows: list[Row], title: str) -> Figure:
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.subplots()
-    names = [f"{row.scheme}\n{row.drafter} / {row.against}" for row in rows]
-    for at, field in enumerate(("rouge_1", "rouge_2", "rouge_l")):
-        values = [getattr(row, field) for row in rows]
+    positions = np.arange(len(rows))
+    # Three bars side by side for each row.
+    for bar_index, field in enumerate(("rouge_1", "rouge_2", "rouge_l")):
         axes.bar(
-            np.arange(len(rows)) + 0.25 * (at - 1),
-            values,
+            positions + 0.25 * (bar_index - 1),
+            output.column(rows, field),
             0.24,
             label=field.replace("_", "-").upper(),
         )
-    for at, row in enumerate(rows):
-        axes.text(at, 1.02, f"{row.exact}/{row.texts} equal", ha="center", fontsize=6)
-    axes.set_xticks(range(len(rows)), names, fontsize=6)
+    for position, row in enumerate(rows):
+        axes.text(position, 1.02, f"{row.exact}/{row.texts} equal", ha="center", fontsize=6)
+    row_names = [f"{row.scheme}\n{row.drafter} / {row.against}" for row in rows]
+    axes.set_xticks(range(len(rows)), row_names, fontsize=6)
     axes.set(ylim=(0, 1.1), ylabel="F1 against the other drafter's text")
     axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small", loc="lower left")

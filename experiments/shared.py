@@ -1,41 +1,142 @@
-"""What the experiments share: SmolLM2 read once, values of many pairs, work that can be stopped,
-files and tables.
-"""
+"""Helpers of the experiments: runs that resume, exact values of many pairs, pairs of SmolLM2."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
+from jaxtyping import PRNGKeyArray
 
-from gls_jax import checks, decoding, models, races, schemes
+from gls_jax import checks, decoding, distributions, models, races, schemes
 from gls_jax.distributions import pairs, prompts
 from gls_jax.runs import files
 
+# Progress: what is done, how much of it, of how much.
 Report = Callable[[str, int, int], None]
-"""Progress: what, how many done, of how many."""
+
+# Resuming, batches of exact acceptances, and layers. The library has other forms of these; this
+# section has all that the experiments need of them, so that it can be replaced.
+
+# `compute_once(compute, *configuration)` is the array of `compute()`, read from disk if possible.
+ComputeOnce = Callable[..., np.ndarray]
+
+# This many numbers of `log_q` are processed together: 81 pairs on 100 tokens, one on a vocabulary.
+_BATCH_NUMBERS = 2**13
 
 
-_AT_ONCE = (
-    2**13
-)  # numbers of one law that are worked on together: 64 pairs at top 50, one pair of a vocabulary
+@contextmanager
+def resumable_arrays(folder: Path) -> Iterator[ComputeOnce]:
+    """Keep the arrays of a run on disk until the run has finished.
+
+    Yields `compute_once(compute, *configuration)`. The `configuration` is everything that the
+    array depends on. A run that is stopped keeps its arrays on disk, and the next run with the same
+    configuration reads them; a run that finishes deletes them.
+    """
+    arrays_folder = folder / "unfinished"
+    arrays_folder.mkdir(parents=True, exist_ok=True)
+
+    def compute_once(compute: Callable[[], Any], *configuration) -> np.ndarray:
+        array_path = arrays_folder / f"{_hash(configuration)}.npz"
+        if not array_path.exists():
+            files.write_arrays(array_path, {"array": np.asarray(compute())})
+        return files.read_arrays(array_path, "part of an earlier run")["array"]
+
+    yield compute_once
+    shutil.rmtree(arrays_folder)
+
+
+def _hash(configuration: Sequence) -> str:
+    digest = hashlib.sha256()
+    for value in configuration:
+        if isinstance(value, np.ndarray):
+            value = (value.shape, value.tobytes())  # the `repr` of a long array leaves numbers out
+        digest.update(repr(value).encode())
+    return digest.hexdigest()[:32]
+
+
+def exact_acceptance(
+    scheme: schemes.Scheme, log_p: np.ndarray, log_q: np.ndarray, num_drafts: Sequence[int]
+) -> np.ndarray:
+    """Exact acceptance of every pair at every K, `f[M, len(num_drafts)]`.
+
+    Args:
+        scheme: a scheme with exact acceptances.
+        log_p: draft log-probabilities `[M, N]`, or `[M, K, N]` for a scheme with diverse drafts.
+        log_q: target log-probabilities `[M, N]`.
+        num_drafts: values of K.
+    """
+    return map_pairs(_acceptance_curve(scheme, tuple(num_drafts)), log_p, log_q)
+
+
+@cache
+def _acceptance_curve(scheme: schemes.Scheme, num_drafts: tuple[int, ...]) -> Callable:
+    # `jit` knows a static argument by identity: another object would compile again.
+    return partial(scheme.acceptance_curve, num_drafts=num_drafts)
+
+
+def map_pairs(function: Callable, *arrays) -> np.ndarray:
+    """Apply a function of one pair to all; it is compiled once for each function and shape.
+
+    Args:
+        function: takes a row of each of the arrays.
+        arrays: rows to go over; the last array is `[M, N]`.
+    """
+    return np.asarray(_map_pairs(arrays, function))
+
+
+@partial(jax.jit, static_argnames="function")
+def _map_pairs(arrays, function: Callable):
+    batch_size = max(1, _BATCH_NUMBERS // arrays[-1].shape[-1])
+    return jax.lax.map(lambda rows: function(*rows), arrays, batch_size=batch_size)
+
+
+def remaining_layers(dropped: tuple[int, int], num_layers: int) -> list[int]:
+    """The layers of a drafter that leaves out those from `dropped[0]` to `dropped[1]`."""
+    first, last = dropped
+    kept_layers = [layer for layer in range(num_layers) if not first <= layer <= last]
+    if not 0 <= first <= last < num_layers or not kept_layers:
+        raise ValueError(
+            f"drop: expected the first and last of some of the layers 0-{num_layers - 1}, "
+            f"got {dropped}"
+        )
+    return kept_layers
+
+
+# Options, keys, and next-token distributions of SmolLM2.
+
+
+def check_counts(experiment: object, *names: str) -> None:
+    """Raise `ValueError` where an option is not a positive int."""
+    for name in names:
+        checks.count(getattr(experiment, name), name)
+
+
+def root_key(seed: int) -> PRNGKeyArray:
+    """The key of a seed.
+
+    Raises:
+        ValueError: a seed outside of 0..2^32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: expected an int within 0..2^32 - 1, got {seed}")
+    return races.new_key(seed)
 
 
 class Model(NamedTuple):
-    """A language model as two functions: tokens `i32[B, T]` to logits `[B, T, V]`, and text to
-    tokens.
+    """A language model as functions.
+
+    Attributes:
+        logits: tokens `i32[B, T]` to logits `[B, T, V]`.
+        encode: text to tokens.
+        num_layers: of the model.
     """
 
     logits: Callable[[np.ndarray], Any]
@@ -45,34 +146,33 @@ class Model(NamedTuple):
 
 @cache
 def smollm2(dropped: tuple[int, int] | None = None) -> Model:
-    """SmolLM2, whole or without the layers from the first to the last of `dropped`; reads no text
-    twice.
+    """SmolLM2, whole or without the layers from `dropped[0]` to `dropped[1]`.
+
+    It remembers the logits of every text, since experiments read the same texts at several
+    temperatures.
     """
-    layers = None if dropped is None else others(dropped, smollm2().num_layers)
-    found = models.load("smollm2", layers=layers)
-    forward, known = models.logits_function(found.model), {}
+    kept_layers = None
+    if dropped is not None:
+        kept_layers = remaining_layers(dropped, smollm2().num_layers)
+    checkpoint = models.load("smollm2", layers=kept_layers)
+    assert checkpoint.tokenizer is not None  # SmolLM2 has one
+    tokenizer = checkpoint.tokenizer
+    logits_of = models.logits_function(checkpoint.model)
+    known_logits: dict[bytes, Any] = {}
 
     def logits(tokens: np.ndarray):
-        text = tokens.tobytes()
-        if text not in known:
-            known[text] = forward(tokens)
-        return known[text]
+        content = tokens.tobytes()
+        if content not in known_logits:
+            known_logits[content] = logits_of(jnp.asarray(tokens))
+        return known_logits[content]
 
-    return Model(logits, lambda text: found.tokenizer.encode(text).ids, found.config.num_layers)
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text).ids
 
-
-def others(dropped: tuple[int, int], num_layers: int) -> list[int]:
-    """The layers that stay."""
-    first, last = dropped
-    layers = [layer for layer in range(num_layers) if not first <= layer <= last]
-    if not 0 <= first <= last < num_layers or not layers:
-        raise ValueError(
-            f"drop: expected the first and last of some of the layers 0-{num_layers - 1}, got {dropped}"
-        )
-    return layers
+    return Model(logits=logits, encode=encode, num_layers=checkpoint.config.num_layers)
 
 
-def next_token_laws(
+def next_token_pairs(
     dropped: tuple[int, int],
     *,
     num_prompts: int,
@@ -81,25 +181,28 @@ def next_token_laws(
     temperature: float = 1.0,
     draft_temperature: float = 1.0,
 ) -> pairs.Pairs:
-    """Laws of SmolLM2 and of itself without some layers.
+    """Next-token distributions of SmolLM2 and of itself without some layers.
 
     Args:
         dropped: first and last of the layers that the drafter leaves out.
         num_prompts: how many of the library's texts, at most eight.
-        num_positions: the first so many positions of each.
-        top_k: keep so many tokens of each model; 0 keeps the vocabulary.
+        num_positions: how many first positions of each text.
+        top_k: how many tokens of each model to keep; 0 keeps the vocabulary.
         temperature: of the target.
         draft_temperature: of the drafter.
+
+    Returns:
+        Log-probabilities of the drafter and of the target, `f32[M, N]` each.
     """
-    num_prompts, num_positions = (
-        checks.count(num_prompts, "num_prompts"),
-        checks.count(num_positions, "num_positions"),
-    )
-    for value in (temperature, draft_temperature):  # before the models are loaded
+    num_prompts = checks.count(num_prompts, "num_prompts")
+    num_positions = checks.count(num_positions, "num_positions")
+    # Checked before the models are loaded.
+    for value in (temperature, draft_temperature):
         decoding.check_sampling(value, top_k or None)
-    target, drafter = smollm2(), smollm2(dropped)
+    target = smollm2()
+    drafter = smollm2(dropped)
     texts = [target.encode(text)[:num_positions] for text in prompts.PROMPTS[:num_prompts]]
-    return pairs.next_token(
+    return distributions.next_token_pairs(
         target.logits,
         drafter.logits,
         texts,
@@ -108,92 +211,3 @@ def next_token_laws(
         draft_temperature=draft_temperature,
         top_k=top_k or None,
     )
-
-
-def root_key(seed: int):
-    """The key of a seed, or a `ValueError`."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: expected an int within 0..2^32 - 1, got {seed}")
-    return races.new_key(seed)
-
-
-def exact(scheme: schemes.Scheme, log_p, log_q, num_drafts: Sequence[int]) -> np.ndarray:
-    """Exact acceptance of every pair at every K, `f[M, len(num_drafts)]`."""
-    return over_pairs(_curve(scheme, tuple(num_drafts)), log_p, log_q)
-
-
-@cache
-def _curve(scheme: schemes.Scheme, num_drafts: tuple[int, ...]) -> Callable:
-    return partial(scheme.acceptance_curve, num_drafts=num_drafts)  # one object, one compilation
-
-
-def over_pairs(function: Callable, *arrays) -> np.ndarray:
-    """`function` of one pair, applied to each and compiled once a function and shape; the last
-    array is `[M, N]`.
-    """
-    return np.asarray(_over_pairs(arrays, function))
-
-
-@partial(jax.jit, static_argnames="function")
-def _over_pairs(arrays, function: Callable):
-    batch = max(1, _AT_ONCE // arrays[-1].shape[-1])
-    return jax.lax.map(lambda pair: function(*pair), arrays, batch_size=batch)
-
-
-@contextmanager
-def unfinished(folder: Path) -> Iterator[Callable]:
-    """Yields `keep(compute, *asked)`: what `compute()` gave, kept on disk until all the work of
-    this run is done.
-
-    `asked` is all that the array depends on. A run that is stopped leaves its arrays behind, and
-    the next one that asks for the same takes them up; a finished run leaves none.
-    """
-    kept = folder / "unfinished"
-    kept.mkdir(parents=True, exist_ok=True)
-
-    def keep(compute: Callable[[], Any], *asked) -> np.ndarray:
-        digest = hashlib.sha256()
-        for part in asked:
-            digest.update(
-                repr(
-                    (part.shape, part.tobytes()) if isinstance(part, np.ndarray) else part
-                ).encode()
-            )
-        path = kept / f"{digest.hexdigest()[:32]}.npz"
-        if not path.exists():
-            files.write_arrays(path, {"array": np.asarray(compute())})
-        return files.read_arrays(path, "part of an earlier run")["array"]
-
-    yield keep
-    shutil.rmtree(kept)
-
-
-def write_csv(path: Path, rows: Sequence[NamedTuple]) -> None:
-    """One line a row under the field names; None is an empty cell."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(file: io.TextIOBase) -> None:
-        text = csv.writer(file, lineterminator="\n")
-        text.writerow(rows[0]._fields)
-        text.writerows(rows)
-
-    files.write_whole(path, write, mode="w")
-
-
-def save(path: Path, figure: Figure) -> None:
-    """The figure as a `.png` file."""
-    files.write_whole(
-        path, lambda file: figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
-    )
-
-
-def table(title: str, header: Sequence[str], lines: Iterable[Sequence], note: str = "") -> Table:
-    """Numbers to four digits, to the right; words to the left."""
-    made, lines = Table(title=title, caption=note or None, box=box.SIMPLE_HEAD), list(lines)
-    for name, *cells in zip(header, *lines, strict=True):
-        made.add_column(
-            name, justify="left" if all(isinstance(cell, str) for cell in cells) else "right"
-        )
-    for line in lines:
-        made.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in line))
-    return made

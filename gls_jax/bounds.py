@@ -1,17 +1,20 @@
-"""What a list can be promised before it is simulated: lower bounds on a match, and the optimum over
-all schemes.
+"""Bounds that need no simulation: lower bounds on a match, and the optimum over all schemes.
 
-`p` = draft law, `q` = target law, `K` drafts, ``M_j = sum_i max(q_i, q_j p_i / p_j)``. Acceptances
-are ordered:
+`p` is the draft distribution, `q` the target distribution, `K` the number of drafts, ``M_j = sum_i
+max(q_i, q_j p_i / p_j)``. The acceptances are ordered:
 
-    list_matching <= gls <= optimum_iid,   list_matching <= poisson <= gumbel_topk <= optimum_distinct,
-    poisson <= optimum_iid,   single <= specinfer <= spectr <= optimum_iid,   weighted_importance <= optimum_iid,
-    specinfer_wor <= optimum_distinct,   communication_free <= minhash
+    list_matching <= gls <= optimum_iid
+    list_matching <= poisson <= gumbel_topk <= optimum_distinct
+    poisson <= optimum_iid
+    single <= specinfer <= spectr <= optimum_iid
+    weighted_importance <= optimum_iid
+    specinfer_wor <= optimum_distinct
+    communication_free <= minhash
 
 (tested on random pairs; `specinfer <= spectr` is an observation). All functions take
-log-probabilities `[N]`, run under `jit` and `vmap` and are differentiable away from ties; all but
-`optimum_distinct` cost `O(N log N)`. Where the drafts have laws of their own, `log_p` is `[K, N]`
-and each stream contributes its own term.
+log-probabilities `[N]`, run under `jit` and `vmap` and are differentiable away from ties. All but
+`optimum_distinct` cost `O(N log N)`. If the drafts have different distributions, `log_p` is
+`[K, N]` and each stream contributes one term.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks, races
+from gls_jax.exact.counting import add_bernoulli
 from gls_jax.exact.ratio_order import RatioOrder, excess, ratio_order
 from gls_jax.loops import varying_like
 from gls_jax.typing import LogProbs, Numbers
@@ -42,14 +46,18 @@ __all__ = [
 ]
 
 
-def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
+def list_matching(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> Float[Array, ""]:
     """List matching lemma: ``P(target in list) >= sum_j q_j K / (K - 1 + M_j)``.
 
     Theorem 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Equality for `K = 1`, `p = q` and `p`
     a point mass.
 
     Args:
-        log_p: `[N]`, or `[K, N]` for one law a draft.
+        log_p: `[N]`, or `[K, N]` for one distribution per draft.
         log_q: `[N]`.
         num_drafts: `K`, static.
 
@@ -58,7 +66,7 @@ def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Ar
 
     Raises:
         ValueError: shapes that do not match, `num_drafts < 1`, or what
-            :func:`gls_jax.check_log_probs` raises, as all functions here.
+            :func:`gls_jax.check_log_probs` raises; so do all functions here.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -66,25 +74,31 @@ def list_matching(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Ar
     >>> [round(float(bounds.list_matching(jnp.log(p), jnp.log(q), k)), 4) for k in (1, 2, 8)]
     [0.6, 0.7429, 0.9182]
     """
-    q, given = _given_target(log_p, log_q, num_drafts, num_drafts)
-    return jnp.sum(q * given)
+    q, match = _given_target(log_p, log_q, num_drafts, num_drafts)
+    return jnp.sum(q * match)
 
 
 def list_matching_given_target(
-    log_p: LogProbs, log_q: LogProbs, num_drafts: int
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
 ) -> Float[Array, " N"]:
-    """List matching lemma given the target: ``P(j in list | target = j) >= K / (K - 1 + M_j)``,
-    `f[N]`.
+    """List matching lemma given the target: ``K / (K - 1 + M_j)``, `f[N]`.
+
+    It bounds ``P(j in list | target = j)`` from below.
     """
     return _given_target(log_p, log_q, num_drafts, num_drafts)[1]
 
 
-def list_matching_relaxed(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, " N"]:
-    """Relaxed conditional bound ``(1 + q_j / (K p_j))^-1``, `f[N]`: needs the two probabilities of
-    `j` only.
+def list_matching_relaxed(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> Float[Array, " N"]:
+    """Relaxed conditional bound ``(1 + q_j / (K p_j))^-1``, `f[N]`.
 
-    Never above :func:`list_matching_given_target`; the form that the compression bounds use.
-    `log_p` is `[N]`.
+    It needs only the two probabilities of `j`, and is never above
+    :func:`list_matching_given_target`. The compression bounds use this form. `log_p` is `[N]`.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -94,13 +108,19 @@ def list_matching_relaxed(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> 
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.problem(log_p, log_q)
-    live = log_p >= races.LIGHTEST
-    odds = math.log(num_drafts) + jnp.where(live, log_p, 0) - jnp.maximum(log_q, 2 * races.LIGHTEST)
-    return jnp.where(live, jax.nn.sigmoid(odds), 0)
+    is_possible = log_p >= races.LIGHTEST
+    # Finite log-probabilities only, so that gradients are not NaN.
+    finite_log_p = jnp.where(is_possible, log_p, 0)
+    finite_log_q = jnp.maximum(log_q, 2 * races.LIGHTEST)
+    log_odds = math.log(num_drafts) + finite_log_p - finite_log_q
+    return jnp.where(is_possible, jax.nn.sigmoid(log_odds), 0)
 
 
 def list_matching_strong(
-    log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_active: int,
+    num_drafts: int,
 ) -> Float[Array, ""]:
     """Bound of the strongly invariant variant: ``sum_j q_j J / (K - 1 + M_j)``.
 
@@ -108,51 +128,56 @@ def list_matching_strong(
     match.
 
     Args:
-        log_p: `[N]`, or `[J, N]`: the laws of the active drafts.
+        log_p: `[N]`, or `[J, N]`: the distributions of the active drafts.
         log_q: `[N]`.
         num_active: `J`, from 1 to `num_drafts`.
         num_drafts: `K`.
     """
-    q, given = _given_target(log_p, log_q, num_active, num_drafts)
-    return jnp.sum(q * given)
+    q, match = _given_target(log_p, log_q, num_active, num_drafts)
+    return jnp.sum(q * match)
 
 
 def list_decoding(
-    information_density: Numbers, num_decoders: int, num_bins: int
+    information_density: Numbers,
+    num_decoders: int,
+    num_bins: int,
 ) -> Float[Array, ...]:
-    """Chance that one of `K` decoders finds the encoder's candidate: at least the mean of ``(1 +
-    2^i / (K L))^-1``.
+    """Terms ``(1 + 2^i / (K L))^-1`` of the list decoding bound.
 
-    Proposition 4 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632), for many candidates. The message
-    makes up for ``log2 L`` bits of what the target tells about the source beyond the side
-    information, the list for ``log2 K``.
+    Their mean bounds from below the probability that one of `K` decoders finds the encoder's
+    candidate. Proposition 4 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632), for many candidates.
+    The information density `i` is the information of the target about the source beyond that of
+    the side information. The message replaces ``log2 L`` bits of it, the list ``log2 K``.
 
     Args:
         information_density: ``i = log2 p_{W|A}(w | a) / p_{W|T}(w | t)`` in bits, `f[...]`, of
-            draws of the joint law.
+            draws of the joint distribution.
         num_decoders: `K`.
         num_bins: `L`.
+
+    Returns:
+        `f[...]`, of the shape of `information_density`.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
     >>> [round(float(x), 3) for x in bounds.list_decoding(jnp.array([0.0, 3.0, 9.0]), 4, 2)]
     [0.889, 0.5, 0.015]
     """
-    known = math.log2(
-        checks.count(num_decoders, "num_decoders") * checks.count(num_bins, "num_bins")
-    )
-    return jax.nn.sigmoid(
-        (known - checks.floats(information_density, "information_density")) * math.log(2)
-    )
+    num_decoders = checks.count(num_decoders, "num_decoders")
+    num_bins = checks.count(num_bins, "num_bins")
+    # In bits, as the information density: (1 + 2^-x)^-1 is the sigmoid of x ln 2.
+    density = checks.floats(information_density, "information_density")
+    missing_bits = math.log2(num_decoders * num_bins) - density
+    return jax.nn.sigmoid(missing_bits * math.log(2))
 
 
 def communication_free(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
-    """``(1 - TV) / (1 + TV)``: what the best scheme without communication reaches on its worst pair
-    (K = 1).
+    """``(1 - TV) / (1 + TV)``: the most that one draft without communication can promise.
 
-    Daliri, Musco, Suresh 2024 (arXiv 2408.07978). Neither Gumbel nor Weighted MinHash is ever below
-    it. It is exactly the chance that both MinHash parties keep the same dart; their items agree
-    more often (:func:`gls_jax.couplings.minhash_match`).
+    For every such scheme there is a pair of this total variation on which it matches no more often
+    (Daliri, Musco, Suresh 2024, arXiv 2408.07978). Gumbel and Weighted MinHash are never below it.
+    It is exactly the probability that both MinHash parties keep the same dart; their categories
+    agree more often (:func:`gls_jax.couplings.minhash_match`).
     """
     distance = total_variation(log_p, log_q)
     return (1 - distance) / (1 + distance)
@@ -163,21 +188,24 @@ def total_variation(log_p: LogProbs, log_q: LogProbs) -> Float[Array, ""]:
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
-    >>> float(
-    ...     bounds.total_variation(jnp.log(jnp.array([1.0, 0.0])), jnp.log(jnp.array([0.0, 1.0])))
-    ... )
+    >>> log_p, log_q = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+    >>> float(bounds.total_variation(log_p, log_q))
     1.0
     """
     log_p, log_q = checks.problem(log_p, log_q)
     return jnp.sum(jnp.abs(jnp.exp(log_p) - jnp.exp(log_q))) / 2
 
 
-def optimum_iid(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
-    """Highest acceptance any verification can reach with `K` i.i.d. drafts: ``min(1, 1 + min_H q(H)
-    - p(H)^K)``.
+def optimum_iid(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> Float[Array, ""]:
+    """Highest acceptance of any verification with `K` i.i.d. drafts.
 
-    The optimal-transport value of SpecTr (Sun et al. 2023) and Khisti et al. 2025 (arXiv
-    2410.18234); the minimising set `H` is a prefix of the items in order of `q / p`.
+    It is ``min(1, 1 + min_H q(H) - p(H)^K)``, the optimal-transport value of SpecTr (Sun et al.
+    2023) and Khisti et al. 2025 (arXiv 2410.18234). The minimising set `H` is a prefix of the
+    categories in the order of `q / p`.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -188,57 +216,66 @@ def optimum_iid(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Arra
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.problem(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
+    # Independent drafts are all in a prefix of mass P with probability P^K.
     return _optimum(ranked, jnp.minimum(ranked.mass, 1) ** num_drafts)
 
 
 def prefix_order(log_p: LogProbs, log_q: LogProbs) -> Int[Array, " N"]:
-    """Items in order of `q / p`, those with `p = 0` last: the prefixes that :func:`optimum` looks
-    at.
+    """Categories in the order of `q / p`, those with `p = 0` last, `i32[N]`.
+
+    :func:`optimum` looks at the prefixes of this order.
     """
-    return ratio_order(*checks.problem(log_p, log_q)).order
+    log_p, log_q = checks.problem(log_p, log_q)
+    return ratio_order(log_p, log_q).order
 
 
-def optimum(log_p: LogProbs, log_q: LogProbs, contained: Numbers) -> Float[Array, ""]:
-    """Highest acceptance for lists of any law: ``1 + min_H [q(H) - P(all drafts in H)]`` over the
-    prefixes `H`.
+def optimum(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    contained: Numbers,
+) -> Float[Array, ""]:
+    """Highest acceptance for lists of any distribution, from the prefixes of the ratio order.
 
-    The minimum over ALL sets is the optimal-transport value (Sun et al. 2023). For i.i.d. drafts a
-    prefix attains it; for other lists this is an upper bound, and for lists without replacement no
-    set was better in 300 random problems.
+    It is ``1 + min_H [q(H) - P(all drafts in H)]`` over the prefixes `H`. The minimum over ALL sets
+    is the optimal-transport value (Sun et al. 2023). For i.i.d. drafts a prefix attains it. For
+    other lists this is an upper bound; for lists without replacement no set was better in 300
+    random problems.
 
     Args:
-        log_p: `[N]`, which orders the items.
+        log_p: `[N]`, which orders the categories.
         log_q: `[N]`.
-        contained: `f[N]`, the probability that all drafts are among the first `t + 1` items of
-            :func:`prefix_order`.
+        contained: `f[N]`, entry `t` the probability that all drafts are among the first `t + 1`
+            categories of :func:`prefix_order`.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
     >>> p, log_q = jnp.array([0.5, 0.5]), jnp.log(jnp.array([0.9, 0.1]))
-    >>> inside = (
-    ...     jnp.cumsum(p[bounds.prefix_order(jnp.log(p), log_q)]) ** 2
-    ... )  # two independent drafts
-    >>> round(float(bounds.optimum(jnp.log(p), log_q, inside)), 4)
+    >>> order = bounds.prefix_order(jnp.log(p), log_q)
+    >>> contained = jnp.cumsum(p[order]) ** 2  # two independent drafts
+    >>> round(float(bounds.optimum(jnp.log(p), log_q, contained)), 4)
     0.85
     """
     log_p, log_q = checks.problem(log_p, log_q)
-    inside, contained = contained, checks.floats(contained, "contained")
-    if contained.shape != log_q.shape:
-        raise ValueError(
-            f"contained: expected shape [{log_q.shape[0]}], got {list(contained.shape)}"
-        )
-    checks.within_unit(inside, "contained")
-    return _optimum(ratio_order(log_p, log_q), contained)
+    probs = checks.floats(contained, "contained")
+    if probs.shape != log_q.shape:
+        raise ValueError(f"contained: expected shape [{log_q.shape[0]}], got {list(probs.shape)}")
+    # The values as they were given: inside `jit` even constants are traced once converted.
+    checks.within_unit(contained, "contained")
+    return _optimum(ratio_order(log_p, log_q), probs)
 
 
-def optimum_distinct(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
-    """:func:`optimum` for K drafts without replacement, the lists of `gumbel_topk` and
-    `specinfer_wor`.
+def optimum_distinct(
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> Float[Array, ""]:
+    """:func:`optimum` for K drafts without replacement: lists of `gumbel_topk` and `specinfer_wor`.
 
-    All drafts are in `H` if the race has K arrivals in `H` before the first one outside, which
-    comes at rate ``1 - p(H)``: a Poisson-binomial count, item after item, integrated over that time
-    on a logarithmic grid. A list that is longer than its law has items counts as the whole law.
-    `O(N K)` for each of 488 nodes.
+    All drafts are in `H` if the race has K arrivals in `H` before the first one outside. The
+    arrivals in `H` up to a given time are a Poisson-binomial count, to which one category after the
+    other is added. The first arrival outside comes at rate ``1 - p(H)``, and its time is integrated
+    over on a logarithmic grid. A list that is longer than the distribution has categories counts as
+    all of them. `O(N K)` for each of 488 nodes.
 
     >>> import jax.numpy as jnp
     >>> from gls_jax import bounds
@@ -249,33 +286,42 @@ def optimum_distinct(log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.problem(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
-    outside = jnp.append(
-        jnp.cumsum(ranked.p[::-1])[::-1][1:], 0
-    )  # summed from the far end: no digits lost
+    # The rate outside each prefix, summed from the far end: no digits are lost.
+    outside = jnp.append(jnp.cumsum(ranked.p[::-1])[::-1][1:], 0)
+    # From a time when nothing has arrived to a time when the lightest category has.
     step = 0.25
-    # From where nothing has arrived to where the lightest item has.
     times = jnp.exp(jnp.arange(-38, 84, step, dtype=log_q.dtype))
 
-    def add(count, item):  # count [node, K]: chance of 0, ..., K - 1 arrivals in H
-        p, rate = item
-        enters = -jnp.expm1(-p * times)[:, None]
-        count = count * (1 - enters) + jnp.pad(count[:, :-1], ((0, 0), (1, 0))) * enters
-        few = step * jnp.sum(rate * times * jnp.exp(-rate * times) * jnp.sum(count, axis=1))
-        return count, jnp.where(rate > 0, 1 - few, 1)
+    def add_category(counts, category):
+        # `counts [K, node]`: probability of 0, ..., K - 1 arrivals in H.
+        p, outside_rate = category
+        # The category has arrived by then with probability 1 - e^{-p t}.
+        counts = add_bernoulli(counts, -jnp.expm1(-p * times))
+        # Density of the first arrival outside, in log(time): hence the factor `times`.
+        density = outside_rate * times * jnp.exp(-outside_rate * times)
+        too_few = step * jnp.sum(density * jnp.sum(counts, axis=0))
+        return counts, jnp.where(outside_rate > 0, 1 - too_few, 1)
 
-    start = jnp.zeros((times.shape[0], num_drafts), log_q.dtype).at[:, 0].set(1)
-    _, contained = jax.lax.scan(add, varying_like(start, ranked), (ranked.p, outside))
+    start = jnp.zeros((num_drafts, times.shape[0]), log_q.dtype).at[0].set(1)
+    start = varying_like(start, ranked)
+    _, contained = jax.lax.scan(add_category, start, (ranked.p, outside))
     return _optimum(ranked, contained)
 
 
-def _optimum(ranked: RatioOrder, contained: Float[Array, " N"]) -> Float[Array, ""]:
-    short = jnp.where(ranked.p > 0, jnp.cumsum(ranked.q) - jnp.minimum(contained, 1), 0)
-    return 1 + jnp.minimum(jnp.min(short), 0)
+def _optimum(
+    ranked: RatioOrder,
+    contained: Float[Array, " N"],
+) -> Float[Array, ""]:
+    slack = jnp.cumsum(ranked.q) - jnp.minimum(contained, 1)
+    # Prefixes end before the categories that cannot be drafted.
+    slack = jnp.where(ranked.p > 0, slack, 0)
+    return 1 + jnp.minimum(jnp.min(slack), 0)
 
 
 def _given_target(log_p, log_q, num_active: int, num_drafts: int):
-    """`q` and ``sum over active streams of 1 / (K - 1 + M_j)``."""
+    """`q`, and the sum of ``1 / (K - 1 + M_j)`` over the active streams."""
     num_active, num_drafts = checks.active_of(num_active, num_drafts)
     log_p, log_q = checks.list_problem(log_p, log_q, num_active)
     terms = 1 / (num_drafts + excess(log_p, log_q))
-    return jnp.exp(log_q), (num_active * terms if log_p.ndim == 1 else jnp.sum(terms, axis=0))
+    match = num_active * terms if log_p.ndim == 1 else jnp.sum(terms, axis=0)
+    return jnp.exp(log_q), match

@@ -1,10 +1,11 @@
 """The canonical decomposition of list verification (Khisti et al. 2025, arXiv 2410.18234).
 
-Verifying a list is choosing one of its drafts, and then single-draft speculative sampling of `q`
-against the law `r` of the chosen one: acceptance ``sum_i min(q_i, r_i)``. All that a scheme decides
-is the choice; the best one is a linear program over the sets of drafts. Host functions in float64
-for small problems: the truth that closed forms are held to, and the plan of
-:mod:`gls_jax.schemes.optimal`.
+Verification of a list chooses one of its drafts, and then applies single-draft speculative sampling
+of `q` with the distribution `r` of the chosen one. The acceptance is ``sum_i min(q_i, r_i)``. A
+scheme decides only the choice, and the best choice is a linear program over the sets of drafts.
+
+These are host functions in float64 for small problems. The closed forms are tested against them,
+and :mod:`gls_jax.schemes.optimal` uses their plan.
 """
 
 from __future__ import annotations
@@ -22,155 +23,174 @@ from gls_jax.exact.ratio_order import ratio_order
 from gls_jax.typing import LogProbs, Numbers
 
 __all__ = [
-    "MOST_ITEMS",
+    "MOST_CATEGORIES",
     "Selection",
     "always_accepts",
     "best_selection",
-    "importance_law",
-    "set_law",
+    "selected_distribution",
+    "set_distribution",
 ]
 
-MOST_ITEMS = 12
-"""Largest number of items for `set_law` and `best_selection`: the program has a row for each of the
-2^N sets.
-"""
-_MOST_LISTS = 10**6
+MOST_CATEGORIES = 12
+"""Most categories for `set_distribution` and `best_selection`, which look at all 2^N sets."""
+
+_MAX_LISTS = 10**6
 
 
 class Selection(NamedTuple):
-    """How to choose one draft of a list.
+    """A rule that chooses one draft of a list.
 
     Attributes:
-        choose: `f64[2^N, N]`, chance to choose item `i` from the set with bit mask `D`; rows of
-            possible sets sum to 1.
-        law: `f64[N]`, the law `r` of the chosen item.
+        choose: `f64[2^N, N]`, probability to choose category `i` from the set with bit mask `D`;
+            rows of possible sets sum to 1.
+        distribution: `f64[N]`, the distribution `r` of the chosen category.
         acceptance: ``sum_i min(q_i, r_i)``, the value of the program.
     """
 
     choose: np.ndarray
-    law: np.ndarray
+    distribution: np.ndarray
     acceptance: float
 
 
-def set_law(laws: Numbers) -> np.ndarray:
-    """``P(set of drafts = D)`` for every bit mask `D`, of independent drafts with the given laws.
+def set_distribution(draft_probs: Numbers) -> np.ndarray:
+    """``P(set of drafts = D)`` for every bit mask `D`, for independent drafts.
 
     Args:
-        laws: probabilities `[K, N]`, `N <= MOST_ITEMS`.
+        draft_probs: probabilities `[K, N]`, one row per draft, `N <= MOST_CATEGORIES`.
 
     Returns:
         `f64[2^N]`; a sum of positive terms, draft by draft.
 
     >>> from gls_jax import decomposition
-    >>> decomposition.set_law([[0.5, 0.5], [0.5, 0.5]]).tolist()  # nobody, {0}, {1}, both
+    >>> decomposition.set_distribution([[0.5, 0.5], [0.5, 0.5]]).tolist()  # {}, {0}, {1}, {0, 1}
     [0.0, 0.25, 0.25, 0.5]
     """
-    return _set_law(_checked_laws(laws))
+    return _set_distribution(_checked_draft_probs(draft_probs))
 
 
-def _checked_laws(laws) -> np.ndarray:
-    shape = checks.floats(laws, "laws").shape
-    if len(shape) != 2 or not 1 <= shape[1] <= MOST_ITEMS:
+def _checked_draft_probs(draft_probs: Numbers) -> np.ndarray:
+    shape = checks.floats(draft_probs, "draft_probs").shape
+    if len(shape) != 2 or not 1 <= shape[1] <= MOST_CATEGORIES:
         raise ValueError(
-            f"laws: expected shape [K, N] with N within 1..{MOST_ITEMS}, got {list(shape)}"
+            f"draft_probs: expected shape [K, N] with N within 1..{MOST_CATEGORIES}, "
+            f"got {list(shape)}"
         )
-    return checks.host_probabilities(laws, "laws")
+    return checks.host_probabilities(draft_probs, "draft_probs")
 
 
-def _set_law(laws: np.ndarray) -> np.ndarray:
-    sets = np.arange(2 ** laws.shape[1])
-    chance = (sets == 0).astype(np.float64)
-    for law in laws:
-        after = np.zeros_like(chance)
-        for item, mass in enumerate(law):
-            has = sets >> item & 1 == 1
-            after[has] += mass * (chance[has] + chance[sets[has] ^ (1 << item)])
-        chance = after
-    return chance
+def _set_distribution(draft_probs: np.ndarray) -> np.ndarray:
+    # A set is a bit mask, and row by row one more draft joins it.
+    sets = np.arange(2 ** draft_probs.shape[1])
+    set_probs = (sets == 0).astype(np.float64)
+    for row in draft_probs:
+        next_probs = np.zeros_like(set_probs)
+        for category, prob in enumerate(row):
+            # A set with this category comes from itself, and from the same set without it.
+            contains = sets >> category & 1 == 1
+            without = sets[contains] ^ (1 << category)
+            next_probs[contains] += prob * (set_probs[contains] + set_probs[without])
+        set_probs = next_probs
+    return set_probs
 
 
-def best_selection(laws: Numbers, q: Numbers) -> Selection:
+def best_selection(draft_probs: Numbers, q: Numbers) -> Selection:
     """The choice of highest acceptance, by linear programming (HiGHS).
 
-    Maximise the mass `f(D, i)` that sets `D` pass to their items, at most `P(D)` from a set and
-    `q_i` into an item.
+    It maximises the mass `f(D, i)` that sets `D` pass to their categories, at most `P(D)` from a
+    set and `q_i` into a category.
 
     Args:
-        laws: probabilities `[K, N]` of independent drafts, one row a draft, `N <= MOST_ITEMS`.
+        draft_probs: probabilities `[K, N]` of independent drafts, one row per draft, `N <=
+            MOST_CATEGORIES`.
         q: target probabilities `[N]`.
 
     Returns:
         :class:`Selection`.
 
     Raises:
-        ValueError: shapes that do not fit, what are no probabilities of sum 1, or too many items.
+        ValueError: shapes that do not fit, rows that are not probabilities of sum 1, or too many
+            categories.
 
     >>> from gls_jax import decomposition
     >>> round(decomposition.best_selection([[0.5, 0.5]] * 2, [0.9, 0.1]).acceptance, 6)
     0.85
     """
-    laws, shape = _checked_laws(laws), checks.floats(q, "q").shape
-    if shape != laws.shape[1:]:
-        raise ValueError(f"q: expected shape [{laws.shape[1]}], got {list(shape)}")
-    return solve_selection(laws, checks.host_probabilities(q, "q"))
+    draft_probs = _checked_draft_probs(draft_probs)
+    shape = checks.floats(q, "q").shape
+    if shape != draft_probs.shape[1:]:
+        raise ValueError(f"q: expected shape [{draft_probs.shape[1]}], got {list(shape)}")
+    return solve_selection(draft_probs, checks.host_probabilities(q, "q"))
 
 
-def solve_selection(laws: np.ndarray, q: np.ndarray) -> Selection:
+def solve_selection(draft_probs: np.ndarray, q: np.ndarray) -> Selection:
     """:func:`best_selection` of probabilities that need no check."""
     import scipy.optimize
     import scipy.sparse
 
-    chance, size = _set_law(laws), q.size
-    possible = np.flatnonzero(chance)
-    sets, items = np.nonzero(possible[:, None] >> np.arange(size) & 1)
-    if not len(sets):  # no drafts at all
-        return Selection(np.zeros((len(chance), size)), np.zeros(size), 0.0)
-    columns = np.arange(len(sets))
-    rows = np.concatenate([sets, len(possible) + items])
-    shape = (len(possible) + size, len(sets))
-    limits = scipy.sparse.csr_array(
-        (np.ones(2 * len(sets)), (rows, np.tile(columns, 2))), shape=shape
-    )
+    set_probs = _set_distribution(draft_probs)
+    num_sets = len(set_probs)
+    size = q.size
+    is_member = (np.arange(num_sets)[:, None] >> np.arange(size) & 1).astype(bool)
+    # A variable for each possible set and each category in it.
+    possible_sets = np.flatnonzero(set_probs)
+    sets, categories = np.nonzero(is_member[possible_sets])
+    num_variables = len(sets)
+    if num_variables == 0:  # no drafts at all
+        return Selection(
+            choose=np.zeros((num_sets, size)),
+            distribution=np.zeros(size),
+            acceptance=0.0,
+        )
+    # A constraint for each set, then one for each category; every variable is in one of both.
+    columns = np.tile(np.arange(num_variables), 2)
+    rows = np.concatenate([sets, len(possible_sets) + categories])
+    ones = np.ones(2 * num_variables)
+    shape = (len(possible_sets) + size, num_variables)
     solved = scipy.optimize.linprog(
-        -np.ones(len(sets)),
-        A_ub=limits,
-        b_ub=np.concatenate([chance[possible], np.maximum(q, 0)]),
+        -np.ones(num_variables),
+        A_ub=scipy.sparse.csr_array((ones, (rows, columns)), shape=shape),
+        b_ub=np.concatenate([set_probs[possible_sets], np.maximum(q, 0)]),
         bounds=(0, None),
         method="highs",
     )
     if solved.status != 0:
         raise ValueError(
-            f"laws and q: expected probabilities, got a program without a solution ({solved.message})"
+            "draft_probs and q: expected probabilities, got a program without a solution "
+            f"({solved.message})"
         )
-    passed = np.zeros((len(chance), size))
-    passed[possible[sets], items] = np.maximum(solved.x, 0)
-    member = (np.arange(len(chance))[:, None] >> np.arange(size) & 1).astype(bool)
-    # What a set cannot place is shared among its items: their law only grows, and with it no min(q,
-    # r) falls.
-    spare = np.maximum(chance - passed.sum(1), 0) / np.maximum(member.sum(1), 1)
-    passed += np.where(member, spare[:, None], 0)
-    total = passed.sum(1, keepdims=True)
-    even = member / np.maximum(member.sum(1, keepdims=True), 1)
-    choose = np.divide(passed, total, out=even, where=total > 0)
-    law = chance @ choose
-    return Selection(choose, law, float(np.minimum(q, law).sum()))
+    passed = np.zeros((num_sets, size))
+    passed[possible_sets[sets], categories] = np.maximum(solved.x, 0)
+    # The mass that a set could not pass on is shared among its categories: the probabilities of
+    # these only grow, and so no min(q, r) becomes smaller.
+    set_sizes = np.maximum(is_member.sum(1, keepdims=True), 1)
+    left_over = np.maximum(set_probs - passed.sum(1), 0)[:, None]
+    passed += np.where(is_member, left_over / set_sizes, 0)
+    # An impossible set chooses any of its categories.
+    totals = passed.sum(1, keepdims=True)
+    any_member = is_member / set_sizes
+    choose = np.divide(passed, totals, out=any_member, where=totals > 0)
+    distribution = set_probs @ choose
+    acceptance = float(np.minimum(q, distribution).sum())
+    return Selection(choose=choose, distribution=distribution, acceptance=acceptance)
 
 
-def importance_law(
-    rule: Callable[[jax.Array], jax.Array], log_p: LogProbs, num_drafts: int
+def selected_distribution(
+    rule: Callable[[jax.Array], jax.Array],
+    log_p: LogProbs,
+    num_drafts: int,
 ) -> Float[Array, " N"]:
-    """The law `r` of the draft that a selection rule chooses, by enumeration of all lists.
+    """The distribution `r` of the draft that a selection rule chooses, from all possible lists.
 
     Args:
-        rule: maps drafts `i32[K]` to the chances `f[K]` with which each place of the list is
+        rule: maps drafts `i32[K]` to the probabilities `f[K]` with which each draft of the list is
             chosen.
-        log_p: `[N]`, or `[K, N]` for one law a draft.
+        log_p: `[N]`, or `[K, N]` for one distribution per draft.
         num_drafts: `K`; at most a million lists.
 
     Returns:
-        `f[N]`. Acceptance of the rule followed by speculative sampling of `q` is ``sum_i min(q_i,
-        r_i)``, and more only where a refused choice happens to be replaced by another draft of the
-        list.
+        `f[N]`. The acceptance of the rule followed by speculative sampling of `q` is ``sum_i
+        min(q_i, r_i)``. It is higher only if a rejected choice can be replaced by another draft of
+        the list.
 
     Raises:
         ValueError: shapes that do not fit, too many lists, or what :func:`gls_jax.check_log_probs`
@@ -179,32 +199,39 @@ def importance_law(
     >>> import jax.numpy as jnp
     >>> from gls_jax import decomposition
     >>> smallest = lambda drafts: jnp.arange(2) == jnp.argmin(drafts)
-    >>> decomposition.importance_law(smallest, jnp.log(jnp.array([0.5, 0.5])), 2).tolist()
+    >>> log_p = jnp.log(jnp.array([0.5, 0.5]))
+    >>> decomposition.selected_distribution(smallest, log_p, 2).tolist()
     [0.75, 0.25]
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
-    given, log_p = log_p, checks.draft_distributions(log_p, num_drafts)
-    checks.values(given, "log_p")
-    size = log_p.shape[-1]
-    if size**num_drafts > _MOST_LISTS:
+    log_probs = checks.draft_distributions(log_p, num_drafts)
+    checks.values(log_p, "log_p")
+    size = log_probs.shape[-1]
+    if size**num_drafts > _MAX_LISTS:
         raise ValueError(
-            f"num_drafts: expected at most {_MOST_LISTS} lists, got {size}^{num_drafts}"
+            f"num_drafts: expected at most {_MAX_LISTS} lists, got {size}^{num_drafts}"
         )
-    laws = jnp.broadcast_to(races.weights(log_p), (num_drafts, size))
-    lists = jnp.stack(jnp.unravel_index(jnp.arange(size**num_drafts), (size,) * num_drafts), axis=1)
-    chance = jnp.prod(laws[jnp.arange(num_drafts), lists], axis=1)
-    mass = chance[:, None] * jax.vmap(rule)(lists).astype(chance.dtype)
-    return jnp.zeros(size, mass.dtype).at[lists].add(mass)
+    draft_probs = jnp.broadcast_to(races.weights(log_probs), (num_drafts, size))
+    # Every list [L, K] with its probability [L]; the rule then chooses a draft of each.
+    drafts = jnp.unravel_index(jnp.arange(size**num_drafts), (size,) * num_drafts)
+    lists = jnp.stack(drafts, axis=1)
+    list_probs = jnp.prod(draft_probs[jnp.arange(num_drafts), lists], axis=1)
+    choice_probs = jax.vmap(rule)(lists).astype(list_probs.dtype)
+    chosen_probs = list_probs[:, None] * choice_probs
+    return jnp.zeros(size, chosen_probs.dtype).at[lists].add(chosen_probs)
 
 
 def always_accepts(
-    log_p: LogProbs, log_q: LogProbs, num_drafts: int, *, atol: float = 1e-6
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+    *,
+    atol: float = 1e-6,
 ) -> Bool[Array, ""]:
-    """Whether acceptance 1 is possible with `K` i.i.d. drafts: ``q(H) >= p(H)^K`` for every set `H`
-    of items.
+    """Whether acceptance 1 is possible with `K` i.i.d. drafts: ``q(H) >= p(H)^K`` for all sets `H`.
 
-    The worst sets are prefixes of the items in order of `q / p`, so `N` of them are looked at.
-    Theorem 2 of Khisti et al. is `K = 2`.
+    The worst sets are prefixes of the categories in the order of `q / p`, so only `N` of them are
+    checked. Theorem 2 of Khisti et al. is `K = 2`.
 
     Args:
         log_p, log_q: `[N]`.
@@ -220,5 +247,8 @@ def always_accepts(
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.problem(log_p, log_q)
     ranked = ratio_order(log_p, log_q)
-    short = jnp.cumsum(ranked.q) - jnp.minimum(ranked.mass, 1) ** num_drafts
-    return jnp.min(jnp.where(ranked.p > 0, short, 0)) >= -atol
+    contained = jnp.minimum(ranked.mass, 1) ** num_drafts
+    slack = jnp.cumsum(ranked.q) - contained
+    # Prefixes end before the categories that cannot be drafted.
+    slack = jnp.where(ranked.p > 0, slack, 0)
+    return jnp.min(slack) >= -atol

@@ -1,4 +1,4 @@
-"""What a simulation reports: a mean that carries its standard error."""
+"""The result of a simulation: a mean with its standard error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         mean: of the trials.
-        standard_error: of the mean; how it is estimated, and from what, its maker says.
-        num_trials: independent trials behind the mean.
+        standard_error: of the mean; the function that returns it documents the estimator.
+        num_trials: number of independent trials.
     """
 
     mean: Float[Array | np.ndarray, ...]

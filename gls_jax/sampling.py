@@ -1,14 +1,15 @@
-"""Gumbel-max list sampling (GLS): a list of K drafts and one target from the same clocks.
+"""Gumbel-max list sampling (GLS): a list of K drafts and one target from the same noise.
 
-Algorithm 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Stream `k` gives item `i` the clock
-`S[k, i] ~ Exp(1)`;
+Algorithm 1 of Rowan, Phan, Khisti 2025 (arXiv 2506.05632). Stream `k` gives category `i` the
+exponential noise `S[k, i]`, see :mod:`gls_jax.races`.
 
-* draft `k` is ``X_k = argmin_i S[k, i] / p_i``: the drafts are independent samples of `p` (or of
-  `p^(k)`, one law a stream), and the first K of them do not change when more are drawn;
-* the target is ``Y = argmin_i min_k S[k, i] / q_i``: exactly a sample of `q`.
+* Draft `k` is ``X_k = argmin_i S[k, i] / p_i``. The drafts are independent samples of `p` (or of
+  `p^(k)`, one distribution for each stream), and the first K of them do not change when more are
+  drawn.
+* The target is ``Y = argmin_i min_k S[k, i] / q_i``, an exact sample of `q`.
 
-Neither side looks at the other's law. `Y` depends on the clocks and on `q` alone: it is the same
-whatever the drafter.
+Neither side needs the other's distribution. `Y` depends on the noise and on `q` alone, so it is the
+same for every drafter.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class ListSample(NamedTuple):
     """One draw of Algorithm 1.
 
     Attributes:
-        drafts: `i32[K]`, independent samples of the draft law(s).
-        target: `i32[]`, a sample of the target law.
+        drafts: `i32[K]`, independent samples of the draft distribution(s).
+        target: `i32[]`, a sample of the target distribution.
         accepted: `bool[]`, whether the target is among the drafts.
     """
 
@@ -38,12 +39,17 @@ class ListSample(NamedTuple):
     accepted: Bool[Array, ""]
 
 
-def list_sample(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> ListSample:
-    """Couple a list of `K` samples of `p` with one sample of `q` through shared clocks.
+def list_sample(
+    key: PRNGKeyArray,
+    log_p: LogProbs,
+    log_q: LogProbs,
+    num_drafts: int,
+) -> ListSample:
+    """Couple a list of `K` samples of `p` with one sample of `q` through shared noise.
 
     Args:
         key: one typed key; both sides of the coupling use the same.
-        log_p: draft log-probabilities `[N]`, or `[K, N]` for one law a draft.
+        log_p: draft log-probabilities `[N]`, or `[K, N]` for one distribution per draft.
         log_q: target log-probabilities `[N]`.
         num_drafts: `K`, static.
 
@@ -58,31 +64,40 @@ def list_sample(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs, num_drafts:
     >>> log_p, log_q = jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]))
     >>> keys = jax.random.split(jax.random.key(0), 1000)
     >>> draws = jax.vmap(lambda key: gls_jax.list_sample(key, log_p, log_q, 4))(keys)
-    >>> (
-    ...     draws.drafts.shape,
-    ...     bool((draws.accepted == (draws.drafts == draws.target[:, None]).any(1)).all()),
-    ... )
-    ((1000, 4), True)
+    >>> draws.drafts.shape
+    (1000, 4)
+    >>> is_listed = (draws.drafts == draws.target[:, None]).any(axis=1)
+    >>> bool((draws.accepted == is_listed).all())
+    True
     """
     num_drafts = checks.count(num_drafts, "num_drafts")
     log_p, log_q = checks.list_problem(log_p, log_q, num_drafts)
-    clocks = races.exponentials(key, num_drafts, log_q.shape[0])
-    drafts, target = draft_list(clocks, log_p), target_of_list(clocks, log_q)
-    return ListSample(drafts, target, jnp.any(drafts == target))
+    # The noise is all that the two sides share.
+    noise = races.exponentials(key, num_drafts, log_q.shape[0])
+    drafts = draft_list(noise, log_p)
+    target = target_of_list(noise, log_q)
+    return ListSample(drafts=drafts, target=target, accepted=jnp.any(drafts == target))
 
 
-def draft_list(clocks: Float[Array, "K N"], log_p: Float[Array, "*k N"]) -> Int[Array, " K"]:
-    """Every stream's own winner, ``argmin_i S[k, i] / p_i``."""
-    return races.winner(races.arrivals(clocks, log_p))
+def draft_list(
+    noise: Float[Array, "K N"],
+    log_p: Float[Array, "*k N"],
+) -> Int[Array, " K"]:
+    """The winner of every stream, ``argmin_i S[k, i] / p_i``."""
+    return races.winner(races.arrivals(noise, log_p))
 
 
 def target_of_list(
-    clocks: Float[Array, "K N"], log_q: Float[Array, " N"], active: Bool[Array, " K"] | None = None
+    noise: Float[Array, "K N"],
+    log_q: Float[Array, " N"],
+    active: Bool[Array, " K"] | None = None,
 ) -> Int[Array, ""]:
-    """``argmin_i min_k S[k, i] / q_i`` over the active streams `bool[K]` (all, where none is
-    active).
+    """The target ``argmin_i min_k S[k, i] / q_i`` over the active streams `bool[K]`.
+
+    If none is active, it is over all streams.
     """
     if active is not None:
-        silent = ~active & jnp.any(active)
-        clocks = jnp.where(silent[:, None], jnp.inf, clocks)
-    return races.winner(races.arrivals(jnp.min(clocks, axis=0), log_q))
+        # Infinite noise takes a stream out of the minimum.
+        is_left_out = ~active & jnp.any(active)
+        noise = jnp.where(is_left_out[:, None], jnp.inf, noise)
+    return races.winner(races.arrivals(jnp.min(noise, axis=0), log_q))

@@ -17,8 +17,11 @@ collect_ignore = (
     [] if find_spec("torch") else ["peers"]
 )  # `make peers` names the folder, so that it fails without torch instead of passing with nothing run
 
-SCHEMES = """block gls gls_strong gumbel_topk minhash naive optimal poisson single specinfer specinfer_wor
-spectr traversal weighted_importance"""
+SCHEME_FILES = [
+    path.stem
+    for path in sorted((Path(__file__).parent.parent / "gls_jax" / "schemes").glob("*.py"))
+    if "\nSCHEME = " in path.read_text()
+]
 CHECKED = [
     "gls_jax.decoding.drafting",
     "gls_jax.decoding.engine",
@@ -31,7 +34,7 @@ CHECKED = [
     "gls_jax.exact.quadrature",
     "gls_jax.exact.ratio_order",
     "gls_jax.rejection",
-    *(f"gls_jax.schemes.{name}" for name in SCHEMES.split()),
+    *(f"gls_jax.schemes.{name}" for name in SCHEME_FILES),
 ]
 
 install_import_hook(CHECKED, "beartype.beartype")

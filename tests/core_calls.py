@@ -1,4 +1,7 @@
-"""Every public function of the mathematical core as one small call, for tests that vary how it is called."""
+"""Every public function of the mathematical core as one small call.
+
+For tests that vary how the functions are called.
+"""
 
 from collections.abc import Callable
 
@@ -69,7 +72,7 @@ CALLS: dict[str, Call] = {
     "bounds.optimum_distinct": lambda key, p, q, d: bounds.optimum_distinct(p, q, NUM_DRAFTS),
     "bounds.prefix_order": lambda key, p, q, d: bounds.prefix_order(p, q),
     "bounds.list_decoding": lambda key, p, q, d: bounds.list_decoding(p, NUM_DRAFTS, 4),
-    "decomposition.importance_law": lambda key, p, q, d: decomposition.importance_law(
+    "decomposition.selected_distribution": lambda key, p, q, d: decomposition.selected_distribution(
         lambda drafts: jnp.arange(NUM_DRAFTS) == jnp.argmin(drafts), p, NUM_DRAFTS
     ),
     "decomposition.always_accepts": lambda key, p, q, d: decomposition.always_accepts(
@@ -91,41 +94,43 @@ CALLS: dict[str, Call] = {
 
 
 def _scheme_calls(name: str, called: set) -> dict[str, Call]:
-    """Calls of a scheme; a function that an earlier scheme of as many drafts was called with is left out."""
+    """Calls of a scheme, without the functions that it shares with an earlier one.
+
+    `called` holds pairs of a function and the number of drafts that it was called with.
+    """
     scheme = schemes.get(name)
-    width = scheme.max_drafts or NUM_DRAFTS
+    num_drafts = scheme.max_drafts or NUM_DRAFTS
 
     def verify_tree(key, p, q, d):
-        tree = schemes.chains(jnp.asarray(d)[:width, None], ranked=scheme.ranked)
-        log_p, log_q = jnp.asarray(p), jnp.asarray(q)
-        return scheme.verify_tree(
-            key, 0, tree, jnp.stack([log_p] * width), jnp.stack([log_q] * (width + 1))
-        )
+        tree = schemes.chains(jnp.asarray(d)[:num_drafts, None], ranked=scheme.ranked)
+        log_p = jnp.stack([jnp.asarray(p)] * num_drafts)
+        log_q = jnp.stack([jnp.asarray(q)] * (num_drafts + 1))
+        return scheme.verify_tree(key, 0, tree, log_p, log_q)
 
     calls: dict[str, tuple[object, Call]] = {
-        "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, width)),
+        "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, num_drafts)),
         "verify": (
             scheme.verifies_tokens or None,
-            lambda key, p, q, d: scheme.verify(key, d[:width], p, q),
+            lambda key, p, q, d: scheme.verify(key, d[:num_drafts], p, q),
         ),
-        "acceptance": (scheme.exact, lambda key, p, q, d: scheme.acceptance(p, q, width)),
-        # Where a scheme has no hits of its own they are made of its `verify`: another function for every name.
-        "hits": (
+        "acceptance": (scheme.exact, lambda key, p, q, d: scheme.acceptance(p, q, num_drafts)),
+        # Without trials of its own a scheme's are made of its `verify`, anew for every name.
+        "accepted": (
             scheme.trials or scheme.verifies_tokens or None,
-            lambda key, p, q, d: scheme.accepted(key, p, q, width),
+            lambda key, p, q, d: scheme.accepted(key, p, q, num_drafts),
         ),
-        "simulator": (
+        "inversion_trial": (
             scheme.trials and scheme.trials.inversion,
-            lambda key, p, q, d: scheme.inversion_trial(p, q, width)(key),
+            lambda key, p, q, d: scheme.inversion_trial(p, q, num_drafts)(key),
         ),
         "verify_tree": (name, verify_tree),
     }
     new = {
         kind: call
         for kind, (function, call) in calls.items()
-        if function and (function, width) not in called
+        if function and (function, num_drafts) not in called
     }
-    called.update((function, width) for function, _ in calls.values())
+    called.update((function, num_drafts) for function, _ in calls.values())
     return {f"schemes.{name}.{kind}": call for kind, call in new.items()}
 
 
@@ -133,7 +138,8 @@ _called: set = set()
 for _name in (*schemes.NAMES, *schemes.PATH_NAMES):
     CALLS |= _scheme_calls(_name, _called)
 
-# One scheme for each way that a trial is made: in one pass, by ratio tests, and from `propose` and `verify`.
+# One scheme for each way to make a trial: in one pass, by ratio tests, and from `propose` and
+# `verify`.
 for _name in ("gls", "specinfer", "optimal"):
     CALLS[f"trials.acceptance.{_name}"] = lambda key, p, q, d, name=_name: trials.acceptance(
         key, p, q, scheme=name, num_drafts=NUM_DRAFTS, num_trials=9

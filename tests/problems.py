@@ -1,13 +1,13 @@
-"""Pairs of laws on which a scheme can go wrong, padded to one shape so that each scheme compiles once."""
+"""Pairs of distributions on which a scheme can go wrong, of one shape: each scheme compiles once."""
 
 import numpy as np
 
 NUM_ITEMS, NUM_DRAFTS = 6, 4
 
 
-def _pad(law):
-    law = np.asarray(law, np.float64)
-    return np.pad(law / law.sum(), (0, NUM_ITEMS - len(law)))
+def _pad(weights):
+    weights = np.asarray(weights, np.float64)
+    return np.pad(weights / weights.sum(), (0, NUM_ITEMS - len(weights)))
 
 
 def _random(seed, concentration):
@@ -33,40 +33,39 @@ PROBLEMS = {
 
 
 def many(count):
-    """`count` random problems `[count, N]` of every kind a scheme can stumble over, in turn."""
+    """`count` random pairs `[count, N]`, in turn of every kind that can be difficult for a scheme."""
     rng = np.random.default_rng(12)
-    kinds = (
-        lambda: rng.dirichlet(np.ones(NUM_ITEMS), 2),
-        lambda: rng.dirichlet(np.full(NUM_ITEMS, 0.2), 2),
-        lambda: rng.dirichlet(np.full(NUM_ITEMS, 5.0), 2),
-        lambda: (rng.dirichlet(np.ones(NUM_ITEMS)),) * 2,  # p = q
-        lambda: _split(rng),  # disjoint
-        lambda: [_some(rng) for _ in range(2)],  # zero entries
-        lambda: [
-            np.where(rng.permutation(NUM_ITEMS) < 3, 0, 1) / 3 for _ in range(2)
-        ],  # zeros and ties
-        lambda: [(x := rng.integers(1, 3, NUM_ITEMS)) / x.sum() for _ in range(2)],  # ties
-        lambda: [np.eye(NUM_ITEMS)[0]] * 2,  # one item
-        lambda: [
-            _pad(rng.dirichlet(np.ones(2))) for _ in range(2)
-        ],  # two items: every list repeats itself
-    )
-    laws = np.array([kinds[at % len(kinds)]() for at in range(count)])
-    laws = laws / laws.sum(-1, keepdims=True)
-    return laws[:, 0], laws[:, 1]
+    kinds = {
+        "plain": lambda: rng.dirichlet(np.ones(NUM_ITEMS), 2),
+        "peaked": lambda: rng.dirichlet(np.full(NUM_ITEMS, 0.2), 2),
+        "flat": lambda: rng.dirichlet(np.full(NUM_ITEMS, 5.0), 2),
+        "equal": lambda: [rng.dirichlet(np.ones(NUM_ITEMS))] * 2,
+        "disjoint": lambda: _disjoint(rng),
+        "zeros": lambda: [_with_zeros(rng) for _ in range(2)],
+        "zeros and ties": lambda: [rng.permutation(NUM_ITEMS) >= 3 for _ in range(2)],
+        "ties": lambda: [rng.integers(1, 3, NUM_ITEMS) for _ in range(2)],
+        "one category": lambda: [np.eye(NUM_ITEMS)[0]] * 2,
+        # Every longer list repeats itself.
+        "two categories": lambda: [_pad(rng.dirichlet(np.ones(2))) for _ in range(2)],
+    }
+    makers = list(kinds.values())
+    pairs = np.array([makers[i % len(makers)]() for i in range(count)], np.float64)
+    pairs = pairs / pairs.sum(-1, keepdims=True)
+    return pairs[:, 0], pairs[:, 1]
 
 
-def _some(rng):
-    return rng.dirichlet(np.ones(NUM_ITEMS)) * (
-        rng.permutation(NUM_ITEMS) < rng.integers(2, NUM_ITEMS)
-    )
+def _with_zeros(rng):
+    probs = rng.dirichlet(np.ones(NUM_ITEMS))
+    return probs * (rng.permutation(NUM_ITEMS) < rng.integers(2, NUM_ITEMS))
 
 
-def _split(rng):
-    law = rng.dirichlet(np.ones(NUM_ITEMS // 2))
-    return np.pad(law, (0, NUM_ITEMS // 2)), np.pad(rng.permutation(law), (NUM_ITEMS // 2, 0))
+def _disjoint(rng):
+    half = NUM_ITEMS // 2
+    probs = rng.dirichlet(np.ones(half))
+    return np.pad(probs, (0, half)), np.pad(rng.permutation(probs), (half, 0))
 
 
-def logs(law):
+def logs(probs):
+    """Log-probabilities in float32, `-inf` where the probability is zero."""
     with np.errstate(divide="ignore"):
-        return np.log(law).astype(np.float32)
+        return np.log(probs).astype(np.float32)

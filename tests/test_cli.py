@@ -13,7 +13,17 @@ from gls_jax.studies import acceptance_study
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-SMALL = ["--num-pairs", "3", "--num-items", "4", "--num-trials", "50", "--num-drafts", "1", "2"]
+SMALL = [
+    "--num-pairs",
+    "3",
+    "--num-categories",
+    "4",
+    "--num-trials",
+    "50",
+    "--num-drafts",
+    "1",
+    "2",
+]
 
 
 def acceptance(*arguments):
@@ -79,9 +89,9 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return block(*arguments)
 
-    monkeypatch.setattr(study, "_block", interrupted)
+    monkeypatch.setattr(acceptance_study, "_block", interrupted)
     assert acceptance("--out", tmp_path / "cut", *ask) == 130
-    assert "--resume goes on from here" in capsys.readouterr().err
+    assert "--resume continues from here" in capsys.readouterr().err
     assert acceptance("--out", tmp_path / "cut", *ask, "--resume") == 0
     for name in ("acceptance.csv", "acceptance.png"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -25,12 +25,11 @@ from gls_jax import (
     schemes,
     trials,
 )
-from gls_jax.compression import list_code
+from gls_jax.compression import symbol_coding
 from gls_jax.decoding import engine, preparation
 from gls_jax.distributions import dump_writer
 from gls_jax.planner import conditional, costs
 from gls_jax.schemes import specinfer_wor
-from gls_jax.studies import position_study
 
 ITEMS, DRAFTS = 5, 2
 PLATFORMS = ("cuda", "tpu")
@@ -87,7 +86,7 @@ def test_methods_of_a_scheme(name):
 
 
 def decode_loop(**options):
-    """Plan, requests and texts of a small decode loop."""
+    """Configuration, requests and texts of a small decode loop."""
     shapes = dict(
         vocab_size=ITEMS,
         hidden_size=4,
@@ -107,22 +106,22 @@ def decode_loop(**options):
     drafting = {"max_new_tokens": 2, "num_drafts": 2, "draft_length": 2}
     options = decoding.DecodeOptions(**drafting | sampling | options)
     prepared = preparation.prepare(KEY, model, model, [[1], [2, 3]], None, options)
-    return prepared.plan, prepared.requests, prepared.text
+    return prepared.config, prepared.requests, prepared.text
 
 
 def test_decode_loop():
-    plan, requests, text = decode_loop()
+    config, requests, text = decode_loop()
 
     def whole(requests, text):
-        return engine.run(plan, requests, engine.prefill(plan, requests, text), 3)
+        return engine.run(config, requests, engine.prefill(config, requests, text), 3)
 
     lower(whole, requests, text)
 
 
 def test_decode_loop_of_a_margin_tree():
-    plan, requests, text = decode_loop(tree=decoding.MarginTree(4, 2, children=3))
-    state = jax.eval_shape(partial(engine.prefill, plan), requests, text)
-    lower(partial(engine.run, plan), requests, state, 3)
+    config, requests, text = decode_loop(tree=decoding.MarginTree(4, 2, children=3))
+    state = jax.eval_shape(partial(engine.prefill, config), requests, text)
+    lower(partial(engine.run, config), requests, state, 3)
 
 
 @pytest.mark.parametrize("search", ["ordered", "dense"])
@@ -133,9 +132,9 @@ def test_searches_of_the_codec(search):
     density = compression.gaussian_density
 
     def both(keys, rows, message, count):
-        sent = list_code._choose((), (keys, rows), count, code=code, density=density)
-        bins = list_code._bins((), (keys, sent), count, num_bins=4)
-        return bins, list_code._pick(
+        sent = symbol_coding._encode_indices((), (keys, rows), count, code=code, density=density)
+        bins = symbol_coding._symbol_bins((), (keys, sent), count, num_bins=4)
+        return bins, symbol_coding._decode_indices(
             ((), 1), (keys, rows, message), count, code=code, density=density
         )
 
@@ -169,7 +168,7 @@ FUNCTIONS = {
     },
     "decomposition": {
         "always_accepts": lambda p, q: decomposition.always_accepts(p, q, DRAFTS),
-        "importance_law": lambda p, q: decomposition.importance_law(
+        "selected_distribution": lambda p, q: decomposition.selected_distribution(
             lambda drafts: drafts == drafts[0], p, DRAFTS
         ),
     },
@@ -193,7 +192,11 @@ FUNCTIONS = {
         ),
     },
 }
-ON_THE_HOST = {"dart_protocol_bits", "set_law", "best_selection"}  # whole numbers and NumPy
+ON_THE_HOST = {
+    "dart_protocol_bits",
+    "set_distribution",
+    "best_selection",
+}  # whole numbers and NumPy
 
 
 @pytest.mark.parametrize("module", FUNCTIONS)
@@ -222,5 +225,6 @@ def test_programs_behind_files_and_figures():
     pairs = LOG_P[None], LOG_Q[None]
     for name in conditional.NAMES:
         lower(partial(conditional._kernels, scheme=name, num_drafts=DRAFTS), *pairs)
-    lower(partial(position_study._exact, name="gls", num_drafts=(DRAFTS,)), *pairs)
+    curve = partial(schemes.get("gls").acceptance_curve, num_drafts=(DRAFTS,))
+    lower(lambda *pairs: jax.lax.map(lambda pair: curve(*pair), pairs), *pairs)
     lower(lambda p, q: specinfer_wor.acceptance_estimate(KEY, p, q, DRAFTS, 4), LOG_P, LOG_Q)

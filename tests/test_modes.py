@@ -33,8 +33,8 @@ NO_ARRAYS = {  # public names of the core that no mode of JAX can touch, and why
     "races.keys": "a module, whose functions are names of `races` or parts of them",
     "races.arrival_order": "a module of the list code's search (tests/test_modes_uses.py)",
     "couplings.dart_protocol_bits": "Python numbers",
-    "decomposition.MOST_ITEMS": "a number",
-    "decomposition.set_law": "NumPy alone",
+    "decomposition.MOST_CATEGORIES": "a number",
+    "decomposition.set_distribution": "NumPy alone",
     "decomposition.best_selection": "NumPy and SciPy alone",
     "schemes.NAMES": "words",
     "schemes.PATH_NAMES": "words",
@@ -50,8 +50,8 @@ BY_SCHEME = {
     "propose",
     "verify",
     "acceptance",
-    "hits",
-    "simulator",
+    "accepted",
+    "inversion_trial",
     "verify_tree",
 }  # called by the scheme
 

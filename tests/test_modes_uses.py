@@ -97,7 +97,7 @@ def pictures():
     )
     left, right = compression.halves(PICTURES)
     side = np.asarray(compression.crops(races.new_key(SEED), jnp.asarray(left), 1, 3)[:, 0])
-    return [side, *codec.laws(right), codec.features(side)]
+    return [side, *codec.latent_distributions(right), codec.features(side)]
 
 
 def training(tmp_path):
@@ -115,7 +115,7 @@ def dump(tmp_path):
     asked = distributions.Sampling()
 
     def texts(first):
-        return distributions.own_texts(
+        return distributions.sampled_texts(
             races.new_key(SEED), target, PROMPTS, asked, length=4, batch=2, first=first
         )
 
@@ -126,9 +126,9 @@ def dump(tmp_path):
         texts,
         asked,
         num_positions=6,
-        context=6,
+        context_length=6,
         num_kept=3,
-        facts={},
+        metadata={},
     )
     studies.position_acceptance(made, tmp_path / "sweep", names=["naive"], num_drafts=[1, 2])
     return [np.frombuffer(path.read_bytes(), np.uint8) for path in sorted(tmp_path.glob("*/*.npy"))]

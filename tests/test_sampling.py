@@ -1,3 +1,7 @@
+"""List sampling is Algorithm 1, and the scheme GLS."""
+
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,19 +21,18 @@ KEYS = jax.random.split(jax.random.key(12), 40_000)
 def test_list_sample_is_algorithm_1(problem):
     """Marginals and acceptance; 14 problems x 3 statistics at 1e-9: false-failure rate below 1e-7."""
     p, q = PROBLEMS[problem]
-    got = jax.jit(jax.vmap(lambda key, p, q: gls_jax.list_sample(key, p, q, 3), (0, None, None)))(
-        KEYS, logs(p), logs(q)
-    )
-    drafts, target = np.asarray(got.drafts), np.asarray(got.target)
-    np.testing.assert_array_equal(got.accepted, (drafts == target[:, None]).any(1))
+    sample = jax.jit(jax.vmap(partial(gls_jax.list_sample, num_drafts=3), (0, None, None)))
+    draws = sample(KEYS, logs(p), logs(q))
+    drafts, target = np.asarray(draws.drafts), np.asarray(draws.target)
+    np.testing.assert_array_equal(draws.accepted, (drafts == target[:, None]).any(1))
     assert oracles.chi_square(np.bincount(drafts[:, 2], minlength=len(p)), p) > 1e-9
     assert oracles.chi_square(np.bincount(target, minlength=len(q)), q) > 1e-9
     exact = float(schemes.get("gls").acceptance(logs(p), logs(q), 3))
-    assert oracles.binomial(int(got.accepted.sum()), len(KEYS), exact) > 1e-9
+    assert oracles.binomial(int(draws.accepted.sum()), len(KEYS), exact) > 1e-9
 
 
-def test_list_sample_is_the_scheme():
-    p, q = (logs(law) for law in PROBLEMS["plain"])
+def test_list_sample_is_the_scheme_gls():
+    p, q = map(logs, PROBLEMS["plain"])
     scheme = schemes.get("gls")
     for key in KEYS[:20]:
         sample = gls_jax.list_sample(key, p, q, 4)
@@ -37,26 +40,25 @@ def test_list_sample_is_the_scheme():
         assert sample.target == scheme.verify(key, sample.drafts, p, q)
 
 
-def test_same_laws_always_meet_and_padding_changes_nothing():
-    p, q = (logs(law) for law in PROBLEMS["plain"])
-    sample = jax.vmap(lambda key, p, q: gls_jax.list_sample(key, p, q, 2), (0, None, None))
+def test_equal_distributions_always_match_and_padding_changes_nothing():
+    p, q = map(logs, PROBLEMS["plain"])
+    sample = jax.vmap(partial(gls_jax.list_sample, num_drafts=2), (0, None, None))
     assert bool(sample(KEYS[:2000], q, q).accepted.all())
-    padded = [jnp.pad(law, (0, 50), constant_values=-jnp.inf) for law in (p, q)]
+    padded = [jnp.pad(x, (0, 50), constant_values=-jnp.inf) for x in (p, q)]
     for wide, narrow in zip(sample(KEYS[:500], *padded), sample(KEYS[:500], p, q), strict=True):
         np.testing.assert_array_equal(wide, narrow)
 
 
-def test_low_precision_and_lists_are_taken_as_float32():
-    sample = gls_jax.list_sample(
-        KEYS[0], [-0.6931472, -0.6931472], jnp.log(jnp.asarray([0.5, 0.5], jnp.bfloat16)), 2
-    )
+def test_low_precision_and_lists_are_accepted():
+    log_q = jnp.log(jnp.asarray([0.5, 0.5], jnp.bfloat16))
+    sample = gls_jax.list_sample(KEYS[0], [-0.6931472, -0.6931472], log_q, 2)
     assert sample.accepted.dtype == bool and sample.drafts.dtype == jnp.int32
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((jnp.zeros(3), jnp.zeros(2), 2), "same number of items, got 3 and 2"),
+        ((jnp.zeros(3), jnp.zeros(2), 2), "same number of categories, got 3 and 2"),
         (
             (jnp.zeros((3, 2)), jnp.zeros(2), 2),
             r"expected 2 rows \(num_drafts\), got shape \[3, 2\]",
@@ -66,6 +68,6 @@ def test_low_precision_and_lists_are_taken_as_float32():
         ((jnp.zeros(0), jnp.zeros(0), 1), "log_p: expected shape"),
     ],
 )
-def test_bad_input(arguments, message):
+def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         gls_jax.list_sample(KEYS[0], *arguments)

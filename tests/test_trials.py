@@ -1,27 +1,32 @@
+"""Simulated acceptances: the trials are those of the scheme, however the work is cut."""
+
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import schemes, trials
+from gls_jax import races, schemes, trials
+from gls_jax.exact import batched
+from gls_jax.trials import trial_loop
 from tests.problems import PROBLEMS, logs
 
 KEY = jax.random.key(3)
-P, Q = (logs(law) for law in PROBLEMS["plain"])
-LAWS_P = np.stack([logs(p) for p, _ in PROBLEMS.values()])
-LAWS_Q = np.stack([logs(q) for _, q in PROBLEMS.values()])
+P, Q = map(logs, PROBLEMS["plain"])
+LOG_P = np.stack([logs(p) for p, _ in PROBLEMS.values()])
+LOG_Q = np.stack([logs(q) for _, q in PROBLEMS.values()])
 
 
-def estimate(num_trials=5000, scheme="gls", num_drafts=3, **knobs):
+def estimate(num_trials=5000, scheme="gls", num_drafts=3, **options):
     return trials.acceptance(
-        KEY, P, Q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, **knobs
+        KEY, P, Q, scheme=scheme, num_drafts=num_drafts, num_trials=num_trials, **options
     )
 
 
 def test_trials_are_those_of_the_scheme():
-    """Trial t is `propose` and `verify` under `fold_in(key, t)`: the count, not only its law."""
+    """Trial t is `propose` and `verify` under `fold_in(key, t)`, so the counts are equal."""
     scheme = schemes.get("gls")
 
     def trial(index):
@@ -29,112 +34,107 @@ def test_trials_are_those_of_the_scheme():
         drafts = scheme.propose(key, P, 3)
         return jnp.any(drafts == scheme.verify(key, drafts, P, Q))
 
-    hits = int(jax.vmap(trial)(jnp.arange(5000)).sum())
-    got = estimate()
-    assert float(got.mean) == pytest.approx(hits / 5000, abs=1e-7)
-    rate = (hits + 1) / 5002
-    assert float(got.standard_error) == pytest.approx(np.sqrt(rate * (1 - rate) / 5000), rel=1e-5)
-    assert int(got.num_trials) == 5000
+    accepted = int(jax.vmap(trial)(jnp.arange(5000)).sum())
+    result = estimate()
+    assert float(result.mean) == pytest.approx(accepted / 5000, abs=1e-7)
+    rate = (accepted + 1) / 5002
+    standard_error = np.sqrt(rate * (1 - rate) / 5000)
+    assert float(result.standard_error) == pytest.approx(standard_error, rel=1e-5)
+    assert int(result.num_trials) == 5000
 
 
-def forget():
-    """The chunk is a constant of both programs, and the outer one holds the inner one's trace."""
-    trials._spread.clear_cache()
-    trials._count.clear_cache()
+def clear_programs():
+    """The chunk size is a constant of both programs, and the outer holds a trace of the inner."""
+    trial_loop._count_in_shares.clear_cache()
+    trial_loop.count_accepted.clear_cache()
 
 
-@pytest.mark.parametrize(("chunk", "call"), [(7, 1), (2**22, 2**30)])
-def test_chunks_do_not_change_the_count(monkeypatch, chunk, call):
+@pytest.mark.parametrize(("per_chunk", "per_call"), [(7, 1), (2**22, 2**30)])
+def test_chunks_do_not_change_the_count(monkeypatch, per_chunk, per_call):
     whole = {name: float(estimate(scheme=name, num_drafts=1).mean) for name in ("gls", "single")}
-    monkeypatch.setattr(trials, "_CHUNK", chunk)
-    monkeypatch.setattr(trials, "_CALL", call)
-    forget()
+    monkeypatch.setattr(trial_loop, "_NUMBERS_PER_CHUNK", per_chunk)
+    monkeypatch.setattr(trial_loop, "_NOISE_PER_CALL", per_call)
+    clear_programs()
     for name, mean in whole.items():
         assert float(estimate(scheme=name, num_drafts=1).mean) == mean
-    forget()
+    clear_programs()
 
 
 @pytest.mark.parametrize("scheme", ["gls", "gls_strong", "poisson", "gumbel_topk", "naive"])
-def test_sweep_is_its_cells(scheme):
-    got = trials.sweep(KEY, LAWS_P, LAWS_Q, scheme=scheme, num_drafts=(1, 4, 2), num_trials=300)
-    assert got.mean.shape == got.standard_error.shape == (len(PROBLEMS), 3)
+def test_entries_of_a_sweep_are_single_acceptances(scheme):
+    sweep = trials.sweep(KEY, LOG_P, LOG_Q, scheme=scheme, num_drafts=(1, 4, 2), num_trials=300)
+    assert sweep.mean.shape == sweep.standard_error.shape == (len(PROBLEMS), 3)
     for m in (0, 5, 11):
         for c, k in enumerate((1, 4, 2)):
-            cell = trials.acceptance(
+            single = trials.acceptance(
                 jax.random.fold_in(KEY, m),
-                LAWS_P[m],
-                LAWS_Q[m],
+                LOG_P[m],
+                LOG_Q[m],
                 scheme=scheme,
                 num_drafts=k,
                 num_trials=300,
             )
-            assert float(cell.mean) == float(got.mean[m, c])
+            assert float(single.mean) == float(sweep.mean[m, c])
 
 
-def test_sweep_takes_a_key_a_pair_and_diverse_laws():
-    keys = jax.vmap(lambda m: jax.random.fold_in(KEY, m))(jnp.arange(len(PROBLEMS)))
-    one, many = (
-        trials.sweep(key, LAWS_P, LAWS_Q, scheme="gls", num_drafts=(2,), num_trials=100)
-        for key in (KEY, keys)
-    )
-    np.testing.assert_array_equal(one.mean, many.mean)
-    rows = np.repeat(LAWS_P[:, None], 2, axis=1)
-    diverse = trials.sweep(KEY, rows, LAWS_Q, scheme="gls", num_drafts=(1, 2), num_trials=100)
-    np.testing.assert_array_equal(diverse.mean[:, 1], one.mean[:, 0])
+def test_sweep_takes_a_key_a_pair_and_diverse_drafts():
+    keys = races.keys.fold_in_each(KEY, jnp.arange(len(PROBLEMS)))
+    sweep = partial(trials.sweep, scheme="gls", num_trials=100)
+    one_key = sweep(KEY, LOG_P, LOG_Q, num_drafts=(2,))
+    many_keys = sweep(keys, LOG_P, LOG_Q, num_drafts=(2,))
+    np.testing.assert_array_equal(one_key.mean, many_keys.mean)
+    draft_rows = np.repeat(LOG_P[:, None], 2, axis=1)
+    diverse = sweep(KEY, draft_rows, LOG_Q, num_drafts=(1, 2))
+    np.testing.assert_array_equal(diverse.mean[:, 1], one_key.mean[:, 0])
 
 
-def test_thousands_of_cells_in_one_call():
-    """2,000 pairs x 3 schemes of lists; one compilation, and another number of trials adds none."""
-    laws = jax.nn.log_softmax(jax.random.normal(KEY, (2, 2000, 5)))
-    got = trials.sweep(KEY, *laws, scheme="gls", num_drafts=(1, 2, 4), num_trials=50)
-    compiled = trials._spread._cache_size()
-    again = trials.sweep(KEY, *laws, scheme="gls", num_drafts=(1, 2, 4), num_trials=51)
-    assert trials._spread._cache_size() == compiled
-    exact = jax.vmap(lambda p, q: schemes.get("gls").acceptance_curve(p, q, (1, 2, 4)))(*laws)
-    for estimate, count in ((got, 50), (again, 51)):
-        error = np.sqrt(np.asarray(exact * (1 - exact)).sum(0) / count) / 2000
-        assert (abs(np.asarray(estimate.mean - exact).mean(0)) < 6 * error).all()  # 2e-9 a cell
+def test_thousands_of_pairs_compile_once():
+    """2,000 pairs x 3 list lengths; another number of trials adds no compilation."""
+    log_p, log_q = jax.nn.log_softmax(jax.random.normal(KEY, (2, 2000, 5)))
+    counts = (1, 2, 4)
+    first = trials.sweep(KEY, log_p, log_q, scheme="gls", num_drafts=counts, num_trials=50)
+    num_programs = trial_loop._count_in_shares._cache_size()
+    again = trials.sweep(KEY, log_p, log_q, scheme="gls", num_drafts=counts, num_trials=51)
+    assert trial_loop._count_in_shares._cache_size() == num_programs
+    exact = batched.acceptance_curves(schemes.get("gls"), log_p, log_q, counts)
+    for result, num_trials in ((first, 50), (again, 51)):
+        error = np.sqrt((exact * (1 - exact)).sum(0) / num_trials) / 2000
+        assert (abs(np.asarray(result.mean - exact).mean(0)) < 6 * error).all()  # 2e-9 each
 
 
-def test_progress_and_memory():
-    """Progress ends at the total; a chunk's memory does not know how many trials are asked for."""
+def test_progress_ends_at_the_total():
     seen = []
     estimate(num_trials=1000, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (1000, 1000) and all(a < b for (a, _), (b, _) in itertools.pairwise(seen))
-    laws = jax.ShapeDtypeStruct((1, 1000), jnp.float32)
+
+
+def test_memory_does_not_grow_with_the_trials():
     keys = jax.eval_shape(lambda: jax.random.split(KEY, 1))
-    counter = trials._count.lower(
-        keys, laws, laws, 0, 2**30, scheme=schemes.get("gls"), num_drafts=(8,), by_noise=True
-    ).compile()
-    assert counter.memory_analysis().temp_size_in_bytes < 2**23
+    log_probs = jax.ShapeDtypeStruct((1, 1000), jnp.float32)
+    sweep = partial(trials.sweep, scheme="gls", num_drafts=(8,), num_trials=2**30, method="noise")
+    compiled = jax.jit(sweep).lower(keys, log_probs, log_probs).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**23
 
 
-def test_under_jit():
+def test_under_jit_the_result_is_the_same():
     traced = jax.jit(
         lambda p, q: trials.acceptance(KEY, p, q, scheme="gls", num_drafts=3, num_trials=5000).mean
     )
     assert float(traced(P, Q)) == pytest.approx(float(estimate().mean), abs=1e-6)
 
 
-def test_the_last_trial_number_is_not_too_large():
-    """Near 2^31 trials the number of chunks must not overflow: the last few of them are counted."""
-    keys, laws = jax.random.split(KEY, 1), jnp.asarray(Q)[None]
-    hits = trials._count(
-        keys,
-        laws,
-        laws,
-        2**31 - 11,
-        2**31 - 1,
-        scheme=schemes.get("gls"),
-        num_drafts=(2,),
-        method="noise",
-    )
-    assert hits.tolist() == [[10]]
+def test_the_last_trials_of_2_to_the_31_are_counted():
+    """The number of chunks must not overflow there."""
+    keys = jax.random.split(KEY, 1)
+    log_q = jnp.asarray(Q)[None]
+    plan = trial_loop.Plan(scheme=schemes.get("gls"), num_drafts=(2,), method="noise")
+    accepted = trial_loop.count_accepted(keys, log_q, log_q, 2**31 - 11, 2**31 - 1, plan=plan)
+    assert accepted.tolist() == [[10]]
 
 
-def test_certain_outcomes_have_an_error_bar():
-    got = trials.acceptance(KEY, Q, Q, scheme="gls", num_drafts=2, num_trials=100)
-    assert float(got.mean) == 1 and 0 < float(got.standard_error) < 0.02
+def test_certain_outcomes_have_a_standard_error():
+    result = trials.acceptance(KEY, Q, Q, scheme="gls", num_drafts=2, num_trials=100)
+    assert float(result.mean) == 1 and 0 < float(result.standard_error) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -177,11 +177,11 @@ def test_certain_outcomes_have_an_error_bar():
         (lambda: trials.acceptance(0, P, Q, scheme="gls", num_drafts=1, num_trials=1), "typed key"),
         (
             lambda: trials.acceptance(KEY, P[:3], Q, scheme="gls", num_drafts=1, num_trials=1),
-            "same number of items",
+            "same number of categories",
         ),
     ],
 )
-def test_bad_input(call, message):
+def test_bad_input_is_named_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

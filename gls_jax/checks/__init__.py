@@ -1,9 +1,16 @@
-"""Input checks of the public functions: one line that names what was got and what was expected.
+"""Input validation of the public functions, with errors of one line.
 
 Shapes, types and static sizes are always checked, under `jit` while it traces, and raise
 ``ValueError``. Values of arrays are checked where they are known, once per public call, see
-:func:`check_log_probs`. What the library computes itself, residuals or weights of a race, goes to
-the functions behind the public ones, and no check sees it.
+:func:`check_log_probs`. Arrays that the library computes itself, such as residuals or the weights
+of a race, are passed to internal functions and not checked.
+
+* :mod:`gls_jax.checks.arrays`: conversion to JAX arrays of a supported type;
+* :mod:`gls_jax.checks.drafts`: draft tokens and trees;
+* :mod:`gls_jax.checks.log_probabilities`: values of log-probabilities and logits;
+* :mod:`gls_jax.checks.prng_keys`: random keys;
+* :mod:`gls_jax.checks.problems`: shapes of draft and target log-probabilities;
+* :mod:`gls_jax.checks.sizes`: sizes, indices, names and devices.
 """
 
 from gls_jax.checks.arrays import as_array, flags, floats, integers, known_values, on_device

@@ -18,20 +18,19 @@ _NUMBERS_PER_STEP = 2**20  # log-probabilities that the check exponentiates at a
 
 
 def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: float = 1e-3) -> None:
-    """Check that `log_probs` holds log-probabilities: no NaN, nothing above 0, sum 1 on the last
-    axis.
+    """Check log-probabilities: no NaN, nothing above 0, and sum 1 on the last axis.
 
-    Every public function that takes log-probabilities makes this check itself wherever their values
-    are known. They are not known under `jit`, `vmap` over them, or `grad`: there nothing is
-    checked, unless you call this function inside. It is then a `checkify.check`: wrap the
+    Every public function that takes log-probabilities makes this check itself where their values
+    are known. They are not known under `jit`, `vmap` over them, or `grad`. There nothing is
+    checked, unless you call this function inside: then it is a `checkify.check`. Wrap the
     transformed function with `jax.experimental.checkify.checkify`, and call `error.throw()`.
 
     Args:
         log_probs: `f[..., N]`, `-inf` where the probability is zero.
-        name: how the error calls the array.
-        atol: allowed error of the sum, a probability. The default lets pass what float32 makes of
-            200,000 categories. What the array's own float type rounds away is allowed on top: `eps
-            (1 + entropy)`, some percent in bfloat16.
+        name: of the array, in the error.
+        atol: allowed error of the sum, a probability. The default allows the rounding of float32
+            with 200,000 categories. The rounding of the array's own float type is allowed on top:
+            `eps (1 + entropy)`, a few percent in bfloat16.
 
     Raises:
         ValueError: what is wrong, in which row, what the values look like, and what to do.
@@ -39,10 +38,10 @@ def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: floa
     >>> import jax, jax.numpy as jnp, gls_jax
     >>> from jax.experimental import checkify
     >>> gls_jax.check_log_probs(jnp.log(jnp.array([0.25, 0.75])))
-    >>> gls_jax.check_log_probs(jnp.array([0.25, 0.75]), "log_q")
+    >>> gls_jax.check_log_probs(jnp.array([0.25, 0.75]), "log_q")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ValueError: log_q: expected log-probabilities of at most 0, got 0.75; these look like probabilities: take jnp.log
+    ValueError: log_q: expected log-probabilities of at most 0, got 0.75; ... take jnp.log
     >>> def match(log_p, log_q):
     ...     gls_jax.check_log_probs(log_p, "log_p")
     ...     return gls_jax.bounds.list_matching(log_p, log_q, 4)
@@ -53,60 +52,65 @@ def check_log_probs(log_probs: ArrayLike, name: str = "log_probs", *, atol: floa
     'log_p: expected log-probabilities of at most 0, got a positive one (`check` failed)'
     """
     array = floats(log_probs, name, integers=False)
-    if array.ndim < 1 or array.shape[-1] < 1:
-        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
+    _check_shape(array, name)
     if not isinstance(log_probs, jax.core.Tracer):
         values(log_probs, name, atol=atol)
         return
     eps = float(jnp.finfo(log_probs.dtype).eps)
     probs = jnp.exp(array)
     entropy = -jnp.sum(probs * jnp.where(probs > 0, array, 0), axis=-1)
+    error = jnp.abs(jnp.sum(probs, axis=-1) - 1)
     checkify.check(~jnp.isnan(array).any(), f"{name}: expected log-probabilities, got NaN")
     checkify.check(
         (array <= atol + eps).all(),
         f"{name}: expected log-probabilities of at most 0, got a positive one",
     )
     checkify.check(
-        (jnp.abs(jnp.sum(probs, axis=-1) - 1) <= atol + eps * (1 + entropy)).all(),
+        (error <= atol + eps * (1 + entropy)).all(),
         f"{name}: expected probabilities that sum to 1 (within {atol:g})",
     )
+
+
+def _check_shape(array: jax.Array, name: str) -> None:
+    if array.ndim < 1 or array.shape[-1] < 1:
+        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
 
 
 def values(log_probs: Any, name: str, *, atol: float = 1e-3) -> None:
     """Refuse rows `[..., N]` that are not log-probabilities, where their values are known.
 
-    Takes what the caller was given, before any `jnp` operation: inside `jit` these trace even
-        constants.
+    Call it with the user's own argument, before any `jnp` operation: inside `jit` these trace even
+    constants.
     """
     known = known_values(log_probs)
     if known is None:
         return
-    eps = float(
-        jnp.finfo(known.dtype).eps
-    )  # before bfloat16 becomes float32, which NumPy is fast at
+    # Taken before bfloat16 becomes float32, in which NumPy is fast.
+    eps = float(jnp.finfo(known.dtype).eps)
     num_categories = known.shape[-1]
     rows = known.reshape(-1, num_categories)
-    per_step = max(1, _NUMBERS_PER_STEP // num_categories)
-    for start in range(0, len(rows), per_step):
-        some = rows[start : start + per_step]
-        some = some.astype(np.promote_types(some.dtype, np.float32), copy=False)
+    rows_per_step = max(1, _NUMBERS_PER_STEP // num_categories)
+    for start in range(0, len(rows), rows_per_step):
+        chunk = rows[start : start + rows_per_step]
+        chunk = chunk.astype(np.promote_types(chunk.dtype, np.float32), copy=False)
         with np.errstate(over="ignore"):
-            totals = np.exp(some).sum(-1, dtype=np.float64)
-        # A row with NaN, or with a value above 0, has no such sum either.
-        for suspect in np.flatnonzero(~(np.abs(totals - 1) <= atol)):
-            if fault := _fault(some[suspect].astype(np.float64), atol, eps):
-                place = np.unravel_index(start + int(suspect), known.shape[:-1])
-                where = f"[{', '.join(str(int(i)) for i in place)}]" if place else ""
+            totals = np.exp(chunk).sum(-1, dtype=np.float64)
+        # Fast test first: a row with NaN, or with a value above 0, has no such sum either.
+        is_suspect = ~(np.abs(totals - 1) <= atol)
+        for row in np.flatnonzero(is_suspect):
+            fault = _fault(chunk[row].astype(np.float64), atol, eps)
+            if fault is not None:
+                index = np.unravel_index(start + int(row), known.shape[:-1])
+                where = f"[{', '.join(str(int(i)) for i in index)}]" if index else ""
                 raise ValueError(f"{name}{where}: {fault}")
 
 
 def _fault(row: np.ndarray, atol: float, eps: float) -> str | None:
-    """What is wrong with one row, and what to do; None if rounding to a type of that `eps` explains
-    its sum.
-    """
+    """What is wrong with a row, and what to do; None if rounding to precision `eps` explains it."""
     if np.isnan(row).any():
         return "expected log-probabilities, got NaN"
-    if (highest := row.max()) > atol + eps:
+    highest = row.max()
+    if highest > atol + eps:
         fault = f"expected log-probabilities of at most 0, got {highest:.6g}"
         if np.isinf(highest):
             return fault
@@ -119,43 +123,43 @@ def _fault(row: np.ndarray, atol: float, eps: float) -> str | None:
     # with its maximum and its logsumexp, where log_softmax itself computes in that type, which also
     # rounds the terms of the logsumexp.
     entropy = -np.sum(probs * np.maximum(row, -1e4))
-    if abs(total - 1) <= (tolerance := atol + eps * (1 + entropy)):
+    tolerance = atol + eps * (1 + entropy)
+    if abs(total - 1) <= tolerance:
         return None
-    fault = (
-        f"expected probabilities that sum to 1 (within {tolerance:.2g}), got a sum of {total:.6g}"
-    )
+    fault = f"expected probabilities that sum to 1 (within {tolerance:.2g})"
+    fault = f"{fault}, got a sum of {total:.6g}"
     if np.isinf(highest):
         return f"{fault}: every value is -inf"
     return (
         f"{fault}; logits, or a masked distribution? renormalise with jax.nn.log_softmax, "
-        f"which is log_p - logsumexp(log_p)"
+        "which is log_p - logsumexp(log_p)"
     )
 
 
 def logits(value: ArrayLike, name: str) -> jax.Array:
-    """Logits `[..., N]` in their own float type; where their values are known, none that have no
-    softmax.
+    """Logits `[..., N]` in their own float type.
+
+    Where their values are known, those without a softmax are refused.
     """
     given = as_array(value, name, "logits, an array of floats")
     if not jnp.issubdtype(given.dtype, jnp.floating):
         raise ValueError(f"{name}: expected logits, an array of floats, got dtype {given.dtype}")
     array = on_device(given)
+    _check_shape(array, name)
     known = known_values(given)
-    if array.ndim < 1 or array.shape[-1] < 1:
-        raise ValueError(f"{name}: expected shape [..., N] with N >= 1, got {list(array.shape)}")
     if known is None or not known.size:
         return array
-    with np.errstate(over="ignore"):  # what leaves the float type becomes inf
-        rows = known.reshape(-1, known.shape[-1]).astype(
-            jnp.promote_types(array.dtype, jnp.float32), copy=False
-        )
+    with np.errstate(over="ignore"):  # numbers beyond the float type become inf
+        rows = known.reshape(-1, known.shape[-1])
+        rows = rows.astype(jnp.promote_types(array.dtype, jnp.float32), copy=False)
     if not (rows < np.inf).all():
         raise ValueError(f"{name}: expected logits, -inf where a token is masked, got NaN or inf")
     if not (rows > -np.inf).any(-1).all():
         raise ValueError(
             f"{name}: expected at least one finite logit per position, got nothing but -inf"
         )
-    if rows.shape[-1] > 1 and (rows >= 0).all() and (abs(rows.sum(-1) - 1) < 1e-3).all():
+    sums_to_one = abs(rows.sum(-1) - 1) < 1e-3
+    if rows.shape[-1] > 1 and (rows >= 0).all() and sums_to_one.all():
         raise ValueError(
             f"{name}: expected logits, got what looks like probabilities: take jnp.log"
         )

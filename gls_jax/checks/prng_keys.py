@@ -1,4 +1,4 @@
-"""Random keys: typed, and of the one implementation that the races compute."""
+"""Random keys: typed, and of the one generator that the races compute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEY_IMPL = "threefry2x32"
 
 
 def key(value: Any) -> None:
-    """One typed threefry key: another generator would give other clocks to the other party."""
+    """One typed threefry key. Another generator would give the other party other noise."""
     keys(value)
     if value.shape != ():
         raise ValueError(
@@ -24,14 +24,18 @@ def key(value: Any) -> None:
 
 def keys(value: Any) -> None:
     """Typed threefry keys of any shape."""
-    if not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
-        got = f"{type(value).__name__}" + (
-            f" of dtype {value.dtype}" if hasattr(value, "dtype") else ""
-        )
-        if getattr(value, "dtype", None) == np.uint32:  # what jax.random.PRNGKey makes
+    dtype = getattr(value, "dtype", None)
+    is_array = isinstance(value, jax.Array)
+    if not (is_array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+        got = type(value).__name__
+        if dtype is not None:
+            got += f" of dtype {dtype}"
+        if dtype == np.uint32:  # what jax.random.PRNGKey makes
             got += f'; an old key becomes one by jax.random.wrap_key_data(key, impl="{_KEY_IMPL}")'
         raise ValueError(f"key: expected a typed key from jax.random.key(seed), got {got}")
-    if (impl := str(jax.random.key_impl(value))) != _KEY_IMPL:
+    impl = str(jax.random.key_impl(value))
+    if impl != _KEY_IMPL:
         raise ValueError(
-            f'key: expected impl {_KEY_IMPL!r}, got {impl!r}; make it by jax.random.key(seed, impl="{_KEY_IMPL}")'
+            f"key: expected impl {_KEY_IMPL!r}, got {impl!r}; "
+            f'make it by jax.random.key(seed, impl="{_KEY_IMPL}")'
         )

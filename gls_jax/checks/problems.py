@@ -24,76 +24,90 @@ __all__ = [
 
 
 def distribution(value: Any, name: str) -> jax.Array:
-    """One law, `f[N]`; its values are not looked at."""
+    """One distribution, `f[N]`; its values are not looked at."""
     array = floats(value, name, integers=False)
-    if array.ndim == 1 and array.shape[0] >= 1:
-        return array
-    batch = "; lift a batch of problems with jax.vmap" if array.ndim > 1 else ""
-    raise ValueError(f"{name}: expected shape [N] with N >= 1, got {list(array.shape)}{batch}")
+    if array.ndim != 1 or array.shape[0] < 1:
+        got = f"{list(array.shape)}{_batch_hint(array, 1)}"
+        raise ValueError(f"{name}: expected shape [N] with N >= 1, got {got}")
+    return array
 
 
 def draft_distributions(
-    value: Any, num_drafts: int, *, diverse: bool = True, owner: str = ""
+    value: Any,
+    num_drafts: int,
+    *,
+    diverse: bool = True,
+    owner: str = "",
 ) -> jax.Array:
-    """The drafter's law `f[N]`, or where `diverse` allows it one law a draft, `f[K, N]`; values are
-    not looked at.
+    """The draft distribution `f[N]`, or where `diverse` allows it one for each draft, `f[K, N]`.
+
+    Values are not looked at.
     """
     array = floats(value, "log_p", integers=False)
     got = f"got shape {list(array.shape)}"
     if array.ndim == 2 and not diverse:
         raise ValueError(
-            f"log_p: {owner} draws its list from one law, expected shape [N], {got}; "
-            f"lift a batch of problems with jax.vmap"
+            f"log_p: {owner} draws its list from one distribution, expected shape [N], {got}; "
+            "lift a batch of problems with jax.vmap"
         )
     if array.ndim not in (1, 2) or array.shape[-1] < 1:
-        batch = "; lift a batch of problems with jax.vmap" if array.ndim > 1 else ""
-        raise ValueError(f"log_p: expected shape [N] or [K, N] with N >= 1, {got}{batch}")
+        raise ValueError(
+            f"log_p: expected shape [N] or [K, N] with N >= 1, {got}{_batch_hint(array, 1)}"
+        )
     if array.ndim == 2 and array.shape[0] != num_drafts:
         raise ValueError(
-            f"log_p: expected {num_drafts} rows (num_drafts), {got}; "
-            f"one law for all drafts is [N], and a batch of problems is lifted with jax.vmap"
+            f"log_p: expected {num_drafts} rows (num_drafts), {got}; one distribution for all "
+            "drafts is [N], and a batch of problems is lifted with jax.vmap"
         )
     return array
 
 
 def distribution_rows(value: Any, count: int, name: str) -> jax.Array:
-    """`count` laws, `f[count, N]`; values are not looked at."""
+    """`count` distributions, `f[count, N]`; values are not looked at."""
     array = floats(value, name, integers=False)
     if array.ndim != 2 or array.shape[0] != count or array.shape[1] < 1:
-        batch = "; lift a batch of problems with jax.vmap" if array.ndim > 2 else ""
         raise ValueError(
-            f"{name}: expected shape [{count}, N] with N >= 1, got {list(array.shape)}{batch}"
+            f"{name}: expected shape [{count}, N] with N >= 1, "
+            f"got {list(array.shape)}{_batch_hint(array, 2)}"
         )
     return array
 
 
 def problem(log_p: Any, log_q: Any) -> tuple[jax.Array, jax.Array]:
     """The log-probabilities of one problem, `f[N]` each, in their common float type."""
-    both = same_categories(distribution(log_p, "log_p"), distribution(log_q, "log_q"))
-    log_probabilities.values(log_p, "log_p")
-    log_probabilities.values(log_q, "log_q")
-    return both
+    p = distribution(log_p, "log_p")
+    return _checked_values(log_p, log_q, p, distribution(log_q, "log_q"))
 
 
 def list_problem(
-    log_p: Any, log_q: Any, num_drafts: int, *, diverse: bool = True, owner: str = ""
+    log_p: Any,
+    log_q: Any,
+    num_drafts: int,
+    *,
+    diverse: bool = True,
+    owner: str = "",
 ) -> tuple[jax.Array, jax.Array]:
     """:func:`problem` of a list: where `diverse` allows it, `log_p` may be `f[K, N]`."""
-    both = same_categories(
-        draft_distributions(log_p, num_drafts, diverse=diverse, owner=owner),
-        distribution(log_q, "log_q"),
-    )
-    log_probabilities.values(log_p, "log_p")
-    log_probabilities.values(log_q, "log_q")
-    return both
+    p = draft_distributions(log_p, num_drafts, diverse=diverse, owner=owner)
+    return _checked_values(log_p, log_q, p, distribution(log_q, "log_q"))
+
+
+def _checked_values(given_log_p, given_log_q, log_p: jax.Array, log_q: jax.Array):
+    """The arrays in their common type, after a look at the values as they were given."""
+    log_p, log_q = same_categories(log_p, log_q)
+    log_probabilities.values(given_log_p, "log_p")
+    log_probabilities.values(given_log_q, "log_q")
+    return log_p, log_q
 
 
 def same_categories(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both laws over one set of items, in their common float type."""
+    """Both distributions over one set of categories, in their common float type."""
     if log_p.shape[-1] != log_q.shape[-1]:
         raise ValueError(
-            f"log_p and log_q: expected the same number of items, got {log_p.shape[-1]} and {log_q.shape[-1]}"
+            "log_p and log_q: expected the same number of categories, "
+            f"got {log_p.shape[-1]} and {log_q.shape[-1]}"
         )
+    # Explicitly, also under strict promotion.
     dtype = jnp.promote_types(log_p.dtype, log_q.dtype)
     return log_p.astype(dtype), log_q.astype(dtype)
 
@@ -103,23 +117,31 @@ def within_unit(value: Any, name: str, *, atol: float = 1e-3) -> None:
     known = known_values(value)
     if known is None:
         return
-    outside = ~((known >= -atol) & (known <= 1 + atol))  # NaN too
-    if outside.any():
+    is_outside = ~((known >= -atol) & (known <= 1 + atol))  # NaN too
+    if is_outside.any():
         hint = "; these look like log-probabilities: take jnp.exp" if (known <= 0).all() else ""
-        raise ValueError(f"{name}: expected probabilities, got {known[outside][0]:.6g}{hint}")
+        raise ValueError(f"{name}: expected probabilities, got {known[is_outside][0]:.6g}{hint}")
 
 
 def host_probabilities(value: Any, name: str) -> np.ndarray:
-    """Probabilities `f64[..., N]` as a NumPy array, for functions that run on the host; each row
-    must sum to 1.
+    """Probabilities `f64[..., N]` as a NumPy array, for functions that run on the host.
+
+    Each row must sum to 1, up to the rounding of the array's own float type.
     """
-    kind = floats(value, name).dtype if not hasattr(value, "dtype") else value.dtype
-    atol = 1e-3 + float(jnp.finfo(jnp.promote_types(kind, jnp.bfloat16)).eps)
-    rows = np.asarray(value, np.float64)
-    within_unit(rows, name, atol=atol)
-    totals = rows.sum(-1)
-    if (wrong := np.abs(totals - 1) > atol).any():
+    # The rounding of the user's own type is allowed.
+    dtype = value.dtype if hasattr(value, "dtype") else floats(value, name).dtype
+    atol = 1e-3 + float(jnp.finfo(jnp.promote_types(dtype, jnp.bfloat16)).eps)
+    probs = np.asarray(value, np.float64)
+    within_unit(probs, name, atol=atol)
+    totals = probs.sum(-1)
+    is_wrong = np.abs(totals - 1) > atol
+    if is_wrong.any():
         raise ValueError(
-            f"{name}: expected probabilities that sum to 1 (within {atol:.2g}), got a sum of {totals[wrong][0]:.6g}"
+            f"{name}: expected probabilities that sum to 1 (within {atol:.2g}), "
+            f"got a sum of {totals[is_wrong][0]:.6g}"
         )
-    return rows
+    return probs
+
+
+def _batch_hint(array: jax.Array, max_axes: int) -> str:
+    return "; lift a batch of problems with jax.vmap" if array.ndim > max_axes else ""

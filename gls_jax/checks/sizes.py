@@ -1,4 +1,4 @@
-"""Sizes, indices, choices and devices: what is known before tracing."""
+"""Sizes, indices, names and devices: all that is known before tracing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = ["active_of", "count", "counts", "index", "local_devices", "one_of"]
 def count(value: Any, name: str) -> int:
     """A positive Python int; sizes shape arrays, so they cannot be traced."""
     try:
+        # `True` is an int to Python, but hardly meant as a size.
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
@@ -42,31 +43,32 @@ def counts(values: Any, name: str) -> tuple[int, ...]:
 
 
 def index(value: Any, name: str, last: int = 2**32 - 2) -> Index:
-    """One index of at least 0, an int or a traced integer. No float: cut to an int, it would reuse
-    random numbers.
+    """One index from 0 to `last`, an int or a traced integer.
+
+    A float is refused: cut to an int, it would reuse random numbers.
     """
+    # A traced value has a type and a shape only.
     if isinstance(value, jax.core.Tracer):
-        good = value.shape == () and jnp.issubdtype(value.dtype, jnp.integer)
+        is_index = value.shape == () and jnp.issubdtype(value.dtype, jnp.integer)
         got = f"{value.dtype} of shape {list(value.shape)}"
     else:
+        got = repr(value)
         try:
-            good, got = (
-                not isinstance(value, bool) and 0 <= operator.index(value) <= last,
-                repr(value),
-            )
+            is_index = not isinstance(value, bool) and 0 <= operator.index(value) <= last
         except TypeError:
-            good, got = (
-                False,
-                type(value).__name__ if np.ndim(value) or value is None else repr(value),
-            )
-    if not good:
+            is_index = False
+            # The representation of an array would be long.
+            if np.ndim(value) or value is None:
+                got = type(value).__name__
+    if not is_index:
         raise ValueError(f"{name}: expected one int within 0..{last}, got {got}")
     return value
 
 
 def active_of(num_active: Any, num_drafts: Any) -> tuple[int, int]:
-    """How many of the drafts are still in play."""
-    num_drafts, num_active = count(num_drafts, "num_drafts"), count(num_active, "num_active")
+    """Number of active drafts, at most that of all drafts, and the latter."""
+    num_drafts = count(num_drafts, "num_drafts")
+    num_active = count(num_active, "num_active")
     if num_active > num_drafts:
         raise ValueError(
             f"num_active: expected at most num_drafts ({num_drafts}), got {num_active}"
@@ -75,22 +77,23 @@ def active_of(num_active: Any, num_drafts: Any) -> tuple[int, int]:
 
 
 def one_of(value: Any, names: tuple[str, ...], name: str) -> str:
-    """One of some words."""
+    """One of several names."""
     if value not in names:
         raise ValueError(f"{name}: expected one of {', '.join(names)}, got {value!r}")
     return value
 
 
 def local_devices(values: Any) -> list[jax.Device]:
-    """Devices of this process, at least one, each once."""
+    """Devices of this process, at least one, each at most once."""
     try:
         devices = list(values)
     except TypeError:
         raise ValueError(f"devices: expected a sequence of devices, got {values!r}") from None
-    known = [
-        isinstance(device, jax.Device) and device.process_index == jax.process_index()
-        for device in devices
-    ]
-    if not devices or not all(known) or len(set(devices)) < len(devices):
+    are_local = all(map(_is_local_device, devices))
+    if not devices or not are_local or len(set(devices)) < len(devices):
         raise ValueError(f"devices: expected some of this process, each once, got {devices}")
     return devices
+
+
+def _is_local_device(value: Any) -> bool:
+    return isinstance(value, jax.Device) and value.process_index == jax.process_index()

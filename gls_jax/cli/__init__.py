@@ -1,8 +1,9 @@
-"""The command line: reads options, calls the library, prints tables for people and JSON for
-programs.
+"""The command line: it reads options, calls the library, and prints tables or JSON.
 
-This file imports nothing of the extra `cli`, so that a missing package is one line and not a
-traceback.
+A command is a dataclass in the file of its name: its fields are the options, and `run` does the
+work. (The class in `dump.py` is `DumpDistributions`, since :class:`gls_jax.distributions.Dump` is
+the dump itself.) :mod:`gls_jax.cli.commands` says how to add a command. This file imports nothing
+of the extra `cli`, so that a missing package gives one line and no traceback.
 """
 
 from __future__ import annotations
@@ -17,30 +18,40 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; bad input ends with one line and exit code 2, an interrupt with 130."""
+    """Run a command.
+
+    Args:
+        arguments: arguments of the command line, without the name of the program; None reads those
+            of this process.
+
+    Returns:
+        The exit code: 0; 2 after bad input, with one line on stderr; 130 after an interrupt.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--version"]:
-        print(_version())
+        print(_versions())
         return 0
-    resumable = False
+    is_resumable = False
     try:
         needs.check(arguments)
+        # Needs the extra `cli`.
         from gls_jax.cli.commands import parse
 
         command = parse(arguments)
-        resumable = command.resumable
+        is_resumable = command.resumable
         command.run()
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"gls-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("gls-jax: interrupted" + "; --resume goes on from here" * resumable, file=sys.stderr)
+        advice = "; --resume continues from here" if is_resumable else ""
+        print(f"gls-jax: interrupted{advice}", file=sys.stderr)
         return 130
     return 0
 
 
-def _version() -> str:
-    """What a report of a fault should say."""
+def _versions() -> str:
+    """The versions that a bug report should name."""
     from gls_jax import __version__
 
     return (

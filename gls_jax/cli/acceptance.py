@@ -3,221 +3,227 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
-from gls_jax.cli import layers
-from gls_jax.cli.console import progress
-from gls_jax.cli.distributed import ALONE, Distributed
-from gls_jax.cli.dump import sweep
+from gls_jax import decoding, distributions, races, studies
+from gls_jax.cli.console import print_json, print_table, progress
+from gls_jax.cli.distributed import SINGLE_PROCESS, Distributed
+from gls_jax.cli.option_groups import DEFAULT_MODELS, ModelNames, top_k_or_all
+from gls_jax.distributions.pairs import Pairs
+from gls_jax.distributions.prompts import PROMPTS
+from gls_jax.distributions.text_dump import read_document
+from gls_jax.runs import files
+from gls_jax.studies import acceptance_study
+from gls_jax.typing import Report
 
-__all__ = ["Acceptance", "read_text"]
+__all__ = ["Acceptance"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Acceptance:
-    """Acceptance against the number of drafts K: exact, simulated, bound and optimum; a CSV and a
-    figure.
+    """Acceptance against the number of drafts K: exact, simulated, bound and optimum, as a CSV file
+    and a figure.
     """
 
     pairs: str = "random"
-    """`random`, `model` (next-token laws of two language models over a text), FILE.npz with log_p
-    and log_q, or the folder of a dump (gls-jax dump): then exact acceptances alone, by position, in
-    acceptance.npy.
+    """`random`, `model` (next-token distributions of two language models over a text), FILE.npz
+    with log_p and log_q, or the folder of a dump (gls-jax dump). For a dump only exact acceptances
+    are computed; those of each position are written to acceptance.npy.
     """
     schemes: tuple[str, ...] = ("gls", "poisson", "gumbel_topk", "naive")
     """Schemes to compare."""
     num_drafts: tuple[int, ...] | None = None
     """List lengths K. Default: 1 to 20 for random pairs and files, 1 to 8 for models."""
     num_trials: int = 10_000
-    """Simulated trials a pair and scheme."""
+    """Simulated trials per pair and scheme."""
     seed: int = 0
     """Seed of the random pairs and of the simulation."""
     out: Path = Path("results/acceptance")
-    """Folder for acceptance.csv, acceptance.png and cells.npz."""
+    """Folder for acceptance.csv, acceptance.png and cells.npz (the numbers of every pair)."""
     resume: bool = False
-    """Go on with an interrupted run in that folder."""
+    """Continue the interrupted run in the --out folder."""
     json: bool = False
     """Print one JSON object instead of a table."""
     num_pairs: int = 100
-    """random: number of pairs."""
-    num_items: int = 10
-    """random: number of items N."""
+    """Only with --pairs random: number of pairs."""
+    num_categories: Annotated[int, tyro.conf.arg(aliases=["--num-items"])] = 10
+    """Only with --pairs random: number of categories N."""
     family: str = "dirichlet"
-    """random: `dirichlet`, or `gaussian` for the softmax of normals."""
+    """Only with --pairs random: `dirichlet`, or `gaussian` for the softmax of normals."""
     scale: float = 1.0
-    """random: concentration of the Dirichlet, or standard deviation of the normals."""
-    target: str = "smollm2"
-    """model: `smollm2`, a Hugging Face folder or a .gguf file."""
-    draft: str | None = None
-    """model: the drafter, likewise. Default: the target without --drop-layers."""
-    drop_layers: str = "12-17"
-    """model: layers the drafter leaves out, such as `12-17` or `3,7-9`; empty for none."""
+    """Only with --pairs random: concentration of the Dirichlet distribution, or standard deviation
+    of the normals.
+    """
+    models: tyro.conf.OmitArgPrefixes[ModelNames] = DEFAULT_MODELS
     temperature: float = 1.0
-    """model: of the target."""
-    draft_temperature: float = 1.0
-    """model: of the drafter."""
+    """Only with --pairs model: temperature of the target."""
+    draft_temperature: float | None = None
+    """Only with --pairs model: temperature of the drafter. Default: that of the target."""
     top_k: int = 50
-    """model: keep the k likeliest tokens of both; 0 keeps all (slow to simulate)."""
+    """Only with --pairs model: keep the k most probable tokens of both models; 0 keeps all, which
+    is slow to simulate.
+    """
     text: Path | None = None
-    """model: a text file. Default: built-in English texts of several kinds."""
+    """Only with --pairs model: a text file. Default: built-in English texts of several kinds."""
     num_positions: int = 256
-    """model: next-token laws to read from the text."""
+    """Only with --pairs model: number of text positions."""
     context: int = 512
-    """model: longer texts are cut into pieces of so many tokens."""
-    processes: tyro.conf.OmitArgPrefixes[Distributed] = ALONE
+    """Only with --pairs model: texts are cut into pieces of at most this many tokens."""
+    processes: tyro.conf.OmitArgPrefixes[Distributed] = SINGLE_PROCESS
     resumable: ClassVar[bool] = True
 
     def run(self) -> None:
         """Compute, write the files, print."""
-        from gls_jax.runs import files
-        from gls_jax.studies import acceptance_study
-
-        default = (
-            range(1, 9) if self.pairs == "model" or Path(self.pairs).is_dir() else range(1, 21)
-        )
-        ask = acceptance_study.Study(
-            self.schemes,
-            tuple(default) if self.num_drafts is None else self.num_drafts,
-            self.num_trials,
-            self.seed,
-        )
         if Path(self.pairs).is_dir():
-            if self.processes.asked:
-                raise ValueError(
-                    "distributed: expected one process for a dump, got the options of several"
-                )
-            files.check_folder(self.out)
-            sweep(self)
+            self._run_dump()
             return
-        ask.check()  # before models are loaded
-        with self.processes.joined() as speaks:
-            files.check_folder(
-                self.out
-            )  # hosts may differ in it: the others hear of it at their next meeting
-            with progress(speaks) as report:
+        # Distributions of models have many categories, and each list length is slow.
+        default_max_drafts = 8 if self.pairs == "model" else 20
+        num_drafts = self._list_lengths(default_max_drafts)
+        study = acceptance_study.Study(self.schemes, num_drafts, self.num_trials, self.seed)
+        # Before models are loaded.
+        study.check()
+        with self.processes.joined_cluster() as is_primary:
+            # This may fail on one host only; the others notice at the next barrier.
+            files.check_folder(self.out)
+            with progress(is_primary) as report:
                 pairs, title = self._pairs(report)
                 rows = acceptance_study.run(
-                    ask, pairs, self.out, resume=self.resume, progress=report
+                    study, pairs, self.out, resume=self.resume, progress=report
                 )
-            if speaks:
-                self._show(rows, title)
+            if not is_primary:
+                return
+            # Needs the extra `figures`, which a dump does not.
+            from gls_jax.studies import figures
 
-    def _show(self, rows, title: str) -> None:
-        from gls_jax.studies import figures
+            figures.acceptance(self.out / "acceptance.png", rows, title)
+            if self.json:
+                self._print_json(rows, title)
+            else:
+                names = f"{self.out}/acceptance.csv, acceptance.png, cells.npz"
+                print_table(_study_table(rows, title), names)
 
-        figures.acceptance(self.out / "acceptance.png", rows, title)
+    def _run_dump(self) -> None:
+        """Exact acceptances at every position of a dump."""
+        if self.processes.is_requested:
+            raise ValueError(
+                "distributed: expected one process for a dump, got --distributed options"
+            )
+        files.check_folder(self.out)
+        # Nothing is simulated along a dump: only exact values are computed, per position.
+        dump = distributions.open_dump(self.pairs)
+        with progress() as report:
+            means = studies.position_acceptance(
+                dump,
+                self.out,
+                names=self.schemes,
+                num_drafts=self._list_lengths(8),
+                resume=self.resume,
+                progress=report,
+            )
+        title = f"{len(dump)} positions of {self.pairs}"
         if self.json:
-            print(
-                json.dumps(
-                    {
-                        "title": title,
-                        "out": str(self.out),
-                        "rows": [dataclasses.asdict(row) for row in rows],
-                    }
-                )
-            )
+            self._print_json(means, title)
         else:
-            _print_rows(rows, title, self.out)
+            names = f"{self.out}/acceptance.npy, acceptance.json"
+            print_table(_dump_table(means, title), names)
 
-    def _pairs(self, report):
+    def _list_lengths(self, default_max_drafts: int) -> tuple[int, ...]:
+        if self.num_drafts is None:
+            return tuple(range(1, default_max_drafts + 1))
+        return self.num_drafts
 
-        from gls_jax import races
-        from gls_jax.distributions import pairs
+    def _print_json(self, rows: Sequence[Any], title: str) -> None:
+        records = [dataclasses.asdict(row) for row in rows]
+        print_json({"title": title, "out": str(self.out), "rows": records})
 
+    def _pairs(self, report: Report) -> tuple[Pairs, str]:
+        """The pairs of distributions, and a title for them."""
         if self.pairs == "random":
-            key = races.private_key(
-                races.new_key(self.seed)
-            )  # the simulation has the other folds of this seed
-            laws = pairs.random(
-                key, self.num_pairs, self.num_items, family=self.family, scale=self.scale
+            # The simulation uses other keys derived from this seed.
+            key = races.private_key(races.new_key(self.seed))
+            pairs = distributions.pairs.random(
+                key, self.num_pairs, self.num_categories, family=self.family, scale=self.scale
             )
-            return (
-                laws,
-                f"{self.num_pairs} random pairs ({self.family} {self.scale:g}) on {self.num_items} items",
-            )
+            kind = f"{self.family} {self.scale:g}"
+            title = f"{self.num_pairs} random pairs ({kind}) on {self.num_categories} categories"
+            return pairs, title
         if self.pairs == "model":
             return self._model_pairs(report)
         if not self.pairs.endswith(".npz"):
             raise ValueError(
                 f"pairs: expected random, model or a file ending in .npz, got {self.pairs!r}"
             )
-        laws = pairs.load(self.pairs)
-        return laws, f"{laws.log_q.shape[0]} pairs of {Path(self.pairs).name}"
+        pairs = distributions.pairs.load(self.pairs)
+        return pairs, f"{pairs.log_q.shape[0]} pairs of {Path(self.pairs).name}"
 
-    def _model_pairs(self, report):
-        from gls_jax import decoding, models
-        from gls_jax.distributions import pairs, prompts
+    def _model_pairs(self, report: Report) -> tuple[Pairs, str]:
+        """Next-token distributions of two models."""
+        # Everything is checked before models are loaded.
+        top_k = top_k_or_all(self.top_k)
+        draft_temperature = self.draft_temperature
+        if draft_temperature is None:
+            draft_temperature = self.temperature
+        for temperature in (self.temperature, draft_temperature):
+            decoding.check_sampling(temperature, top_k)
+        texts = PROMPTS if self.text is None else (read_document(self.text),)
+        self.models.check(refused=("ngram", "none"))
 
-        if self.top_k < 0:
-            raise ValueError(f"top_k: expected 0 (all) or more, got {self.top_k}")
-        for temperature in (self.temperature, self.draft_temperature):
-            decoding.check_sampling(temperature, self.top_k or None)
-        texts = prompts.PROMPTS if self.text is None else (read_text(self.text),)
-        dropped = layers.parse(self.drop_layers)
-        target = models.load(self.target)
-        if target.tokenizer is None:
-            raise ValueError(f"{self.target}: expected a tokenizer beside the weights, found none")
-        if self.draft is not None:
-            drafter, name = models.load(self.draft), self.draft
-        else:
-            drafter = models.load(
-                self.target, layers=layers.others(dropped, target.config.num_layers)
-            )
-            name = (
-                f"{self.target} without layers {self.drop_layers}"
-                if self.drop_layers
-                else self.target
-            )
-        if (
-            drafter.tokenizer is not None
-            and drafter.tokenizer.get_vocab() != target.tokenizer.get_vocab()
-        ):
-            raise ValueError(f"{name}: expected the tokenizer of {self.target}, got another one")
-        laws = pairs.next_token(
-            models.logits_function(target.model),
-            models.logits_function(drafter.model),
-            [target.tokenizer.encode(text).ids for text in texts],
+        # Needs the extra `lm`, which other pairs do not.
+        from gls_jax.models import logits_function
+
+        model_pair = self.models.load(report)
+        assert model_pair.draft_checkpoint is not None
+        pairs = distributions.next_token_pairs(
+            logits_function(model_pair.target.model),
+            logits_function(model_pair.draft_checkpoint.model),
+            [model_pair.tokenizer.encode(text).ids for text in texts],
             num_positions=self.num_positions,
             max_context=self.context,
             temperature=self.temperature,
-            draft_temperature=self.draft_temperature,
-            top_k=self.top_k or None,
-            progress=lambda done, total: report("next-token laws", done, total),
+            draft_temperature=draft_temperature,
+            top_k=top_k,
+            progress=lambda done, total: report("next-token distributions", done, total),
         )
-        kept_tokens = f"top {self.top_k}" if self.top_k else "whole vocabulary"
-        title = f"{self.target} drafted by {name}\n{laws.log_q.shape[0]} positions of text, {kept_tokens}"
-        return laws, title
+        kept_tokens = "whole vocabulary" if top_k is None else f"top {top_k}"
+        positions = f"{pairs.log_q.shape[0]} positions of text, {kept_tokens}"
+        names = f"{model_pair.target_name} drafted by {model_pair.draft_name}"
+        return pairs, f"{names}\n{positions}"
 
 
-def _print_rows(rows, title: str, out: Path) -> None:
+def _study_table(rows: Sequence[acceptance_study.Row], title: str) -> Table:
     table = Table(title=title)
     for name in ("scheme", "K", "exact", "simulated", "± s.e.", "bound", "optimum (i.i.d.)"):
         table.add_column(name, justify="left" if name == "scheme" else "right")
-    previous = rows[0].scheme
+    previous_scheme = rows[0].scheme
     for row in rows:
-        if row.scheme != previous:
+        if row.scheme != previous_scheme:
             table.add_section()
-        previous = row.scheme
+        previous_scheme = row.scheme
         values = (row.exact, row.simulated, row.standard_error, row.bound, row.optimum_iid)
-        table.add_row(
-            row.scheme, str(row.num_drafts), *("" if x is None else f"{x:.4f}" for x in values)
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"{out}/acceptance.csv, acceptance.png, cells.npz", highlight=False)
+        table.add_row(row.scheme, str(row.num_drafts), *map(_format, values))
+    return table
 
 
-def read_text(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected a UTF-8 text file, got other bytes") from None
-    if not text.strip():
-        raise ValueError(f"{path}: expected a text, got an empty file")
-    return text
+def _dump_table(means: Sequence[studies.Mean], title: str) -> Table:
+    table = Table(title=title)
+    names = ("scheme", "K", "exact, disjoint tails", "exact, merged tails", "without truncation")
+    for name in names:
+        is_text = name in ("scheme", "without truncation")
+        table.add_column(name, justify="left" if is_text else "right")
+    for mean in means:
+        # For some schemes the two treatments of the truncated mass give bounds, for others only
+        # approximations.
+        whole_vocabulary = "between the two" if mean.bracketed else "near the two"
+        values = (_format(mean.disjoint), _format(mean.merged))
+        table.add_row(mean.scheme, str(mean.num_drafts), *values, whole_vocabulary)
+    return table
+
+
+def _format(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

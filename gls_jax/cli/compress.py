@@ -3,112 +3,109 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from gls_jax.cli import pictures, signals
-from gls_jax.cli.console import progress
+from gls_jax.cli.console import print_json, progress
 
 __all__ = ["Compress"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compress:
-    """A standard normal signal or images to bytes, for decoders that each have side information of
-    their own.
-    """
+    """Compress a standard normal signal or images for decoders with side information."""
 
     source: tyro.conf.Positional[Path]
     """An .npy file of n floats, scaled to variance 1. With --model images: an .npy array, a .png
-    file or a folder of them; of whole images the right half is sent.
+    file or a folder of them; the right half of each image is sent.
     """
     blob: tyro.conf.Positional[Path]
     """The file to write."""
     num_decoders: int
     """Decoders K; any one of them can decompress."""
     num_bins: int
-    """Bins L; a symbol costs log2 L bits."""
+    """Bins L; a symbol takes log2 L bits."""
     model: Path | None = None
     """For images: the folder that `gls-jax train` wrote."""
     target_variance: float | None = None
-    """signal: of the target given the source: small for high rates."""
+    """Signals: variance of the target given the source; small for high rates."""
     side_variance: float | None = None
-    """signal: of the side information given the source."""
+    """Signals: variance of the side information given the source."""
     num_candidates: int | None = None
-    """Shared candidates N a symbol. Default: 32,768 for a signal, 256 for images."""
+    """Shared candidates N per symbol. Default: 32,768 for a signal, 256 for images."""
     scheme: str = "gls"
-    """`gls`, or `baseline`: all decoders share one stream of clocks."""
+    """`gls`, or `baseline`, in which all decoders share one stream of noise."""
     search: str = "ordered"
-    """signal: `ordered` (fast at any N) or `dense`: same law, other bytes."""
+    """Signals: `ordered` (fast at any N) or `dense`: the same distribution, other bytes."""
     seed: int = 0
-    """Of the randomness that encoder and decoders share."""
+    """Seed of the randomness that encoder and decoders share."""
     json: bool = False
     """Print one JSON object instead of a table."""
     resumable: ClassVar[bool] = False
 
     def run(self) -> None:
         """Read, encode, write, print."""
-        from gls_jax.runs import files
+        from gls_jax.compression.blob_files import write_blob
 
-        codec, source = self._codec_and_source()
-        files.check_file(self.blob)
+        codec, source = self._signal() if self.model is None else self._images(self.model)
         with progress() as report:
-            blob = codec.encode(self.seed, source, progress=partial(report, "symbols encoded"))
-        self.blob.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(self.blob, lambda file: file.write(blob))
-        sizes = codec.sizes(blob)
-        figures = sizes._asdict() | {"rate": sizes.rate, "bytes": len(blob)}
+            show = partial(report, "symbols encoded")
+            sizes = write_blob(self.blob, lambda: codec.encode(self.seed, source, progress=show))
+        # The header's bits include prefix and checksum.
+        num_bytes = (sizes.header_bits + sizes.payload_bits) // 8
         if self.json:
-            print(json.dumps({"blob": str(self.blob), **figures}))
-        else:
-            _print_figures(figures, self.blob)
+            figures = {"blob": str(self.blob), **sizes._asdict(), "rate": sizes.rate}
+            print_json(figures | {"bytes": num_bytes})
+            return
+        table = Table("", Column(justify="right"), title=str(self.blob), show_header=False)
+        for name, value in (
+            ("symbols", f"{sizes.count:,}"),
+            ("header", f"{sizes.header_bits:,} bits"),
+            ("payload", f"{sizes.payload_bits:,} bits"),
+            ("rate", f"{sizes.rate:.4f} bits per symbol"),
+            ("file", f"{num_bytes:,} bytes"),
+        ):
+            table.add_row(name, value)
+        Console().print(table)
 
-    def _codec_and_source(self):
+    def _signal(self):
         from gls_jax.compression import GaussianCodec
+        from gls_jax.compression.gaussian.signal_files import read_signal
 
-        if self.model is not None:
-            return self._image_codec_and_source(self.model)
         if self.target_variance is None or self.side_variance is None:
             raise ValueError(
                 "expected --target-variance and --side-variance for a signal, or --model for images"
             )
-        sizes = (
-            self.num_decoders,
-            32_768 if self.num_candidates is None else self.num_candidates,
-            self.num_bins,
+        # Ordered search costs the same for any N, so the default is the paper's.
+        codec = GaussianCodec(
+            num_decoders=self.num_decoders,
+            num_candidates=32_768 if self.num_candidates is None else self.num_candidates,
+            num_bins=self.num_bins,
+            target_variance=self.target_variance,
+            side_variance=self.side_variance,
+            scheme=self.scheme,
+            search=self.search,
         )
-        variances = (self.target_variance, self.side_variance)
-        return GaussianCodec(
-            *sizes, *variances, scheme=self.scheme, search=self.search
-        ), signals.read(self.source)
+        return codec, read_signal(self.source)
 
-    def _image_codec_and_source(self, folder: Path):
+    def _images(self, folder: Path):
         from gls_jax.compression import ImageCodec
+        from gls_jax.compression.images.model_images import read_sources
         from gls_jax.models import load_vae
 
         if self.target_variance is not None or self.side_variance is not None:
             raise ValueError("expected --model for images or variances for a signal, got both")
-        model, candidates = (
-            load_vae(folder),
-            256 if self.num_candidates is None else self.num_candidates,
+        # Dense search: the network scores every candidate of a bin.
+        codec = ImageCodec(
+            model=load_vae(folder),
+            num_decoders=self.num_decoders,
+            num_candidates=256 if self.num_candidates is None else self.num_candidates,
+            num_bins=self.num_bins,
+            scheme=self.scheme,
         )
-        codec = ImageCodec(model, self.num_decoders, candidates, self.num_bins, scheme=self.scheme)
-        return codec, pictures.sources(self.source, model)
-
-
-def _print_figures(figures: dict[str, int | float], blob: Path) -> None:
-    table = Table(title=str(blob), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("symbols", f"{figures['count']:,}")
-    table.add_row("header", f"{figures['header_bits']:,} bits")
-    table.add_row("payload", f"{figures['payload_bits']:,} bits")
-    table.add_row("rate", f"{figures['rate']:.4f} bits a symbol")
-    table.add_row("file", f"{figures['bytes']:,} bytes")
-    Console().print(table)
+        return codec, read_sources(self.source, codec.model)

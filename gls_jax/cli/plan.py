@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import ClassVar
 
+import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from gls_jax.cli import loading
-from gls_jax.cli.console import progress
-from gls_jax.cli.dump import DumpLaws
-from gls_jax.cli.pair import Pair
+from gls_jax import checks, planner
+from gls_jax.cli.console import print_table, progress
+from gls_jax.cli.option_groups import DEFAULT_MODELS, DEFAULT_SAMPLING, ModelNames, SamplingOptions
+from gls_jax.distributions.text_dump import DumpRequest
+from gls_jax.planner.pair_plan import PairPlan, PlanRequest, plan_pair
+from gls_jax.runs import files
 
 __all__ = ["Plan"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan(Pair):
-    """Which scheme, how many drafts, how long: block efficiency and token rate of every choice for
-    a pair of models.
+class Plan:
+    """Predict block efficiency and token rate for a pair of models, for every scheme, number of
+    drafts and draft length.
     """
 
+    models: tyro.conf.OmitArgPrefixes[ModelNames] = DEFAULT_MODELS
+    sampling: tyro.conf.OmitArgPrefixes[SamplingOptions] = DEFAULT_SAMPLING
     out: Path = Path("results/plan")
     """Folder for costs.json and plan.json."""
     dump: Path | None = None
-    """Laws along texts (gls-jax dump), made if missing. Default: the folder `dump` in --out."""
+    """Distributions along texts (gls-jax dump), made if missing. Default: the folder `dump` in
+    --out.
+    """
+    num_kept: int = DumpRequest.num_kept
+    """Most probable tokens of each distribution that a dump keeps, m."""
+    num_positions: int = 4096
+    """Positions of a dump that is made."""
+    seed: int = DumpRequest.seed
+    """Seed of the texts that the target samples."""
     costs: Path | None = None
     """Measured costs, such as another machine's costs.json. Default: those in --out, measured if
     missing.
     """
     acceptances: tuple[float, ...] = ()
-    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given those before
-    it; chains of every length up to their number are planned.
+    """In place of a dump: measured acceptances of the 1st, 2nd, ... draft, each given that the
+    drafts before it are accepted. Chains of every length up to their number are planned.
     """
     schemes: tuple[str, ...] = (
         "single",
@@ -55,255 +68,122 @@ class Plan(Pair):
     """Lengths of chains, L."""
     trees: tuple[str, ...] = ("2,1", "2,2,1", "3,2,1", "4,2,1", "4,2,1,1")
     """Static trees, children at each depth."""
-    num_positions: int = 4096
-    """Positions of a dump that is made."""
     batch: int = 1
     """Requests decoded together, for the costs."""
     text_length: int = 256
     """Tokens of a text, prompt included, for the costs."""
     check: int = 0
-    """Generate so many texts with the best choice of each scheme: measured beside predicted."""
+    """Number of texts to generate with the best choice of each scheme, to compare measurement and
+    prediction.
+    """
     show: int = 12
     """Rows of the table; plan.json has all."""
+    json: bool = False
+    """Print one JSON object."""
     resumable: ClassVar[bool] = False
 
     def run(self) -> None:
-        """Dump, measure, predict, print."""
-        from gls_jax import checks, decoding, distributions, planner
-        from gls_jax.runs import files
-
-        lengths = range(1, len(self.acceptances) + 1) if self.acceptances else self.lengths
-        trees = () if self.acceptances else [_widths(text) for text in self.trees]
-        if self.acceptances and (len(self.schemes), len(self.num_drafts)) != (1, 1):
-            raise ValueError(
-                "acceptances: expected the one scheme and number of drafts that they are of, such as --schemes gls "
-                f"--num-drafts 4, got {len(self.schemes)} and {len(self.num_drafts)}"
-            )
-        if self.acceptances and (self.lengths, self.trees) != (Plan.lengths, Plan.trees):
-            raise ValueError(
-                "acceptances: expected neither --lengths nor --trees, chains of every length up to "
-                f"{len(self.acceptances)} are planned"
-            )
-        asked = planner.settings(self.schemes, self.num_drafts, list(lengths), trees)
-        planner.check_acceptances(self.acceptances)
-        dumping = self._dumping()
-        dumping.check()
+        """Plan, write plan.json, print."""
+        request = self._request()
         checks.count(self.show, "show")
-        if self.check < 0 or self.check % checks.count(self.batch, "batch"):
-            raise ValueError(
-                f"check: expected a multiple of batch ({self.batch}), got {self.check}"
-            )
-        files.check_folder(self.out)
-        path = self.out / "costs.json" if self.costs is None else self.costs
-        costs = self._known_costs(path, asked)
-        dump = (
-            distributions.open_dump(dumping.out)
-            if not self.acceptances and (dumping.out / "dump.json").exists()
-            else None
-        )
-        if dump is not None:
-            own = {} if self.dump is not None else self._own(dump)
-            _same(
-                dumping.out,
-                dump.facts["asked"],
-                self.models | {"sampling": dataclasses.asdict(dumping.sampling())} | own,
-            )
-        if dump is not None and not dump.facts["finished"]:
-            dump = None
+        # A plan from files alone needs no models, and no packages for them.
+        is_from_files = bool(self.acceptances) and self.costs is not None and not self.check
+        if not is_from_files:
+            self.models.check(refused=("none",))
         with progress() as report:
-            if costs is None or self.check or (dump is None and not self.acceptances):
-                source, drafter = loading.load(self.target, self.draft, self.drop_layers, report)
-            self.out.mkdir(parents=True, exist_ok=True)
-            if dump is None and not self.acceptances:
-                dump = dumping.make(source, drafter, report)
-            if costs is None:
-                costs = planner.measure(
-                    source.language_model,
-                    drafter,  # type: ignore[arg-type]  # not None: `dumping.check` has seen to that
-                    self.schemes,
-                    [setting.shape for setting in asked],
-                    batch=self.batch,
-                    text_length=self.text_length,
-                    sampling=decoding.DecodeOptions(**self._sampling()),
-                    facts=self._facts(),
-                    progress=lambda done, total: report("costs", done, total),
-                )
-                costs.save(path)
-            if dump is None:
-                choices = planner.from_acceptances(self.acceptances, asked, costs)
-            else:
-                choices = planner.plan(
-                    dump, asked, costs, progress=lambda *done: report("settings", *done)
-                )
-            length = (
-                DumpLaws.length
-                if dump is None
-                else dump.facts["asked"].get("length", DumpLaws.length)
-            )
-            measured = self._check(choices, source, drafter, length, report) if self.check else {}
-        self._show(choices, measured, costs)
-
-    def _own(self, dump) -> dict:
-        """What a dump in --out was asked; one that cut nothing off serves whoever would keep more."""
-        kept, cut = (
-            dump.facts["asked"]["num_kept"],
-            dump.rows.tail_p.any() or dump.rows.tail_q.any(),
-        )
-        num_kept = self.num_kept if cut else min(self.num_kept, kept)
-        return {"seed": self.seed, "positions": self.num_positions, "num_kept": num_kept}
-
-    def _known_costs(self, path: Path, asked):
-        """Those of a file, or None where they must be measured."""
-        from gls_jax import planner
-
-        if self.costs is None and not path.exists():
-            return None
-        costs = planner.Costs.load(path)
-        sizes = [(setting.scheme, setting.shape) for setting in asked]
-        if self.costs is None:
-            _same(path, costs.facts, self._facts())
-            try:
-                costs.check(sizes)
-            except ValueError:
-                return None  # measured before, for fewer schemes or smaller shapes
-        costs.check(sizes)
-        if costs.batch != self.batch:
-            raise ValueError(
-                f"{path}: expected costs of batch {self.batch}, got batch {costs.batch}"
-            )
-        return costs
-
-    def _facts(self) -> dict:
-        import jax
-
-        device = jax.devices()[0].device_kind
-        sizes = {"batch": self.batch, "text_length": self.text_length, "device": device}
-        return self.models | {"sampling": self._sampling()} | sizes
-
-    def _show(self, choices, measured, costs) -> None:
-        from gls_jax.runs import files
-
-        records = [
-            _known(each)
-            | {"setting": each.setting._asdict()}
-            | ({"measured": _known(measured[each.setting])} if each.setting in measured else {})
-            for each in choices
-        ]
-        plain = costs.batch / costs.plain()
-        result = {
-            "target": self.target,
-            "draft": self.draft,
-            "plain_tokens_per_second": plain,
-            "choices": records,
-        }
-        text = json.dumps(result, allow_nan=False)
+            plan = plan_pair(request, partial(self.models.load, report), progress=report)
+        text = dumps(plan.as_json(), allow_nan=False)
         files.write_whole(self.out / "plan.json", lambda file: file.write(text + "\n"), mode="w")
         if self.json:
             print(text)
         else:
-            shown = (
-                [each for each in choices if each.setting in measured]
-                if self.check
-                else choices[: self.show]
-            )
-            _print(shown, measured, costs, self.out)
+            # After a check the table compares, and has only rows with both figures.
+            shown = plan.choices[: self.show]
+            if self.check:
+                shown = [choice for choice in plan.choices if choice.setting in plan.measured]
+            print_table(_table(plan, shown), f"{self.out}/plan.json, costs.json")
 
-    def _check(self, choices, source, drafter, length: int, report) -> dict:
-        """The best choice of each scheme, measured on texts as long as the dump's."""
-        import jax
+    def _request(self) -> PlanRequest:
+        dump = DumpRequest(
+            folder=self.out / "dump" if self.dump is None else self.dump,
+            model_names=dataclasses.asdict(self.models),
+            sampling=self.sampling.sampling(),
+            num_positions=self.num_positions,
+            num_kept=self.num_kept,
+            seed=self.seed,
+        )
+        return PlanRequest(
+            folder=self.out,
+            settings=self._settings(),
+            dump=dump,
+            is_given_dump=self.dump is not None,
+            costs=self.costs,
+            acceptances=self.acceptances,
+            batch=self.batch,
+            text_length=self.text_length,
+            num_check_texts=self.check,
+        )
 
-        from gls_jax import decoding, planner, races
-        from gls_jax.distributions import prompts
-
-        best = {choice.setting.scheme: choice.setting for choice in reversed(choices)}
-        root = races.private_key(
-            races.new_key(self.seed)
-        )  # the dump's texts have the other folds of this seed
-        keys = jax.vmap(lambda r: jax.random.fold_in(root, r))(jax.numpy.arange(self.check))
-        found = {}
-        for done, setting in enumerate(best.values()):
-            report("check", done, len(best))
-            found[setting] = planner.generated(
-                keys,
-                source.language_model,
-                drafter,
-                [source.tokenizer.encode(text).ids for text in prompts.PROMPTS],
-                setting,
-                batch=self.batch,
-                options=decoding.DecodeOptions(
-                    max_new_tokens=length,
-                    stop_tokens=source.config.eos_token_ids,
-                    **self._sampling(),
-                ),
-            )
-        return found
-
-    def _dumping(self) -> DumpLaws:
-        same = {field.name: getattr(self, field.name) for field in dataclasses.fields(Pair)}
-        out = self.out / "dump" if self.dump is None else self.dump
-        return DumpLaws(**same, out=out, num_positions=self.num_positions, resume=True)
-
-    def _sampling(self) -> dict:
-        return {
-            "temperature": self.temperature,
-            "draft_temperatures": self.draft_temperature,
-            "top_k": self.top_k or None,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-        }
-
-
-def _same(path: Path, found: dict, asked: dict) -> None:
-    for name, value in asked.items():
-        if found.get(name) != value:
+    def _settings(self) -> list[planner.Setting]:
+        """The settings to plan: every scheme with every shape that it supports."""
+        if not self.acceptances:
+            trees = [_parse_widths(text) for text in self.trees]
+            return planner.settings(self.schemes, self.num_drafts, self.lengths, trees)
+        # Measured acceptances belong to one scheme, and say nothing about other shapes.
+        depth = len(self.acceptances)
+        if len(self.schemes) != 1 or len(self.num_drafts) != 1:
             raise ValueError(
-                f"{path}: expected {name} {value}, got one made with {found.get(name)}; give another --out"
+                "acceptances: expected one scheme and one number of drafts, those that they were "
+                "measured with, such as --schemes gls --num-drafts 4, "
+                f"got {len(self.schemes)} and {len(self.num_drafts)}"
             )
+        if self.lengths != Plan.lengths or self.trees != Plan.trees:
+            raise ValueError(
+                "acceptances: expected neither --lengths nor --trees, "
+                f"chains of every length up to {depth} are planned"
+            )
+        return planner.settings(self.schemes, self.num_drafts, range(1, depth + 1))
 
 
-def _known(figures) -> dict:
-    """The fields of a result; NaN, which JSON does not know, is None."""
-
-    def number(value):
-        if isinstance(value, tuple):
-            return [number(each) for each in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return {name: number(value) for name, value in figures._asdict().items()}
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    if not all(part.isdecimal() for part in text.split(",")):
+def _parse_widths(text: str) -> tuple[int, ...]:
+    numbers = text.split(",")
+    if not all(number.isdecimal() for number in numbers):
         raise ValueError(f"trees: expected numbers such as 4,2,1, got {text!r}")
-    return tuple(map(int, text.split(",")))
+    return tuple(int(number) for number in numbers)
 
 
-def _print(choices, measured, costs, out: Path) -> None:
-    plain = f"plain generation {costs.batch / costs.plain():.4g} a second"
+def _table(plan: PairPlan, choices: list[planner.Choice]) -> Table:
+    plain = f"plain generation {plan.plain_tokens_per_second:.4g} per second"
     table = Table(
         box=box.SIMPLE,
         collapse_padding=True,
         pad_edge=False,
-        title=f"tokens a call of the target, and a second; {plain}",
+        title=f"tokens per call of the target, and per second; {plain}",
     )
-    names = ["scheme", "drafts", "a call", "±", "a second", "gain"]
-    for name in names + ["measured", "±", "a second", "gain"] * bool(measured):
+    names = ["scheme", "drafts", "per call", "±", "per second", "gain"]
+    if plan.measured:
+        names += ["measured", "±", "per second", "gain"]
+    for name in names:
         table.add_column(name, justify="left" if name in ("scheme", "drafts") else "right")
-    for each in choices:
-        setting = each.setting
-        chains = f"{setting.num_drafts} x {setting.draft_length}"
-        cells = [
-            setting.scheme,
-            "-".join(map(str, setting.tree)) if setting.tree else chains,
-            f"{each.block_efficiency:.2f}",
-            "" if math.isnan(each.standard_error) else f"{each.standard_error:.2f}",
-            f"{each.tokens_per_second:.3g}",
-            f"{each.speedup:.2f}",
-        ]
-        if found := measured.get(setting):
-            cells += [f"{found.block_efficiency:.2f}", f"{found.standard_error:.2f}"]
-            cells += [f"{found.tokens_per_second:.3g}", f"{found.speedup:.2f}"]
-        table.add_row(*cells)
-    console = Console()
-    console.print(table)
-    console.print(f"{out}/plan.json, costs.json", highlight=False)
+    for choice in choices:
+        setting = choice.setting
+        drafts = f"{setting.num_drafts} x {setting.draft_length}"
+        # A tree is written by its widths: 4-2-1.
+        if setting.tree:
+            drafts = "-".join(str(width) for width in setting.tree)
+        row = [setting.scheme, drafts, *_format(choice)]
+        if setting in plan.measured:
+            row += _format(plan.measured[setting])
+        table.add_row(*row)
+    return table
+
+
+def _format(figures: planner.Choice | planner.Measured) -> list[str]:
+    # Acceptances that were given as numbers come without an error.
+    error = figures.standard_error
+    return [
+        f"{figures.block_efficiency:.2f}",
+        "" if math.isnan(error) else f"{error:.2f}",
+        f"{figures.tokens_per_second:.3g}",
+        f"{figures.speedup:.2f}",
+    ]

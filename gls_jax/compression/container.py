@@ -1,120 +1,48 @@
-"""Container: the bytes a lossy codec writes, everything that a decoder must know and the messages.
+"""The bytes that a codec writes: a header with everything a decoder must know, and the messages.
 
-One layout, integers little-endian::
+The layout, with little-endian integers::
 
-    b"GLSC" | version u8 | header length u16 | payload length u32 | header | payload | checksum, 8 bytes
+    b"GLSC" | version u8 | header length u16 | payload length u32 |
+    header | payload | checksum, 8 bytes
 
-The header is JSON: the fields of :class:`Container` except the messages, and their count. The
-payload is that of :mod:`gls_jax.compression.payload`. The checksum is BLAKE2b of all bytes before
-it. A container has exactly one blob: what :func:`pack` would not have written, :func:`unpack`
-refuses.
+The header is JSON: the fields of :class:`Container` except the messages, and their count.
+:mod:`gls_jax.compression.payload` describes the payload. The checksum is BLAKE2b of all bytes
+before it. A container has exactly one blob: :func:`unpack` refuses bytes that :func:`pack` would
+not have written.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
-import reprlib
 import struct
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gls_jax.compression import payload as payloads
-from gls_jax.compression.code import SCHEMES, SEARCHES, ListCode
+from gls_jax.compression.container_fields import (
+    HEADER_FIELDS,
+    Container,
+    check_fields,
+    check_int,
+    check_messages,
+    shown,
+)
+from gls_jax.compression.list_code import MAX_SIZE
 
-__all__ = [
-    "KINDS",
-    "PRNGS",
-    "VERSION",
-    "Container",
-    "Sizes",
-    "check_header",
-    "header",
-    "pack",
-    "sizes",
-    "unpack",
-]
+__all__ = ["VERSION", "Container", "Sizes", "pack", "sizes", "unpack"]
 
-KINDS = ("gaussian", "images")
-PRNGS = ("threefry2x32",)
 VERSION = 1
 
 _MAGIC = b"GLSC"
 _PREFIX = struct.Struct(f"<{len(_MAGIC)}sBHI")
 _CHECKSUM_BYTES = 8
-_LARGEST = 2**30  # of sizes and of the count; with it, the payload's length fits its u32
-_LARGEST_HEADER = 2**16 - 1
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Container:
-    """Everything that a decoder must know, and the messages. Nothing is checked before `pack`.
-
-    Two are the same where `pack` makes the same bytes: ``==`` asks for the same object.
-
-    Attributes:
-        kind: of the codec, one of `KINDS`.
-        prng: generator behind the shared noise, one of `PRNGS`.
-        seed: of the shared noise, within 0..2^32-1.
-        num_candidates: `N`, within 1..2^30.
-        num_bins: `L`, within 1..N; where it is no power of two, below 2^24.
-        num_decoders: `K`, within 1..2^30.
-        scheme: one of `SCHEMES`.
-        search: one of `SEARCHES`.
-        block: how many candidates or symbols are worked on together, within 1..2^30.
-        parameters: of the codec, by name: strings, 64-bit integers and finite floats, which return
-            as they were.
-        messages: `i32[n]` within 0..L-1, at most 2^30; read-only after `unpack`.
-    """
-
-    kind: str
-    prng: str
-    seed: int
-    num_candidates: int
-    num_bins: int
-    num_decoders: int
-    scheme: str
-    search: str
-    block: int
-    parameters: Mapping[str, str | int | float]
-    messages: np.ndarray
-
-
-def header(
-    kind: str, code: ListCode, block: int, parameters: Mapping[str, str | int | float]
-) -> dict[str, Any]:
-    """All fields of a codec's containers but seed and messages."""
-    return {
-        "kind": kind,
-        "prng": PRNGS[0],
-        "num_candidates": code.num_candidates,
-        "num_bins": code.num_bins,
-        "num_decoders": code.num_decoders,
-        "scheme": code.scheme,
-        "search": code.search,
-        "block": block,
-        "parameters": parameters,
-    }
-
-
-def check_header(found: Container, expected: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a container of another codec than the one with this :func:`header`."""
-    for name, value in expected.items():
-        if (got := getattr(found, name)) != value:
-            raise ValueError(
-                f"blob: expected one of an equal codec, with {name} {value}, got {got}"
-            )
-
-
-_FIELDS = frozenset(field.name for field in dataclasses.fields(Container)) - {"messages"}
+_MAX_HEADER_BYTES = 2**16 - 1
 
 
 class Sizes(NamedTuple):
-    """Bits of a blob, as they lie on disk.
+    """Sizes of a blob in bits, as stored.
 
     Attributes:
         header_bits: everything but the payload: prefix, header and checksum.
@@ -124,11 +52,11 @@ class Sizes(NamedTuple):
 
     header_bits: int
     payload_bits: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody wants of sizes
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is of no use here
 
     @property
     def rate(self) -> float:
-        """Payload bits a message; 0 where there is none."""
+        """Payload bits per message; 0 if there are none."""
         return self.payload_bits / self.count if self.count else 0.0
 
 
@@ -139,10 +67,10 @@ def pack(container: Container) -> bytes:
         container: what to write.
 
     Returns:
-        The bytes, the same for the same container.
+        The bytes, the same for equal containers.
 
     Raises:
-        ValueError: a field or a message out of range, and which range it has.
+        ValueError: a field or a message out of range; the message says which range it has.
 
     >>> import numpy as np
     >>> from gls_jax.compression import container
@@ -168,45 +96,42 @@ def pack(container: Container) -> bytes:
     """
     if not isinstance(container, Container):
         raise ValueError(f"container: expected a Container, got {type(container).__name__}")
-    _check_fields(container)
-    _check_messages(container.messages, container.num_bins)
-    fields = {name: getattr(container, name) for name in _FIELDS}
+    check_fields(container)
+    check_messages(container.messages, container.num_bins)
+    # The count cannot be computed from a payload that is range coded, or of one bin only.
+    fields = {name: getattr(container, name) for name in HEADER_FIELDS}
     fields |= {"parameters": dict(container.parameters), "count": container.messages.size}
+    # Sorted keys, fixed separators and ASCII: a container has one blob only.
     header = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode("ascii")
-    if len(header) > _LARGEST_HEADER:
+    if len(header) > _MAX_HEADER_BYTES:
         raise ValueError(
-            f"header: expected at most {_LARGEST_HEADER} bytes, got {len(header)}: shorten the parameters"
+            f"header: expected at most {_MAX_HEADER_BYTES} bytes, got {len(header)}: "
+            "shorten the parameters"
         )
     payload = payloads.encode(container.messages, container.num_bins)
-    body = b"".join((_PREFIX.pack(_MAGIC, VERSION, len(header), len(payload)), header, payload))
+    prefix = _PREFIX.pack(_MAGIC, VERSION, len(header), len(payload))
+    body = prefix + header + payload
     return body + _checksum(body)
 
 
-def unpack(blob: bytes | bytearray | memoryview) -> Container:
+def unpack(blob: bytes | bytearray | memoryview | Container) -> Container:
     """The container of a blob.
 
     Args:
-        blob: what `pack` returned.
+        blob: what `pack` returned. A container is returned as it is, so functions that take a blob
+            also take one that is already unpacked.
 
     Returns:
-        The container that was packed, parameters and messages exactly.
+        The container that was packed, with exactly its parameters and messages.
 
     Raises:
-        ValueError: anything that `pack` does not write: other data, another version, bytes cut,
-            added or changed, or a header that was made by hand and is out of range or does not fit
-            the payload.
+        ValueError: anything that `pack` does not write: other data, another version, bytes missing,
+            added or changed, or a header made by hand that is out of range or does not fit the
+            payload.
     """
-    blob = _bytes(blob)
-    header, payload = _split(blob)
-    fields, count = _read_header(header)
-    container = Container(**fields, messages=np.zeros(0, np.int32))
-    _check_fields(container)
-    container = dataclasses.replace(
-        container, messages=payloads.decode(payload, container.num_bins, count)
-    )
-    if pack(container) != blob:
-        raise ValueError("blob: its contents can be read, but pack writes them as other bytes")
-    return container
+    if isinstance(blob, Container):
+        return blob
+    return _parse(_as_bytes(blob))[0]
 
 
 def sizes(blob: bytes | bytearray | memoryview) -> Sizes:
@@ -215,12 +140,13 @@ def sizes(blob: bytes | bytearray | memoryview) -> Sizes:
     Raises:
         ValueError: as `unpack` does.
     """
-    blob = _bytes(blob)
-    payload_bytes = len(_split(blob)[1])
-    return Sizes(8 * (len(blob) - payload_bytes), 8 * payload_bytes, unpack(blob).messages.size)
+    blob = _as_bytes(blob)
+    container, payload = _parse(blob)
+    header_bits = 8 * (len(blob) - len(payload))
+    return Sizes(header_bits, payload_bits=8 * len(payload), count=container.messages.size)
 
 
-def _bytes(blob) -> bytes:
+def _as_bytes(blob: Any) -> bytes:
     if not isinstance(blob, bytes | bytearray | memoryview):
         raise ValueError(
             f"blob: expected bytes, bytearray or memoryview, got {type(blob).__name__}"
@@ -232,28 +158,42 @@ def _checksum(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()
 
 
+def _parse(blob: bytes) -> tuple[Container, bytes]:
+    """The container of a blob, and its payload."""
+    header, payload = _split(blob)
+    fields, count = _read_header(header)
+    # Fields are checked before messages are decoded, for these take memory.
+    check_fields(Container(**fields, messages=np.zeros(0, np.int32)))
+    messages = payloads.decode(payload, fields["num_bins"], count)
+    container = Container(**fields, messages=messages)
+    # Other spellings of the same header, or bits after the last message, would be a second blob.
+    if pack(container) != blob:
+        raise ValueError("blob: its contents can be read, but pack writes them as other bytes")
+    return container, payload
+
+
 def _split(blob: bytes) -> tuple[bytes, bytes]:
-    """Header and payload of a blob that is whole."""
+    """Header and payload of a blob whose lengths and checksum are right."""
     if not blob.startswith(_MAGIC):
-        raise ValueError(
-            f"not a gls_jax blob: expected {_MAGIC!r} at its start, got {blob[: len(_MAGIC)]!r}"
-        )
+        got = blob[: len(_MAGIC)]
+        raise ValueError(f"not a gls_jax blob: expected {_MAGIC!r} at its start, got {got!r}")
     if len(blob) > len(_MAGIC) and blob[len(_MAGIC)] != VERSION:
         raise ValueError(f"unknown version {blob[len(_MAGIC)]}, expected {VERSION}")
     if len(blob) < _PREFIX.size:
-        raise ValueError(
-            f"truncated: expected at least {_PREFIX.size + _CHECKSUM_BYTES} bytes, got {len(blob)}"
-        )
+        min_bytes = _PREFIX.size + _CHECKSUM_BYTES
+        raise ValueError(f"truncated: expected at least {min_bytes} bytes, got {len(blob)}")
     _, _, header_bytes, payload_bytes = _PREFIX.unpack_from(blob)
-    middle = _PREFIX.size + header_bytes
-    end = middle + payload_bytes
-    if len(blob) < end + _CHECKSUM_BYTES:
-        raise ValueError(f"truncated: expected {end + _CHECKSUM_BYTES} bytes, got {len(blob)}")
-    if len(blob) > end + _CHECKSUM_BYTES:
-        raise ValueError(f"bytes after the end: expected {end + _CHECKSUM_BYTES}, got {len(blob)}")
-    if _checksum(blob[:end]) != blob[end:]:
+    payload_start = _PREFIX.size + header_bytes
+    payload_end = payload_start + payload_bytes
+    num_bytes = payload_end + _CHECKSUM_BYTES
+    if len(blob) < num_bytes:
+        raise ValueError(f"truncated: expected {num_bytes} bytes, got {len(blob)}")
+    if len(blob) > num_bytes:
+        raise ValueError(f"bytes after the end: expected {num_bytes}, got {len(blob)}")
+    # Only now, so that damage to the lengths is reported as such.
+    if _checksum(blob[:payload_end]) != blob[payload_end:]:
         raise ValueError("checksum does not match: some of the bytes were changed")
-    return blob[_PREFIX.size : middle], blob[middle:end]
+    return blob[_PREFIX.size : payload_start], blob[payload_start:payload_end]
 
 
 def _read_header(header: bytes) -> tuple[dict[str, Any], int]:
@@ -261,75 +201,14 @@ def _read_header(header: bytes) -> tuple[dict[str, Any], int]:
     try:
         fields = json.loads(header.decode("ascii"))
     except (ValueError, RecursionError):  # a few kilobytes of brackets exhaust the parser's stack
-        raise ValueError(f"header: expected JSON, got {_shown(header)}") from None
+        raise ValueError(f"header: expected JSON, got {shown(header)}") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"header: expected a JSON object, got {_shown(fields)}")
-    expected = _FIELDS | {"count"}
+        raise ValueError(f"header: expected a JSON object, got {shown(fields)}")
+    expected = HEADER_FIELDS | {"count"}
     if fields.keys() != expected:
-        missing, unknown = sorted(expected - fields.keys()), sorted(fields.keys() - expected)
-        raise ValueError(
-            f"header: expected other fields: missing {missing}, unknown {_shown(unknown)}"
-        )
+        missing = sorted(expected - fields.keys())
+        unknown = shown(sorted(fields.keys() - expected))
+        raise ValueError(f"header: expected other fields: missing {missing}, unknown {unknown}")
     count = fields.pop("count")
-    _check_int(count, "count", 0, _LARGEST)
+    check_int(count, "count", 0, MAX_SIZE)
     return fields, count
-
-
-def _check_fields(container: Container) -> None:
-    for name, names in (
-        ("kind", KINDS),
-        ("prng", PRNGS),
-        ("scheme", SCHEMES),
-        ("search", SEARCHES),
-    ):
-        value = getattr(container, name)
-        if not isinstance(value, str) or value not in names:
-            raise ValueError(
-                f"{name}: expected {' or '.join(map(repr, names))}, got {_shown(value)}"
-            )
-    _check_int(container.seed, "seed", 0, 2**32 - 1)
-    for name in ("num_candidates", "num_decoders", "block"):
-        _check_int(getattr(container, name), name, 1, _LARGEST)
-    _check_int(container.num_bins, "num_bins", 1, container.num_candidates)
-    payloads.check_num_bins(container.num_bins)
-    if not isinstance(container.parameters, Mapping):
-        raise ValueError(f"parameters: expected a mapping, got {_shown(container.parameters)}")
-    for name, value in container.parameters.items():
-        if not isinstance(name, str):
-            raise ValueError(f"parameters: expected names that are strings, got {_shown(name)}")
-        if isinstance(value, float):
-            good = math.isfinite(value)
-        else:
-            good = isinstance(value, str) or (_is_int(value) and -(2**63) <= value < 2**63)
-        if not good:
-            where = f"parameters[{_shown(name)}]"
-            raise ValueError(
-                f"{where}: expected a string, a 64-bit int or a finite float, got {_shown(value)}"
-            )
-
-
-def _check_messages(messages, num_bins: int) -> None:
-    if not isinstance(messages, np.ndarray):
-        raise ValueError(f"messages: expected a NumPy array, got {type(messages).__name__}")
-    if messages.dtype != np.int32 or messages.ndim != 1:
-        got = f"{messages.dtype} of shape {list(messages.shape)}"
-        raise ValueError(f"messages: expected int32 of shape [n], got {got}")
-    _check_int(messages.size, "messages: their count", 0, _LARGEST)
-    if messages.size and not 0 <= messages.min() <= messages.max() < num_bins:
-        raise ValueError(
-            f"messages: expected all within 0..{num_bins - 1}, got {messages.min()} to {messages.max()}"
-        )
-
-
-def _check_int(value, name: str, first: int, last: int) -> None:
-    if not _is_int(value) or not first <= value <= last:
-        raise ValueError(f"{name}: expected one int within {first}..{last}, got {_shown(value)}")
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _shown(value) -> str:
-    """The start and the end of a value, on one line."""
-    return " ".join(reprlib.repr(value).split())

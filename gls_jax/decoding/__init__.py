@@ -1,7 +1,7 @@
 """Batched speculative decoding for any scheme and any model.
 
-:func:`generate` and :func:`stream` are all that most users need. This is what they do in one
-round, shown with two bigram models over four tokens. Row `i` of a table is the distribution after
+:func:`generate` and :func:`stream` are all that most users need. A round of theirs has the steps
+below, shown with two bigram models over four tokens. Row `i` of a table is the distribution after
 token `i`:
 
 >>> import jax, jax.numpy as jnp
@@ -15,22 +15,22 @@ token `i`:
 >>> options = decoding.DecodeOptions(num_drafts=2, draft_length=3, max_new_tokens=8)
 >>> key, prompts = jax.random.key(17), [[3, 0]]
 >>> prepared = preparation.prepare(key, target, drafter, prompts, None, options)
->>> plan, requests, text, _ = prepared
->>> state = engine.prefill(plan, requests, text)
->>> draft, read, select = engine.PARTS
+>>> config, requests, text, _ = prepared
+>>> state = engine.prefill(config, requests, text)
+>>> draft, read, select_and_keep = engine.PARTS
 
 *Draft.* After the text `3 0` the drafter proposes two chains of three tokens. They are a tree,
 whose nodes are stored level by level:
 
->>> drafts, drafter_caches = draft(plan, requests, state, state.drafter_caches)
+>>> drafts, drafter_caches = draft(config, requests, state, state.drafter_caches)
 >>> drafts.tree.tokens.reshape(3, 2).T.tolist()
 [[1, 2, 3], [2, 1, 3]]
 
-*Read.* The target reads the last token of the text and all six drafts in one call. A mask lets each
-draft see the text and its own chain. The logits are those of seven next tokens, and the cache holds
-the text with all drafts behind it:
+*Read.* The target reads the last token of the text and all six drafts in one call, a forward pass.
+A mask lets each draft see the text and the earlier drafts of its chain. The logits are those of
+seven next tokens, and the cache holds the text and all drafts after it:
 
->>> logits, cache = read(plan, requests, state, drafts.tree, state.target_cache)
+>>> logits, cache = read(config, requests, state, drafts.tree, state.target_cache)
 >>> logits.shape, cache.tokens[0, 0, :8].tolist()
 ((1, 7, 4), [3, 0, 1, 2, 2, 1, 3, 3])
 
@@ -39,12 +39,12 @@ the text with all drafts behind it:
 draft: accepted. After `3 0 2 1` it is 2, but 3 was drafted. The round ends, with two accepted
 drafts and three new tokens, for one call of the target:
 
->>> state = select(plan, requests, state, drafts, logits, drafter_caches, cache)
+>>> state = select_and_keep(config, requests, state, drafts, logits, drafter_caches, cache)
 >>> state.text.tokens[0, :5].tolist(), state.histogram.tolist()
 ([3, 0, 2, 1, 2], [[0, 0, 1, 0]])
 
-*Keep.* The accepted drafts were moved into place in the cache, and the others are forgotten. The
-last token is not in the cache; the next round reads it together with its drafts:
+*Keep.* The same step has moved the accepted drafts to the slots after the text and discarded the
+others. The last token is not in the cache; the next round reads it together with its drafts:
 
 >>> num_filled = int(state.target_cache.length[0])
 >>> state.target_cache.tokens[0, 0, :num_filled].tolist()

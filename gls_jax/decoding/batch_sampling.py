@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax.decoding.sampling_parameters import log_probs
 
-__all__ = ["BatchSampling", "add_tokens", "over_items"]
+__all__ = ["BatchSampling", "add_tokens", "resize_vocabulary"]
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +53,7 @@ class BatchSampling:
             return None if parameter is None else parameter[:, None]
 
         return log_probs(
-            over_items(logits, self.vocab_size),
+            resize_vocabulary(logits, self.vocab_size),
             temperature=temperature,
             top_k=self.top_k,
             top_p=per_node(self.top_p),
@@ -63,7 +63,7 @@ class BatchSampling:
         )
 
 
-def over_items(logits: Float[Array, "B C V"], vocab_size: int) -> Float[Array, "B C N"]:
+def resize_vocabulary(logits: Float[Array, "B C V"], vocab_size: int) -> Float[Array, "B C N"]:
     """Logits over the target's vocabulary: cut, or padded with impossible tokens.
 
     Models that share a tokenizer may pad its vocabulary to different sizes.

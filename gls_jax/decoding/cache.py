@@ -1,4 +1,4 @@
-"""How the engine changes a cache: forget the newest slots, and move accepted drafts into place."""
+"""Changes of a cache: discard the newest slots, and move accepted drafts after the text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AnyCache = TypeVar("AnyCache")
 
 
 def with_length(cache: AnyCache, length: Int[Array, " B"] | None) -> AnyCache:
-    """The cache with `length` filled slots in each row; a smaller `length` forgets the newest."""
+    """The cache with `length` filled slots in each row; a smaller `length` discards the newest."""
     record: Any = cache
     if hasattr(record, "_replace"):
         return record._replace(length=length)
@@ -28,7 +28,7 @@ def keep(
     start: Int[Array, " B"],
     count: Int[Array, " B"],
 ) -> AnyCache:
-    """Move the entries at `cache_slots` to slots ``start, start + 1, ...`` and forget the others.
+    """Move the entries at `cache_slots` to slots ``start, start + 1, ...`` and discard the others.
 
     Args:
         cache: NamedTuple or dataclass with `length`; all other leaves `[layers, B, S, ...]`.
@@ -56,7 +56,7 @@ def keep(
 
     def move(leaf):
         moved = leaf[:, rows, jnp.maximum(cache_slots, 0)]
-        # Entries that are not kept are written behind the end of the cache, where they are dropped.
+        # Entries that are not kept are written past the end of the cache, where they are dropped.
         is_kept = offsets < count[:, None]
         new_slots = jnp.where(is_kept, start[:, None] + offsets, leaf.shape[2])
         return leaf.at[:, rows, new_slots].set(moved, mode="drop")

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gls_jax.decoding.batch_sampling import add_tokens, over_items
+from gls_jax.decoding.batch_sampling import add_tokens, resize_vocabulary
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.decoding.state import Caches, Drafts, Plan, Requests, Text
+from gls_jax.decoding.state import Caches, Drafts, EngineConfig, Requests, Text
 from gls_jax.typing import Index
 
 __all__ = [
@@ -32,7 +32,7 @@ class DrafterState(NamedTuple):
 
     Attributes:
         cache: filled with the text and the nodes read so far.
-        visible: `bool[B, C, S]`, the cache slots that the next C nodes see, without their own.
+        visible: `bool[B, C, S]`, the cache slots that the next C nodes see, without the new slots.
     """
 
     cache: Any
@@ -44,7 +44,7 @@ class _Level(NamedTuple):
 
     Attributes:
         tokens: `i32[B, n]`.
-        draft_index: `i32[B, n]`, place in the list proposed at the parent.
+        draft_index: `i32[B, n]`, index in the list proposed at the parent.
         log_p: `f32[B, n, N]`; None where the scheme does not read it.
         is_invalid: `bool[B, 1]`, whether logits of a drafter were invalid.
     """
@@ -72,22 +72,22 @@ class _Chains(NamedTuple):
 
 
 def draft_chains(
-    plan: Plan,
+    config: EngineConfig,
     requests: Requests,
     text: Text,
     drafter_caches: Caches,
 ) -> tuple[Drafts, Caches]:
-    """K chains, all of a single drafter, or each of several drafters with chains of its own.
+    """K chains, all of a single drafter, or divided among several drafters.
 
     Returns:
         The drafts, and the drafters' caches after the round.
     """
-    num_chains = plan.shape.list_size
+    num_chains = config.shape.list_size
 
     # At the root chain k begins with draft k of one list.
-    logits, drafters = _read_root_of_chains(plan, requests, text, drafter_caches)
+    logits, drafters = _read_root_of_chains(config, requests, text, drafter_caches)
     first, seen = _propose_level(
-        plan,
+        config,
         requests,
         text,
         depth=0,
@@ -104,18 +104,18 @@ def draft_chains(
         drafters=drafters,
     )
 
-    # The other levels are alike: one body, compiled once.
+    # The other levels have one shape, so their body is compiled once.
     def next_level(chains: _Chains, depth):
         # Each drafter reads the newest draft of each of its chains.
         tokens = chains.tokens
-        logits, drafters = _read_chains(plan, requests, text, depth - 1, tokens, chains.drafters)
+        logits, drafters = _read_chains(config, requests, text, depth - 1, tokens, chains.drafters)
         are_equal = chains.are_equal & (tokens[:, :, None] == tokens[:, None, :])
         draft_index = first.draft_index
-        if plan.scheme.ranked:
+        if config.scheme.ranked:
             # Chains with the same tokens share a list: the r-th of them takes rank r.
             draft_index = jnp.sum(jnp.tril(are_equal, -1), axis=-1, dtype=jnp.int32)
         level, seen = _propose_level(
-            plan,
+            config,
             requests,
             text,
             depth=depth,
@@ -132,14 +132,14 @@ def draft_chains(
         )
         return chains, level
 
-    depths = jnp.arange(1, plan.shape.depth, dtype=jnp.int32)
+    depths = jnp.arange(1, config.shape.depth, dtype=jnp.int32)
     chains, others = jax.lax.scan(next_level, chains, depths)
-    drafts = _as_drafts(plan, text, join_levels(first, others))
+    drafts = _as_drafts(config, text, join_levels(first, others))
     return drafts, tuple(state.cache for state in chains.drafters)
 
 
 def draft_static_tree(
-    plan: Plan,
+    config: EngineConfig,
     requests: Requests,
     text: Text,
     drafter_caches: Caches,
@@ -147,18 +147,18 @@ def draft_static_tree(
     """A static tree, made by a single drafter; see :func:`draft_chains`."""
     (drafter,) = requests.drafters
     (drafter_cache,) = drafter_caches
-    logits, state = read_root(drafter, drafter_cache, text, 2, plan.num_cache_slots)
+    logits, state = read_root(drafter, drafter_cache, text, 2, config.num_cache_slots)
     seen = text.seen
     levels: list[_Level] = []
     first_parent = 0
     # Levels have different sizes, so each is compiled separately.
-    for depth, width in enumerate(plan.shape.widths):
+    for depth, width in enumerate(config.shape.widths):
         if levels:
             logits, state = read_level(drafter, state, text, depth - 1, levels[-1].tokens)
         num_parents = logits.shape[1]
         draft_index = np.arange(num_parents * width, dtype=np.int32) % width
         level, seen = _propose_level(
-            plan,
+            config,
             requests,
             text,
             depth=depth,
@@ -171,7 +171,7 @@ def draft_static_tree(
         state = state._replace(visible=_repeat(state.visible, draft_index.size))
         first_parent += num_parents
     nodes = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *levels)
-    return _as_drafts(plan, text, nodes), (state.cache,)
+    return _as_drafts(config, text, nodes), (state.cache,)
 
 
 def read_root(
@@ -192,7 +192,7 @@ def read_root(
     logits, cache = _apply(drafter, tokens, positions, None, with_length(cache, start))
     last_column = (text.length - 1 - start)[:, None, None]
     visible = jnp.arange(num_cache_slots) < text.length[:, None, None]
-    # With a text of fewer tokens than were read, slots behind the text are filled.
+    # With a text of fewer tokens than were read, slots after the text are filled.
     state = DrafterState(cache=with_length(cache, text.length), visible=visible)
     return jnp.take_along_axis(logits, last_column, axis=1), state
 
@@ -227,44 +227,48 @@ def _apply(drafter: LanguageModel, tokens, positions, mask, cache):
     return drafter.apply(drafter.params, tokens, positions, mask, cache)
 
 
-def _read_root_of_chains(plan: Plan, requests: Requests, text: Text, drafter_caches):
+def _read_root_of_chains(config: EngineConfig, requests: Requests, text: Text, drafter_caches):
     """Logits `[B, 1 or K, V]` after the text, and the state of each drafter."""
     is_single = len(requests.drafters) == 1
     # A single drafter has read all but two tokens, the last accepted draft and the one emitted
     # after it. Several have not read one another's drafts: each reads the whole last round again.
-    num_tokens = 2 if is_single else plan.shape.depth + 1
+    num_tokens = 2 if is_single else config.shape.depth + 1
     all_logits = []
     states = []
-    for drafter, cache, chains in zip(requests.drafters, drafter_caches, plan.chains, strict=True):
-        logits, state = read_root(drafter, cache, text, num_tokens, plan.num_cache_slots)
+    for drafter, cache, chains in zip(
+        requests.drafters, drafter_caches, config.drafter_chains, strict=True
+    ):
+        logits, state = read_root(drafter, cache, text, num_tokens, config.num_cache_slots)
         all_logits.append(logits if is_single else _repeat(logits, len(chains)))
         states.append(state._replace(visible=_repeat(state.visible, len(chains))))
-    return _in_chain_order(plan, requests, all_logits), tuple(states)
+    return _in_chain_order(config, requests, all_logits), tuple(states)
 
 
-def _read_chains(plan: Plan, requests: Requests, text: Text, depth, tokens, states):
+def _read_chains(config: EngineConfig, requests: Requests, text: Text, depth, tokens, states):
     """Logits `[B, K, V]` after the newest draft of each chain, and the state of each drafter."""
     all_logits = []
     new_states = []
-    for drafter, state, chains in zip(requests.drafters, states, plan.chains, strict=True):
-        own_tokens = tokens if len(plan.chains) == 1 else tokens[:, np.asarray(chains)]
+    for drafter, state, chains in zip(
+        requests.drafters, states, config.drafter_chains, strict=True
+    ):
+        own_tokens = tokens if len(config.drafter_chains) == 1 else tokens[:, np.asarray(chains)]
         logits, state = read_level(drafter, state, text, depth, own_tokens)
         all_logits.append(logits)
         new_states.append(state)
-    return _in_chain_order(plan, requests, all_logits), tuple(new_states)
+    return _in_chain_order(config, requests, all_logits), tuple(new_states)
 
 
-def _in_chain_order(plan: Plan, requests: Requests, all_logits):
+def _in_chain_order(config: EngineConfig, requests: Requests, all_logits):
     """Logits of all drafters in the order of the chains."""
     if len(all_logits) == 1:
         return all_logits[0]
     vocab_size = requests.sampling.vocab_size
-    resized = [over_items(logits, vocab_size) for logits in all_logits]
-    return jnp.concatenate(resized, axis=1)[:, np.argsort(np.concatenate(plan.chains))]
+    resized = [resize_vocabulary(logits, vocab_size) for logits in all_logits]
+    return jnp.concatenate(resized, axis=1)[:, np.argsort(np.concatenate(config.drafter_chains))]
 
 
 def _propose_level(
-    plan: Plan,
+    config: EngineConfig,
     requests: Requests,
     text: Text,
     *,
@@ -277,10 +281,10 @@ def _propose_level(
     """The drafts of one level, and the tokens of the text at each of them.
 
     Args:
-        plan, requests, text: of the round.
+        config, requests, text: of the round.
         depth: of the drafts.
         first_parent: number of the first parent in the tree, 0 for the root.
-        draft_index: `i32[n]` or `i32[B, n]`, place of each draft in the list at its parent.
+        draft_index: `i32[n]` or `i32[B, n]`, index of each draft in the list at its parent.
         logits: `[B, C, V]`, after each parent.
         seen: `bool[B, C, N]`, the tokens of the text at each parent; None without a penalty.
     """
@@ -288,24 +292,24 @@ def _propose_level(
     log_p = sampling.log_probs(logits, sampling.draft_temperature, seen)
     num_drafts = draft_index.shape[-1]
     draft_index = jnp.broadcast_to(draft_index, (len(log_p), num_drafts))
-    propose = partial(_propose, plan, depth, first_parent)
+    propose = partial(_propose, config, depth, first_parent)
     tokens = jax.vmap(propose)(requests.keys, text.length, log_p, draft_index)
     level = _Level(
         tokens=tokens,
         draft_index=draft_index,
-        log_p=_repeat(log_p, num_drafts) if plan.scheme.needs_draft_probs else None,
+        log_p=_repeat(log_p, num_drafts) if config.scheme.needs_draft_probs else None,
         is_invalid=jnp.isnan(log_p[..., 0]).any(-1, keepdims=True),
     )
     return level, None if seen is None else add_tokens(_repeat(seen, num_drafts), tokens)
 
 
-def _propose(plan: Plan, depth, first_parent, key, start, log_p, draft_index):
+def _propose(config: EngineConfig, depth, first_parent, key, start, log_p, draft_index):
     """Draft tokens `[n]` at `depth` for one request, whose round begins at position `start`."""
-    scheme = plan.scheme
-    list_size = plan.shape.list_size
-    if plan.shape.chains and not scheme.ranked:
-        # Each chain has its own stream of the noise, and may have its own distribution: one list
-        # holds the next draft of all chains, whatever their parents.
+    scheme = config.scheme
+    list_size = config.shape.list_size
+    if config.shape.is_chains and not scheme.ranked:
+        # Each chain has a separate stream of the noise, and may have a separate distribution. One
+        # list holds the next draft of every chain, for any parents.
         key = scheme.draft_key(key, start, start + depth, first_parent)
         return scheme.propose_fn(key, log_p[0] if len(log_p) == 1 else log_p, list_size)
 
@@ -313,19 +317,19 @@ def _propose(plan: Plan, depth, first_parent, key, start, log_p, draft_index):
         parent_key = scheme.draft_key(key, start, start + depth, parent)
         return scheme.propose(parent_key, log_p, list_size)
 
-    # Otherwise there is a list at each parent, and each child is the draft at its index.
+    # In all other cases each parent has a list, and its children take the entries at their indices.
     num_parents = len(log_p)
     lists = jax.vmap(list_at)(first_parent + jnp.arange(num_parents), log_p)
     return jnp.take_along_axis(lists, draft_index.reshape(num_parents, -1), axis=1).ravel()
 
 
-def _as_drafts(plan: Plan, text: Text, nodes: _Level) -> Drafts:
+def _as_drafts(config: EngineConfig, text: Text, nodes: _Level) -> Drafts:
     """All levels as one tree, whose nodes are in the order in which they were drafted."""
     shape = nodes.tokens.shape
-    tree = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), plan.shape.tree())
+    tree = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, shape), config.shape.tree())
     tree = dataclasses.replace(tree, tokens=nodes.tokens, draft_index=nodes.draft_index)
-    # A single drafter wrote the nodes behind the text, in their order, without the last level.
-    cache_slots = text.length[:, None] + np.arange(plan.shape.num_nodes, dtype=np.int32)
+    # A single drafter wrote the nodes after the text, in their order, without the last level.
+    cache_slots = text.length[:, None] + np.arange(config.shape.num_nodes, dtype=np.int32)
     return Drafts(
         tree=tree,
         log_p=nodes.log_p,

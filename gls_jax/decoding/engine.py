@@ -1,12 +1,17 @@
-"""The decode loop: draft a tree, let the target read it in one call, verify, and emit.
+"""The decode loop: draft a tree, let the target read it in one call, select and keep.
+
+A model *reads* tokens: it evaluates them in a forward pass, which gives the logits after each and
+writes their entries to the cache.
 
 All requests of a batch advance in one loop, and no request depends on the others: the noise of a
 token belongs to its request's key and its absolute position. A request that has ended stays in the
 batch without effect until the last one ends.
 
-Between rounds a cache holds the text without its last token. The target reads that token together
-with the next tree, in the ``1 + n`` cache slots behind the text. Then the entries of the accepted
-nodes are moved into place, and the others are forgotten.
+The prefill fills a cache with the whole prompt. After a round the target's cache holds the text
+without its last token. In both cases the next round begins at slot ``length - 1``: the target reads
+the last token together with the tree of `n` nodes, which fill ``1 + n`` slots.
+Then the entries of the accepted nodes are moved to the slots after the text, and those of the
+others are discarded.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.drafting import draft_chains, draft_static_tree
 from gls_jax.decoding.margin import draft_margin_tree, initial_spread_fit, update_spread_fit
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.decoding.state import Drafts, Plan, Requests, State, Text
+from gls_jax.decoding.state import Drafts, EngineConfig, Requests, State, Text
 from gls_jax.decoding.tree_shape import ancestors
 from gls_jax.schemes import Path, Scheme, Tree
 from gls_jax.typing import Index
@@ -33,12 +38,12 @@ __all__ = ["PARTS", "one_round", "prefill", "run", "seen_at_nodes"]
 _PREFILL = 256
 
 
-@partial(jax.jit, static_argnames="plan")
-def prefill(plan: Plan, requests: Requests, text: Text) -> State:
+@partial(jax.jit, static_argnames="config")
+def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
     """The state before the first round: caches filled with the prompts."""
     batch_size, prompt_size = text.tokens.shape
     # The text has room for one more round than a cache, so that no token falls off its end.
-    num_tokens = plan.num_cache_slots + plan.shape.depth + 1
+    num_tokens = config.num_cache_slots + config.shape.depth + 1
     tokens = jnp.pad(text.tokens, ((0, 0), (0, num_tokens - prompt_size)))
     seen = None
     if requests.sampling.repetition_penalty is not None:
@@ -50,17 +55,17 @@ def prefill(plan: Plan, requests: Requests, text: Text) -> State:
         text=Text(tokens=tokens, length=text.length, seen=seen),
         is_active=text.length < requests.max_lengths,
         has_invalid_logits=jnp.zeros(batch_size, bool),
-        target_cache=_filled_cache(requests.target, text, plan.num_cache_slots),
+        target_cache=_filled_cache(requests.target, text, config.num_cache_slots),
         drafter_caches=tuple(
-            _filled_cache(drafter, text, plan.num_cache_slots) for drafter in requests.drafters
+            _filled_cache(drafter, text, config.num_cache_slots) for drafter in requests.drafters
         ),
-        spread_fit=initial_spread_fit(batch_size) if plan.shape.margin else None,
-        histogram=jnp.zeros((batch_size, plan.shape.depth + 1), jnp.int32),
+        spread_fit=initial_spread_fit(batch_size) if config.shape.margin else None,
+        histogram=jnp.zeros((batch_size, config.shape.depth + 1), jnp.int32),
     )
 
 
-@partial(jax.jit, static_argnames="plan", donate_argnames="state")
-def run(plan: Plan, requests: Requests, state: State, rounds: Index) -> State:
+@partial(jax.jit, static_argnames="config", donate_argnames="state")
+def run(config: EngineConfig, requests: Requests, state: State, rounds: Index) -> State:
     """At most `rounds` rounds, fewer if all requests end before."""
 
     def is_unfinished(carry):
@@ -69,53 +74,60 @@ def run(plan: Plan, requests: Requests, state: State, rounds: Index) -> State:
 
     def next_round(carry):
         num_done, state = carry
-        return num_done + 1, one_round(plan, PARTS, requests, state)
+        return num_done + 1, one_round(config, PARTS, requests, state)
 
     return jax.lax.while_loop(is_unfinished, next_round, (0, state))[1]
 
 
-def one_round(plan: Plan, parts: Sequence[Callable], requests: Requests, state: State) -> State:
-    """One round in three parts.
+def one_round(
+    config: EngineConfig, parts: Sequence[Callable], requests: Requests, state: State
+) -> State:
+    """One round in three parts: draft, read, select and keep.
 
-    The caches are arguments of their own: when each part is compiled by itself, it can take over
-    the memory of the caches that it changes.
+    The caches are separate arguments, so that their buffers can be donated when each part is
+    compiled by itself.
 
     Args:
-        plan: static.
+        config: static.
         parts: `PARTS`, or compiled versions of them.
-        requests: the models and what stays the same.
+        requests: the models and the parameters of the requests.
         state: before the round.
     """
-    draft, read, select = parts
-    rest = state._replace(drafter_caches=(), target_cache=None)
-    drafts, drafter_caches = draft(plan, requests, rest, state.drafter_caches)
-    logits, target_cache = read(plan, requests, rest, drafts.tree, state.target_cache)
-    return select(plan, requests, rest, drafts, logits, drafter_caches, target_cache)
-
-
-def _draft(plan: Plan, requests: Requests, state: State, drafter_caches):
-    """The drafts of this round, in the shape of the plan, and the drafters' caches after it."""
-    if plan.shape.margin and state.spread_fit is not None:
-        return draft_margin_tree(plan, requests, state.text, drafter_caches, state.spread_fit)
-    if plan.shape.chains:
-        return draft_chains(plan, requests, state.text, drafter_caches)
-    if plan.shape.widths:
-        return draft_static_tree(plan, requests, state.text, drafter_caches)
-    # Plain generation: a tree without nodes.
-    none = jnp.zeros((len(state.is_active), 0), jnp.int32)
-    tree = Tree(
-        tokens=none,
-        parents=none,
-        draft_index=none,
-        depths=none,
-        alive=none > 0,
-        depth=0,
-        list_size=plan.shape.list_size,
+    draft, read, select_and_keep = parts
+    state_without_caches = state._replace(drafter_caches=(), target_cache=None)
+    drafts, drafter_caches = draft(config, requests, state_without_caches, state.drafter_caches)
+    logits, target_cache = read(
+        config, requests, state_without_caches, drafts.tree, state.target_cache
     )
-    return Drafts(tree=tree, log_p=None, cache_slots=none, is_invalid=none > 0), ()
+    return select_and_keep(
+        config, requests, state_without_caches, drafts, logits, drafter_caches, target_cache
+    )
 
 
-def _read_target(plan: Plan, requests: Requests, state: State, tree: Tree, target_cache):
+def _draft(config: EngineConfig, requests: Requests, state: State, drafter_caches):
+    """The drafts of this round, in the shape that is configured, and the drafters' caches."""
+    if config.shape.margin and state.spread_fit is not None:
+        return draft_margin_tree(config, requests, state.text, drafter_caches, state.spread_fit)
+    if config.shape.is_chains:
+        return draft_chains(config, requests, state.text, drafter_caches)
+    if config.shape.widths:
+        return draft_static_tree(config, requests, state.text, drafter_caches)
+    # Plain generation: a tree without nodes.
+    no_nodes = jnp.zeros((len(state.is_active), 0), jnp.int32)
+    no_flags = jnp.zeros(no_nodes.shape, bool)
+    tree = Tree(
+        tokens=no_nodes,
+        parents=no_nodes,
+        draft_index=no_nodes,
+        depths=no_nodes,
+        alive=no_flags,
+        depth=0,
+        list_size=config.shape.list_size,
+    )
+    return Drafts(tree=tree, log_p=None, cache_slots=no_nodes, is_invalid=no_flags), ()
+
+
+def _read(config: EngineConfig, requests: Requests, state: State, tree: Tree, target_cache):
     """The target's logits at the root and after each node, in one call."""
     text = state.text
     target = requests.target
@@ -124,22 +136,22 @@ def _read_target(plan: Plan, requests: Requests, state: State, tree: Tree, targe
     tokens = jnp.concatenate([last, tree.tokens], axis=1)
     depths = jnp.pad(tree.depths, ((0, 0), (1, 0)), constant_values=-1)
 
-    # Each node sees the text and its ancestors. `offsets` counts the cache slots from the root's,
-    # which is the last token's: below 0 they hold the text, from 0 on the nodes.
-    offsets = jnp.arange(plan.num_cache_slots) - (text.length[:, None, None] - 1)
+    # Each node sees the text and its ancestors. `offsets` counts the cache slots from the slot of
+    # the root, the last token: negative offsets hold the earlier text, the others hold the nodes.
+    offsets = jnp.arange(config.num_cache_slots) - (text.length[:, None, None] - 1)
     is_ancestor = ancestors(tree.parents, tree.depth)
     node = jnp.clip(offsets, 0, num_nodes - 1)
-    node = jnp.broadcast_to(node, (*is_ancestor.shape[:2], plan.num_cache_slots))
+    node = jnp.broadcast_to(node, (*is_ancestor.shape[:2], config.num_cache_slots))
     in_path = (offsets < num_nodes) & jnp.take_along_axis(is_ancestor, node, axis=2)
     mask = (offsets < 0) | in_path
 
-    # The last token was not read in the last round; it is the root now.
+    # The last token is the root. After the prefill the cache has it too; it is overwritten then.
     cache = with_length(target_cache, text.length - 1)
     return target.apply(target.params, tokens, text.length[:, None] + depths, mask, cache)
 
 
-def _select(
-    plan: Plan,
+def _select_and_keep(
+    config: EngineConfig,
     requests: Requests,
     state: State,
     drafts: Drafts,
@@ -147,7 +159,7 @@ def _select(
     drafter_caches,
     target_cache,
 ) -> State:
-    """Which drafts are accepted, what is emitted, and the state after that."""
+    """Verify the drafts and emit tokens; the state after the round."""
     text = state.text
     tree = drafts.tree
     is_active = state.is_active
@@ -156,7 +168,8 @@ def _select(
 
     # Verify: the accepted path, and the token after it.
     log_q = sampling.log_probs(logits, sampling.temperature[:, None], seen_at_nodes(text, tree))
-    path = jax.vmap(plan.scheme.verify_tree)(requests.keys, text.length, tree, drafts.log_p, log_q)
+    verify = jax.vmap(config.scheme.verify_tree)
+    path = verify(requests.keys, text.length, tree, drafts.log_p, log_q)
     tokens = _path_tokens(tree, path)
 
     # Emit the path up to the first stop token, included, and up to the maximal length.
@@ -168,22 +181,19 @@ def _select(
     count = jnp.minimum(until_stop, num_left)
 
     # Invalid logits end a request, but only if one of the emitted tokens needs them.
-    num_valid = _num_valid(plan.scheme, drafts, log_q, path, num_left)
+    num_valid = _num_valid(config.scheme, drafts, log_q, path, num_left)
     has_invalid_logits = is_active & (num_valid < count)
     count = jnp.where(is_active, jnp.minimum(count, num_valid), 0)
     is_emitted = steps < count[:, None]
     has_stopped = jnp.any(is_stop & is_emitted, axis=1)
 
-    # Commit. The statistics are those of active requests with valid logits.
+    # Keep: emitted tokens join the text, and entries of accepted nodes stay in the caches.
     new_text = _append(text, tokens, is_emitted)
     drafter_caches, target_cache = _keep_accepted(
-        requests,
-        text.length,
-        drafts,
-        path,
-        drafter_caches,
-        target_cache,
+        requests, text.length, drafts, path, drafter_caches, target_cache
     )
+    # Only active requests with valid logits update the spread fit (the log-likelihoods by which a
+    # margin tree chooses `tau`) and the histogram (rounds by their number of accepted drafts).
     rows = jnp.arange(len(is_active))
     is_valid = is_active & ~has_invalid_logits
     spread_fit = state.spread_fit
@@ -200,12 +210,12 @@ def _select(
     )
 
 
-PARTS: tuple[Callable, ...] = (_draft, _read_target, _select)
-"""The parts of a round: draft, read the drafts with the target, select and commit."""
+PARTS: tuple[Callable, ...] = (_draft, _read, _select_and_keep)
+"""The parts of a round: draft, read, select and keep."""
 
 
 def seen_at_nodes(text: Text, tree: Tree) -> Bool[Array, "B c N"] | None:
-    """The tokens of the text at each node of the tree, root included."""
+    """Which tokens occur in the text or on the path to each node; `c = n + 1` with the root."""
     if text.seen is None:
         return None
     batch_size, size = tree.tokens.shape
@@ -231,14 +241,14 @@ def _filled_cache(model: LanguageModel, text: Text, num_cache_slots: int):
 
 
 def _path_tokens(tree: Tree, path: Path):
-    """The accepted tokens and the one after them, `[B, depth + 1]`; arbitrary behind that."""
+    """The accepted tokens and the one after them, `[B, depth + 1]`; the rest is arbitrary."""
     drafted = jnp.take_along_axis(tree.tokens, jnp.maximum(path.nodes, 0), axis=1)
     is_last = jnp.arange(tree.depth + 1) == path.length[:, None]
     return jnp.where(is_last, path.token[:, None], jnp.pad(drafted, ((0, 0), (0, 1))))
 
 
 def _append(text: Text, tokens, is_emitted) -> Text:
-    """The texts with the emitted ones of `tokens` `[B, L]` behind them."""
+    """Append the emitted tokens, those of `tokens` `[B, L]` where `is_emitted` is true."""
     rows = jnp.arange(len(tokens))[:, None]
     steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     # Tokens that are not emitted are written out of range, and dropped.
@@ -258,11 +268,12 @@ def _keep_accepted(
     drafter_caches,
     target_cache,
 ):
-    """The caches with the accepted nodes moved into place, behind texts of `length`."""
+    """The caches with the accepted nodes moved to the slots after texts of `length`."""
     if drafts.tree.depth == 0:
         return drafter_caches, target_cache
-    # Several drafters keep only the text, since none has read the others' drafts. A single drafter
-    # may not have read the last accepted node, and reads it again in the next round.
+    # Several drafters keep only the text, because none has read the drafts of the others. The cache
+    # of a single drafter omits the last accepted node: in every round a drafter reads the last two
+    # tokens of the text, whether or not it has read them before.
     if len(drafter_caches) == 1:
         cache_slots = jnp.take_along_axis(drafts.cache_slots, jnp.maximum(path.nodes, 0), axis=1)
         num_kept = jnp.maximum(path.length - 1, 0)
@@ -293,7 +304,7 @@ def _num_valid(scheme: Scheme, drafts: Drafts, log_q, path: Path, num_left):
         is_failure = is_invalid & (levels < num_left[:, None])
         first_failure = jnp.int32(0)
     num_valid = jnp.where(jnp.any(is_failure, axis=1), first_failure, depth + 1)
-    # The whole path was verified with the drafts: invalid draft distributions invalidate all of it.
+    # Invalid drafts invalidate the whole round, because they take part in the verification.
     if scheme.needs_draft_probs:
         is_failure = drafts.is_invalid & (jnp.arange(depth) < num_left[:, None])
         num_valid = jnp.where(jnp.any(is_failure, axis=1), 0, num_valid)

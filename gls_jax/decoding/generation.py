@@ -24,7 +24,8 @@ __all__ = ["BrokenLogits", "Generation", "Stream", "generate", "stream"]
 
 # The largest int32; the loop ends when all requests have.
 _ALL_ROUNDS = 2**31 - 1
-# Names of `engine.PARTS` in `Metrics.seconds`.
+# The keys of `engine.PARTS` in `Metrics.seconds`, which result files contain: "verify" is the
+# target's reading, and "select" includes keeping.
 _PARTS = ("draft", "verify", "select")
 
 
@@ -32,7 +33,7 @@ class Generation(NamedTuple):
     """Generated texts.
 
     Attributes:
-        tokens: `i32[B, max_new_tokens]`, the stop token included; 0 behind the end.
+        tokens: `i32[B, max_new_tokens]`, the stop token included; 0 after the end.
         lengths: `i32[B]`.
         metrics: :class:`gls_jax.decoding.Metrics`.
     """
@@ -46,7 +47,7 @@ class BrokenLogits(ValueError):
     """A model gave invalid logits: NaN or `+inf` among them, or all `-inf`.
 
     Attributes:
-        generation: the texts up to there, those of the other requests complete.
+        generation: the texts so far; those of the other requests are complete.
     """
 
     def __init__(self, message: str, generation: Generation) -> None:
@@ -107,7 +108,8 @@ def generate(
             :func:`gls_jax.decoding.log_probs`.
         stop_tokens: token ids that end a text, or B sequences of them.
         max_length: longest text, prompt included: the model's context window; None sets no limit.
-        timed: whether to measure the time of each part, which is slower: every part is waited for.
+        timed: whether to measure the time of each part. The host then waits for every part, which
+            is slower.
 
     Returns:
         :class:`Generation`.
@@ -186,10 +188,10 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
     """A run in progress: each round gives an array of new tokens for each request."""
 
     def __init__(self, prepared: Prepared, timed: bool) -> None:
-        self._plan, self._requests, text, self._max_new_tokens = prepared
+        self._config, self._requests, text, self._max_new_tokens = prepared
         self._prompt_lengths = np.asarray(text.length)
         self._seconds = dict.fromkeys((*_PARTS, "other"), 0.0) if timed else None
-        self._state = self._measured("other", engine.prefill, self._plan, self._requests, text)
+        self._state = self._measured("other", engine.prefill, self._config, self._requests, text)
 
     def __next__(self) -> list[Int[np.ndarray, " new"]]:
         if not self._is_active():
@@ -218,7 +220,7 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
         for r, row in enumerate(rows):
             tokens[r, : len(row)] = row
         histogram = np.asarray(self._state.histogram, np.int64)
-        shape = self._plan.shape
+        shape = self._config.shape
         metrics = Metrics(
             histogram=histogram,
             emitted=lengths.astype(np.int64),
@@ -242,11 +244,11 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
     def _advance(self, rounds: int) -> None:
         """At most `rounds` rounds; exactly one in a timed run, where each part is a program."""
         if self._seconds is None:
-            self._state = engine.run(self._plan, self._requests, self._state, rounds)
+            self._state = engine.run(self._config, self._requests, self._state, rounds)
             return
         compiled = zip(_PARTS, _compiled_parts(), strict=True)
         parts = [partial(self._measured, name, part) for name, part in compiled]
-        self._state = engine.one_round(self._plan, parts, self._requests, self._state)
+        self._state = engine.one_round(self._config, parts, self._requests, self._state)
 
     def _measured(self, name: str, function: Callable, *inputs):
         """`function(*inputs)`; in a timed run its time is added to the seconds of `name`."""
@@ -273,6 +275,6 @@ def _compiled_parts():
     """Each part of a round as a program, which takes over the memory of the caches it changes."""
     donated = (["drafter_caches"], ["target_cache"], ["drafter_caches", "target_cache"])
     return [
-        jax.jit(part, static_argnames=["plan"], donate_argnames=names)
+        jax.jit(part, static_argnames=["config"], donate_argnames=names)
         for part, names in zip(engine.PARTS, donated, strict=True)
     ]

@@ -2,7 +2,7 @@
 
 :class:`MarginTree` explains the method. In a round the drafter makes *candidates*, the first M
 ranks of the race at every node that it reads, and the most probable of them become the tree. A
-candidate's number is its place in the list of all candidates of the round, level by level.
+candidate's number is its index in the list of all candidates of the round, level by level.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gls_jax import races
 from gls_jax.decoding.batch_sampling import add_tokens
 from gls_jax.decoding.drafting import DrafterState, join_levels, read_level, read_root
-from gls_jax.decoding.state import Caches, Drafts, Plan, Requests, Text
+from gls_jax.decoding.state import Caches, Drafts, EngineConfig, Requests, Text
 from gls_jax.decoding.tree_shape import MarginTree
 from gls_jax.schemes import Path, Scheme, Tree
 
@@ -92,7 +92,7 @@ def initial_spread_fit(batch_size: int) -> Float[Array, "B G"]:
 
 
 def draft_margin_tree(
-    plan: Plan,
+    config: EngineConfig,
     requests: Requests,
     text: Text,
     drafter_caches: Caches,
@@ -101,7 +101,7 @@ def draft_margin_tree(
     """A tree of the nodes that the target will most probably emit, made by a single drafter.
 
     Args:
-        plan: its shape is a margin tree.
+        config: its shape is a margin tree.
         requests: the models and their parameters.
         text: the texts so far.
         drafter_caches: that of the drafter.
@@ -112,16 +112,16 @@ def draft_margin_tree(
     """
     (drafter,) = requests.drafters
     (drafter_cache,) = drafter_caches
-    shape = plan.shape.margin
+    shape = config.shape.margin
     assert shape is not None  # this function is for margin trees only
     batch_size = len(text.length)
     # The most likely spread of each request so far.
     tau = jnp.asarray(TAUS)[jnp.argmax(spread_fit, axis=-1)][:, None, None]
 
     # The candidates of the root.
-    logits, state = read_root(drafter, drafter_cache, text, 2, plan.num_cache_slots)
+    logits, state = read_root(drafter, drafter_cache, text, 2, config.num_cache_slots)
     root = _candidates_at(
-        plan,
+        config,
         requests,
         positions=text.length,
         logits=logits,
@@ -137,7 +137,7 @@ def draft_margin_tree(
         seen = frontier.seen
         logits, state = read_level(drafter, frontier.drafter, text, depth - 1, frontier.tokens)
         level = _candidates_at(
-            plan,
+            config,
             requests,
             positions=text.length + depth,
             logits=logits,
@@ -163,14 +163,14 @@ def update_spread_fit(
     tokens: Int[Array, "B L"],
     is_active: Bool[Array, " B"],
 ) -> Float[Array, "B G"]:
-    """Log-likelihood of each `tau`, with the ranks of the tokens that one more round emitted.
+    """Log-likelihood of each `tau`, with the ranks of the tokens that this round emitted.
 
     Args:
         spread_fit: so far.
         candidates: of the round.
-        path: what the target accepted, leaves `[B, ...]`.
-        tokens: `i32[B, depth + 1]`, what it emitted.
-        is_active: requests that the round belongs to.
+        path: the accepted nodes, leaves `[B, ...]`.
+        tokens: `i32[B, depth + 1]`, the emitted tokens.
+        is_active: requests whose round counts.
     """
     # The tree node at which each token was emitted, the root first; a number that no list has where
     # nothing was emitted.
@@ -191,7 +191,7 @@ def update_spread_fit(
 
 
 def _candidates_at(
-    plan: Plan,
+    config: EngineConfig,
     requests: Requests,
     *,
     positions,
@@ -204,7 +204,7 @@ def _candidates_at(
     """The first M ranks of the race at each node, and how probable they are.
 
     Args:
-        plan, requests: of the round.
+        config, requests: of the round.
         positions: `i32[B]`, of the candidates in the text.
         logits: `[B, F, V]`, after each node.
         seen: `bool[B, F, N]`, the tokens of the text at each node; None without a penalty.
@@ -214,7 +214,7 @@ def _candidates_at(
     """
     sampling = requests.sampling
     log_p = sampling.log_probs(logits, sampling.draft_temperature, seen)
-    ranks = partial(_first_ranks, plan.scheme, plan.shape.list_size)
+    ranks = partial(_first_ranks, config.scheme, config.shape.list_size)
     tokens, scores = jax.vmap(ranks)(requests.keys, positions, log_p)
     log_prob = parent_log_prob[..., None] + jax.nn.log_softmax(scores / tau, axis=-1)
     return _Level(
@@ -279,14 +279,14 @@ def _keep_best(shape: MarginTree, text: Text, levels: _Level) -> Drafts:
     # Numbers increase from level to level, so parents come first.
     kept, kept_log_prob = _most_probable(log_prob, shape.budget)
 
-    # The tree node of each candidate; the entry behind the last candidate is the root's.
+    # The tree node of each candidate; the entry after the last candidate is the root's.
     rows = jnp.arange(batch_size)[:, None]
     node_of = jnp.full((batch_size, num_candidates + 1), _NOT_IN_TREE, jnp.int32)
     node_of = node_of.at[:, num_candidates].set(_ROOT)
     node_of = node_of.at[rows, kept].set(jnp.arange(shape.budget, dtype=jnp.int32))
     list_nodes = _take(node_of, parents % (num_candidates + 1))
 
-    # The drafter wrote the nodes that it read behind the text, in their order, after the root.
+    # The drafter wrote the nodes that it read to the slots after the text, in their order.
     read_slots = text.length[:, None] + jnp.arange(num_lists - 1, dtype=jnp.int32)
     cache_slots = jnp.full((batch_size, num_candidates), -1, jnp.int32)
     cache_slots = cache_slots.at[rows, parents[:, 1:]].set(read_slots)

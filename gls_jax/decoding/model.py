@@ -1,4 +1,4 @@
-"""What decoding knows of a language model: parameters, two pure functions, vocabulary size."""
+"""Adapter of a language model for decoding: parameters, two pure functions, vocabulary size."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class LanguageModel:
     field `length`, `i32[B]`: the number of filled slots in each row. `apply` writes its T tokens
     into the slots ``length .. length + T - 1``, whatever their positions, and adds T to `length`.
     A token attends to those slots named by the mask which are filled or written in this call.
-    Slots from `length` on are never read, so a smaller `length` forgets the newest tokens. All
-    other leaves are `[layers, B, S, ...]`, so that accepted drafts can be moved into place; a
-    cache with another layout brings its own `keep`.
+    Slots from `length` on are never read, so a smaller `length` discards the newest tokens.
+    All other leaves are `[layers, B, S, ...]`, so that accepted drafts can be moved into place; a
+    cache with another layout needs another `keep`.
 
     Attributes:
         params: pytree of weights.

@@ -16,7 +16,7 @@ from gls_jax.decoding.batch_sampling import BatchSampling
 from gls_jax.decoding.model import AnyModel, Drafters, LanguageModel
 from gls_jax.decoding.options import DecodeOptions
 from gls_jax.decoding.sampling_parameters import check_sampling
-from gls_jax.decoding.state import Plan, Requests, Text
+from gls_jax.decoding.state import EngineConfig, Requests, Text
 from gls_jax.decoding.tree_shape import Shape, shape_of
 from gls_jax.schemes import Scheme
 from gls_jax.typing import Numbers
@@ -25,16 +25,16 @@ __all__ = ["Prepared", "prepare"]
 
 
 class Prepared(NamedTuple):
-    """What the engine runs on.
+    """The input of the engine.
 
     Attributes:
-        plan: what is fixed before tracing.
-        requests: what stays the same from round to round.
+        config: static configuration.
+        requests: the models and the parameters of the requests.
         text: the prompts.
         max_new_tokens: the largest of all requests.
     """
 
-    plan: Plan
+    config: EngineConfig
     requests: Requests
     text: Text
     max_new_tokens: int
@@ -53,12 +53,12 @@ def prepare(
     Raises:
         ValueError: arguments out of range, or that do not fit together.
     """
-    # The models, and what is drafted.
+    # The models, and the shape of the drafts.
     target = _language_model(target, "target")
     scheme = options.scheme
     scheme = scheme if isinstance(scheme, Scheme) else schemes.get(scheme)
     num_drafts = checks.count(options.num_drafts, "num_drafts")
-    models, chains = _distinct_drafters(drafters, target, num_drafts)
+    models, drafter_chains = _distinct_drafters(drafters, target, num_drafts)
     prompts, lengths = request_arrays.prompts(prompts, prompt_lengths, target.vocab_size)
     batch_size = len(lengths)
     shape = shape_of(scheme, num_drafts, options.draft_length, options.tree)
@@ -67,7 +67,7 @@ def prepare(
         raise ValueError(reason)
     if not models:
         # Plain generation drafts nothing. Its token is still that of a list of this size.
-        shape = Shape(widths=(), chains=False, list_size=shape.list_size)
+        shape = Shape(widths=(), is_chains=False, list_size=shape.list_size)
 
     # The distributions that are sampled.
     sampling = _batch_sampling(options, shape, batch_size, target.vocab_size)
@@ -76,22 +76,19 @@ def prepare(
 
     # Where the texts end: at the number of new tokens, or where the context window does.
     num_new = request_arrays.max_new_tokens(options.max_new_tokens, batch_size)
-    max_lengths = lengths + num_new
-    max_length = options.max_length
-    if max_length is not None:
-        if lengths.max() >= checks.count(max_length, "max_length"):
-            raise ValueError(
-                f"prompts: expected fewer than max_length ({max_length}) tokens, "
-                f"got {lengths.max()}"
-            )
-        max_lengths = np.minimum(max_lengths, max_length)
+    max_lengths = _max_lengths(lengths, num_new, options.max_length)
 
-    # Behind the text the caches have slots for a round: the last token, and all nodes that a model
+    # After the text the caches have slots for a round: the last token, and all nodes that a model
     # reads. Sizes are rounded up, so that other requests run the same compiled program.
     text_size = prompts.shape[1] + request_arrays.round_up(int(num_new.max()))
     num_cache_slots = text_size + 1 + max(shape.num_nodes, shape.num_read)
     return Prepared(
-        plan=Plan(scheme=scheme, shape=shape, chains=chains, num_cache_slots=num_cache_slots),
+        config=EngineConfig(
+            scheme=scheme,
+            shape=shape,
+            drafter_chains=drafter_chains,
+            num_cache_slots=num_cache_slots,
+        ),
         requests=Requests(
             target=target,
             drafters=models,
@@ -131,7 +128,7 @@ def _distinct_drafters(drafters: Drafters, target: LanguageModel, num_drafts: in
         raise ValueError(
             f"drafters: expected one, or one for each of {num_drafts} drafts, got {len(drafters)}"
         )
-    # A model that is given for several chains is called once a level for all of them.
+    # A model that is given for several chains is called once per level for all of them.
     per_chain = list(drafters) * num_drafts if len(drafters) == 1 else drafters
     chains: dict[int, list[int]] = {}
     for k, drafter in enumerate(per_chain):
@@ -139,7 +136,7 @@ def _distinct_drafters(drafters: Drafters, target: LanguageModel, num_drafts: in
     models = []
     for first, *_ in chains.values():
         model = _language_model(per_chain[first], f"drafters[{first}]")
-        # A model whose tokenizer is unknown is accepted.
+        # An unknown tokenizer is not checked.
         vocabularies = {model.vocabulary, target.vocabulary} - {None}
         if len(vocabularies) > 1:
             raise ValueError(
@@ -181,6 +178,17 @@ def _batch_sampling(
     )
 
 
+def _max_lengths(lengths: np.ndarray, num_new: np.ndarray, max_length: int | None) -> np.ndarray:
+    """The length at which each text ends, `[B]`: at most `max_length`, unless that is None."""
+    if max_length is None:
+        return lengths + num_new
+    if lengths.max() >= checks.count(max_length, "max_length"):
+        raise ValueError(
+            f"prompts: expected fewer than max_length ({max_length}) tokens, got {lengths.max()}"
+        )
+    return np.minimum(lengths + num_new, max_length)
+
+
 def _draft_temperature(options: DecodeOptions, batch_size: int, shape: Shape) -> jax.Array:
     """`f32[B, 1]`, or `f32[B, K]` where the chains differ."""
     # In plain generation draft temperatures have no effect, and are not checked.
@@ -209,11 +217,11 @@ def _draft_temperature(options: DecodeOptions, batch_size: int, shape: Shape) ->
 
 def _check_own_distributions(scheme: Scheme, shape: Shape) -> None:
     """Refuse several drafters or draft temperatures where all drafts must share a distribution."""
-    what = "drafters or draft temperatures of their own"
+    several = "several drafters or draft temperatures"
     if not scheme.diverse:
         raise ValueError(
             f"drafters: expected one distribution for all drafts of scheme '{scheme.name}', "
-            f"got {what}"
+            f"got {several}"
         )
-    if not shape.chains:
-        raise ValueError(f"drafters: expected chains for {what}, got a tree")
+    if not shape.is_chains:
+        raise ValueError(f"drafters: expected chains for {several}, got a tree")

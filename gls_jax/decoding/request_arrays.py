@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from gls_jax import checks
+from gls_jax import checks, races
 from gls_jax.typing import Numbers
 
 __all__ = [
@@ -159,4 +158,4 @@ def _rows(prompts: Numbers) -> list[np.ndarray]:
 
 @jax.jit
 def _fold_in_each(key, rows):
-    return jax.vmap(partial(jax.random.fold_in, key))(rows)
+    return races.keys.fold_in_each(key, rows)

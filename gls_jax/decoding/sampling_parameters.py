@@ -99,7 +99,7 @@ def log_probs(
     if repetition_penalty is not None:
         if seen is None:
             raise ValueError(
-                "seen: expected the tokens of the context with a repetition penalty, got None"
+                "seen: expected the tokens of the text so far with a repetition penalty, got None"
             )
         penalty = _per_row(repetition_penalty)
         penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)

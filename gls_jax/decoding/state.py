@@ -1,4 +1,4 @@
-"""Records of a run: what is fixed before tracing, what stays the same, and what a round changes."""
+"""Records of a run: static configuration, constants of the requests, state, and drafts."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.tree_shape import Shape
 from gls_jax.schemes import Scheme, Tree
 
-__all__ = ["Caches", "Drafts", "Plan", "Requests", "State", "Text"]
+__all__ = ["Caches", "Drafts", "EngineConfig", "Requests", "State", "Text"]
 
 Caches: TypeAlias = tuple[Any, ...]
 """The caches of the drafters."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is fixed before tracing; a static argument of the compiled functions.
+class EngineConfig:
+    """The configuration of the engine, a static argument of the compiled functions.
 
     Attributes:
         scheme: proposes and verifies.
-        shape: what is drafted.
-        chains: the chains that each drafter makes; a single drafter makes all.
+        shape: of the draft tree.
+        drafter_chains: numbers of the chains that each drafter makes; a single drafter makes all.
         num_cache_slots: `S`, slots in each row of the caches.
     """
 
     scheme: Scheme
     shape: Shape
-    chains: tuple[tuple[int, ...], ...]
+    drafter_chains: tuple[tuple[int, ...], ...]
     num_cache_slots: int
 
 
 class Requests(NamedTuple):
-    """The models, and what stays the same for B requests from round to round.
+    """The models, and the parameters of B requests, which are the same in all rounds.
 
     Attributes:
         target, drafters: the models.
@@ -70,15 +70,16 @@ class Text(NamedTuple):
 
 
 class State(NamedTuple):
-    """State that changes in each round; `Requests` holds what stays the same.
+    """The state of a run, which every round changes.
 
     Attributes:
         text: the texts so far.
         is_active: `bool[B]`, requests whose text has not ended.
         has_invalid_logits: `bool[B]`, requests that ended because a model's logits were invalid.
         target_cache, drafter_caches: of the models.
-        spread_fit: what a margin tree has learned, see :mod:`gls_jax.decoding.margin`; else None.
-        histogram: `i32[B, depth + 1]`, in how many rounds 0, 1, ... drafts were accepted.
+        spread_fit: `f32[B, G]`, log-likelihood of each spread `tau` of a margin tree, see
+            :mod:`gls_jax.decoding.margin`; None for other shapes.
+        histogram: `i32[B, depth + 1]`, number of rounds in which 0, 1, ... drafts were accepted.
     """
 
     text: Text
@@ -91,7 +92,7 @@ class State(NamedTuple):
 
 
 class Drafts(NamedTuple):
-    """The drafts of one round.
+    """The drafts of a round.
 
     Attributes:
         tree: :class:`gls_jax.schemes.Tree` with leaves `[B, n]`.
@@ -100,7 +101,7 @@ class Drafts(NamedTuple):
         cache_slots: `i32[B, n]`, slot of each node in the cache of a single drafter; -1 where the
             drafter has not read the node.
         is_invalid: `bool[B, depth]`, whether a drafter's logits were invalid, by depth.
-        candidates: what a margin tree learns from, see :mod:`gls_jax.decoding.margin`; else None.
+        candidates: of a margin tree, for the update of the spread fit; None for other shapes.
     """
 
     tree: Tree

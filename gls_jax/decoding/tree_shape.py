@@ -1,4 +1,4 @@
-"""Shapes of draft trees, and which nodes are ancestors of which."""
+"""Shapes of draft trees, and the ancestors of their nodes."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ class MarginTree:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is drafted in a round: K chains, a static tree, a margin tree, or nothing.
+    """The shape of the drafts of a round: K chains, a static tree, a margin tree, or nothing.
 
     Attributes:
         widths: numbers of children at each depth, `(K, 1, 1, ...)` for K chains; empty for a margin
             tree and for plain generation.
-        chains: whether each child of the root begins a chain, which keeps its own draft index.
+        is_chains: whether each child of the root begins a chain with a fixed draft index.
         list_size: length of the longest list proposed at one node.
         margin: the margin tree, if it is one.
     """
 
     widths: tuple[int, ...]
-    chains: bool
+    is_chains: bool
     list_size: int
     margin: MarginTree | None = None
 
@@ -105,7 +105,7 @@ class Shape:
         chains too: there they depend on the tokens.
         """
         tree = branching(self.widths)
-        if self.chains:
+        if self.is_chains:
             draft_index = np.arange(tree.tokens.shape[0], dtype=np.int32) % self.list_size
             tree = dataclasses.replace(tree, draft_index=draft_index)  # type: ignore[arg-type]
         return tree
@@ -126,9 +126,9 @@ def shape_of(
         scheme.check_num_drafts(num_drafts)
         length = checks.count(draft_length, "draft_length")
         widths = (num_drafts,) + (1,) * (length - 1)
-        return Shape(widths=widths, chains=True, list_size=num_drafts)
+        return Shape(widths=widths, is_chains=True, list_size=num_drafts)
     if isinstance(tree, MarginTree):
-        # No field of a scheme says what a margin tree needs. Strong invariance allows nodes
+        # No field of a scheme says whether it fits a margin tree. Strong invariance allows nodes
         # to be chosen by their tokens, and `ranked` gives each node the ranks of one race. But the
         # scores are those of the race of `gumbel_topk`, with one exponential per token and
         # distinct ranks; `poisson` has both fields and another race.
@@ -136,10 +136,10 @@ def shape_of(
             raise ValueError(
                 f"tree: expected scheme 'gumbel_topk' for a margin tree, got '{scheme.name}'"
             )
-        return Shape(widths=(), chains=False, list_size=tree.children, margin=tree)
+        return Shape(widths=(), is_chains=False, list_size=tree.children, margin=tree)
     widths = checks.counts(tree, "tree")
     scheme.check_num_drafts(max(widths))
-    return Shape(widths=widths, chains=False, list_size=max(widths))
+    return Shape(widths=widths, is_chains=False, list_size=max(widths))
 
 
 def ancestors(parents: Int[Array, "*b n"], depth: int) -> Bool[Array, "*b c c"]:

@@ -1,4 +1,4 @@
-"""Models without a cache of their own: any causal function, and n-gram lookup in the text."""
+"""Models without a cache of activations: any causal function, and n-gram lookup in the text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tokens(NamedTuple):
 def from_function(fn: Callable[[Any, Array], Array], params: Any, vocab_size: int) -> LanguageModel:
     """A language model from any causal function; every call computes the whole text again.
 
-    Each new token of a draft tree is evaluated on its own path, so T new tokens take T calls of
+    Each new token of a draft tree is evaluated on the path to it, so T new tokens take T calls of
     `fn` on `[B, S]` tokens.
 
     Args:
@@ -65,12 +65,12 @@ def from_function(fn: Callable[[Any, Array], Array], params: Any, vocab_size: in
 
 
 def ngram_lookup(vocab_size: int, longest: int = 3) -> LanguageModel:
-    """A drafter without a model: it copies what followed the same tokens earlier in the text.
+    """A drafter without a model: it proposes the token that followed an earlier match.
 
-    It looks for earlier occurrences of the last tokens of the text. The longest match counts, of at
-    most `longest` tokens, and of equally long ones the latest. The token that followed it has
-    probability 1. If even the last token is new, that token is repeated. (Prompt lookup decoding,
-    Saxena 2023.)
+    It compares the tokens before each earlier position with the end of the text, and takes the
+    position with the longest match, of at most `longest` tokens; the latest of several. The token
+    after the match has probability 1. If even the last token is new, that token is repeated.
+    (Prompt lookup decoding, Saxena 2023.)
 
     Args:
         vocab_size: `V`, of the target.
@@ -122,25 +122,25 @@ class _Lookup:
 
     def __call__(self, params, texts, length):
         size = texts.shape[1]
-        places = jnp.arange(size)
-        last_place = length[:, None] - 1
+        positions = jnp.arange(size)
+        last_position = length[:, None] - 1
 
-        # How many tokens up to each place match the end of the text, `longest` at most.
+        # How many tokens up to each position match the end of the text, `longest` at most.
         still_matches = jnp.ones(texts.shape, bool)
         num_matching = jnp.zeros(texts.shape, jnp.int32)
         for back in range(self.longest):
             # `roll` brings the end of the text to its beginning, where nothing can match.
-            at_place = jnp.where(places >= back, jnp.roll(texts, back, axis=1), -1)
-            at_end = jnp.take_along_axis(texts, jnp.maximum(last_place - back, 0), axis=1)
-            still_matches &= (at_place == at_end) & (last_place >= back)
+            tokens_here = jnp.where(positions >= back, jnp.roll(texts, back, axis=1), -1)
+            at_end = jnp.take_along_axis(texts, jnp.maximum(last_position - back, 0), axis=1)
+            still_matches &= (tokens_here == at_end) & (last_position >= back)
             num_matching += still_matches.astype(jnp.int32)
 
-        # The longest match, and of these the latest place before the end.
-        score = jnp.where(places < last_place, num_matching * size + places, -1)
-        best_place = jnp.argmax(score, axis=1)[:, None]
-        is_match = jnp.take_along_axis(score, best_place, axis=1) >= size
-        next_place = jnp.where(is_match, best_place + 1, last_place)
-        next_token = jnp.take_along_axis(texts, next_place, axis=1)
+        # The longest match, and of several the latest position before the end.
+        score = jnp.where(positions < last_position, num_matching * size + positions, -1)
+        best_position = jnp.argmax(score, axis=1)[:, None]
+        is_match = jnp.take_along_axis(score, best_position, axis=1) >= size
+        next_position = jnp.where(is_match, best_position + 1, last_position)
+        next_token = jnp.take_along_axis(texts, next_position, axis=1)
         return jnp.where(jnp.arange(self.vocab_size) == next_token, 0.0, -jnp.inf)
 
 
@@ -158,7 +158,7 @@ class _Apply:
         batch, num_new = tokens.shape
         cache_slots = cache.length[:, None] + jnp.arange(num_new)
         rows = jnp.arange(batch)[:, None]
-        # Requests that have ended may write behind the end of the cache, where it is dropped.
+        # Requests that have ended may write past the end of the cache, where it is dropped.
         all_tokens = cache.tokens[0].at[rows, cache_slots].set(tokens, mode="drop")
         all_positions = cache.positions[0].at[rows, cache_slots].set(positions, mode="drop")
         num_cache_slots = all_tokens.shape[1]

@@ -1,20 +1,25 @@
-"""Where pairs of draft and target distributions come from.
+"""Pairs `(p, q)` of draft and target distributions, as arrays, and their sources.
 
-* :mod:`gls_jax.distributions.pairs`: random pairs, a file of pairs, next-token distributions of two
-  models over a text;
-* a *dump*: the next-token distributions of two models along texts, in memory-mapped files.
+There are no classes of distributions with methods such as `sample`. A pair is two rows of
+log-probabilities; the sources of pairs are
+
+* :mod:`gls_jax.distributions.pairs`: random pairs, or a file of pairs;
+* :func:`next_token_pairs`: next-token distributions of two models along texts, in memory;
+* :func:`write` and :func:`open_dump`: a *dump*, the same in memory-mapped files, cut to the
+  likeliest tokens.
 """
 
 from gls_jax.distributions import pairs
-from gls_jax.distributions.dump import DTYPES, Dump, Rows, fingerprint, open_dump
+from gls_jax.distributions.dump_files import DTYPES, Dump, Rows, open_dump
 from gls_jax.distributions.dump_writer import (
     Document,
     Sampling,
     check_context,
-    own_texts,
-    pieces,
+    sampled_texts,
+    text_pieces,
     write,
 )
+from gls_jax.distributions.next_token import next_token_pairs
 
 __all__ = [
     "DTYPES",
@@ -23,10 +28,10 @@ __all__ = [
     "Rows",
     "Sampling",
     "check_context",
-    "fingerprint",
+    "next_token_pairs",
     "open_dump",
-    "own_texts",
     "pairs",
-    "pieces",
+    "sampled_texts",
+    "text_pieces",
     "write",
 ]

@@ -1,10 +1,14 @@
 """Distributions of counts that the exact formulas share: binomial, Poisson, Poisson-binomial.
 
-Also the shape of an emitted-token kernel `[J, J']`, see
-:class:`gls_jax.schemes.protocols.EmittedTokenKernel`.
+A distribution of a count lies along the first axis: entry `j` is the probability of the count `j`.
+
+The module also has the common parts of the emitted-token kernels `[J, J']`, see
+:class:`gls_jax.schemes.function_types.EmittedTokenKernel`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +18,11 @@ from jaxtyping import Array, Float
 __all__ = [
     "KERNEL_STEP",
     "LEAST_EMITTED",
+    "add_bernoulli",
     "binomial_counts",
     "one_more",
     "poisson_cdf",
+    "poisson_counts",
     "single_draft_kernel",
     "with_empty_row",
 ]
@@ -24,39 +30,72 @@ __all__ = [
 LEAST_EMITTED = np.float32(np.log(1e-30))
 """Least log-probability of an emitted token.
 
-A token can stand in the text and be impossible under the distribution read again: at the edge of
-top-k, or in greedy decoding, the distribution that it was sampled from differed in the last bit.
+A text can contain a token that is impossible under its recomputed distribution, if the distribution
+it was sampled from differed in the last bit: at the edge of top-k, or in greedy decoding.
 """
 
-KERNEL_STEP = 0.5  # in log theta; the kernels agree with finer steps to 1e-6
+# Step in log(theta) of the quadrature in a kernel; the kernels agree with finer steps to 1e-6.
+KERNEL_STEP = 0.5
 
 
-def binomial_counts(count: int, chance) -> Float[Array, "J J *n"]:
-    """Laws of the number of successes in 0, 1, ... `count` trials."""
-    law = jnp.zeros((count + 1, *jnp.shape(chance)), chance.dtype).at[0].set(1)
-    laws = [law]
-    for _ in range(count):
-        laws.append(laws[-1] * (1 - chance) + one_more(laws[-1]) * chance)
-    return jnp.stack(laws)
+def add_bernoulli(counts: Array, probability: Array) -> Float[Array, "J ..."]:
+    """Distribution of a count after one more independent Bernoulli variable.
+
+    Repeated with other probabilities, this is the Poisson-binomial recursion.
+
+    Args:
+        counts: distribution of the count so far, `f[J, ...]`; counts of `J` and above are cut off.
+        probability: that the variable is 1, `f[...]`.
+    """
+    return counts * (1 - probability) + one_more(counts) * probability
 
 
-def one_more(law):
-    """One success more, along the first axis."""
-    return jnp.concatenate([jnp.zeros_like(law[:1]), law[:-1]])
+def one_more(counts: Array) -> Float[Array, "J ..."]:
+    """Distribution of the count plus one; the last entry is cut off."""
+    # A zero moves in at count 0.
+    padding = [(0, 0)] * counts.ndim
+    padding[0] = (1, 0)
+    return jnp.pad(counts[:-1], padding)
 
 
-def poisson_cdf(mean, most: int):
-    """`P(count <= 0), ..., P(count <= most)` along a new first axis."""
-    counts = jnp.arange(most + 1, dtype=mean.dtype).reshape(-1, *[1] * mean.ndim)
-    log_mean = jnp.log(jnp.maximum(mean, 1e-30))
-    return jnp.cumsum(jnp.exp(counts * log_mean - mean - jax.lax.lgamma(counts + 1)), axis=0)
+def binomial_counts(num_trials: int, probability: Array) -> Float[Array, "J J *n"]:
+    """Distributions of the number of successes in 0, 1, ..., `num_trials` trials, one per row."""
+    # Without trials the count is 0.
+    counts = jnp.zeros((num_trials + 1, *probability.shape), probability.dtype)
+    rows = [counts.at[0].set(1)]
+    for _ in range(num_trials):
+        rows.append(add_bernoulli(rows[-1], probability))
+    return jnp.stack(rows)
 
 
-def single_draft_kernel(chance) -> Float[Array, "J J"]:
-    return jnp.stack([jnp.array([1.0, 0.0], chance.dtype), jnp.stack([1 - chance, chance])])
+def poisson_counts(mean: Array, largest: int) -> Float[Array, "J ..."]:
+    """``P(count = 0), ..., P(count = largest)`` of Poisson variables with the given means."""
+    counts = jnp.arange(largest + 1, dtype=mean.dtype).reshape(-1, *[1] * mean.ndim)
+    # The logarithm of a mean of 0 would make gradients NaN, also where its value is not used.
+    is_positive = mean > 0
+    mean = jnp.where(is_positive, mean, 1)
+    probs = jnp.exp(counts * jnp.log(mean) - mean - jax.lax.lgamma(counts + 1))
+    return jnp.where(is_positive, probs, counts == 0)
 
 
-def with_empty_row(rows) -> Float[Array, "J J"]:
-    """Rows J = 1..K below the one of a round that has ended."""
-    rows = list(rows)
-    return jnp.stack([jnp.zeros_like(rows[0]).at[0].set(1), *rows])
+def poisson_cdf(mean: Array, largest: int) -> Float[Array, "J ..."]:
+    """``P(count <= 0), ..., P(count <= largest)`` of Poisson variables with the given means."""
+    return jnp.cumsum(poisson_counts(mean, largest), axis=0)
+
+
+def single_draft_kernel(acceptance: Array) -> Float[Array, "2 2"]:
+    """The kernel of a scheme with one draft.
+
+    Args:
+        acceptance: probability that the draft is the emitted token, `f[]`.
+    """
+    without_draft = jnp.array([1.0, 0.0], acceptance.dtype)
+    with_draft = jnp.stack([1 - acceptance, acceptance])
+    return jnp.stack([without_draft, with_draft])
+
+
+def with_empty_row(rows: Iterable[Array]) -> Float[Array, "J J"]:
+    """The kernel of the rows for 1, ..., K active drafts: row 0, no active draft, goes first."""
+    first_row, *other_rows = rows
+    empty_row = jnp.zeros_like(first_row).at[0].set(1)
+    return jnp.stack([empty_row, first_row, *other_rows])

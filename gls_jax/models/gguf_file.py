@@ -1,6 +1,4 @@
-"""GGUF files: metadata and dequantised weights in the layout of the original checkpoint, read by
-the package `gguf`.
-"""
+"""GGUF files: metadata, and weights dequantised by the package `gguf`."""
 
 from __future__ import annotations
 
@@ -15,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gls_jax import extras
-from gls_jax.models.config import Config, field, rope_factors
+from gls_jax.models.config import Config, errors_name, number_field, rope_factors
 from gls_jax.models.weights import Tensors
 
+# Our parameter path to the tensor's name; `{}` is the layer's index.
 NAMES = {
     "embedding": "token_embd.weight",
     "norm.weight": "output_norm.weight",
@@ -32,13 +31,20 @@ NAMES = {
     "blocks.feed_forward.up.weight": "blk.{}.ffn_up.weight",
     "blocks.feed_forward.down.weight": "blk.{}.ffn_down.weight",
 }
-ROPE_FACTORS = (
-    "rope_freqs.weight"  # Llama 3's divisors of the rotary frequencies: a constant, not a weight
-)
+# Llama 3's divisors of the rotary frequencies: a tensor in the file, but a constant of the model.
+ROPE_FACTORS = "rope_freqs.weight"
+# What the package raises for a broken file: it leaves it to NumPy to notice the end of the data.
+_READ_ERRORS = (struct.error, LookupError, TypeError, ValueError, MemoryError, ArithmeticError)
 
 
 class File(NamedTuple):
-    """An opened GGUF file: its metadata, and its tensors as the package's `ReaderTensor`."""
+    """An opened GGUF file.
+
+    Attributes:
+        path: of the file.
+        metadata: key-value pairs of its header.
+        entries: its tensors by name, as the package's `ReaderTensor`.
+    """
 
     path: Path
     metadata: dict[str, Any]
@@ -49,73 +55,62 @@ def open_file(path: str | Path) -> File:
     """Read the header of a GGUF file; tensor data stay on disk.
 
     Args:
-        path: the file.
+        path: of the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a GGUF file, of another version, or cut off.
+        ValueError: not a GGUF file, another version, or a truncated file.
         ModuleNotFoundError: the package `gguf` is not installed.
     """
     path = Path(path)
     extras.module("gguf", "lm")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a GGUF file")
+    # The first bytes tell a file of another kind from a broken GGUF file.
     with path.open("rb") as file:
-        if (magic := file.read(4)) != b"GGUF":
-            raise ValueError(f"{path}: expected a GGUF file, got one that starts with {magic!r}")
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise ValueError(f"{path}: expected a GGUF file, got one that starts with {magic!r}")
     status = path.stat()
-    return _read(path, (status.st_mtime_ns, status.st_size))
+    return _read_header(path, (status.st_mtime_ns, status.st_size))
 
 
-@lru_cache(
-    maxsize=1
-)  # a model and its chat template are in one file, and its vocabulary takes a second or two
-def _read(path: Path, version: tuple[int, int]) -> File:
+# Parsing the vocabulary takes a second or two, and both the model and its chat template need it.
+# `version` is a part of the cache's key: a file that was replaced is read again.
+@lru_cache(maxsize=1)
+def _read_header(path: Path, version: tuple[int, int]) -> File:
     gguf = extras.module("gguf", "lm")
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (
-        struct.error,
-        LookupError,
-        TypeError,
-        ValueError,
-        MemoryError,
-        ArithmeticError,
-    ) as error:
-        # The package lets NumPy say what it meets beyond the end of a file.
+    except _READ_ERRORS as error:
         raise ValueError(
             f"{path}: truncated or corrupt GGUF file ({type(error).__name__})"
         ) from error
-    return File(path, metadata, {tensor.name: tensor for tensor in reader.tensors})
+    entries = {tensor.name: tensor for tensor in reader.tensors}
+    return File(path=path, metadata=metadata, entries=entries)
 
 
 def read_config(file: File) -> Config:
-    """Config of an opened file, with Llama 3's frequency table where the file has one.
+    """Config of an opened file, with Llama 3's frequency table if the file has one.
 
     Raises:
         ValueError: another architecture, or metadata that do not describe a model.
     """
-    try:
+    with errors_name(file.path):
         config = from_gguf(file.metadata, tie_embeddings=NAMES["head"] not in file.entries)
         if ROPE_FACTORS in file.entries:
-            factors = tuple(_dequantise(file, ROPE_FACTORS).tolist())
-            config = dataclasses.replace(config, rope_factors=factors)
-    except TypeError as error:
-        raise ValueError(f"{file.path}: a field has the wrong type: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from error
-    return config
+            divisors = tuple(_dequantise(file, ROPE_FACTORS).tolist())
+            config = dataclasses.replace(config, rope_factors=divisors)
+        return config
 
 
 def from_gguf(metadata: Mapping[str, Any], *, tie_embeddings: bool) -> Config:
-    """Config from the metadata of a GGUF file, where Llama 3's frequency table is a tensor and not
-    part of it.
+    """Config from the metadata of a GGUF file, without Llama 3's frequency table.
 
     Args:
         metadata: the file's key-value pairs.
-        tie_embeddings: True when the file has no output matrix of its own; nothing in the metadata
-            tells.
+        tie_embeddings: True if the file has no output matrix; the metadata do not tell.
 
     Raises:
         ValueError: an unknown `general.architecture`, a missing field, or a feature that is not
@@ -132,77 +127,87 @@ def from_gguf(metadata: Mapping[str, Any], *, tie_embeddings: bool) -> Config:
         raise ValueError(
             f"general.architecture {family!r} is not supported in GGUF files; expected 'llama'"
         )
-    own = {
-        key.removeprefix(f"{family}."): value
-        for key, value in metadata.items()
-        if key.startswith(f"{family}.")
+    # The model's own fields are prefixed by its architecture.
+    prefix = f"{family}."
+    fields = {
+        key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)
     }
-    if own.get("expert_count"):
+    if fields.get("expert_count"):
         raise ValueError(
-            f"{family}.expert_count {own['expert_count']} is not supported; expected a dense model"
+            f"{family}.expert_count {fields['expert_count']} is not supported; "
+            "expected a dense model"
         )
-    heads = field(own, "attention.head_count", int)
-    hidden = field(own, "embedding_length", int)
-    head_dim = own.get("attention.key_length") or hidden // max(heads, 1)
+    num_heads = number_field(fields, "attention.head_count", int)
+    hidden_size = number_field(fields, "embedding_length", int)
+    # `max`: zero heads get the error of `Config`, not a division by zero.
+    head_dim = fields.get("attention.key_length") or hidden_size // max(num_heads, 1)
+    # Rotation of a part of each head, and values of another size than keys, are not computed.
     for name in ("rope.dimension_count", "attention.value_length"):
-        if (size := own.get(name, head_dim)) != head_dim:
+        size = fields.get(name, head_dim)
+        if size != head_dim:
             raise ValueError(
                 f"{family}.{name} {size} is not supported; expected the head size, {head_dim}"
             )
-    theta = float(own.get("rope.freq_base", 10_000.0))
-    kind = own.get("rope.scaling.type", "none")
+    theta = float(fields.get("rope.freq_base", 10_000.0))
+    # llama.cpp writes `none` for plain RoPE. Llama 3's rule is not a scaling type: it is the tensor
+    # ROPE_FACTORS, see `read_config`.
+    scaling_type = fields.get("rope.scaling.type", "none")
     scaling = {
-        "rope_type": "default" if kind == "none" else kind,
-        "factor": own.get("rope.scaling.factor"),
+        "rope_type": "default" if scaling_type == "none" else scaling_type,
+        "factor": fields.get("rope.scaling.factor"),
     }
-    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    eos_token_id = metadata.get("tokenizer.ggml.eos_token_id")
     return Config(
-        vocab_size=own.get("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
-        hidden_size=hidden,
-        intermediate_size=field(own, "feed_forward_length", int),
-        num_layers=field(own, "block_count", int),
-        num_heads=heads,
-        num_kv_heads=own.get("attention.head_count_kv") or heads,
+        vocab_size=fields.get("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
+        hidden_size=hidden_size,
+        intermediate_size=number_field(fields, "feed_forward_length", int),
+        num_layers=number_field(fields, "block_count", int),
+        num_heads=num_heads,
+        num_kv_heads=fields.get("attention.head_count_kv") or num_heads,
         head_dim=head_dim,
         rope_theta=theta,
         rope_factors=rope_factors(scaling, theta, head_dim),
-        norm_eps=field(own, "attention.layer_norm_rms_epsilon", float),
+        norm_eps=number_field(fields, "attention.layer_norm_rms_epsilon", float),
         tie_embeddings=tie_embeddings,
-        max_positions=int(own.get("context_length", 2048)),
+        max_positions=int(fields.get("context_length", 2048)),
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_ids=() if eos is None else (eos,),
+        eos_token_ids=() if eos_token_id is None else (eos_token_id,),
         family=family,
     )
 
 
 def read_tensors(file: File, config: Config) -> Tensors:
     """The weights of an opened file, for `weights.build`."""
-    heads = {NAMES["blocks.attention.query.weight"]: config.num_heads}
-    heads |= {NAMES["blocks.attention.key.weight"]: config.num_kv_heads}
-    permuted = {
-        name.format(layer): count
-        for name, count in heads.items()
-        for layer in range(config.num_layers)
-    }
+    # Tensors whose rows llama.cpp permutes, and the heads that share these rows.
+    permuted_heads = {}
+    for layer in range(config.num_layers):
+        query_name = NAMES["blocks.attention.query.weight"].format(layer)
+        key_name = NAMES["blocks.attention.key.weight"].format(layer)
+        permuted_heads[query_name] = config.num_heads
+        permuted_heads[key_name] = config.num_kv_heads
 
     def read(name: str) -> np.ndarray:
         weight = _dequantise(file, name)
-        return half_split(weight, permuted[name]) if name in permuted else weight
+        if name in permuted_heads:
+            weight = half_split(weight, permuted_heads[name])
+        return weight
 
     shapes = {name: _shape(entry) for name, entry in file.entries.items() if name != ROPE_FACTORS}
-    return Tensors(str(file.path), shapes, NAMES, read)
+    return Tensors(source=str(file.path), shapes=shapes, names=NAMES, read=read)
 
 
 def half_split(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a query or key matrix back from interleaved to half-split RoPE: llama.cpp permutes
-    them for Llama.
+    """Rows of a query or key matrix, from interleaved RoPE back to half-split RoPE.
+
+    RoPE rotates pairs of coordinates of a head. Hugging Face checkpoints pair coordinate i with
+    i + D / 2; for Llama, llama.cpp permutes the rows such that a pair is adjacent.
 
     Args:
-        weight: `[heads * D, M]` with the two coordinates of a rotated pair next to each other.
+        weight: `[heads * D, M]` with the two coordinates of a pair adjacent.
         heads: how many heads share the rows.
 
     Returns:
-        `[heads * D, M]` with the pair `D / 2` apart.
+        `[heads * D, M]` with the two coordinates of a pair `D / 2` apart.
     """
     pairs = weight.reshape(heads, -1, 2, weight.shape[-1])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
@@ -213,10 +218,10 @@ def _dequantise(file: File, name: str) -> np.ndarray:
 
     entry = file.entries[name]
     shape = _shape(entry)
-    rows = math.prod(shape[:-1])
-    # Blocks never cross rows, so joining rows is harmless: the package loops over groups of 16
-    # rows, six times slower.
-    joined = entry.data.reshape(rows // math.gcd(rows, 32), -1)
+    # The package loops over groups of 16 rows. Up to 32 rows are joined here, which makes it six
+    # times faster; quantised blocks never cross rows, so the values stay the same.
+    num_rows = math.prod(shape[:-1])
+    joined = entry.data.reshape(num_rows // math.gcd(num_rows, 32), -1)
     try:
         return dequantize(joined, entry.tensor_type).reshape(shape)
     except NotImplementedError as error:
@@ -226,5 +231,5 @@ def _dequantise(file: File, name: str) -> np.ndarray:
 
 
 def _shape(entry: Any) -> tuple[int, ...]:
-    """ggml counts dimensions from the fastest moving one, NumPy from the slowest."""
+    """Shape in NumPy's order: ggml lists the fastest varying dimension first."""
     return tuple(int(size) for size in reversed(entry.shape))

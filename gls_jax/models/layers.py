@@ -1,6 +1,4 @@
-"""The parts of a block: grouped-query attention, gated feed-forward, linear maps, RMSNorm and
-rotary positions.
-"""
+"""Parts of a block: attention, feed-forward, linear maps, RMSNorm and rotary positions (RoPE)."""
 
 from __future__ import annotations
 
@@ -16,74 +14,64 @@ from jaxtyping import Array, Bool, Float
 from gls_jax.models.config import Config
 
 KeysValues: TypeAlias = tuple[Float[Array, "b _ hkv d"], Float[Array, "b _ hkv d"]]
-"""Keys and values of a run of slots."""
+"""Keys and values of consecutive cache slots or tokens."""
 
-_MASKED = (
-    -1e30
-)  # finite: a row that sees nothing stays a number (a mean over all slots) instead of NaN
+Rotation: TypeAlias = tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]
+"""Cosines and sines of the rotary angles, the same for all heads."""
+
+# Score of what a token does not see. Finite, so that a token that sees nothing gets the mean of all
+# values instead of NaN.
+_MASKED_SCORE = -1e30
 
 
 class Attention(nnx.Module):
     """Grouped-query attention over the cached slots followed by the new tokens."""
 
-    head_dim: int
-    scale: float
-    softcap: float | None
-    query: Linear
-    key: Linear
-    value: Linear
-    output: Linear
-    query_norm: RMSNorm
-    key_norm: RMSNorm
-    qk_norm: bool
-
     def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.head_dim, self.scale, self.softcap = (
-            config.head_dim,
-            config.query_scale,
-            config.attention_softcap,
-        )
-        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.query = Linear(
-            config.hidden_size, queries, bias=config.qkv_bias, dtype=dtype, rngs=rngs
-        )
-        self.key = Linear(config.hidden_size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.value = Linear(config.hidden_size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.output = Linear(queries, config.hidden_size, dtype=dtype, rngs=rngs)
+        self.head_dim = config.head_dim
+        self.scale = config.query_scale
+        self.softcap = config.attention_softcap
+        self.qk_norm = config.qk_norm
+        hidden_size = config.hidden_size
+        has_bias = config.qkv_bias
+        query_size = config.num_heads * config.head_dim
+        key_size = config.num_kv_heads * config.head_dim
+        self.query = Linear(hidden_size, query_size, bias=has_bias, dtype=dtype, rngs=rngs)
+        self.key = Linear(hidden_size, key_size, bias=has_bias, dtype=dtype, rngs=rngs)
+        self.value = Linear(hidden_size, key_size, bias=has_bias, dtype=dtype, rngs=rngs)
+        self.output = Linear(query_size, hidden_size, dtype=dtype, rngs=rngs)
         if config.qk_norm:
             self.query_norm = RMSNorm(config.head_dim, config, dtype=dtype)
             self.key_norm = RMSNorm(config.head_dim, config, dtype=dtype)
-        self.qk_norm = config.qk_norm
 
     def __call__(
         self,
         x: Float[Array, "b t m"],
-        rotation: tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]],
+        rotation: Rotation,
         visible: Bool[Array, "b t all"],
         past: KeysValues | None,
     ) -> tuple[Float[Array, "b t m"], KeysValues | None]:
-        """`[B, T, M]` to `[B, T, M]`, and with a past the T new keys and values `[B, T, Hkv, D]`."""
-        heads = (*x.shape[:2], -1, self.head_dim)
-        query, key, value = (
-            linear(x).reshape(heads) for linear in (self.query, self.key, self.value)
-        )
+        """Attention output `[B, T, M]` and, with a past, new keys and values `[B, T, Hkv, D]`."""
+        batch, num_tokens, _ = x.shape
+        by_head = (batch, num_tokens, -1, self.head_dim)
+        query = self.query(x).reshape(by_head)
+        key = self.key(x).reshape(by_head)
+        value = self.value(x).reshape(by_head)
         if self.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotate(query, *rotation) * self.scale, rotate(key, *rotation)
-        seen = [(key, value)] if past is None else [past, (key, value)]
-        attended = self.output(
-            attend(query, seen, visible, softcap=self.softcap).reshape(*x.shape[:2], -1)
-        )
-        return attended, None if past is None else (key, value)
+            query = self.query_norm(query)
+            key = self.key_norm(key)
+        # Keys are cached rotated, so each is rotated once.
+        query = rotate(query, rotation) * self.scale
+        key = rotate(key, rotation)
+        new_kv = (key, value)
+        segments = [new_kv] if past is None else [past, new_kv]
+        mean_values = attend(query, segments, visible, softcap=self.softcap)
+        attended = self.output(mean_values.reshape(batch, num_tokens, -1))
+        return attended, None if past is None else new_kv
 
 
 class FeedForward(nnx.Module):
     """Gated linear unit: down(activation(gate(x)) * up(x))."""
-
-    activation: str
-    gate: Linear
-    up: Linear
-    down: Linear
 
     def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.activation = config.activation
@@ -93,17 +81,13 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t m"]) -> Float[Array, "b t m"]:
         """`[B, T, M]` to `[B, T, M]`."""
-        activation = (
-            jax.nn.silu if self.activation == "silu" else jax.nn.gelu
-        )  # gelu is the tanh form
+        # JAX's gelu is the tanh approximation by default, as Gemma's.
+        activation = jax.nn.silu if self.activation == "silu" else jax.nn.gelu
         return self.down(activation(self.gate(x)) * self.up(x))
 
 
 class Linear(nnx.Module):
     """`x @ weight + bias` with `weight` of shape `[in, out]`."""
-
-    weight: nnx.Param[Array]
-    bias: nnx.Param[Array] | None
 
     def __init__(
         self, inputs: int, outputs: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs
@@ -113,82 +97,83 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b inputs"]) -> Float[Array, "*b outputs"]:
         """`[B, T, in]` to `[B, T, out]`."""
-        y = x @ self.weight[...]
-        return y if self.bias is None else y + self.bias[...]
+        product = x @ self.weight[...]
+        return product if self.bias is None else product + self.bias[...]
 
 
 class RMSNorm(nnx.Module):
     """`x / rms(x) * (offset + weight)` over the last axis, in float32."""
 
-    epsilon: float
-    offset: float
-    weight: nnx.Param[Array]
-
     def __init__(self, size: int, config: Config, *, dtype: DTypeLike) -> None:
-        self.epsilon, self.offset = config.norm_eps, config.norm_offset
+        self.epsilon = config.norm_eps
+        self.offset = config.norm_offset
         self.weight = nnx.Param(jnp.full((size,), 1 - config.norm_offset, dtype))
 
     def __call__(self, x: Float[Array, "*b size"]) -> Float[Array, "*b size"]:
         """Any shape `[..., size]`, in the dtype of `x`."""
         wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), -1, keepdims=True) + self.epsilon)
-        return (wide * (self.offset + self.weight[...].astype(jnp.float32))).astype(x.dtype)
+        mean_square = jnp.mean(jnp.square(wide), -1, keepdims=True)
+        normalised = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+        # The product is in float32 too: a bfloat16 weight around zero plus one would lose bits.
+        factor = self.offset + self.weight[...].astype(jnp.float32)
+        return (normalised * factor).astype(x.dtype)
 
 
-def rotate(
-    x: Float[Array, "b t h d"], cos: Float[Array, "b t 1 half"], sin: Float[Array, "b t 1 half"]
-) -> Float[Array, "b t h d"]:
-    """RoPE in the half-split convention: coordinate i turns with coordinate i + d/2."""
+def rotate(x: Float[Array, "b t h d"], rotation: Rotation) -> Float[Array, "b t h d"]:
+    """RoPE in the half-split convention: coordinate i is rotated with coordinate i + D / 2."""
+    cos, sin = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, -1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
-        x.dtype
-    )
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, -1).astype(x.dtype)
 
 
 def attend(
     query: Float[Array, "b t hq d"],
-    seen: list[KeysValues],
+    segments: list[KeysValues],
     visible: Bool[Array, "b t s"],
     *,
     softcap: float | None = None,
 ) -> Float[Array, "b t hq d"]:
-    """Softmax attention over runs of keys and values, S in all; query head h reads head `h // (hq /
-    hkv)` of them.
+    """Softmax attention over segments of keys and values.
 
-    The cached run and the new one are joined as scores, which are small, and never as keys: that
-        would copy the cache.
+    The cached segment and the new one are joined as scores, which are small. Joining the keys would
+    copy the cache.
+
+    Args:
+        query: scaled and rotated; query head h reads key-value head `h // (Hq / Hkv)`.
+        segments: keys and values, S slots or tokens in all.
+        visible: whether a token sees each of the S, in the order of the segments.
+        softcap: of the scores, see `soft_cap`.
+
+    Returns:
+        Weighted means of the values, `[B, T, Hq, D]`.
     """
-    batch, count, heads, size = query.shape
-    shared = seen[0][0].shape[2]
-    # Tokens and the heads of a group form ONE axis: XLA:CPU runs this batched product twice as fast
-    # as with two.
-    grouped = (
-        query.reshape(batch, count, shared, -1, size)
-        .transpose(0, 2, 1, 3, 4)
-        .reshape(batch, shared, -1, size)
-    )
-    scores = jnp.concatenate(
-        [
-            jnp.einsum("bhxd,bshd->bhxs", grouped, keys, preferred_element_type=jnp.float32)
-            for keys, _ in seen
-        ],
-        -1,
-    )
-    by_token = soft_cap(scores, softcap).reshape(batch, shared, count, -1, scores.shape[-1])
-    by_token = jnp.where(visible[:, None, :, None, :], by_token, _MASKED)
+    batch, num_tokens, num_heads, head_dim = query.shape
+    num_kv_heads = segments[0][0].shape[2]
+    # The tokens and the query heads of a group form ONE axis, `[B, Hkv, T * group, D]`: XLA:CPU
+    # runs this batched product twice as fast as one with two axes.
+    grouped = query.reshape(batch, num_tokens, num_kv_heads, -1, head_dim)
+    grouped = grouped.transpose(0, 2, 1, 3, 4).reshape(batch, num_kv_heads, -1, head_dim)
+    segment_scores = [
+        jnp.einsum("bhxd,bshd->bhxs", grouped, keys, preferred_element_type=jnp.float32)
+        for keys, _ in segments
+    ]
+    scores = jnp.concatenate(segment_scores, -1)
+    # The mask differs between tokens but not between heads, so the joint axis is split for it.
+    by_token = soft_cap(scores, softcap)
+    by_token = by_token.reshape(batch, num_kv_heads, num_tokens, -1, scores.shape[-1])
+    by_token = jnp.where(visible[:, None, :, None, :], by_token, _MASKED_SCORE)
     weights = jax.nn.softmax(by_token, -1).reshape(scores.shape)
-    ends = np.cumsum([keys.shape[1] for keys, _ in seen])
-    parts = jnp.split(weights, ends[:-1], -1)
-    first, *rest = (
+    # Back to segments, for the values are not joined either.
+    segment_ends = np.cumsum([keys.shape[1] for keys, _ in segments])
+    segment_weights = jnp.split(weights, segment_ends[:-1], -1)
+    segment_sums = [
         jnp.einsum("bhxs,bshd->bhxd", part.astype(values.dtype), values)
-        for part, (_, values) in zip(parts, seen, strict=True)
-    )
-    mixed = sum(rest, first)
-    return (
-        mixed.reshape(batch, shared, count, -1, size)
-        .transpose(0, 2, 1, 3, 4)
-        .reshape(batch, count, heads, size)
-    )
+        for part, (_, values) in zip(segment_weights, segments, strict=True)
+    ]
+    mean_values = sum(segment_sums[1:], segment_sums[0])
+    mean_values = mean_values.reshape(batch, num_kv_heads, num_tokens, -1, head_dim)
+    return mean_values.transpose(0, 2, 1, 3, 4).reshape(batch, num_tokens, num_heads, head_dim)
 
 
 def soft_cap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*shape"]:
@@ -198,4 +183,5 @@ def soft_cap(x: Float[Array, "*shape"], cap: float | None) -> Float[Array, "*sha
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike) -> nnx.Param[Array]:
     """Random initial weights."""
-    return nnx.Param(jax.nn.initializers.normal(0.02)(rngs.params(), shape, dtype))
+    initializer = jax.nn.initializers.normal(0.02)
+    return nnx.Param(initializer(rngs.params(), shape, dtype))

@@ -1,10 +1,11 @@
-"""Where weights, caches and requests lie on a mesh with axes `data` and `model`.
+"""Placement of weights, caches and requests on a mesh with axes `data` and `model`.
 
 Requests are split over `data`; heads, feed-forward units and the vocabulary over `model`. What does
-not divide is replicated: two key-value heads on four devices, nine heads on two. No sum that a
-single device would do in one piece is split but those over heads and feed-forward units, so results
-differ between meshes by rounding only. The weights carry the mesh: it is given to `load` and is not
-to be set around a call (`jax.set_mesh`).
+not divide is replicated: two key-value heads on four devices, nine heads on two. The only sums that
+are split between devices are those over heads and over feed-forward units, so results differ
+between meshes by rounding only.
+
+The weights carry the mesh: give it to `load`, and do not set it around a call (`jax.set_mesh`).
 """
 
 from __future__ import annotations
@@ -19,49 +20,68 @@ from gls_jax.models.config import Config
 
 AXES = ("data", "model")
 
-# Parameter path to the axes of its dimensions; `*` stands for blocks.attention or
-# blocks.feed_forward. The rest, the norms, is replicated. Matrices are [L, in, out]: first maps are
-# split by outputs, the ones that follow by inputs.
+# How a parameter's dimensions are split. Matrices are [L, in, out]: those that read the residual
+# stream are split by outputs, and those that write it by inputs, so that nothing is exchanged in
+# between. Parameters that are not named, the norms, are replicated.
+_BY_OUTPUT = P(None, None, "model")
+_BY_INPUT = P(None, "model", None)
 SPECS = {
     "embedding": P("model", None),
     "head": P("model", None),
-    **{
-        f"*.{name}.weight": P(None, None, "model")
-        for name in ("query", "key", "value", "gate", "up")
-    },
-    **{f"*.{name}.bias": P(None, "model") for name in ("query", "key", "value")},
-    **{f"*.{name}.weight": P(None, "model", None) for name in ("output", "down")},
+    "query.weight": _BY_OUTPUT,
+    "key.weight": _BY_OUTPUT,
+    "value.weight": _BY_OUTPUT,
+    "gate.weight": _BY_OUTPUT,
+    "up.weight": _BY_OUTPUT,
+    "output.weight": _BY_INPUT,
+    "down.weight": _BY_INPUT,
+    "query.bias": P(None, "model"),
+    "key.bias": P(None, "model"),
+    "value.bias": P(None, "model"),
 }
+# What is split there, as a field of `Config`. Heads are not cut: half a head on each device would
+# be correct and slow.
+_PARTS = {
+    "embedding": "vocab_size",
+    "head": "vocab_size",
+    "query": "num_heads",
+    "output": "num_heads",
+    "key": "num_kv_heads",
+    "value": "num_kv_heads",
+    "gate": "intermediate_size",
+    "up": "intermediate_size",
+    "down": "intermediate_size",
+}
+_KEYS_SPEC = P(None, "data", None, "model", None)
 CACHE_SPECS = {
-    "keys": P(None, "data", None, "model", None),
+    "keys": _KEYS_SPEC,
+    "values": _KEYS_SPEC,
     "positions": P(None, "data", None),
     "length": P("data"),
 }
-CACHE_SPECS["values"] = CACHE_SPECS["keys"]
 
 
-def automatic(mesh: Mesh) -> Mesh:
-    """The same mesh with axes whose use the compiler works out: those of `jax.make_mesh` are
-    explicit.
+def with_auto_axes(mesh: Mesh) -> Mesh:
+    """The same mesh with axes of type `Auto`: the compiler works out the layout between operations.
+
+    The axes of `jax.make_mesh` are `Explicit`.
 
     Raises:
         ValueError: a mesh without the axes `data` and `model`, or with others.
 
     >>> import jax
     >>> from gls_jax.models import sharding
-    >>> sharding.automatic(jax.make_mesh((1, 1), ("data", "model"))).axis_types
+    >>> sharding.with_auto_axes(jax.make_mesh((1, 1), ("data", "model"))).axis_types
     (Auto, Auto)
     """
     if sorted(mesh.axis_names) != sorted(AXES):
-        raise ValueError(
-            f"mesh: expected axes {' and '.join(AXES)}, got {', '.join(map(str, mesh.axis_names))}"
-        )
+        axis_names = ", ".join(map(str, mesh.axis_names))
+        raise ValueError(f"mesh: expected axes {' and '.join(AXES)}, got {axis_names}")
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def of_parameter(path: str, config: Config, mesh: Mesh) -> NamedSharding:
-    """Where a parameter lies: by its path, replicated if what it is split into does not divide over
-    the devices.
+def parameter_sharding(path: str, config: Config, mesh: Mesh) -> NamedSharding:
+    """Layout of the parameter at a path; replicated if its parts do not divide over the devices.
 
     >>> import jax
     >>> from gls_jax.models import Config, sharding
@@ -73,40 +93,39 @@ def of_parameter(path: str, config: Config, mesh: Mesh) -> NamedSharding:
     ...     num_heads=2,
     ...     num_kv_heads=1,
     ... )
-    >>> mesh = sharding.automatic(jax.make_mesh((1, 1), ("data", "model")))
-    >>> sharding.of_parameter("blocks.feed_forward.down.weight", config, mesh).spec
+    >>> mesh = sharding.with_auto_axes(jax.make_mesh((1, 1), ("data", "model")))
+    >>> sharding.parameter_sharding("blocks.feed_forward.down.weight", config, mesh).spec
     P(None, 'model', None)
     """
-    parts = path.split(".")
-    name = parts[0] if len(parts) == 1 else parts[-2]
-    pieces = {"embedding": config.vocab_size, "head": config.vocab_size}
-    pieces |= {"query": config.num_heads, "output": config.num_heads}
-    pieces |= {"key": config.num_kv_heads, "value": config.num_kv_heads}
-    pieces |= dict.fromkeys(("gate", "up", "down"), config.intermediate_size)
-    spec = SPECS.get(path if len(parts) == 1 else f"*.{'.'.join(parts[-2:])}", P())
-    # By heads, not by rows: half a head on each device would be correct and slow.
-    return NamedSharding(mesh, spec if pieces.get(name, 0) % mesh.shape["model"] == 0 else P())
+    # The last two names tell: `down.weight` of `blocks.feed_forward.down.weight`.
+    short_path = ".".join(path.split(".")[-2:])
+    layer_name = short_path.split(".")[0]
+    num_parts = getattr(config, _PARTS[layer_name]) if layer_name in _PARTS else 1
+    divides = num_parts % mesh.shape["model"] == 0
+    return NamedSharding(mesh, SPECS.get(short_path, P()) if divides else P())
 
 
 def constrain(x: jax.Array, spec: P, mesh: Mesh | None) -> jax.Array:
-    """`x` laid out by `spec`, inside or outside jit; dimensions that do not divide are replicated."""
+    """`x` laid out by `spec`, under `jit` or not; dimensions that do not divide are replicated."""
     if mesh is None:
         return x
-    fits = [
+    fitting_axes = [
         axis if axis and size % mesh.shape[axis] == 0 else None
         for axis, size in zip(spec, x.shape, strict=False)
     ]
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*fits)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*fitting_axes)))
 
 
 def constrain_cache(cache: Any, mesh: Mesh | None) -> Any:
     """A `Cache` with rows over `data` and key-value heads over `model`."""
-    return cache._replace(
-        **{name: constrain(getattr(cache, name), spec, mesh) for name, spec in CACHE_SPECS.items()}
-    )
+    laid_out = {
+        name: constrain(getattr(cache, name), spec, mesh) for name, spec in CACHE_SPECS.items()
+    }
+    return cache._replace(**laid_out)
 
 
 def mesh_of(x: jax.Array) -> Mesh | None:
     """The mesh that an array lies on, None for an array on one device."""
     mesh = x.sharding.mesh if isinstance(x.sharding, NamedSharding) else None
+    # It may also be an abstract mesh, which has no devices.
     return mesh if isinstance(mesh, Mesh) else None

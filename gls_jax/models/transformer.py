@@ -1,8 +1,8 @@
 """The decoder: one block for all families, its weights stacked on a leading axis and scanned.
 
-Weights lie as `[in, out]`: on XLA:CPU products with a few tokens then run a fifth faster than with
-the `[out, in]` of checkpoints, and with one token as fast. The cache is a plain pytree beside the
-model, never inside it.
+Matrices are `[in, out]`: on XLA:CPU, products with a few tokens then run a fifth faster than with
+the `[out, in]` of checkpoints, and products with one token as fast. The cache is a plain pytree,
+separate from the model.
 """
 
 from __future__ import annotations
@@ -17,20 +17,27 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax.models.config import Config
-from gls_jax.models.layers import Attention, FeedForward, KeysValues, RMSNorm, normal, soft_cap
+from gls_jax.models.layers import (
+    Attention,
+    FeedForward,
+    KeysValues,
+    RMSNorm,
+    Rotation,
+    normal,
+    soft_cap,
+)
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far: the protocol of
-    :class:`gls_jax.decoding.LanguageModel`.
+    """Keys and values of earlier tokens, as :class:`gls_jax.decoding.LanguageModel` requires.
 
     Attributes:
         keys: `[L, B, S, Hkv, D]`, layers first; rotated.
         values: `[L, B, S, Hkv, D]`.
-        positions: `i32[1, B, S]`, of the tokens in the slots: drafts of a tree share positions,
-            never slots.
-        length: `i32[B]`, slots filled in each row. Lower it to forget the newest tokens: what lies
-            in slots from `length` on does not matter as long as it is finite.
+        positions: `i32[1, B, S]`, position of the token in each slot. Nodes of a draft tree may
+            share a position, but each has a separate slot.
+        length: `i32[B]`, filled slots of each row. Lower it to discard the newest tokens: contents
+            of slots from `length` on do not matter as long as they are finite.
     """
 
     keys: jax.Array
@@ -40,20 +47,18 @@ class Cache(NamedTuple):
 
 
 class Transformer(nnx.Module):
-    """Decoder of all families: RMSNorm, RoPE (half-split), grouped-query attention, gated
-    feed-forward.
+    """Decoder of all families: RMSNorm, RoPE, grouped-query attention, gated feed-forward.
 
-    What else a family has (biases, norms of queries and keys, norms behind each part, soft-caps,
-    local layers with a sliding window and a rotary base of their own) is in its `Config`. Windows
-    compare positions; the cache keeps all.
+    `Config` says what else a family has: biases, norms of queries and keys, norms after each part,
+    soft-caps, and local layers with a sliding window and another rotary base. A window
+    limits positions, not slots; the cache keeps all tokens.
 
     Under `jax.jit` use it as plain trees: `graph, params = nnx.split(model)` outside,
     `nnx.merge(graph, params)(...)` inside.
 
     Args:
         config: sizes and constants.
-        dtype: of weights, activations and cache. Norms, softmax and logits are float32 whatever it
-            is.
+        dtype: type of weights, activations and cache. Norms, softmax and logits are always float32.
         rngs: source of the random initial weights.
 
     >>> import jax.numpy as jnp
@@ -73,19 +78,13 @@ class Transformer(nnx.Module):
     ((1, 3, 32), (2, 1, 8, 1, 4), Array([3], dtype=int32))
     """
 
-    config: Config
-    embedding: nnx.Param[Array]
-    blocks: Block
-    norm: RMSNorm
-    head: nnx.Param[Array]
-
     def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.config = config
         self.embedding = normal(rngs, (config.vocab_size, config.hidden_size), dtype)
-        stacked = nnx.split_rngs(splits=config.num_layers)(
-            nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs))
-        )
-        self.blocks = stacked(rngs)
+        # One call makes all blocks: every parameter has the layers as its first axis.
+        layer_rngs = nnx.split_rngs(splits=config.num_layers)
+        make_block = nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs))
+        self.blocks = layer_rngs(make_block)(rngs)
         self.norm = RMSNorm(config.hidden_size, config, dtype=dtype)
         if not config.tie_embeddings:
             self.head = normal(rngs, (config.vocab_size, config.hidden_size), dtype)
@@ -99,9 +98,9 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Logits of the next token after each of `tokens`.
 
-        With a cache, the T tokens take slots `length .. length + T - 1` of their row and attention
-        runs over all S slots under the mask. What does not fit into S slots is not stored (`length`
-        then exceeds S).
+        With a cache, the T tokens take cache slots `length .. length + T - 1` of their row, and
+        attention covers all S slots under the mask. Tokens beyond the S slots are not stored
+        (`length` then exceeds S).
 
         Args:
             tokens: `i32[B, T]`. An id outside the vocabulary makes its row NaN.
@@ -118,33 +117,47 @@ class Transformer(nnx.Module):
             ValueError: shapes that do not fit together.
         """
         tokens = jnp.asarray(tokens)
-        positions, mask = (None if x is None else jnp.asarray(x) for x in (positions, mask))
-        _check(tokens, positions, mask, cache)
+        positions = None if positions is None else jnp.asarray(positions)
+        mask = None if mask is None else jnp.asarray(mask)
+        _check_shapes(tokens, positions, mask, cache)
         config = self.config
-        start = jnp.zeros(tokens.shape[:1], jnp.int32) if cache is None else cache.length
+        # The next free cache slots. Slots and positions differ only for nodes of a draft tree.
+        if cache is None:
+            start = jnp.zeros(tokens.shape[:1], jnp.int32)
+            past = None
+        else:
+            start = cache.length
+            past = (cache.keys, cache.values)
         slots = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        positions = slots if positions is None else positions
-        tables = _tables(config, positions, _visible(slots, mask, cache), cache)
-        local = jnp.asarray(config.local_layers or (False,) * config.num_layers, jnp.int32)
-        past = None if cache is None else (cache.keys, cache.values)
-        graph, weights = nnx.split(self.blocks)
+        if positions is None:
+            positions = slots
+        # Rotations and masks of the two kinds of layers are computed once, outside the scan, where
+        # every layer selects those of its kind.
+        tables = _layer_tables(config, positions, _visible(slots, mask, cache), cache)
+        is_local = jnp.asarray(config.local_layers or (False,) * config.num_layers, jnp.int32)
+        block_graph, block_weights = nnx.split(self.blocks)
 
-        def step(x, layer):
-            weights, local, past = layer
-            rotation, visible = jax.tree.map(lambda table: table[local], tables)
-            return nnx.merge(graph, weights)(x, rotation, visible, past)
+        def run_layer(x, layer):
+            weights, layer_kind, layer_past = layer
+            rotation, visible = jax.tree.map(lambda table: table[layer_kind], tables)
+            return nnx.merge(block_graph, weights)(x, rotation, visible, layer_past)
 
+        # NaN for unknown tokens: JAX would otherwise clamp the index and continue.
         x = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
         if config.scale_embeddings:
+            # Rounded to the activations' type first, as in Gemma's own code.
             x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
-        x, new = jax.lax.scan(step, x, (weights, local, past))
+        # The layers only read the cache. They return new keys and values, which are written once
+        # for all layers after the scan.
+        x, new = jax.lax.scan(run_layer, x, (block_weights, is_local, past))
         head = self.embedding if config.tie_embeddings else self.head
         logits = jnp.einsum(
             "btm,vm->btv", self.norm(x), head[...], preferred_element_type=jnp.float32
         )
-        return soft_cap(logits, config.logit_softcap), None if cache is None else _append(
-            cache, new, positions, slots
-        )
+        logits = soft_cap(logits, config.logit_softcap)
+        if cache is None:
+            return logits, None
+        return logits, _append(cache, new, positions, slots)
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """Empty cache of `length` slots for each of `batch` rows, in the dtype of the weights."""
@@ -153,14 +166,6 @@ class Transformer(nnx.Module):
 
 class Block(nnx.Module):
     """One layer: attention, then feed-forward, each on the normalised stream and added back."""
-
-    attention_norm: RMSNorm
-    attention: Attention
-    feed_forward_norm: RMSNorm
-    feed_forward: FeedForward
-    post_norms: bool
-    attention_post_norm: RMSNorm
-    feed_forward_post_norm: RMSNorm
 
     def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.attention_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
@@ -175,51 +180,65 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t m"],
-        rotation: tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]],
+        rotation: Rotation,
         visible: Bool[Array, "b t all"],
         past: KeysValues | None,
     ) -> tuple[Float[Array, "b t m"], KeysValues | None]:
-        """Stream `[B, T, M]` and the layer's `past` to the stream and, with a past, the T new keys
-        and values.
-        """
+        """Residual stream `[B, T, M]` and, with a `past`, the layer's T new keys and values."""
         attended, new = self.attention(self.attention_norm(x), rotation, visible, past)
-        x = x + (self.attention_post_norm(attended) if self.post_norms else attended)
-        fed = self.feed_forward(self.feed_forward_norm(x))
-        return x + (self.feed_forward_post_norm(fed) if self.post_norms else fed), new
+        if self.post_norms:
+            attended = self.attention_post_norm(attended)
+        x = x + attended
+        transformed = self.feed_forward(self.feed_forward_norm(x))
+        if self.post_norms:
+            transformed = self.feed_forward_post_norm(transformed)
+        return x + transformed, new
 
 
 def init_cache(config: Config, dtype: DTypeLike, batch: int, length: int) -> Cache:
     """Empty cache of `length` slots for each of `batch` rows."""
     shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    positions, filled = jnp.zeros((1, batch, length), jnp.int32), jnp.zeros((batch,), jnp.int32)
-    # Two buffers: one array used twice could not be donated.
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), positions, filled)
+    # Keys and values are two buffers: one array used twice could not be donated.
+    return Cache(
+        keys=jnp.zeros(shape, dtype),
+        values=jnp.zeros(shape, dtype),
+        positions=jnp.zeros((1, batch, length), jnp.int32),
+        length=jnp.zeros((batch,), jnp.int32),
+    )
 
 
-def _tables(
+def _layer_tables(
     config: Config,
     positions: Int[Array, "b t"],
     visible: Bool[Array, "b t all"],
     cache: Cache | None,
 ):
-    """Rotation `(cos, sin)` and what is visible, each stacked: for global layers, then for local
-    ones if there are any.
+    """Rotation `(cos, sin)` and mask of each kind of layer, stacked: global, then local if any.
 
-    One entry serves all layers of its kind: the scan over layers picks it by the layer's own index.
+    The index into the stack is the layer's own entry of `Config.local_layers`.
     """
     rotations = [_rotation(config, config.rope_theta, config.rope_factors, positions)]
     masks = [visible]
     if config.local_layers and config.window:
-        theta = config.local_rope_theta
-        rotations += [rotations[0] if theta is None else _rotation(config, theta, None, positions)]
-        keys = positions if cache is None else jnp.concatenate([cache.positions[0], positions], 1)
-        masks += [visible & (positions[:, :, None] - keys[:, None, :] < config.window)]
+        local_rotation = rotations[0]
+        if config.local_rope_theta is not None:
+            # Scaling is for the long range of global layers only.
+            local_rotation = _rotation(config, config.local_rope_theta, None, positions)
+        rotations.append(local_rotation)
+        # A window compares positions, not slots: nodes of a tree at one depth are equally far away.
+        key_positions = positions
+        if cache is not None:
+            key_positions = jnp.concatenate([cache.positions[0], positions], 1)
+        distances = positions[:, :, None] - key_positions[:, None, :]
+        masks.append(visible & (distances < config.window))
     return jax.tree.map(lambda *table: jnp.stack(table), *rotations), jnp.stack(masks)
 
 
 def _rotation(
     config: Config, theta: float, factors: tuple[float, ...] | None, positions: Int[Array, "b t"]
-) -> tuple[Float[Array, "b t 1 half"], ...]:
+) -> Rotation:
+    """Cosine and sine of every position's angles, with an axis for the heads."""
+    # Constants, computed in NumPy's float64 and rounded once.
     frequencies = theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
     if factors is not None:
         frequencies = frequencies / np.asarray(factors)
@@ -230,20 +249,22 @@ def _rotation(
 def _visible(
     slots: Int[Array, "b t"], mask: Bool[Array, "b t s"] | None, cache: Cache | None
 ) -> Bool[Array, "b t all"]:
-    """What each token sees among the S cached slots followed by the T new tokens, as `attend` lays
-    them out.
-    """
-    batch, count = slots.shape
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((count, count), bool)), (batch, count, count))
+    """Whether each token sees each of the S cached slots followed by the T new tokens."""
+    batch, num_tokens = slots.shape
+    square = (batch, num_tokens, num_tokens)
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones(square[1:], bool)), square)
     if cache is None:
         return causal if mask is None else mask
-    size = cache.keys.shape[2]
-    old = jnp.broadcast_to(jnp.arange(size) < cache.length[:, None, None], (batch, count, size))
+    num_slots = cache.keys.shape[2]
+    is_filled = jnp.arange(num_slots) < cache.length[:, None, None]
+    sees_old = jnp.broadcast_to(is_filled, (batch, num_tokens, num_slots))
     if mask is None:
-        return jnp.concatenate([old, causal], -1)
-    columns = jnp.broadcast_to(slots[:, None, :], (batch, count, count))
-    new = jnp.take_along_axis(mask, columns, -1, mode="fill", fill_value=False)
-    return jnp.concatenate([old & mask, new], -1)
+        return jnp.concatenate([sees_old, causal], -1)
+    # The mask is indexed by cache slot. Attention reads the new tokens from a separate segment, not
+    # yet from the cache, so their columns are taken from the slots that they will have.
+    columns = jnp.broadcast_to(slots[:, None, :], square)
+    sees_new = jnp.take_along_axis(mask, columns, -1, mode="fill", fill_value=False)
+    return jnp.concatenate([sees_old & mask, sees_new], -1)
 
 
 def _append(
@@ -252,18 +273,23 @@ def _append(
     positions: Int[Array, "b t"],
     slots: Int[Array, "b t"],
 ) -> Cache:
-    """All layers' new keys and values written at once: in place when the cache is donated or
-    carried by a loop.
+    """Write all layers' new keys and values into their slots.
+
+    One write for all layers happens in place if the cache is donated or carried by a loop.
     """
     rows = jnp.arange(slots.shape[0])[:, None]
-    keys, values, places = (
-        old.at[:, rows, slots].set(fresh, mode="drop")
-        for old, fresh in zip(cache[:3], (*new, positions[None].astype(jnp.int32)), strict=True)
+    new_keys, new_values = new
+    new_positions = positions[None].astype(jnp.int32)
+    # Tokens beyond the last slot are dropped.
+    return Cache(
+        keys=cache.keys.at[:, rows, slots].set(new_keys, mode="drop"),
+        values=cache.values.at[:, rows, slots].set(new_values, mode="drop"),
+        positions=cache.positions.at[:, rows, slots].set(new_positions, mode="drop"),
+        length=cache.length + slots.shape[1],
     )
-    return Cache(keys, values, places, cache.length + slots.shape[1])
 
 
-def _check(tokens, positions, mask, cache) -> None:
+def _check_shapes(tokens, positions, mask, cache) -> None:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or 0 in tokens.shape:
         raise ValueError(
             f"tokens: expected integers of shape [B, T], got {tokens.dtype} {list(tokens.shape)}"
@@ -272,15 +298,16 @@ def _check(tokens, positions, mask, cache) -> None:
         raise ValueError(
             f"positions: expected shape {list(tokens.shape)}, got {list(positions.shape)}"
         )
-    size = tokens.shape[1] if cache is None else cache.keys.shape[2]
-    if cache is not None and cache.length.shape != tokens.shape[:1]:
-        raise ValueError(f"cache: expected {tokens.shape[0]} rows, got {cache.length.shape[0]}")
-    if tokens.shape[1] > size:
+    num_rows, num_tokens = tokens.shape
+    num_slots = num_tokens if cache is None else cache.keys.shape[2]
+    if cache is not None and cache.length.shape != (num_rows,):
+        raise ValueError(f"cache: expected {num_rows} rows, got {cache.length.shape[0]}")
+    if num_tokens > num_slots:
         raise ValueError(
-            f"cache: expected at least {tokens.shape[1]} slots for the new tokens, got {size}"
+            f"cache: expected at least {num_tokens} slots for the new tokens, got {num_slots}"
         )
-    if mask is not None and (mask.shape != (*tokens.shape, size) or mask.dtype != jnp.bool_):
-        expected = [*tokens.shape, size]
+    mask_shape = (num_rows, num_tokens, num_slots)
+    if mask is not None and (mask.shape != mask_shape or mask.dtype != jnp.bool_):
         raise ValueError(
-            f"mask: expected bool of shape {expected}, got {mask.dtype} {list(mask.shape)}"
+            f"mask: expected bool of shape {list(mask_shape)}, got {mask.dtype} {list(mask.shape)}"
         )

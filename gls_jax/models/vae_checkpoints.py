@@ -1,4 +1,4 @@
-"""A folder of a training run: its newest state as an orbax checkpoint, and what was asked."""
+"""Folder of a training run: its newest state as an orbax checkpoint, with its configuration."""
 
 from __future__ import annotations
 
@@ -14,33 +14,40 @@ import numpy as np
 import orbax.checkpoint as orbax
 from flax import nnx
 
-from gls_jax.compression.image_model import ImageModel
+from gls_jax.compression.images.image_model import ImageModel
+from gls_jax.models.config import one_line
 from gls_jax.models.vae import VaeConfig, abstract, image_model
 
-__all__ = ["Found", "find", "load_vae", "restore", "save"]
+__all__ = ["RUN_CONFIGURATION", "NewestCheckpoint", "find", "load_vae", "restore", "save"]
 
 _OPTIONS = orbax.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+# The key of the run's configuration in the metadata. The word is that of the first version: another
+# one would make its checkpoints unreadable.
+RUN_CONFIGURATION = "asked"
+# The other keys: `config` has the sizes of the model, `epochs` the number of epochs to train,
+# `losses` the losses of every finished epoch.
+_METADATA_FIELDS = {RUN_CONFIGURATION, "config", "epochs", "losses"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The newest checkpoint of a folder.
+class NewestCheckpoint:
+    """The newest checkpoint of a folder, without its arrays.
 
     Attributes:
-        epoch: epochs behind it.
-        about: what was written beside the arrays: `asked`, `config`, `epochs` that were wanted,
+        epoch: number of finished epochs.
+        metadata: stored together with the arrays: :data:`RUN_CONFIGURATION`, `config`, `epochs`,
             `losses`.
     """
 
     epoch: int
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-def find(folder: Path) -> Found | None:
-    """The newest checkpoint in the folder, None where there is none.
+def find(folder: Path) -> NewestCheckpoint | None:
+    """The newest checkpoint in the folder, None if there is none.
 
     Raises:
-        ValueError: there is one that cannot be read.
+        ValueError: a checkpoint that cannot be read, or of anything but an image model.
     """
     if not folder.is_dir():
         return None
@@ -48,52 +55,58 @@ def find(folder: Path) -> Found | None:
         epoch = manager.latest_step()
         if epoch is None:
             return None
-        about = manager.restore(
-            epoch, args=orbax.args.Composite(about=orbax.args.JsonRestore())
-        ).about
-    if not isinstance(about, dict) or not {"asked", "config", "epochs", "losses"} <= about.keys():
+        arguments = orbax.args.Composite(about=orbax.args.JsonRestore())
+        metadata = manager.restore(epoch, args=arguments).about
+    if not isinstance(metadata, dict) or not metadata.keys() >= _METADATA_FIELDS:
         raise ValueError(
             f"{folder}: expected a training run of an image model, got another checkpoint"
         )
-    return Found(epoch, about)
+    return NewestCheckpoint(epoch=epoch, metadata=metadata)
 
 
-def save(folder: Path, epoch: int, state: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write a state whole, then drop the one before: a run that is killed while writing keeps the
-    old one.
+def save(folder: Path, epoch: int, state: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """Write a state and its metadata, then remove the checkpoint before it.
+
+    A run that is killed while writing keeps the older checkpoint.
     """
-    items = {name: orbax.args.StandardSave(_named(part)) for name, part in state.items()}
+    arguments = {
+        part_name: orbax.args.StandardSave(_by_path(part)) for part_name, part in state.items()
+    }
+    arguments["about"] = orbax.args.JsonSave(metadata)
     with _opened(folder) as manager:
-        manager.save(epoch, args=orbax.args.Composite(about=orbax.args.JsonSave(about), **items))
+        manager.save(epoch, args=orbax.args.Composite(**arguments))
 
 
 def restore(folder: Path, epoch: int, like: dict[str, Any]) -> dict[str, Any]:
-    """Those parts of a state that `like` has, in its shapes.
+    """The parts of a stored state that `like` has, in its structure.
 
     Raises:
-        ValueError: they cannot be read, or have other arrays.
+        ValueError: they cannot be read, or their arrays have other shapes.
     """
-    templates = {
-        part: {name: np.empty(x.shape, x.dtype) for name, x in _named(like[part]).items()}
-        for part in like
-    }
+    templates = {}
+    arguments = {}
+    for part_name, part in like.items():
+        leaves = _by_path(part)
+        template = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+        templates[part_name] = template
+        arguments[part_name] = orbax.args.StandardRestore(template)
     with _opened(folder) as manager:
-        wanted = {
-            part: orbax.args.StandardRestore(template) for part, template in templates.items()
-        }
-        found = manager.restore(epoch, args=orbax.args.Composite(**wanted))
+        stored = manager.restore(epoch, args=orbax.args.Composite(**arguments))
+        # Looked up in here, where a missing array becomes an error that names the folder.
         arrays = {
-            part: [found[part][name] for name in template] for part, template in templates.items()
+            part_name: [stored[part_name][path] for path in template]
+            for part_name, template in templates.items()
         }
-    for part, template in templates.items():
-        if [array.shape for array in arrays[part]] != [leaf.shape for leaf in template.values()]:
+    restored = {}
+    for part_name, template in templates.items():
+        shapes = [array.shape for array in arrays[part_name]]
+        if shapes != [leaf.shape for leaf in template.values()]:
             raise ValueError(
                 f"{folder}: expected arrays of the shapes of its configuration, got others"
             )
-    rebuilt = {part: map(jnp.asarray, arrays[part]) for part in like}
-    return {
-        part: jax.tree.unflatten(jax.tree.structure(like[part]), rebuilt[part]) for part in like
-    }
+        structure = jax.tree.structure(like[part_name])
+        restored[part_name] = jax.tree.unflatten(structure, map(jnp.asarray, arrays[part_name]))
+    return restored
 
 
 def load_vae(folder: str | Path) -> ImageModel:
@@ -103,46 +116,51 @@ def load_vae(folder: str | Path) -> ImageModel:
         folder: of the training run.
 
     Returns:
-        The bundle that `gls_jax.compression.ImageCodec` takes.
+        Model adapter for `gls_jax.compression.ImageCodec`.
 
     Raises:
-        FileNotFoundError: no training run there.
-        ValueError: it is not finished, or cannot be read. One line, naming the folder.
+        FileNotFoundError: no training run in the folder.
+        ValueError: the run is not finished, or cannot be read. One line, naming the folder.
     """
     folder = Path(folder)
-    found = find(folder)
-    if found is None:
+    newest = find(folder)
+    if newest is None:
         raise FileNotFoundError(
             f"{folder}: expected the folder of a trained image model, found no checkpoint in it"
         )
-    if found.epoch < found.about["epochs"]:
+    num_epochs = newest.metadata["epochs"]
+    if newest.epoch < num_epochs:
         raise ValueError(
-            f"{folder}: expected a finished training run, got {found.epoch} of {found.about['epochs']} epochs; "
-            "resume it first"
+            f"{folder}: expected a finished training run, "
+            f"got {newest.epoch} of {num_epochs} epochs; resume it first"
         )
-    sizes: dict[str, Any] = dict(found.about["config"])
+    sizes: dict[str, Any] = dict(newest.metadata["config"])
+    # JSON has lists in place of tuples.
     for name in ("source_shape", "side_shape"):
-        sizes[name] = tuple(sizes[name])  # JSON has lists
+        sizes[name] = tuple(sizes[name])
     config = VaeConfig(**sizes)
     graph, params = nnx.split(abstract(config))
-    params = restore(folder, found.epoch, {"params": params})["params"]
-    return image_model(nnx.merge(graph, params), config)
+    state = restore(folder, newest.epoch, {"params": params})
+    return image_model(nnx.merge(graph, state["params"]), config)
 
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[orbax.CheckpointManager]:
+    """Checkpoint manager of a folder; whatever it raises becomes one line that names the folder."""
     try:
         with orbax.CheckpointManager(folder.absolute(), options=_OPTIONS) as manager:
             yield manager
     except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        # The messages of orbax span many lines.
+        reason = one_line(error)[:200]
         raise ValueError(
-            f"{folder}: expected a checkpoint of a training run, got one that cannot be read ({reason})"
+            f"{folder}: expected a checkpoint of a training run, "
+            f"got one that cannot be read ({reason})"
         ) from None
 
 
-def _named(state) -> dict[str, Any]:
-    """Arrays under the path of each leaf: what a later version of a container type cannot break."""
+def _by_path(state) -> dict[str, Any]:
+    """Arrays by the path of each leaf: independent of how later versions build their containers."""
     return {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

@@ -1,12 +1,13 @@
-"""From named tensors of any file format to a model: every parameter finds its tensor, every tensor
-its parameter.
+"""From named tensors of any file format to a model.
+
+Every parameter must find its tensor, and every tensor its parameter.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.typing import DTypeLike
 
 from gls_jax.models import sharding
 from gls_jax.models.config import Config
+from gls_jax.models.layer_selection import check_kept_layers
 from gls_jax.models.transformer import Transformer
 
 
@@ -27,7 +29,7 @@ class Tensors:
     Attributes:
         source: the file or folder, for errors.
         shapes: shape of every tensor by its name in the file.
-        names: our parameter path to the name in the file; `{}` stands for the layer's index.
+        names: our parameter path to the name in the file; `{}` is the layer's index.
         read: one tensor by its name in the file, as a NumPy array of any float type.
     """
 
@@ -45,11 +47,10 @@ def build(
     layers: Sequence[int],
     mesh: Mesh | None = None,
 ) -> Transformer:
-    """Model of the kept `layers` with the checkpoint's weights; nothing is read before all names
-    and shapes fit.
+    """Model of the kept `layers` with the checkpoint's weights.
 
-    Tensors are read one at a time, and the host holds at most one stacked parameter beside those
-    already placed.
+    Nothing is read before all names and shapes fit. Tensors are read one at a time, so the host
+    holds at most one stacked parameter in addition to those already placed.
 
     Args:
         config: of the whole checkpoint.
@@ -60,41 +61,26 @@ def build(
             device.
 
     Raises:
-        ValueError: tensors that are missing, that no parameter wants, or of another shape than
-            `config` asks for; a mesh with other axes than `data` and `model`.
+        ValueError: tensors that are missing, that no parameter needs, or of another shape than
+            `config` says; a mesh with other axes than `data` and `model`.
     """
-    kept = config.keep(layers)
-    mesh = None if mesh is None else sharding.automatic(mesh)
-    graph, abstract = _abstract(kept, dtype)
-    wanted = {path: leaf.shape for path, leaf in abstract.items()}
-    _check(config, tensors, wanted)
-
-    def place(path: str, value: np.ndarray) -> jax.Array:
-        if mesh is None:
-            return jnp.asarray(value)
-        there = sharding.of_parameter(path, kept, mesh)
-        return jax.make_array_from_callback(value.shape, there, lambda shard: value[shard])
-
-    def fill(path: str, leaf) -> jax.Array:
-        name = tensors.names[path]
-        if "{}" not in name:
-            return place(path, np.asarray(tensors.read(name), leaf.dtype))
-        stacked = np.empty(leaf.shape, leaf.dtype)
-        for row, layer in enumerate(layers):
-            stacked[row] = tensors.read(
-                name.format(layer)
-            ).T  # checkpoints store matrices as [out, in]
-        return place(path, stacked)
-
-    return _merge(graph, {path: leaf.replace(fill(path, leaf)) for path, leaf in abstract.items()})
+    kept_config = config.keep(layers)
+    mesh = None if mesh is None else sharding.with_auto_axes(mesh)
+    graph, abstract_params = _abstract_model(kept_config, dtype)
+    _check_tensors(config, tensors, abstract_params)
+    params = {}
+    for path, abstract in abstract_params.items():
+        # No name is bound to the host's array, so that it is freed before the next one is read.
+        placed = _place(_read(tensors, path, abstract, layers), path, kept_config, mesh)
+        params[path] = abstract.replace(placed)
+    return _merge(graph, params)
 
 
 def keep_layers(model: Transformer, layers: Sequence[int]) -> Transformer:
-    """A drafter from a loaded target: the same model with only some of its layers, each of its own
-    kind.
+    """A drafter from a loaded target: the same model with only some of its layers.
 
-    Embedding, head and final norm are the target's own arrays; the kept layers are copied. No file
-    is read.
+    Embedding, head and final norm are the target's own arrays; the kept layers are copied, and each
+    stays local or global. No file is read.
 
     Args:
         model: the target.
@@ -113,68 +99,92 @@ def keep_layers(model: Transformer, layers: Sequence[int]) -> Transformer:
     >>> drafter.config.num_layers, drafter.embedding[...] is target.embedding[...]
     (2, True)
     """
-    kept = checked_layers(layers, model.config.num_layers)
-    rows = np.asarray(kept)
-    graph, abstract = _abstract(model.config.keep(kept), model.embedding[...].dtype)
-    own = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
-    filled = {
-        path: own[path][...][rows] if path.startswith("blocks.") else own[path][...]
-        for path in abstract
-    }
-    return _merge(graph, {path: leaf.replace(filled[path]) for path, leaf in abstract.items()})
+    kept_layers = check_kept_layers(layers, model.config.num_layers)
+    kept_rows = np.asarray(kept_layers)
+    kept_config = model.config.keep(kept_layers)
+    graph, abstract_params = _abstract_model(kept_config, model.embedding[...].dtype)
+    target_params = _by_path(nnx.state(model))
+    params = {}
+    for path, abstract in abstract_params.items():
+        value = target_params[path][...]
+        # Parameters of the blocks have the layers as their first axis.
+        params[path] = abstract.replace(value[kept_rows] if path.startswith("blocks.") else value)
+    return _merge(graph, params)
 
 
-def checked_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """Indices of the layers to keep out of `count`; None keeps all.
-
-    Raises:
-        ValueError: none, or indices that do not increase or that no layer has.
-    """
-    if layers is None:
-        return tuple(range(count))
-    kept = tuple(operator.index(layer) for layer in layers)
-    if not kept or kept != tuple(sorted(set(kept))) or kept[0] < 0 or kept[-1] >= count:
-        raise ValueError(
-            f"layers: expected increasing indices from 0 to {count - 1}, at least one, got {list(kept)}"
-        )
-    return kept
+def _read(tensors: Tensors, path: str, abstract, layers: Sequence[int]) -> np.ndarray:
+    """A parameter of the kept layers in the shape and dtype of `abstract`."""
+    tensor_name = tensors.names[path]
+    if "{}" not in tensor_name:
+        return np.asarray(tensors.read(tensor_name), abstract.dtype)
+    # One tensor of the file for each layer, stacked.
+    stacked = np.empty(abstract.shape, abstract.dtype)
+    for row, layer in enumerate(layers):
+        # Checkpoints have matrices as [out, in]; ours are [in, out].
+        stacked[row] = tensors.read(tensor_name.format(layer)).T
+    return stacked
 
 
-def _abstract(config: Config, dtype: DTypeLike):
-    """The model's graph, and its parameters without values by their paths."""
-    graph, state = nnx.split(
-        nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    )
-    return graph, {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+def _place(value: np.ndarray, path: str, config: Config, mesh: Mesh | None) -> jax.Array:
+    """A parameter on its devices; with a mesh, each device gets its own shard only."""
+    if mesh is None:
+        return jnp.asarray(value)
+    layout = sharding.parameter_sharding(path, config, mesh)
+    return jax.make_array_from_callback(value.shape, layout, lambda shard: value[shard])
 
 
-def _merge(graph, leaves) -> Transformer:
-    return nnx.merge(
-        graph,
-        nnx.from_flat_state([(tuple(path.split(".")), leaf) for path, leaf in leaves.items()]),
-    )
+def _abstract_model(config: Config, dtype: DTypeLike):
+    """The model's graph, and its parameters by path with shapes in place of values."""
+    model = nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    return graph, _by_path(state)
 
 
-def _check(config: Config, tensors: Tensors, wanted: Mapping[str, tuple[int, ...]]) -> None:
+def _by_path(state) -> dict[str, Any]:
+    """Parameters by paths such as `blocks.attention.query.weight`."""
+    return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(state)}
+
+
+def _merge(graph, params: Mapping[str, Any]) -> Transformer:
+    flat_state = [(tuple(path.split(".")), param) for path, param in params.items()]
+    return nnx.merge(graph, nnx.from_flat_state(flat_state))
+
+
+def _check_tensors(config: Config, tensors: Tensors, params: Mapping[str, Any]) -> None:
+    """Raise unless names and shapes of the file are those of all `params` and all layers."""
+    # All layers of the checkpoint are checked, also those that are not kept.
     expected: dict[str, tuple[int, ...]] = {}
-    for path, shape in wanted.items():
-        name = tensors.names[path]
-        if "{}" in name:
-            expected |= {name.format(layer): shape[:0:-1] for layer in range(config.num_layers)}
+    for path, param in params.items():
+        tensor_name = tensors.names[path]
+        if "{}" in tensor_name:
+            # Reversed without the axis of the layers: [out, in], as in the file.
+            layer_shape = param.shape[:0:-1]
+            expected |= {
+                tensor_name.format(layer): layer_shape for layer in range(config.num_layers)
+            }
         else:
-            expected[name] = shape
-    if missing := [name for name in expected if name not in tensors.shapes]:
-        raise ValueError(f"{tensors.source}: expected tensors that are missing: {_some(missing)}")
-    if unmapped := [name for name in tensors.shapes if name not in expected]:
+            expected[tensor_name] = param.shape
+    missing = [tensor_name for tensor_name in expected if tensor_name not in tensors.shapes]
+    if missing:
         raise ValueError(
-            f"{tensors.source}: got tensors that a {config.family} model has no place for: {_some(unmapped)}"
+            f"{tensors.source}: expected tensors that are missing: {_first_names(missing)}"
         )
-    for name, shape in expected.items():
-        if tuple(tensors.shapes[name]) != tuple(shape):
-            got = list(tensors.shapes[name])
-            raise ValueError(f"{tensors.source}: {name}: expected shape {list(shape)}, got {got}")
+    unknown = [tensor_name for tensor_name in tensors.shapes if tensor_name not in expected]
+    if unknown:
+        raise ValueError(
+            f"{tensors.source}: got tensors that a {config.family} model does not have: "
+            f"{_first_names(unknown)}"
+        )
+    for tensor_name, shape in expected.items():
+        file_shape = tensors.shapes[tensor_name]
+        if file_shape != shape:
+            raise ValueError(
+                f"{tensors.source}: {tensor_name}: "
+                f"expected shape {list(shape)}, got {list(file_shape)}"
+            )
 
 
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+def _first_names(names: Sequence[str], limit: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,14 +1,14 @@
 """How many of J drafts are accepted at a position, given the token that the target emits there.
 
 Block efficiency is that of the target's own text, and the tokens of a text tell about the
-acceptances: a token that is accepted is an easy one. So an acceptance along a text is conditional on
-its tokens. For K chains it is a Markov chain in the number J of active chains, because noise and
+acceptances: a token that is accepted is an easy one. So an acceptance along a text is conditional
+on its tokens. For K chains it is a Markov chain in the number J of active chains, because noise and
 tests are fresh at every position. Its kernel is ``T[J, J'] = P(J' of J drafts equal the emitted
 token | it is y)``, a row for every J of K. Each scheme has its own, in its file.
 
 Shared noise. Given that `y` arrives first at time ``theta``, every other exponential starts anew
-behind ``theta q_i``: the race has no memory. So drafts in different streams are independent given
-``theta``, which is integrated over.
+after ``theta q_i``: exponential variables have no memory. So drafts in different streams are
+independent given ``theta``, which is integrated over.
 
 Ratio tests. A kernel is a polynomial in `z`, whose power counts drafts that equal `y`: a draft that
 was not tested multiplies by ``1 - p_y + p_y z``, the accepted one by `z`.
@@ -60,14 +60,16 @@ def kernels(log_p: LogProbs, log_q: LogProbs, *, scheme: str, num_drafts: int) -
     [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.25, 0.5, 0.25]]
     """
     checks.one_of(scheme, NAMES, "scheme")
+    # The text can have a token that is impossible when its distribution is read again: rounding at
+    # the edge of top-k. It counts as barely possible.
     log_q = jnp.asarray(log_q).at[:, 0].max(LEAST_EMITTED)
     return np.asarray(_kernels(jnp.asarray(log_p), log_q, scheme=scheme, num_drafts=num_drafts))
 
 
 @partial(jax.jit, static_argnames=("scheme", "num_drafts"))
 def _kernels(log_p, log_q, *, scheme: str, num_drafts: int):
-    def one(laws):
-        log_p, log_q = laws
+    def kernel(pair):
+        log_p, log_q = pair
         return _KERNELS[scheme](log_p, log_q, num_drafts)
 
-    return jnp.clip(jax.lax.map(one, (log_p, log_q), batch_size=_POSITIONS), 0, 1)
+    return jnp.clip(jax.lax.map(kernel, (log_p, log_q), batch_size=_POSITIONS), 0, 1)

@@ -1,18 +1,27 @@
-"""Races: the only place where shared noise is drawn.
+"""Races: the shared noise, which only this package draws.
 
-Stream ``k`` gives item ``i`` a clock ``S[k, i] ~ Exp(1)``; the item with the smallest ``S[k, i] /
-p_i`` is a sample of ``p``. Whoever holds the key holds the clocks, and that is all two parties ever
-share.
+Stream `k` gives category `i` the exponential noise ``S[k, i] ~ Exp(1)``. The category with the
+smallest ``S[k, i] / p_i`` wins the race, and the winner is a sample of `p`. This is the Gumbel-max
+trick: ``-log S`` is Gumbel noise, so ``argmin S / p`` is ``argmax(log p - log S)``. *Exponential
+noise*, or only *noise*, always means `S`. Everybody who has the key has the noise. The two parties
+share nothing else.
 
-Clocks are counter based: ``S[k, i]`` is a function of ``(key, k, i)`` alone. A padded vocabulary,
-one more stream, a vmapped batch or a sharded axis therefore changes nobody's clocks, and
-:func:`first_arrivals` can run a race without ever holding the ``[K, N]`` array. :func:`darts` are counter
-based in the same way: points under curves instead of clocks.
+The noise is counter based: ``S[k, i]`` is a function of ``(key, k, i)`` alone. So a padded
+vocabulary, one more stream, a vmapped batch or a sharded axis changes no draw that was there
+before, and :func:`first_arrivals` runs a race without storing the ``[K, N]`` array. :func:`darts`
+are counter based too: random points, and each party takes the first one under its curve.
 
 Key tree: request key -> :func:`position_key` -> stream. :func:`private_key` is the one branch that
-no stream uses; noise that must be independent of the clocks (acceptance tests, residual draws)
-comes from there. :func:`new_key` makes the key at the root; nothing below it depends on
+no stream uses. Noise that must be independent of the streams (acceptance tests, residual samples)
+comes from there. :func:`new_key` makes the key at the root. Nothing below it depends on
 `jax_default_prng_impl` or `jax_threefry_partitionable`.
+
+* :mod:`gls_jax.races.keys`: the key tree;
+* :mod:`gls_jax.races.noise`: exponential noise, and the winners of races;
+* :mod:`gls_jax.races.arrival_order`: the categories of one stream in order of arrival;
+* :mod:`gls_jax.races.darts`: shared points under curves;
+* :mod:`gls_jax.races.list_code_noise`: the other shared noise of a list code;
+* :mod:`gls_jax.races.threefry`: the generator.
 """
 
 from gls_jax.races import arrival_order, keys

@@ -1,10 +1,10 @@
-"""A stream's clocks in the order in which they go off: the first arrivals cost nothing that grows
-with N.
+"""The categories of one stream in order of arrival, drawn lazily.
 
-The `n`-th smallest of `N` clocks is a sum of spacings ``E_1 / N + E_2 / (N - 1) + ...``, and which
-item it is, a random permutation of the items tells. Both are functions of `(stream key, n)`, so a
-search can stop at any time (ours; A* sampling of Maddison, Tarlow, Minka 2014 orders arrivals in
-this way for continuous spaces).
+The work for the first arrivals does not grow with `N`. The `n`-th smallest of `N` exponentials is a
+sum of spacings ``E_1 / N + E_2 / (N - 1) + ...``. A random permutation gives the category that it
+belongs to. Both are functions of `(stream key, n)`, so a search can stop at any time. The
+construction is ours; A* sampling (Maddison, Tarlow, Minka 2014) orders arrivals in this way for
+continuous spaces.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from gls_jax.typing import Index
 
 __all__ = ["Walk", "num_visits", "permuted", "start", "visit"]
 
-_SPACINGS, _ROUNDS = 1, 2  # branches of the stream's cipher
+# Branches of the stream's threefry.
+_SPACINGS = 1
+_ROUNDS = 2
 
 
 class Walk(NamedTuple):
-    """Where a search stands in a stream.
+    """The state of a search in one stream.
 
     Attributes:
-        time: `f32[]`, clock of the last arrival.
-        seen: `i32[]`, items that have arrived.
+        time: `f32[]`, exponential noise of the last arrival.
+        seen: `i32[]`, number of categories that have arrived.
     """
 
     time: Float[Array, ...]
@@ -40,99 +42,119 @@ class Walk(NamedTuple):
 
 def start() -> Walk:
     """Before the first arrival."""
-    return Walk(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+    return Walk(time=jnp.zeros((), jnp.float32), seen=jnp.zeros((), jnp.int32))
 
 
-def num_visits(num_items: int) -> int:
-    """Places of a whole walk: the next power of two, for the permutation is one of so many numbers."""
-    return 1 << (num_items - 1).bit_length()
+def num_visits(num_categories: int) -> int:
+    """Length of a whole walk: the next power of two, because the permutation has that size."""
+    return 1 << (num_categories - 1).bit_length()
 
 
 def visit(
-    stream: threefry.Words, walk: Walk, first: Index, count: int, num_items: int
+    stream: threefry.Words,
+    walk: Walk,
+    first: Index,
+    count: int,
+    num_categories: int,
 ) -> tuple[Walk, Int[Array, " count"], Float[Array, " count"]]:
-    """The next places of a stream.
+    """The next visits of a stream.
 
     Args:
         stream: the stream's words (:func:`gls_jax.races.keys.stream_words`), `u32[]` each.
-        walk: the search before place `first`.
-        first: number of the first place, may be traced.
-        count: how many places, static.
-        num_items: `N`, static.
+        walk: the search before visit `first`.
+        first: index of the first visit, may be traced.
+        count: number of visits, static.
+        num_categories: `N`, static.
 
     Returns:
-        `(walk after them, items i32[count], clocks f32[count])`; a place without an item has clock
-        `inf` (places are a power of two), and so have those behind :func:`num_visits`.
+        `(walk after them, categories i32[count], noise f32[count])`. The number of visits is a
+        power of two, so some have no category; their noise is `inf`. So is that of visits beyond
+        :func:`num_visits`.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
     >>> stream = races.keys.stream_words(jax.random.key(0), 2)
-    >>> _, items, clocks = races.arrival_order.visit(stream, races.arrival_order.start(), 0, 8, 5)
-    >>> sorted(items[jnp.isfinite(clocks)].tolist())
+    >>> _, categories, noise = races.arrival_order.visit(
+    ...     stream, races.arrival_order.start(), 0, 8, 5
+    ... )
+    >>> sorted(categories[jnp.isfinite(noise)].tolist())
     [0, 1, 2, 3, 4]
     """
-    places = jnp.asarray(first).astype(jnp.uint32) + jnp.arange(
-        checks.count(count, "count"), dtype=jnp.uint32
-    )
-    everywhere = num_visits(checks.count(num_items, "num_items"))
-    items = permuted(stream, places, num_items).astype(jnp.int32)
-    if num_items == everywhere:
-        arrives, seen = places < everywhere, places.astype(jnp.int32) + 1
+    offsets = jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
+    visits = jnp.asarray(first).astype(jnp.uint32) + offsets
+    walk_length = num_visits(checks.count(num_categories, "num_categories"))
+    categories = permuted(stream, visits, num_categories).astype(jnp.int32)
+    if num_categories == walk_length:
+        arrives = visits < walk_length
+        seen = visits.astype(jnp.int32) + 1
     else:
-        arrives = (items < num_items) & (places < everywhere)
+        arrives = (categories < num_categories) & (visits < walk_length)
         seen = walk.seen + _running_sum(arrives.astype(jnp.float32)).astype(jnp.int32)
-    high, low = threefry.threefry2x32(stream, places, _SPACINGS)
-    waiting = jnp.maximum(num_items - seen + 1, 1).astype(jnp.float32)
-    spacings = jnp.where(arrives, exponentials_from_bits(high ^ low, low) / waiting, 0)
+    # While n categories are still to come, the next arrival is an Exp(1) / n away.
+    high, low = threefry.threefry2x32(stream, visits, _SPACINGS)
+    num_waiting = jnp.maximum(num_categories - seen + 1, 1).astype(jnp.float32)
+    spacings = jnp.where(arrives, exponentials_from_bits(high ^ low, low) / num_waiting, 0)
     times = walk.time + _running_sum(spacings)
-    return Walk(times[-1], seen[-1]), items, jnp.where(arrives, times, jnp.inf)
+    end = Walk(time=times[-1], seen=seen[-1])
+    return end, categories, jnp.where(arrives, times, jnp.inf)
 
 
 def _running_sum(x: Float[Array, " count"]) -> Float[Array, " count"]:
-    """`cumsum` as two products: XLA:CPU fuses what it sums into every step of a scan, and computes
-    it many times.
+    """`cumsum` as two matrix products.
+
+    XLA:CPU fuses the operand of `cumsum` into every step of a scan and computes it many times.
     """
     width = min(64, 1 << (x.shape[0] - 1).bit_length())
     rows = jnp.pad(x, (0, -x.shape[0] % width)).reshape(-1, width)
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    within = product(rows, jnp.triu(jnp.ones((width, width), x.dtype)))
-    before = product(within[:, -1], jnp.triu(jnp.ones((len(rows), len(rows)), x.dtype), 1))
-    return (within + before[:, None]).reshape(-1)[: x.shape[0]]
+    within_rows = product(rows, jnp.tri(width, dtype=x.dtype).T)
+    earlier_rows = jnp.tri(len(rows), k=-1, dtype=x.dtype).T
+    before_rows = product(within_rows[:, -1], earlier_rows)
+    return (within_rows + before_rows[:, None]).reshape(-1)[: x.shape[0]]
 
 
 def permuted(
-    stream: threefry.Words, places: UInt32[Array, ...], num_items: int
+    stream: threefry.Words,
+    indices: UInt32[Array, ...],
+    num_categories: int,
 ) -> UInt32[Array, ...]:
-    """A keyed permutation of ``0 .. num_visits(num_items) - 1``: a Feistel network on the halves of
-    a number.
+    """A keyed permutation of ``0 .. num_visits(num_categories) - 1``.
 
-    From 16 places on it is an even permutation: the last two places follow from the others.
+    It is a Feistel network on the two halves of a number's bits. From size 16 on it is an even
+    permutation: the last two values follow from the others.
     """
-    bits = num_visits(num_items).bit_length() - 1
-    low_bits, high_bits = bits // 2, bits - bits // 2
-    num_rounds = max(
-        8, 2 * -(-64 // max(bits, 1))
-    )  # few bits mix slowly: all orders of a few items are tested
-    constants = threefry.threefry2x32(stream, jnp.arange(num_rounds, dtype=jnp.uint32), _ROUNDS)
-    adders, factors = jax.lax.optimization_barrier(
-        constants
-    )  # or XLA fuses, and computes them anew for every place
-    low, high = places & jnp.uint32((1 << low_bits) - 1), places >> jnp.uint32(low_bits)
-    for round_ in range(0, num_rounds, 2):
-        high = high ^ _mixed(low, adders[round_], factors[round_], high_bits)
-        low = low ^ _mixed(high, adders[round_ + 1], factors[round_ + 1], low_bits)
-    # Or XLA:CPU fuses the cipher and the logarithm of a candidate behind it: jaxlib 0.12 never ends
-    # compiling that.
-    return jax.lax.optimization_barrier((high << jnp.uint32(low_bits)) | low)
+    num_bits = num_visits(num_categories).bit_length() - 1
+    num_low_bits = num_bits // 2
+    num_high_bits = num_bits - num_low_bits
+    # Few bits mix slowly, and the tests look at all orders of a few categories.
+    num_rounds = max(8, 2 * -(-64 // max(num_bits, 1)))
+    rounds = jnp.arange(num_rounds, dtype=jnp.uint32)
+    constants = threefry.threefry2x32(stream, rounds, _ROUNDS)
+    # Without the barrier XLA fuses the constants and computes them anew for every index.
+    adders, factors = jax.lax.optimization_barrier(constants)
+    low = indices & ((1 << num_low_bits) - 1)
+    high = indices >> num_low_bits
+    for i in range(0, num_rounds, 2):
+        high = high ^ _mixed(low, adders[i], factors[i], num_high_bits)
+        low = low ^ _mixed(high, adders[i + 1], factors[i + 1], num_low_bits)
+    # Without the barrier XLA:CPU fuses the permutation with the logarithm of a candidate after it,
+    # which jaxlib 0.12 never finishes compiling.
+    return jax.lax.optimization_barrier((high << num_low_bits) | low)
 
 
-def _mixed(x: UInt32[Array, ...], adder, factor, num_bits: int) -> UInt32[Array, ...]:
-    """The upper `num_bits` bits of a hash: multiplications by odd numbers, the finaliser of
-    MurmurHash3 shortened.
+def _mixed(
+    x: UInt32[Array, ...],
+    adder,
+    factor,
+    num_bits: int,
+) -> UInt32[Array, ...]:
+    """The upper `num_bits` bits of a hash of `x`.
+
+    Multiplications by odd numbers, a shortened finaliser of MurmurHash3.
     """
     if num_bits == 0:
         return jnp.zeros_like(x)
-    x = (x + adder) * (factor | jnp.uint32(1))
-    x = (x ^ (x >> jnp.uint32(15))) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
-    return x >> jnp.uint32(32 - num_bits)
+    x = (x + adder) * (factor | 1)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x >> (32 - num_bits)

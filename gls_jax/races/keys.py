@@ -15,7 +15,9 @@ from gls_jax.races import threefry
 from gls_jax.typing import Index, Numbers
 
 __all__ = [
+    "fold_in_each",
     "new_key",
+    "partitionable_bits",
     "position_key",
     "private_key",
     "split_key",
@@ -24,13 +26,16 @@ __all__ = [
     "words",
 ]
 
-_IMPLEMENTATION = "threefry2x32"  # the threefry that the races compute themselves, from the two words of such a key
-_PRIVATE = 0xFFFFFFFF  # the last fold: stream indices never reach it
+# The races compute this generator themselves, from the two words of a key.
+_IMPLEMENTATION = "threefry2x32"
+# The largest number that fits a fold. No stream index reaches it.
+_PRIVATE = 0xFFFFFFFF
 
 
 def new_key(seed: Index) -> PRNGKeyArray:
-    """The key of a seed: ``jax.random.key(seed)``, also where `JAX_DEFAULT_PRNG_IMPL` names another
-    generator.
+    """The key ``jax.random.key(seed)``, always of the threefry generator.
+
+    `JAX_DEFAULT_PRNG_IMPL` has no influence on it.
 
     Args:
         seed: within `0..2^32 - 1`, `[]` integer.
@@ -44,7 +49,8 @@ def new_key(seed: Index) -> PRNGKeyArray:
     ...     print(jax.random.key_impl(races.new_key(0)))
     threefry2x32
     """
-    return jax.random.key(checks.index(seed, "seed", last=2**32 - 1), impl=_IMPLEMENTATION)
+    seed = checks.index(seed, "seed", last=2**32 - 1)
+    return jax.random.key(seed, impl=_IMPLEMENTATION)
 
 
 def position_key(key: PRNGKeyArray, position: Index) -> PRNGKeyArray:
@@ -52,7 +58,7 @@ def position_key(key: PRNGKeyArray, position: Index) -> PRNGKeyArray:
 
     Args:
         key: key of the request.
-        position: absolute index of the token or block (never a round, batch slot or device), `[]`
+        position: absolute index of the token or block (never a round, batch row or device), `[]`
             integer.
 
     Returns:
@@ -75,14 +81,15 @@ def stream_key(key: PRNGKeyArray, stream: Index) -> PRNGKeyArray:
 
 
 def private_key(key: PRNGKeyArray) -> PRNGKeyArray:
-    """Key for noise that is independent of every clock of `key`: a fold that no stream uses."""
+    """Key for noise that is independent of all streams of `key`."""
     checks.key(key)
     return jax.random.fold_in(key, _PRIVATE)
 
 
 def split_key(key: PRNGKeyArray, count: int = 2) -> Key[Array, " count"]:
-    """The keys of ``jax.random.split(key, count)``, also where `jax_threefry_partitionable` is off
-    and split differs.
+    """The keys of ``jax.random.split(key, count)`` with partitionable threefry.
+
+    They are the same where `jax_threefry_partitionable` is off, unlike those of `split`.
 
     >>> import jax
     >>> from gls_jax import races
@@ -91,29 +98,33 @@ def split_key(key: PRNGKeyArray, count: int = 2) -> Key[Array, " count"]:
     True
     """
     checks.key(key)
-    return jax.vmap(partial(jax.random.fold_in, key))(
-        jnp.arange(checks.count(count, "count"), dtype=jnp.uint32)
-    )
+    return fold_in_each(key, jnp.arange(checks.count(count, "count"), dtype=jnp.uint32))
+
+
+def fold_in_each(key: PRNGKeyArray, numbers: Numbers) -> Key[Array, " count"]:
+    """The keys ``jax.random.fold_in(key, n)`` of several numbers `n`, `[count]` integers."""
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(numbers))
 
 
 def partitionable_bits() -> AbstractContextManager[Any]:
-    """Within it `jax.random` numbers its bits as by default, also where
-    `jax_threefry_partitionable` is off.
+    """A context in which `jax.random` numbers its bits as with partitionable threefry.
 
-    For what is drawn by `jax.random` and not by a race: call it outside of `jax.jit`, whose
-    programs are made with the setting of the call.
+    That is JAX's default, which `jax_threefry_partitionable` can turn off. Use the context for what
+    `jax.random` draws and no race does, and outside `jax.jit`: a compiled program keeps the setting
+    that it was called with.
     """
     return jax.threefry_partitionable(True)
 
 
 def words(key: PRNGKeyArray) -> threefry.Words:
-    """The key's two words, for the threefry."""
+    """The two words of a key, which threefry takes."""
     data = jax.random.key_data(key)
     return data[..., 0], data[..., 1]
 
 
 def stream_words(key: PRNGKeyArray, streams: Numbers) -> threefry.Words:
-    """`fold_in(key, k)` for every stream `k` that is asked for, as two words each."""
-    folded = threefry.threefry2x32(words(key), jnp.asarray(streams).astype(jnp.uint32))
-    # Two ciphers fused into one chain take XLA:CPU of jaxlib 0.12 minutes to compile, or for ever.
+    """Words of the keys ``fold_in(key, k)`` of several streams `k`."""
+    numbers = jnp.asarray(streams).astype(jnp.uint32)
+    folded = threefry.threefry2x32(words(key), numbers)
+    # XLA:CPU of jaxlib 0.12 compiles two fused threefry calls for minutes, or without end.
     return jax.lax.optimization_barrier(folded)

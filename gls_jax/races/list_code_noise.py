@@ -1,11 +1,12 @@
-"""What all parties of a list code share beside the streams: candidates, their bins, and clocks that
-are drawn lazily.
+"""The other shared noise of a list code: candidates, their bins, and lazy exponentials.
 
-All are functions of `(key, item)`: branches of the position key's cipher that its streams never
-use.
+All are functions of `(key, index)`, where the index is that of a candidate. They use branches of
+the position key's threefry that its streams never use.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +20,12 @@ from gls_jax.typing import Index, Numbers
 
 __all__ = ["bins", "candidates", "smallest_exponentials", "stream_exponentials"]
 
-_FIRST, _OWNER, _VALUES = (
-    1,
-    2,
-    3,
-)  # branches of the position's cipher; dimension d of a value is _VALUES + d
-_EXCESS = 3  # branch of a stream's cipher; `arrival_order` has 1 and 2
+# Branches of the position's threefry; dimension d of a candidate's value has _VALUES + d.
+_SMALLEST = 1
+_FIRST_STREAM = 2
+_VALUES = 3
+# Branch of a stream's threefry; `arrival_order` has 1 and 2.
+_EXCESS = 3
 
 # Giles 2010, "Approximating the erfinv function", single precision: centre and tail, highest power
 # first.
@@ -58,108 +59,114 @@ _TAIL = np.array(
 )
 
 
-def candidates(key: PRNGKeyArray, items: Numbers, dimension: int) -> Float[Array, "*items D"]:
-    """Shared candidates: standard normals, the value of `item` whatever else is drawn.
+def candidates(key: PRNGKeyArray, indices: Numbers, dimension: int) -> Float[Array, "*indices D"]:
+    """Shared candidates: standard normal vectors, each a function of the key and its index.
 
     Args:
         key: one typed threefry key, the position's.
-        items: indices `[...]`.
+        indices: of the candidates, `[...]`.
         dimension: `D`, static; the first dimensions do not change when more are drawn.
 
     Returns:
         `f32[..., D]`, within 6.4 standard deviations; accurate to 1e-6, beyond 5.4 to .003. The
-        last bit depends on the program that this is part of, as XLA fuses its polynomial in one way
-        or another.
+        last bit depends on the program that this is part of, because XLA fuses the polynomial in
+        different ways.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
-    >>> key, items = jax.random.key(0), jnp.arange(5)
-    >>> bool((races.candidates(key, items, 2)[:3, :1] == races.candidates(key, items[:3], 1)).all())
+    >>> key, indices = jax.random.key(0), jnp.arange(5)
+    >>> values = races.candidates(key, indices, 2)
+    >>> bool((values[:3, :1] == races.candidates(key, indices[:3], 1)).all())
     True
     """
-    own, counter = _counter(key, items)
-    draws = [
-        threefry.threefry2x32(own, counter, _VALUES + d)[0]
-        for d in range(checks.count(dimension, "dimension"))
-    ]
-    return _normal(jnp.stack(draws, axis=-1))
+    key_words, counter = _counter(key, indices)
+    bits = []
+    for d in range(checks.count(dimension, "dimension")):
+        high, _ = threefry.threefry2x32(key_words, counter, _VALUES + d)
+        bits.append(high)
+    return _normal(jnp.stack(bits, axis=-1))
 
 
-def bins(key: PRNGKeyArray, items: Numbers, num_bins: int) -> Int[Array, "*items"]:
-    """Shared bins, uniform on `0..num_bins - 1`: exactly for powers of two, else to `num_bins /
-    2^32`.
+def bins(key: PRNGKeyArray, indices: Numbers, num_bins: int) -> Int[Array, "*indices"]:
+    """Shared bins of candidates, uniform on `0..num_bins - 1`.
 
-    Made of integers alone (the half of the candidate's word that its value leaves), so that no
-    rounding can move one.
+    Exactly uniform for powers of two, else up to `num_bins / 2^32`. Only integers are used (the
+    half of the candidate's word that its value does not need), so that no rounding can move a bin.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
     >>> races.bins(jax.random.key(0), jnp.arange(1000), 4).max().item()
     3
     """
-    own, counter = _counter(key, items)
-    _, low = threefry.threefry2x32(own, counter, _VALUES)
+    key_words, counter = _counter(key, indices)
+    _, low = threefry.threefry2x32(key_words, counter, _VALUES)
     if checks.count(num_bins, "num_bins") > 2**30:
         raise ValueError(f"num_bins: expected at most 2^30, got {num_bins}")
     return threefry.high_product(low, jnp.uint32(num_bins)).astype(jnp.int32)
 
 
-def smallest_exponentials(key: PRNGKeyArray, items: Numbers) -> Float[Array, "*items"]:
-    """`K` times the smallest of an item's `K` clocks: Exp(1), and the same for every `K`.
+def smallest_exponentials(key: PRNGKeyArray, indices: Numbers) -> Float[Array, "*indices"]:
+    """`K` times the smallest of a candidate's `K` exponentials: Exp(1), and the same for every `K`.
 
     The party that looks at all streams (the target of a list, the encoder of a list code) needs no
-    other clock.
+    other noise.
     """
-    own, counter = _counter(key, items)
-    high, low = threefry.threefry2x32(own, counter, _FIRST)
+    key_words, counter = _counter(key, indices)
+    high, low = threefry.threefry2x32(key_words, counter, _SMALLEST)
     return exponentials_from_bits(high ^ low, low)
 
 
 def stream_exponentials(
-    key: PRNGKeyArray, items: Numbers, num_streams: int, stream: Index
-) -> Float[Array, "*items"]:
-    """Clocks of one of `K` streams, from the memoryless property of :func:`smallest_exponentials`.
+    key: PRNGKeyArray,
+    indices: Numbers,
+    num_streams: int,
+    stream: Index,
+) -> Float[Array, "*indices"]:
+    """Exponential noise of one of `K` streams, given :func:`smallest_exponentials`.
 
-    A uniform stream, the item's owner, holds ``first / K``, the others ``first / K`` plus an Exp(1)
-    of their own: `K` independent Exp(1), drawn only for the items that are asked for.
+    By the memoryless property: a uniformly chosen stream has the candidate's smallest noise ``s /
+    K``, and every other stream ``s / K`` plus an independent Exp(1). These are `K` independent
+    Exp(1), drawn only for the candidates in `indices`.
 
     Args:
         key: one typed threefry key, the position's.
-        items: indices `[...]`.
-        num_streams: `K`, static. Unlike :func:`gls_jax.races.exponentials`, other `K` give other
-            clocks.
+        indices: of the candidates, `[...]`.
+        num_streams: `K`, static. Unlike :func:`gls_jax.races.exponentials`, another `K` gives other
+            noise.
         stream: which, `0..K - 1`; may be traced.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import races
-    >>> key, items = jax.random.key(0), jnp.arange(100)
-    >>> streams = jnp.stack([races.stream_exponentials(key, items, 4, k) for k in range(4)])
-    >>> bool(jnp.allclose(4 * streams.min(0), races.smallest_exponentials(key, items), rtol=1e-6))
+    >>> key, indices = jax.random.key(0), jnp.arange(100)
+    >>> streams = jnp.stack([races.stream_exponentials(key, indices, 4, k) for k in range(4)])
+    >>> smallest = races.smallest_exponentials(key, indices)
+    >>> bool(jnp.allclose(4 * streams.min(0), smallest, rtol=1e-6))
     True
     """
-    own, counter = _counter(key, items)
+    key_words, counter = _counter(key, indices)
     checks.index(stream, "stream", last=checks.count(num_streams, "num_streams") - 1)
-    first = smallest_exponentials(key, items) / num_streams
+    smallest = smallest_exponentials(key, indices) / num_streams
     if num_streams == 1:
-        return first
-    owner = threefry.scale(*threefry.threefry2x32(own, counter, _OWNER), num_streams)[0]
+        return smallest
+    stream_bits = threefry.threefry2x32(key_words, counter, _FIRST_STREAM)
+    first_stream, *_ = threefry.scale(*stream_bits, num_streams)
     high, low = threefry.threefry2x32(stream_words(key, stream), counter, _EXCESS)
-    owned = jnp.asarray(stream).astype(jnp.uint32) == owner
-    return jnp.where(owned, first, first + exponentials_from_bits(high ^ low, low))
+    is_first = jnp.asarray(stream).astype(jnp.uint32) == first_stream
+    return jnp.where(is_first, smallest, smallest + exponentials_from_bits(high ^ low, low))
 
 
-def _counter(key, items) -> tuple[threefry.Words, UInt32[Array, "*items"]]:
+def _counter(key, indices) -> tuple[threefry.Words, UInt32[Array, "*indices"]]:
     checks.key(key)
-    return words(key), jnp.asarray(items).astype(jnp.uint32)
+    return words(key), jnp.asarray(indices).astype(jnp.uint32)
 
 
 def _normal(bits: UInt32[Array, ...]) -> Float[Array, ...]:
-    """Normal quantile of 31 bits, the sign from the last one: both tails are equally fine."""
-    lower = ((bits >> jnp.uint32(1)).astype(jnp.float32) + 0.5) * jnp.float32(
-        2.0**-32
-    )  # within (0, 1/2)
-    x = 1 - 2 * lower
-    w = -jnp.log(4 * lower * (1 - lower))  # of 1 - x^2, without its rounding
-    centre, tail = jnp.polyval(_CENTRE, w - 2.5), jnp.polyval(_TAIL, jnp.sqrt(w) - 3)
-    size = jnp.float32(np.sqrt(2)) * x * jnp.where(w < 5, centre, tail)
-    return jnp.where(bits & jnp.uint32(1), -size, size)
+    """Normal quantile of 31 bits, with the sign from the last one: equally fine in both tails."""
+    uniform = (bits >> 1).astype(jnp.float32) + 0.5
+    lower_tail = uniform * 2.0**-32  # within (0, 1/2)
+    x = 1 - 2 * lower_tail
+    w = -jnp.log(4 * lower_tail * (1 - lower_tail))  # -log(1 - x^2), without its rounding
+    centre = jnp.polyval(_CENTRE, w - 2.5)
+    tail = jnp.polyval(_TAIL, jnp.sqrt(w) - 3)
+    quantile = math.sqrt(2) * x * jnp.where(w < 5, centre, tail)
+    return jnp.where(bits & 1, -quantile, quantile)

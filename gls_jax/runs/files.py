@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read with one clear line when they are broken."""
+"""Files that are written whole or not at all; reading a broken one raises a one-line error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,105 +17,122 @@ __all__ = [
     "alone",
     "check_file",
     "check_folder",
-    "map_array",
+    "open_array",
     "read_array",
     "read_arrays",
     "read_json",
+    "read_text",
     "write_arrays",
+    "write_json",
     "write_whole",
 ]
 
 
 def check_file(path: Path) -> None:
-    """Raise `OSError` where `path` cannot be a file to write; nothing is made."""
+    """Raise `OSError` if `path` cannot be written as a file; nothing is created."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file that can be written, got a folder")
     check_folder(path.parent)
 
 
 def check_folder(path: Path) -> None:
-    """Raise `OSError` where `path` cannot be a folder to write into; nothing is made."""
-    ancestor = path
-    while not ancestor.exists() and ancestor != ancestor.parent:
-        ancestor = ancestor.parent
-    if not ancestor.is_dir():
+    """Raise `OSError` if `path` cannot be a folder to write into; nothing is created."""
+    # The folder may not exist yet: then its closest existing ancestor is checked.
+    existing_path = path
+    while not existing_path.exists() and existing_path != existing_path.parent:
+        existing_path = existing_path.parent
+    if not existing_path.is_dir():
         raise NotADirectoryError(
-            f"{path}: expected a folder that can be written, but {ancestor} is not a folder"
+            f"{path}: expected a folder that can be written, but {existing_path} is not a folder"
         )
-    if not os.access(ancestor, os.W_OK | os.X_OK):
+    if not os.access(existing_path, os.W_OK | os.X_OK):
         raise PermissionError(
-            f"{path}: expected a folder that can be written, but {ancestor} is read-only"
+            f"{path}: expected a folder that can be written, but {existing_path} is read-only"
         )
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keep a second run out of a folder, or from a file; the system lets go of it with the process,
-    however that ends.
+    """Lock a folder or a file against a second run.
+
+    The operating system releases the lock when the process ends, however it ends.
 
     Args:
-        path: a folder, else a file, beside which a hidden one is held as long.
+        path: a folder, which is locked itself; or a file, for which a hidden file in the same
+            folder is locked, and removed at the end.
 
     Raises:
-        BlockingIOError: a run is at work in it.
+        BlockingIOError: another run has the lock.
     """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
+    if find_spec("fcntl") is None:  # on Windows, where nothing is locked
         yield
         return
-    if path.is_dir():
-        held, handle = path, os.open(path, os.O_RDONLY)
+    is_folder = path.is_dir()
+    if is_folder:
+        lock_path = path
+        handle = os.open(path, os.O_RDONLY)
     else:
-        held = path.with_name(f".{path.name}.lock")
-        handle = os.open(held, os.O_RDWR | os.O_CREAT, 0o666)
+        lock_path = path.with_name(f".{path.name}.lock")
+        handle = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = held.exists() and os.path.samestat(
-                held.stat(), os.fstat(handle)
-            )  # and not one of a run just ended
-        except BlockingIOError:
-            ours = False
-        except OSError:  # a file system without locks
-            ours = True
-        if not ours:
-            kind = "folder" if held == path else "file"
+        if not _try_lock(handle, lock_path):
+            kind = "folder" if is_folder else "file"
             raise BlockingIOError(
-                f"{path}: expected a {kind} to itself, but another run is at work in it"
+                f"{path}: expected a {kind} to itself, but another run is using it"
             )
         try:
             yield
         finally:
-            if held != path:
-                held.unlink(missing_ok=True)
+            if not is_folder:
+                lock_path.unlink(missing_ok=True)
     finally:
         os.close(handle)
 
 
+def _try_lock(handle: int, lock_path: Path) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another run may have removed the file after this one opened it. A lock on the removed file
+        # would not exclude other runs.
+        return os.path.samestat(lock_path.stat(), os.fstat(handle))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:  # a file system without locks
+        return True
+
+
 def write_whole(path: Path, write: Callable[[Any], object], mode: str = "wb") -> None:
-    """Write a file under a temporary name beside `path` and rename it: readers see all of it or
-    nothing.
+    """Write a file under a temporary name and rename it, so that readers see all of it or nothing.
 
     Args:
         path: replaced if it exists.
         write: called with the open file.
         mode: of the file.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # In the same folder, because a rename is one step only within a file system.
+    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, mode) as file:
             write(file)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
+        # mkstemp makes files that only their owner can read.
+        os.chmod(temporary_name, 0o666 & ~_umask())
+        os.replace(temporary_name, path)
+    except BaseException:  # an interrupt, too, leaves no temporary file
+        os.unlink(temporary_name)
         raise
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """An `.npz` file, whole."""
+    """Write an `.npz` file, whole."""
     write_whole(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole."""
+    text = json.dumps(value, indent=1) + "\n"
+    write_whole(path, lambda file: file.write(text), mode="w")
 
 
 def read_array(path: Path, expected: str) -> np.ndarray:
@@ -122,21 +140,38 @@ def read_array(path: Path, expected: str) -> np.ndarray:
 
     Args:
         path: the file.
-        expected: what it should have been, for the error.
+        expected: what the file should be, for the errors.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a whole `.npy` file of plain numbers.
     """
-    return np.array(map_array(path, expected))
+    return np.array(_map_array(path, expected))
 
 
-def map_array(path: Path, expected: str) -> np.memmap:
-    """The array of an `.npy` file where it lies, read as it is used; errors as in
-    :func:`read_array`.
+def open_array(
+    path: Path, name: str, dtype: str, shape: tuple[int, ...], *, writable: bool = False
+) -> np.memmap:
+    """The array of an `.npy` file, memory-mapped and known to be whole.
+
+    Args:
+        path: the file.
+        name: what the array is, for the errors.
+        dtype, shape: the expected ones.
+        writable: whether changes go to the disk.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a broken or shortened file, another shape or dtype.
     """
-    # A header that promises more than the file holds takes no memory, and a pickle is never loaded.
-    return _read(path, expected, lambda: np.lib.format.open_memmap(path, mode="r"))
+    expected = f"{name}, {dtype} of shape {list(shape)}"
+    # Read-only first: mode "r+" would fill a shortened file up with zeros.
+    array = _map_array(path, expected)
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(
+            f"{path}: expected {expected}, got {array.dtype} of shape {list(array.shape)}"
+        )
+    return np.lib.format.open_memmap(path, mode="r+") if writable else array
 
 
 def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
@@ -144,7 +179,7 @@ def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
 
     Args:
         path: the file.
-        expected: what it should have been, for the error.
+        expected: what the file should be, for the errors.
 
     Raises:
         FileNotFoundError: no such file.
@@ -155,22 +190,41 @@ def read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
-    return _read(path, expected, load)
+    return _load(path, expected, load)
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """What a JSON file says; errors as in :func:`read_array`."""
-    return _read(path, expected, lambda: json.loads(path.read_text(encoding="utf-8")))
+    """The content of a JSON file; errors as in :func:`read_array`."""
+    return _load(path, expected, lambda: json.loads(path.read_text(encoding="utf-8")))
 
 
-def _read(path: Path, expected: str, load: Callable[[], Any]) -> Any:
+def read_text(path: Path) -> str:
+    """Text of a file in UTF-8.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: bytes that are not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected a UTF-8 text file, got other bytes") from None
+
+
+def _map_array(path: Path, expected: str) -> np.memmap:
+    # A memory map, because a header that promises more than the file holds must take no memory, and
+    # a pickle must never be loaded.
+    return _load(path, expected, lambda: np.lib.format.open_memmap(path, mode="r"))
+
+
+def _load(path: Path, expected: str, load: Callable[[], Any]) -> Any:
+    """Call `load`; any error that it raises becomes a `ValueError` of one line."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected {expected}")
     try:
         return load()
-    except (
-        Exception
-    ) as error:  # a header is parsed as Python, and raises whatever Python's parsers raise
+    # NumPy parses a header as Python code, which can raise any of the errors of Python's parser.
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{path}: expected {expected}, got a file that cannot be read ({reason})"
@@ -178,6 +232,6 @@ def _read(path: Path, expected: str, load: Callable[[], Any]) -> Any:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     return mask

@@ -1,4 +1,8 @@
-"""The cells of a study in files: each process writes a part, and whoever goes on reads all of them."""
+"""Numbers of every scheme, pair and list length of a study, written to files block by block.
+
+Each process writes a separate file, `cells.partial.<process>.npz`, with all results that it has
+read or computed. A resumed run reads all of these files. The merged file is `cells.npz`.
+"""
 
 from __future__ import annotations
 
@@ -6,54 +10,75 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
 from gls_jax.runs import files
+from gls_jax.runs.resume import check_resumable
 
-__all__ = ["FIELDS", "Cells"]
+__all__ = ["FIELDS", "Block", "ResultsGrid"]
 
 FIELDS = ("exact", "simulated", "standard_error", "bound")
-_FINISHED = "cells.npz"
+_RUN, _FINISHED = "an unfinished run", "cells.npz"
+_HASH = "asked"  # the array of the configuration's hash, by its name in the first version's files
 
 
-class Cells:
-    """Numbers of every scheme, pair and list length, and which blocks of them are known.
-
-    Args:
-        folder: where the files are.
-        asked: fingerprint of what the numbers depend on.
-        shape: schemes, pairs, list lengths.
-        size: pairs in a block.
-        resume: whether to begin with what an earlier run has left in the folder.
+class Block(NamedTuple):
+    """A slice of the pairs under one scheme: the unit of work.
 
     Attributes:
-        blocks: which scheme and which pairs each block holds.
-        done: which blocks are known, `bool[len(blocks)]`.
-
-    Raises:
-        ValueError: an unfinished run in the folder without `resume`, or one that was asked
-            something else with it.
+        scheme: index of the scheme.
+        pairs: indices of the pairs.
     """
 
-    blocks: list[tuple[int, slice]]
+    scheme: int
+    pairs: slice
+
+
+class ResultsGrid:
+    """Numbers of every scheme, pair and list length, and flags of the blocks that are done.
+
+    Args:
+        folder: folder of the files.
+        configuration_hash: hash of everything that the numbers depend on.
+        shape: numbers of schemes, pairs and list lengths.
+        block_size: pairs per block.
+        resume: whether to begin with the results of an earlier run in the folder.
+
+    Attributes:
+        blocks: all blocks.
+        done: whether each block is done, `bool[len(blocks)]`.
+
+    Raises:
+        ValueError: an unfinished run is in the folder and `resume` is not set, or that run has
+            another configuration.
+    """
+
+    blocks: list[Block]
     done: Bool[np.ndarray, " blocks"]
 
     def __init__(
-        self, folder: Path, asked: str, shape: tuple[int, int, int], size: int, resume: bool
+        self,
+        folder: Path,
+        configuration_hash: str,
+        shape: tuple[int, int, int],
+        block_size: int,
+        *,
+        resume: bool,
     ) -> None:
-        self._folder, self._asked = folder, asked
+        self._folder, self._hash = folder, configuration_hash
         self._values = {field: np.full(shape, np.nan) for field in FIELDS}
-        starts = range(0, shape[1], size)
+        num_schemes, num_pairs, _ = shape
         self.blocks = [
-            (s, slice(at, min(at + size, shape[1]))) for s in range(shape[0]) for at in starts
+            Block(scheme, slice(start, min(start + block_size, num_pairs)))
+            for scheme in range(num_schemes)
+            for start in range(0, num_pairs, block_size)
         ]
         self.done = np.zeros(len(self.blocks), bool)
-        if not resume and (parts := self._parts()):
-            raise ValueError(
-                f"{parts[0]}: an unfinished run is here; --resume goes on with it, else give another folder"
-            )
+        for part in self._parts():
+            check_resumable(part, _RUN, resume=resume, differences=[])
         if resume:
             self.read()
 
@@ -61,63 +86,67 @@ class Cells:
         return self._values[field]
 
     @property
-    def purpose(self) -> str:
-        """Of a process: what it was asked, and which blocks it knows."""
-        return hashlib.sha256(self._asked.encode() + self.done.tobytes()).hexdigest()
+    def state_hash(self) -> str:
+        """Hash of the configuration and of the finished blocks; equal on processes that agree."""
+        return hashlib.sha256(self._hash.encode() + self.done.tobytes()).hexdigest()
 
     def read(self) -> None:
-        """Take over all blocks that the files in the folder know."""
+        """Take over all finished blocks of the files in the folder."""
         for path in [*self._parts(), self._folder / _FINISHED]:
             if not path.exists():
                 continue
-            found = files.read_arrays(path, "the cells of an earlier run")
-            if str(found.get("asked")) == self._asked:
-                shapes = {"done": self.done.shape} | {
-                    field: self._values[field].shape for field in FIELDS
-                }
-                if any(
-                    name not in found or found[name].shape != shape
-                    for name, shape in shapes.items()
-                ):
-                    raise ValueError(
-                        f"{path}: expected the cells of an earlier run, got other arrays"
-                    )
-                for block in np.flatnonzero(found["done"] & ~self.done):
-                    scheme, pairs = self.blocks[block]
-                    self.put(int(block), {field: found[field][scheme, pairs] for field in FIELDS})
-            elif path.name != _FINISHED:
-                raise ValueError(
-                    f"{path}: the unfinished run here was asked something else; give another folder"
-                )
+            arrays = files.read_arrays(path, "the results of an earlier run")
+            # The first version stored more digits of the same hash.
+            if str(arrays.get(_HASH)).startswith(self._hash):
+                self._take(path, arrays)
+            elif path.name != _FINISHED:  # a finished run of another configuration is replaced
+                check_resumable(path, _RUN, resume=True, differences=["hash"])
 
-    def put(self, block: int, values: Mapping[str, np.ndarray]) -> None:
-        """Note the numbers of a block by field, `f[pairs, list lengths]` each; fields not named
-        stay unknown.
+    def put(self, block_index: int, values: Mapping[str, np.ndarray]) -> None:
+        """Enter the numbers of a block.
+
+        Args:
+            block_index: index of the block.
+            values: `f[pairs, list lengths]` by field; missing fields stay NaN.
         """
-        scheme, pairs = self.blocks[block]
+        block = self.blocks[block_index]
         for field, numbers in values.items():
-            self._values[field][scheme, pairs] = numbers
-        self.done[block] = True
+            self._values[field][block.scheme, block.pairs] = numbers
+        self.done[block_index] = True
 
     def write(self, process: int) -> None:
-        """Write all that is known to the part of one process, in place of what it held."""
-        arrays = self._values | {"done": self.done, "asked": np.array(self._asked)}
+        """Replace the file of one process by all results that are known here."""
+        arrays = self._values | {"done": self.done, _HASH: np.array(self._hash)}
         files.write_arrays(self._part(process), arrays)
 
     def finish(self) -> None:
-        """Make one file of the parts; at each moment the files hold everything."""
-        if not self._parts():  # a finished run was found
+        """Merge the files of the processes; if this is interrupted, no result is lost."""
+        if not self._parts():  # the run was finished before
             return
         self.write(0)
         for path in set(self._parts()) - {self._part(0)}:
             path.unlink()
         os.replace(self._part(0), self._folder / _FINISHED)
-        for path in self._folder.glob(".cells.*"):  # temporary files of processes that were killed
+        # Temporary files of processes that were killed while they wrote.
+        for path in self._folder.glob(".cells.*"):
             path.unlink(missing_ok=True)
+
+    def _take(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        """Enter the blocks of a file that are not done yet."""
+        for name, array in {**self._values, "done": self.done}.items():
+            if name not in arrays or arrays[name].shape != array.shape:
+                raise ValueError(
+                    f"{path}: expected the results of an earlier run, got other arrays"
+                )
+        for block_index in np.flatnonzero(arrays["done"] & ~self.done):
+            block = self.blocks[block_index]
+            values = {field: arrays[field][block.scheme, block.pairs] for field in FIELDS}
+            self.put(int(block_index), values)
 
     def _part(self, process: int) -> Path:
         return self._folder / f"cells.partial.{process}.npz"
 
     def _parts(self) -> list[Path]:
+        """The files of all processes."""
         paths = self._folder.glob("cells.partial.*.npz")
         return sorted(path for path in paths if path.name.split(".")[2].isdecimal())

@@ -1,43 +1,61 @@
-"""Gumbel-max list sampling as a scheme (Rowan, Phan, Khisti 2025, arXiv 2506.05632, Algorithms 1
-and 2).
+"""Gumbel-max list sampling (GLS) as a scheme.
 
-Draft `k` wins the race of its own stream under `p`; the target emits ``argmin_i min_k S[k, i] /
-q_i`` over the streams of the active drafts. On a mismatch the token to emit is that same one: a
-fresh sample of `q` would bias the output.
+Source: Rowan, Phan, Khisti 2025, arXiv 2506.05632, Algorithms 1 and 2.
 
-Exact acceptance (not in the paper). Item `j` reaches the target in a given stream at time `m` and
-no other item has beaten it there, while stream `k` drafts something else. With ``r_i = q_i / p_i``,
+Draft `k` wins the race of stream `k` under `p`; the target emits ``argmin_i min_k S[k, i] / q_i``
+over the streams of the active drafts. On a mismatch the target emits that same token: a fresh
+sample of `q` would bias the output.
+
+**Exact acceptance** (not in the paper). Suppose that token `j` arrives first in the target's race,
+at time `m` in one of the streams, the *winning* stream. With ``r_i = q_i / p_i``,
 ``h(u) = sum_i max(u p_i, q_i)``, ``M_j = h(r_j)`` and everything scaled by `e^m`,
 
     P(no match) = sum_j q_j int_0^inf K e^{-K m} (1 - e_j) G_j(m)^{K-1} dm,
     e_j = e^{-m (M_j - 1)},   G_j(m) = 1 - m p_j int_{r_j}^inf e^{-m (h(u) - 1)} du,
 
-`G_j` being the chance that another stream does not draft `j`, given that the target's minimum is
-not there before `m`. `h` is piecewise linear between the sorted ratios, so the inner integral is a
-sum over the later places `t` of ``(e_t - e_{t+1}) / P_t``, ``P_t`` the cumulative draft mass. Added
-by parts, so that nothing small is divided by something small,
+where `e_j` is the probability that the winning stream drafts `j`, and `G_j` the probability that
+another stream does not, given that nothing arrives for the target before `m`. `h` is piecewise
+linear between the sorted ratios, so the inner integral is a sum of ``(e_t - e_{t+1}) / P_t`` over
+the indices ``t >= j`` in ratio order, with `P_t` the cumulative draft mass. Summation by parts
+avoids dividing small differences by small masses:
 
-    G_j(m) = 1 - p_j / P_j e_j + p_j sum_{t > j} e_t (1 / P_{t-1} - 1 / P_t):
+    G_j(m) = 1 - p_j / P_j e_j + p_j sum_{t > j} e_t (1 / P_{t-1} - 1 / P_t).
 
-one sort, then one exponential and one reversed cumulative sum of `N` numbers a node.
+The cost is one sort, and at each quadrature node one exponential and one reversed cumulative sum of
+`N` numbers.
+
+**Kernel** for the planner. Given that `y` arrives first at time `m`, every other exponential starts
+anew there (the race has no memory), so the streams draft independently: the winning stream drafts
+`y` with probability ``e_y(m)``, every other one with ``1 - G_y(m)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from gls_jax import bounds, checks, races
 from gls_jax.exact import inversion
-from gls_jax.exact.counting import KERNEL_STEP, binomial_counts, one_more, with_empty_row
+from gls_jax.exact.counting import KERNEL_STEP, add_bernoulli, binomial_counts, with_empty_row
 from gls_jax.exact.quadrature import exponential_nodes
 from gls_jax.exact.ratio_order import RatioOrder, cumulative, ratio_order, total
 from gls_jax.sampling import draft_list, target_of_list
+from gls_jax.schemes.array_types import (
+    Acceptances,
+    AcceptedByLength,
+    Active,
+    DraftLogProbs,
+    Drafts,
+    Kernel,
+    Scalar,
+    Token,
+    Vector,
+)
+from gls_jax.schemes.function_types import Trial
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 from gls_jax.typing import LogProbs
 
@@ -51,75 +69,76 @@ __all__ = [
     "verify",
 ]
 
-_LEAST_MASS = (
-    1e-18  # of what stands in a denominator: items behind less draft mass are never matched anyway
-)
+# Least draft mass in a denominator: tokens with less cumulative mass are practically never matched.
+_LEAST_MASS = 1e-18
 
 
-def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> Int[Array, " K"]:
-    return draft_list(races.exponentials(key, num_drafts, log_p.shape[-1]), log_p)
+def propose(key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int) -> Drafts:
+    noise = races.exponentials(key, num_drafts, log_p.shape[-1])
+    return draft_list(noise, log_p)
 
 
 def verify(
     key: PRNGKeyArray,
-    drafts: Int[Array, " K"],
-    log_p: Float[Array, "*k N"],
-    log_q: Float[Array, " N"],
-    active: Bool[Array, " K"] | None,
-) -> Int[Array, ""]:
-    del log_p  # conditional invariance: the draft laws play no part
-    clocks = races.exponentials(key, drafts.shape[0], log_q.shape[0])
-    return target_of_list(clocks, log_q, active)
+    drafts: Drafts,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    active: Active | None,
+) -> Token:
+    del log_p  # conditional invariance: the draft distributions play no part
+    noise = races.exponentials(key, drafts.shape[0], log_q.shape[0])
+    return target_of_list(noise, log_q, active)
 
 
 def accepted(
-    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
-) -> Bool[Array, " K"]:
-    """One trial for every K: the target of the first K streams is a running minimum over streams."""
-    (_, drafts), (first, items) = races.first_arrivals(key, num_drafts, log_p, log_q)
-    return _accepted(first, items, drafts)
+    key: PRNGKeyArray, log_p: DraftLogProbs, log_q: Vector, num_drafts: int
+) -> AcceptedByLength:
+    (_, drafts), (arrivals, tokens) = races.first_arrivals(key, num_drafts, log_p, log_q)
+    return _accepted_by_length(arrivals, tokens, drafts)
 
 
-def inversion_trial(
-    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
-) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
-    """The same trial without clocks: K independent streams, each by inversion."""
-    prepare, each = inversion.tables, None
-    if log_p.ndim == 2:  # a law a stream
-        prepare, each = jax.vmap(inversion.tables, (0, None)), 0
-    pair = prepare(log_p, log_q)
+def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Trial:
+    """The same trial by inversion: K independent streams."""
+    if log_p.ndim == 1:
+        tables, table_axis = inversion.pair_tables(log_p, log_q), None
+    else:
+        tables, table_axis = jax.vmap(inversion.pair_tables, (0, None))(log_p, log_q), 0
 
     def trial(key):
-        return _accepted(
-            *jax.vmap(inversion.stream, (each, 0))(pair, races.exponentials(key, num_drafts, 6))
-        )
+        noise = races.exponentials(key, num_drafts, 6)
+        streams = jax.vmap(inversion.one_stream, (table_axis, 0))
+        arrivals, tokens, drafts = streams(tables, noise)
+        return _accepted_by_length(arrivals, tokens, drafts)
 
     return trial
 
 
-def _accepted(first, items, drafts) -> Bool[Array, " K"]:
-    """For every K: whether what arrives first in the first K streams is drafted in one of them."""
-    listed = jnp.arange(drafts.shape[0]) <= jnp.arange(drafts.shape[0])[:, None]  # [K, stream]
-    targets = items[jnp.argmin(jnp.where(listed, first, jnp.inf), axis=1)]
-    return jnp.any(listed & (drafts == targets[:, None]), axis=1)
+def _accepted_by_length(
+    arrivals: Float[Array, " K"], tokens: Drafts, drafts: Drafts
+) -> AcceptedByLength:
+    """For every list length: whether its target is drafted in one of its streams.
+
+    In each stream `tokens` arrive first under `q`, at the times `arrivals`.
+    """
+    stream = jnp.arange(drafts.shape[0])
+    is_listed = stream <= jnp.arange(drafts.shape[0])[:, None]  # [list length - 1, stream]
+    winners = jnp.argmin(jnp.where(is_listed, arrivals, jnp.inf), axis=1)
+    targets = tokens[winners]
+    return jnp.any(is_listed & (drafts == targets[:, None]), axis=1)
 
 
-def acceptance(
-    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
-) -> Float[Array, " C"]:
+def acceptance(log_p: DraftLogProbs, log_q: Vector, num_drafts: tuple[int, ...]) -> Acceptances:
     if log_p.ndim == 2:
         return _acceptance_diverse(log_p, log_q, num_drafts)
     return _acceptance_iid(log_p, log_q, tuple((k, k) for k in num_drafts))
 
 
-def acceptance_active(
-    log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int
-) -> Float[Array, ""]:
-    """Exact acceptance when the target's minimum runs over `K` streams of which only `J` drafts can
-    still match.
+def acceptance_active(log_p: LogProbs, log_q: LogProbs, num_active: int, num_drafts: int) -> Scalar:
+    """Exact acceptance when only J of the K streams that the target reads have active drafts.
 
-    That is `gls_strong` after rejections. Streams whose draft is out of play can win for the target
-    without a match: the integrand becomes ``J (1 - e_j) G^{J-1} + (K - J) G^J``.
+    This is the acceptance of `gls_strong` after rejections. A stream whose draft is not active can
+    win for the target without a match: the integrand of a miss becomes
+    ``J (1 - e_j) G^{J-1} + (K - J) G^J``.
 
     Args:
         log_p: `[N]`.
@@ -142,148 +161,175 @@ def acceptance_active(
     """
     num_active, num_drafts = checks.active_of(num_active, num_drafts)
     log_p, log_q = checks.problem(log_p, log_q)
-    return jnp.clip(_acceptance_iid(log_p, log_q, ((num_active, num_drafts),))[0], 0, 1)
+    value = _acceptance_iid(log_p, log_q, ((num_active, num_drafts),))[0]
+    return jnp.clip(value, 0, 1)
 
 
-def _acceptance_iid(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Float[Array, " C"]:
-    """Cases `(J, K)` in one pass over the nodes: time `O(N log N + N nodes)`, memory `O(N)`, also
-    of the gradient.
+class _Terms(NamedTuple):
+    """The terms of `e` and `G` that depend on the pair (p, q) alone, in ratio order."""
+
+    p: Vector
+    excess: Vector  # M - 1
+    share: Vector  # p_t / P_t
+    drop: Vector  # 1 / P_t - 1 / P_{t+1}; 0 at the last index
+
+
+def _terms(ranked: RatioOrder) -> _Terms:
+    mass = jnp.maximum(ranked.mass, _LEAST_MASS)
+    share = ranked.p / mass
+    last_drop = jnp.zeros(1, share.dtype)
+    drop = jnp.append(share[1:] / mass[:-1], last_drop)
+    return _Terms(p=ranked.p, excess=ranked.excess, share=share, drop=drop)
+
+
+def _e_and_g(terms: _Terms, m: Scalar) -> tuple[Vector, Vector]:
+    """`e_j(m)` and `G_j(m)` at every index in ratio order."""
+    e = jnp.exp(-m * terms.excess)
+    next_e = jnp.append(e[1:], e[-1:])
+    later = cumulative(terms.drop * next_e, reverse=True)
+    return e, 1 - terms.share * e + terms.p * later
+
+
+def _acceptance_iid(log_p, log_q, cases: tuple[tuple[int, int], ...]) -> Acceptances:
+    """Acceptance for cases `(J, K)`, in one pass over the quadrature nodes.
+
+    Time `O(N log N + N nodes)` and memory `O(N)`, also of the gradient.
     """
     ranked = ratio_order(log_p, log_q)
-    live = jnp.where(
-        ranked.p > 0, ranked.q, 0
-    )  # a target token that no draft can be is always missed
-    return _integral(_places(ranked), live, cases)
+    # A target token that cannot be drafted is always missed.
+    matchable_q = jnp.where(ranked.p > 0, ranked.q, 0)
+    return _integral(_terms(ranked), matchable_q, cases)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _integral(
-    places: _Places, live: Float[Array, " N"], cases: tuple[tuple[int, int], ...]
-) -> Float[Array, " C"]:
-    nodes, weights = exponential_nodes(tuple(k for _, k in cases), live.dtype)
-    values = jax.lax.map(lambda m: _integrand(places, live, m, cases), jnp.asarray(nodes))
+    terms: _Terms, matchable_q: Vector, cases: tuple[tuple[int, int], ...]
+) -> Acceptances:
+    nodes, weights = exponential_nodes(tuple(k for _, k in cases), matchable_q.dtype)
+    values = jax.lax.map(lambda m: _integrand(terms, matchable_q, m, cases), jnp.asarray(nodes))
     return jnp.sum(values * weights.T, axis=0)
 
 
 @_integral.defjvp
-def _integral_and_slopes(cases, primals, tangents):
-    """Value and gradient in one pass: what a node adds to either needs no other node, and no node's
-    arrays are kept.
-    """
-    nodes, weights = exponential_nodes(tuple(k for _, k in cases), primals[1].dtype)
+def _integral_jvp(cases, primals, tangents):
+    """Value and slopes in one pass over the nodes, without keeping the arrays of any node."""
+    terms, matchable_q = primals
+    nodes, weights = exponential_nodes(tuple(k for _, k in cases), matchable_q.dtype)
+    value_and_slopes = jax.value_and_grad(_weighted_integrand, argnums=(0, 1))
 
-    def add(sums, at):
-        m, weight = at
-        # Case by case: `vmap` over them costs a fifth of the time where there is one.
-        added = []
-        for case, share in zip(cases, weight, strict=True):
+    def add_node(sums, node):
+        m, node_weights = node
+        # Case by case: `vmap` would cost a fifth more time where there is one case.
+        added = [
+            value_and_slopes(terms, matchable_q, m, case, weight)
+            for case, weight in zip(cases, node_weights, strict=True)
+        ]
+        sums = jax.tree.map(lambda total, *parts: total + jnp.stack(parts), sums, *added)
+        return sums, None
 
-            def part(places, live, case=case, share=share):
-                return share * _integrand(places, live, m, (case,))[0]
-
-            added.append(jax.value_and_grad(part, argnums=(0, 1))(*primals))
-        return jax.tree.map(lambda total, *each: total + jnp.stack(each), sums, *added), None
-
-    zero = jnp.zeros(len(cases), primals[1].dtype)
-    start = jax.tree.map(lambda field: zero[:, None] * field, primals)
-    (value, slopes), _ = jax.lax.scan(add, (jnp.sum(start[1], axis=1), start), (nodes, weights.T))
+    # Zeros made of the primals: inside `shard_map` they vary over the same devices.
+    zeros = jnp.zeros(len(cases), matchable_q.dtype)
+    zero_slopes = jax.tree.map(lambda field: zeros[:, None] * field, primals)
+    zero_value = jnp.sum(zero_slopes[1], axis=1)
+    (value, slopes), _ = jax.lax.scan(add_node, (zero_value, zero_slopes), (nodes, weights.T))
     products = jax.tree.map(
         lambda slope, tangent: jnp.sum(slope * tangent, axis=-1), slopes, tangents
     )
     return value, sum(jax.tree.leaves(products))
 
 
+def _weighted_integrand(terms: _Terms, matchable_q, m, case: tuple[int, int], weight):
+    return weight * _integrand(terms, matchable_q, m, (case,))[0]
+
+
 def _integrand(
-    places: _Places, live: Float[Array, " N"], m, cases: tuple[tuple[int, int], ...]
-) -> Float[Array, " C"]:
-    """K minus that of a miss: hits are summed, so that a small acceptance keeps its digits."""
-    unbeaten, other = _at(places, m)
-    hits = (
-        j * (unbeaten + (1 - unbeaten) * (1 - other ** (j - 1)))
-        + ((k - j) * (1 - other**j) if k > j else 0)
-        for j, k in cases
-    )
-    return jnp.stack([total(live * f) for f in hits])
+    terms: _Terms, matchable_q: Vector, m, cases: tuple[tuple[int, int], ...]
+) -> Acceptances:
+    """The integrand of a match: K minus that of a miss.
+
+    Summing matches instead of misses keeps the digits of a small acceptance.
+    """
+    e, g = _e_and_g(terms, m)
+    values = []
+    for j, k in cases:
+        match = j * (e + (1 - e) * (1 - g ** (j - 1)))
+        if k > j:
+            match = match + (k - j) * (1 - g**j)
+        values.append(total(matchable_q * match))
+    return jnp.stack(values)
 
 
-class _Places(NamedTuple):
-    """What the integral needs of a pair of laws, in order of `q / p`; each field is `[N]`."""
+def _acceptance_diverse(
+    log_p: Float[Array, "K N"], log_q: Vector, num_drafts: tuple[int, ...]
+) -> Acceptances:
+    """Acceptance if every stream has another draft distribution; `O(K N)` memory.
 
-    p: Float[Array, " N"]
-    excess: Float[Array, " N"]  # M - 1
-    share: Float[Array, " N"]  # p_t / P_t
-    drop: Float[Array, " N"]  # 1 / P_t - 1 / P_{t+1}; 0 at the last place
-
-
-def _places(ranked: RatioOrder) -> _Places:
-    mass = jnp.maximum(ranked.mass, _LEAST_MASS)
-    share = ranked.p / mass
-    return _Places(
-        ranked.p, ranked.excess, share, jnp.append(share[1:] / mass[:-1], jnp.zeros(1, share.dtype))
-    )
-
-
-def _at(places: _Places, m: Float[Array, ""]) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """`e_j(m)` and `G_j(m)` of every place."""
-    unbeaten = jnp.exp(-m * places.excess)
-    later = cumulative(places.drop * jnp.append(unbeaten[1:], unbeaten[-1:]), reverse=True)
-    return unbeaten, 1 - places.share * unbeaten + places.p * later
-
-
-def _acceptance_diverse(log_p: Float[Array, "K N"], log_q, num_drafts):
-    """One law a stream: sum over the winning stream of its own factor times the others' `G`; `O(K
-    N)` memory.
+    The miss is a sum over the winning stream of its ``1 - e`` times the `G` of the other streams.
     """
     ranked = jax.vmap(ratio_order, in_axes=(0, None))(log_p, log_q)
-    places = jax.vmap(_places)(ranked)
-    numbers = jnp.arange(log_q.shape[0], dtype=jnp.int32)
-    back = jax.vmap(lambda order: jnp.zeros_like(order).at[order].set(numbers))(
-        ranked.order
-    )  # place of each item
-    live = ranked.p > 0
+    terms = jax.vmap(_terms)(ranked)
+    tokens = jnp.arange(log_q.shape[0], dtype=jnp.int32)
+    # The ratio order differs between streams: the index of every token in each order.
+    index_of = jax.vmap(lambda order: jnp.zeros_like(order).at[order].set(tokens))(ranked.order)
+    is_possible = ranked.p > 0
     q = jnp.exp(log_q)
-    counts = tuple(range(1, log_p.shape[0] + 1))
-    nodes, weights = exponential_nodes(counts, log_q.dtype)
 
-    @jax.checkpoint
-    def node(m) -> Float[Array, " K"]:
-        unbeaten, other = jax.vmap(_at, in_axes=(0, None))(places, m)
-        other, beaten = jnp.where(live, other, 1), jnp.where(live, 1 - unbeaten, 1)
-        other, beaten = (jnp.take_along_axis(x, back, axis=1) for x in (other, beaten))
+    @jax.checkpoint  # the gradient keeps no arrays of a node
+    def misses(m) -> Float[Array, " K"]:
+        """The integrand of a miss for the first 1, ..., K streams."""
+        e, g = jax.vmap(_e_and_g, in_axes=(0, None))(terms, m)
+        g = jnp.where(is_possible, g, 1)
+        not_e = jnp.where(is_possible, 1 - e, 1)
+        g = jnp.take_along_axis(g, index_of, axis=1)
+        not_e = jnp.take_along_axis(not_e, index_of, axis=1)
 
-        def stream(carry, factors):
-            nobody, won = (
-                carry  # prod_k G_k, and sum over the winner of its factor times the others' G
-            )
-            g, b = factors
-            won = won * g + nobody * b
-            return (nobody * g, won), jnp.sum(q * won)
+        def add_stream(carry, stream):
+            # Over the streams so far: the product of their G, and the sum over the winner of its
+            # 1 - e times the product of the others' G.
+            product, winner_sum = carry
+            stream_g, stream_not_e = stream
+            winner_sum = winner_sum * stream_g + product * stream_not_e
+            return (product * stream_g, winner_sum), jnp.sum(q * winner_sum)
 
-        return jax.lax.scan(stream, (jnp.ones_like(q), jnp.zeros_like(q)), (other, beaten))[1]
+        start = jnp.ones_like(q), jnp.zeros_like(q)
+        _, missed = jax.lax.scan(add_stream, start, (g, not_e))
+        return missed
 
-    missed = jnp.sum(jax.lax.map(node, jnp.asarray(nodes)) * weights.T, axis=0)
+    list_lengths = tuple(range(1, log_p.shape[0] + 1))
+    nodes, weights = exponential_nodes(list_lengths, log_q.dtype)
+    missed = jnp.sum(jax.lax.map(misses, jnp.asarray(nodes)) * weights.T, axis=0)
     return jnp.sum(q) - missed[jnp.asarray(num_drafts) - 1]
 
 
-def kernel(log_p, log_q, num_drafts: int, *, strong: bool = False) -> Float[Array, "J J"]:
+def kernel(log_p: Vector, log_q: Vector, num_drafts: int, *, strong: bool = False) -> Kernel:
+    """The emitted-token kernel; if `strong`, the target reads all K streams for every J."""
     ranked = ratio_order(log_p, log_q)
     counts = tuple(range(1, num_drafts + 1))
-    theta, weights = exponential_nodes(counts, log_q.dtype, step=KERNEL_STEP)
+    nodes, weights = exponential_nodes(counts, log_q.dtype, step=KERNEL_STEP)
+
+    # Sum of (e_t - e_{t+1}) / P_t over the indices t from that of y, which is category 0, at every
+    # node. Here e_t - e_{t+1} is not a difference, and nothing is lost by dividing.
     excess = ranked.excess[:, None]
-    gaps = jnp.exp(-theta * excess) * -jnp.expm1(-theta * ranked.rise[:, None])
-    here = jnp.argmin(ranked.order)  # place of column 0
-    behind = jnp.arange(len(ranked.order))[:, None] >= here
-    beyond = jnp.sum(jnp.where(behind, gaps / jnp.maximum(ranked.mass[:, None], 1e-18), 0), axis=0)
-    possible = ranked.p[here] > 0
-    won = jnp.where(possible, jnp.exp(-theta * excess[here]), 0)  # the first stream drafts y
-    lost = jnp.where(possible, ranked.p[here] * beyond, 0)  # another one does
-    several = binomial_counts(num_drafts, lost)  # [J, J', n]
+    differences = jnp.exp(-nodes * excess) * -jnp.expm1(-nodes * ranked.rise[:, None])
+    y_index = jnp.argmin(ranked.order)
+    is_from_y = jnp.arange(len(ranked.order))[:, None] >= y_index
+    mass = jnp.maximum(ranked.mass[:, None], _LEAST_MASS)
+    inner_integral = jnp.sum(jnp.where(is_from_y, differences / mass, 0), axis=0)
+
+    # Probability that the winning stream drafts y, and that another stream does.
+    y_is_possible = ranked.p[y_index] > 0
+    by_winner = jnp.where(y_is_possible, jnp.exp(-nodes * excess[y_index]), 0)
+    by_other = jnp.where(y_is_possible, ranked.p[y_index] * inner_integral, 0)
+    other_counts = binomial_counts(num_drafts, by_other)  # [J, J', n]
 
     def row(j: int):
-        streams = num_drafts if strong else j
-        with_first = several[j - 1] * (1 - won) + one_more(several[j - 1]) * won
-        law = j / streams * with_first + (1 - j / streams) * several[j]
-        return law @ (streams * weights[streams - 1])
+        num_streams = num_drafts if strong else j
+        # The winning stream is one of the J active ones, or one of the others.
+        others = other_counts[j - 1]
+        with_winner = add_bernoulli(others, by_winner)
+        share = j / num_streams
+        distribution = share * with_winner + (1 - share) * other_counts[j]
+        return distribution @ (num_streams * weights[num_streams - 1])
 
     return with_empty_row(row(j) for j in counts)
 
@@ -298,7 +344,7 @@ SCHEME = Scheme(
     propose_fn=propose,
     verification=TokenVerification(verify),
     exact=ExactAcceptance(
-        acceptance, bound=bounds.list_matching, kernel=kernel, tails_bracket=True
+        acceptance, bound=bounds.list_matching, kernel=kernel, tails_are_bounds=True
     ),
     trials=Trials(accepted, inversion=inversion_trial, streaming=True),
 )

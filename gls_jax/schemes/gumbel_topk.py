@@ -1,40 +1,55 @@
-"""Coupled Gumbel top-K (this library's; no earlier statement found): ONE clock an item, K distinct
-drafts.
+"""Coupled Gumbel top-K: ONE race, K distinct drafts (this library's; no earlier statement found).
 
 The list is the K smallest ``E_i / p_i`` (sampling without replacement from `p`), the target
-``argmin_i E_i / q_i``. Strongly invariant, needs no draft law. Given that the target is `j` at time
-``theta ~ Exp(1)``, item `i` stands before it in the list with probability ``1 - e^{-theta p_i (r_j
-- r_i)+}``, independently, where ``r = q / p``. So
+``argmin_i E_i / q_i``. Strongly invariant, and the verifier does not need `p`. Given that the
+target is `j`, at time ``theta ~ Exp(1)``, token `i` comes before it in the list with probability
+``1 - e^{-theta p_i (r_j - r_i)+}``, independently, where ``r = q / p``. So
 
     P(target in list) = sum_j q_j F(r_j),   F(r) = E_theta P(Poisson-binomial count <= K - 1),
 
 never below the Poisson scheme, which has Poisson counts of the same rates instead of these
-Bernoullis.
+Bernoulli variables.
 
-**Vocabularies.** `F` is a decreasing function of the ratio alone. It is evaluated at places that
-cut the target's mass into small parts, so that two neighbours bracket every item between them. At
-each place the heaviest draft items are exact Bernoullis and the rest is one Poisson count. A
-Poisson count is never smaller than the Bernoulli of the same rate, so this errs downwards;
-replacing the tail item by item (Le Cam) shows that the truth is at most ``1 / (1 - s)`` times as
-large, ``s = sum over the tail of lambda_i^2 e^{lambda_i} / 2``. :func:`acceptance_interval` returns
-both ends.
+**Vocabularies.** `F` is a decreasing function of the ratio alone. It is evaluated on a grid of
+indices in ratio order that divide the target's mass into small parts, so that the values at two
+neighbours bound those of every token between them. At each index of the grid the heaviest draft
+tokens, the *head*, are exact Bernoulli variables, and the tail is one Poisson count. Such a count
+is never smaller than the Bernoulli variable of the same rate, so this errs downwards. Replacing the
+tail token by token (Le Cam) shows that the truth is at most ``1 / (1 - s)`` times as large,
+``s = sum over the tail of lambda_i^2 e^{lambda_i} / 2``. :func:`acceptance_interval` returns both
+ends.
+
+**Kernel** for the planner. Given that `y` is emitted at time ``theta``, it is in the list if fewer
+than J others come before it, token `i` with probability ``1 - e^{-theta (p_i r_y - q_i)+}``. The
+drafts are distinct, so exactly one of them equals `y` then, unless the list repeats its first
+token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gls_jax import bounds, checks, races
 from gls_jax.exact import inversion
-from gls_jax.exact.counting import KERNEL_STEP, one_more
+from gls_jax.exact.counting import KERNEL_STEP, add_bernoulli, poisson_counts
 from gls_jax.exact.quadrature import exponential_nodes
 from gls_jax.exact.ratio_order import RatioOrder, ratio_order
 from gls_jax.loops import varying_like
+from gls_jax.schemes.array_types import (
+    Acceptances,
+    AcceptedByLength,
+    DraftLogProbs,
+    Drafts,
+    IntScalar,
+    Kernel,
+    Scalar,
+    Vector,
+)
+from gls_jax.schemes.function_types import Trial
 from gls_jax.schemes.poisson import verify  # the same first arrival of one race
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 from gls_jax.typing import LogProbs
@@ -50,98 +65,112 @@ __all__ = [
     "verify",
 ]
 
-_EXACT_ITEMS = 512  # up to here every item is a Bernoulli and every ratio is evaluated
-_CLOCKS = 64  # of the heaviest items in a trial without clocks
-_HEAD, _PLACES = 256, 512  # beyond: exact Bernoullis, and places on the ratio axis
-_PLACES_A_STEP = 27  # divides 2 _PLACES + 2
+# Up to this size every token is a Bernoulli variable, and `F` is evaluated at every ratio.
+MAX_EXACT_CATEGORIES = 512
+# In a larger vocabulary: tokens that are Bernoulli variables, and parts of the target's mass.
+HEAD_SIZE = 256
+_NUM_CUTS = 512
+_INDICES_PER_STEP = 27  # divides 2 _NUM_CUTS + 2, the size of the grid
+_TRIAL_HEAD_SIZE = 64  # heaviest tokens, with one exponential each in a trial by inversion
 
 
 class Interval(NamedTuple):
-    """An acceptance with its error: `lower <= truth <= upper`, up to float rounding; `estimate`
-    lies between.
-    """
+    """An acceptance with its error: `lower <= truth <= upper`, up to rounding."""
 
-    lower: Float[Array, " C"]
-    estimate: Float[Array, " C"]
-    upper: Float[Array, " C"]
+    lower: Acceptances
+    estimate: Acceptances
+    upper: Acceptances
 
 
-def propose(key: PRNGKeyArray, log_p: Float[Array, "*k N"], num_drafts: int) -> Int[Array, " K"]:
-    arrivals = races.arrivals(races.exponentials(key, 1, log_p.shape[0])[0], log_p)
-    _, items = jax.lax.top_k(-arrivals, min(num_drafts, log_p.shape[0]))
-    items = jax.lax.optimization_barrier(
-        items
-    )  # XLA would merge `items[0]` into the top-k, and then sort everything
-    # Fewer than K possible items: the rest of the list repeats the first.
-    items = jnp.where(jnp.isfinite(arrivals[items]), items, items[0])
-    return jnp.concatenate([items, jnp.full(num_drafts - items.shape[0], items[0])])
+def propose(key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int) -> Drafts:
+    num_categories = log_p.shape[0]
+    arrivals = races.arrivals(races.exponentials(key, 1, num_categories)[0], log_p)
+    _, tokens = jax.lax.top_k(-arrivals, min(num_drafts, num_categories))
+    # Without the barrier XLA merges `tokens[0]` into the top-k, and then sorts everything.
+    tokens = jax.lax.optimization_barrier(tokens)
+    # Fewer than K possible tokens: the rest of the list repeats the first.
+    tokens = jnp.where(jnp.isfinite(arrivals[tokens]), tokens, tokens[0])
+    return jnp.concatenate([tokens, jnp.full(num_drafts - tokens.shape[0], tokens[0])])
 
 
 def accepted(
-    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
-) -> Bool[Array, " K"]:
-    """One trial for every K: the target's rank among the arrivals under `p`."""
-    clocks = races.exponentials(key, 1, log_q.shape[0])[0]
-    token = races.winner(races.arrivals(clocks, log_q))
-    arrivals = races.arrivals(clocks, log_p)
+    key: PRNGKeyArray, log_p: DraftLogProbs, log_q: Vector, num_drafts: int
+) -> AcceptedByLength:
+    """One trial for every list length: the rank of the target's token in the race under `p`."""
+    noise = races.exponentials(key, 1, log_q.shape[0])[0]
+    token = races.winner(races.arrivals(noise, log_q))
+    arrivals = races.arrivals(noise, log_p)
     rank = jnp.sum(arrivals < arrivals[token])
     return (rank < jnp.arange(1, num_drafts + 1)) & jnp.isfinite(arrivals[token])
 
 
-def inversion_trial(
-    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
-) -> Callable[[PRNGKeyArray], Bool[Array, " K"]]:
-    """The same trial without clocks: count the distinct items that arrive before the target's.
+class _TailState(NamedTuple):
+    """The distinct tokens that have arrived before the target's in a trial by inversion."""
 
-    The heaviest draft items have clocks of their own; without that, a law that is nearly a point
-    mass would take ever more arrivals until K distinct ones are found. The rest arrive one by one,
-    by inversion.
+    step: IntScalar  # number of the next arrival from the tail
+    level: Scalar  # its time, in arrivals expected from the tail
+    rank: IntScalar  # distinct tokens so far
+    seen: Drafts  # those from the tail, at the rank that each had; -1 elsewhere
+
+
+def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Trial:
+    """The same trial by inversion: count the distinct tokens that arrive before the target's.
+
+    The heaviest draft tokens have one exponential each. Without that, a distribution that is
+    nearly a point mass would take ever more arrivals until K distinct tokens are found. The tokens
+    of the tail arrive one by one, by inversion.
     """
-    size = log_p.shape[0]
+    num_categories = log_p.shape[0]
     ranked = ratio_order(log_p, log_q)
-    head = min(size, max(_CLOCKS, 2 * num_drafts))
-    p_heavy, heavy = jax.lax.top_k(ranked.p, head)
-    light = ranked.p.at[heavy].set(0)
-    q, tail, excess = (
-        inversion.table(ranked.q),
-        inversion.table(light),
-        _tail_excess(ranked, light),
-    )
+    head_size = min(num_categories, max(_TRIAL_HEAD_SIZE, 2 * num_drafts))
+    head_p, head = jax.lax.top_k(ranked.p, head_size)
+    tail_p = ranked.p.at[head].set(0)
+    q_table = inversion.weight_table(ranked.q)
+    tail_table = inversion.weight_table(tail_p)
+    excess = _tail_excess(ranked, tail_p)
 
     def trial(key):
-        noise = races.exponentials(key, 1, head + 3)[0]
-        theta, (u, v) = noise[0], -jnp.expm1(-noise[1:3])
-        token = inversion.draw(q, size, u, v)
-        ahead = theta * jnp.maximum(ranked.ratio[token] - ranked.ratio[heavy], 0)
-        rank = jnp.sum(noise[3:] < p_heavy * ahead, dtype=jnp.int32)
+        # The target's token, its time theta, and the tokens of the head that come before it.
+        noise = races.exponentials(key, 1, head_size + 3)[0]
+        theta = noise[0]
+        u, v = -jnp.expm1(-noise[1:3])
+        token = inversion.draw_index(q_table, num_categories, u, v)
+        time_ahead = theta * jnp.maximum(ranked.ratio[token] - ranked.ratio[head], 0)
+        head_rank = jnp.sum(noise[3:] < head_p * time_ahead, dtype=jnp.int32)
 
-        def more(state):
-            _, level, rank, _ = state
-            return (rank < num_drafts) & (theta * excess[token] > level)
+        def comes_before(state: _TailState):
+            return (state.rank < num_drafts) & (theta * excess[token] > state.level)
 
-        def arrive(state):
-            step, level, rank, seen = state
-            noise = races.exponentials(races.stream_key(key, step), 1, 3)[0]
+        def arrive(state: _TailState) -> _TailState:
+            noise = races.exponentials(races.stream_key(key, state.step), 1, 3)[0]
             u, v = -jnp.expm1(-noise[1:])
-            item = inversion.draw(tail, jnp.searchsorted(excess, level / theta), u, v)
-            new = jnp.all(seen != item)
-            seen = jnp.where(
-                jnp.arange(num_drafts) == rank, item, seen
-            )  # an item that is there already changes nothing
-            return step + 1, level + noise[0], rank + new.astype(rank.dtype), seen
+            # The arrival is one of the tokens whose races have begun by this time.
+            num_begun = jnp.searchsorted(excess, state.level / theta)
+            arrival = inversion.draw_index(tail_table, num_begun, u, v)
+            is_new = jnp.all(state.seen != arrival)
+            # If it is not new, writing it once more changes nothing.
+            seen = jnp.where(jnp.arange(num_drafts) == state.rank, arrival, state.seen)
+            return _TailState(
+                step=state.step + 1,
+                level=state.level + noise[0],
+                rank=state.rank + is_new.astype(state.rank.dtype),
+                seen=seen,
+            )
 
-        first = races.exponentials(races.stream_key(key, 1), 1, 1)[0, 0]
-        start = (jnp.int32(2), first, rank, jnp.full(num_drafts, -1, jnp.int32))
+        start = _TailState(
+            step=jnp.int32(2),
+            level=races.exponentials(races.stream_key(key, 1), 1, 1)[0, 0],
+            rank=head_rank,
+            seen=jnp.full(num_drafts, -1, jnp.int32),
+        )
         start = varying_like(start, key, ranked)
-        rank = jax.lax.while_loop(more, arrive, start)[2]
-        return (rank < jnp.arange(1, num_drafts + 1)) & (ranked.p[token] > 0)
+        end = jax.lax.while_loop(comes_before, arrive, start)
+        return (end.rank < jnp.arange(1, num_drafts + 1)) & (ranked.p[token] > 0)
 
     return trial
 
 
-def acceptance(
-    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
-) -> Float[Array, " C"]:
+def acceptance(log_p: DraftLogProbs, log_q: Vector, num_drafts: tuple[int, ...]) -> Acceptances:
     return _interval(log_p, log_q, num_drafts).estimate
 
 
@@ -173,116 +202,131 @@ def acceptance_interval(log_p: LogProbs, log_q: LogProbs, num_drafts: tuple[int,
 
 def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     ranked = ratio_order(log_p, log_q)
-    size = ranked.p.shape[0]
-    mass = jnp.where(
-        ranked.p > 0, ranked.q, 0
-    )  # a target token that no draft can be is never matched
-    if size <= _EXACT_ITEMS:
-        lower, _ = _conditional(ranked, jnp.arange(size), size, num_drafts)
-        value = jnp.sum(mass[:, None] * lower, axis=0)
+    num_categories = ranked.p.shape[0]
+    # A target token that cannot be drafted is never matched.
+    matchable_q = jnp.where(ranked.p > 0, ranked.q, 0)
+    if num_categories <= MAX_EXACT_CATEGORIES:
+        every_index = jnp.arange(num_categories)
+        match, _ = _match_at(ranked, every_index, num_categories, num_drafts)
+        value = jnp.sum(matchable_q[:, None] * match, axis=0)
         return Interval(value, value, value)
-    total = jnp.cumsum(mass)
-    cuts = (jnp.arange(_PLACES, dtype=total.dtype) + 0.5) / _PLACES * total[-1]
-    # An item above a cut of its own gets a place of its own, and so does its forerunner.
-    places = jnp.minimum(jnp.searchsorted(total, cuts), size - 1)
-    places = jnp.sort(
-        jnp.concatenate([jnp.array([0, size - 1]), places, jnp.maximum(places - 1, 0)])
+
+    # A grid that cuts the target's mass into equal parts. A token heavier than a part is in the
+    # grid, and so is the one before it.
+    cumulative_q = jnp.cumsum(matchable_q)
+    middles = jnp.arange(_NUM_CUTS, dtype=cumulative_q.dtype) + 0.5
+    cuts = middles / _NUM_CUTS * cumulative_q[-1]
+    last = num_categories - 1
+    grid = jnp.minimum(jnp.searchsorted(cumulative_q, cuts), last)
+    grid_before = jnp.maximum(grid - 1, 0)
+    grid = jnp.sort(jnp.concatenate([jnp.array([0, last]), grid, grid_before]))
+    lower, upper = _match_at(ranked, grid, HEAD_SIZE, num_drafts)
+
+    # F decreases, so its value for a token is between those at the neighbouring grid indices.
+    tokens = jnp.arange(num_categories)
+    before = jnp.searchsorted(grid, tokens, side="right") - 1
+    after = jnp.searchsorted(grid, tokens, side="left")
+    weights = matchable_q[:, None]
+    return Interval(
+        lower=jnp.sum(weights * lower[after], axis=0),
+        upper=jnp.sum(weights * upper[before], axis=0),
+        estimate=jnp.sum(weights * (lower[before] + lower[after]), axis=0) / 2,
     )
-    lower, upper = _conditional(ranked, places, _HEAD, num_drafts)
-    before = jnp.searchsorted(places, jnp.arange(size), side="right") - 1
-    after = jnp.searchsorted(places, jnp.arange(size), side="left")
-    worst = jnp.sum(mass[:, None] * lower[after], axis=0)
-    best = jnp.sum(mass[:, None] * upper[before], axis=0)
-    middle = jnp.sum(mass[:, None] * (lower[before] + lower[after]), axis=0) / 2
-    return Interval(worst, middle, best)
 
 
-def _conditional(ranked: RatioOrder, places, head: int, num_drafts: tuple[int, ...]):
-    """Lower and upper end of `F` at places of the ratio order, each `[T, C]`; equal where every
-    item is in the head.
-    """
-    most = max(num_drafts)
-    nodes, weights = exponential_nodes((1,), ranked.p.dtype)  # theta [n]
-    ratio = ranked.ratio[places]
-    _, heavy = jax.lax.top_k(ranked.p, head)
-    light = ranked.p.at[heavy].set(0)
-    if head == ranked.p.shape[0]:
-        law = (
-            jnp.zeros((len(places), len(nodes), most), ratio.dtype).at[..., 0].set(1)
-        )  # nobody counted yet
+def _match_at(
+    ranked: RatioOrder, indices: Int[Array, " T"], head_size: int, num_drafts: tuple[int, ...]
+) -> tuple[Float[Array, "T C"], Float[Array, "T C"]]:
+    """Both ends of `F` at indices in ratio order; equal if the head has every token."""
+    most_drafts = max(num_drafts)
+    theta, (weights,) = exponential_nodes((1,), ranked.p.dtype)  # both [n]
+    ratio = ranked.ratio[indices]
+    _, head = jax.lax.top_k(ranked.p, head_size)
+    tail_p = ranked.p.at[head].set(0)
+    has_tail = head_size < ranked.p.shape[0]
+
+    # Tokens of the tail that come before the token of an index: a Poisson count, `[T, n, K]`.
+    if has_tail:
+        tail_rates = _tail_excess(ranked, tail_p)[indices, None] * theta
+        tail_counts = jnp.moveaxis(poisson_counts(tail_rates, most_drafts - 1), 0, -1)
     else:
-        law = _poisson(_tail_excess(ranked, light)[places, None] * nodes, most)
+        none = jnp.zeros((len(indices), len(theta), most_drafts), ratio.dtype)
+        tail_counts = none.at[..., 0].set(1)
 
-    heads = ranked.p[heavy], ranked.ratio[heavy]
+    # Then those of the head, one Bernoulli variable after the other.
+    head_tokens = ranked.p[head], ranked.ratio[head]
 
-    @jax.checkpoint  # else the gradient keeps `law` for every item of the head
-    def count(place):
-        law, ratio = place
+    @jax.checkpoint  # otherwise the gradient keeps the counts after every token of the head
+    def add_head(index_values):
+        counts, index_ratio = index_values
 
-        def add(law, item):
-            p, r = item
-            enters = -jnp.expm1(-nodes * (p * jnp.maximum(ratio - r, 0)))
-            return law * (1 - enters) + jnp.pad(law[:-1], ((1, 0), (0, 0))) * enters, None
+        def add_token(counts, token):
+            token_p, token_ratio = token
+            time_ahead = jnp.maximum(index_ratio - token_ratio, 0)
+            comes_before = -jnp.expm1(-theta * (token_p * time_ahead))
+            return add_bernoulli(counts, comes_before), None
 
-        return jax.lax.scan(add, varying_like(law.T, law, ratio, heads), heads)[0].T
+        start = varying_like(counts.T, counts, index_ratio, head_tokens)
+        counts, _ = jax.lax.scan(add_token, start, head_tokens)
+        return counts.T
 
-    law = jax.lax.map(count, (law, ratio), batch_size=_PLACES_A_STEP)
-    below = jnp.cumsum(law, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]
-    lower = jnp.einsum("tnc,n->tc", below, weights[0], precision="highest")
-    if head == ranked.p.shape[0]:
+    counts = jax.lax.map(add_head, (tail_counts, ratio), batch_size=_INDICES_PER_STEP)
+
+    # The token is in the list if at most K - 1 others come before it.
+    in_list = jnp.cumsum(counts, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]
+    lower = jnp.einsum("tnc,n->tc", in_list, weights, precision="highest")
+    if not has_tail:
         return lower, lower
-    # Le Cam, relative form. lambda_i <= p_i r theta, so the squares sum to at most (largest) x
-    # (sum); squares of the p_i themselves would underflow.
-    scale = ratio[:, None] * nodes
-    largest, total = (
-        jnp.minimum(x[places, None] * scale, 50) for x in (jax.lax.cummax(light), jnp.cumsum(light))
-    )
-    loss = 0.5 * largest * total * jnp.exp(largest)
-    ceiling = jnp.where((loss < 1)[..., None], below / jnp.maximum(1 - loss, 1e-6)[..., None], 1)
-    ceiling = jax.lax.cummin(
-        jnp.minimum(ceiling, 1), axis=1
-    )  # F at a fixed place decreases in theta
-    return lower, jnp.einsum("tnc,n->tc", ceiling, weights[0], precision="highest")
+
+    # Le Cam, in relative form. As lambda_i <= p_i r theta, the squares add up to at most the
+    # largest times the sum; squares of the p_i themselves would underflow.
+    scale = ratio[:, None] * theta
+    largest_p, total_p = jax.lax.cummax(tail_p), jnp.cumsum(tail_p)
+    largest = jnp.minimum(largest_p[indices, None] * scale, 50)
+    total = jnp.minimum(total_p[indices, None] * scale, 50)
+    s = 0.5 * largest * total * jnp.exp(largest)
+    ceiling = in_list / jnp.maximum(1 - s, 1e-6)[..., None]
+    ceiling = jnp.where((s < 1)[..., None], ceiling, 1)
+    # At a fixed index the probability decreases in theta, and so may its bound.
+    ceiling = jax.lax.cummin(jnp.minimum(ceiling, 1), axis=1)
+    return lower, jnp.einsum("tnc,n->tc", ceiling, weights, precision="highest")
 
 
-def _tail_excess(ranked: RatioOrder, light) -> Float[Array, " N"]:
-    """Total rate of the tail at every place, as a sum of non-negative terms: no digits lost to the
-    head.
+def _tail_excess(ranked: RatioOrder, tail_p: Vector) -> Vector:
+    """Total rate of the tail at every index in ratio order, divided by theta.
+
+    It is a sum of non-negative terms.
     """
-    return jnp.concatenate(
-        [jnp.zeros(1, light.dtype), jnp.cumsum(jnp.cumsum(light)[:-1] * jnp.diff(ranked.ratio))]
-    )
+    rises = jnp.cumsum(tail_p)[:-1] * jnp.diff(ranked.ratio)
+    return jnp.concatenate([jnp.zeros(1, tail_p.dtype), jnp.cumsum(rises)])
 
 
-def _poisson(rate, most: int):
-    """`P(count = 0), ..., P(count = most - 1)` along a new last axis."""
-    counts = jnp.arange(most, dtype=rate.dtype)
-    positive = rate[..., None] > 0
-    rate = jnp.where(
-        positive, rate[..., None], 1
-    )  # keeps gradients finite where nothing is in the tail
-    law = jnp.exp(counts * jnp.log(rate) - rate - jax.lax.lgamma(counts + 1))
-    return jnp.where(positive, law, counts == 0)
-
-
-def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
-    p, q = races.weights(log_p), races.weights(log_q)
+def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
+    p = races.weights(log_p)
+    q = races.weights(log_q)
     theta, (weights,) = exponential_nodes((1,), log_q.dtype, step=KERNEL_STEP)
-    ratio = q[0] / jnp.maximum(p[0], 1e-30)
-    enters = -jnp.expm1(-theta * jnp.maximum(p[1:] * ratio - q[1:], 0)[:, None])  # [others, n]
 
-    def add(law, chance):
-        return law * (1 - chance) + one_more(law) * chance, None
+    # How many of the others come before y, which is category 0, at every theta.
+    y_ratio = q[0] / jnp.maximum(p[0], 1e-30)
+    rates = jnp.maximum(p[1:] * y_ratio - q[1:], 0)
+    comes_before = -jnp.expm1(-theta * rates[:, None])  # [others, n]
 
-    nobody = jnp.zeros((num_drafts, len(theta)), p.dtype).at[0].set(1)
-    law, _ = jax.lax.scan(add, nobody, enters)
-    listed = jnp.where(p[0] > 0, jnp.cumsum(law @ weights), 0)  # among the first 1, 2, ... K
-    # Fewer possible items than drafts: the rest of the list repeats the first.
-    counts = jnp.arange(1, num_drafts + 1)
-    repeats = jnp.maximum(counts - jnp.sum(p > 0), 0)
+    def add_token(counts, probability):
+        return add_bernoulli(counts, probability), None
+
+    none_before = jnp.zeros((num_drafts, len(theta)), p.dtype).at[0].set(1)
+    counts, _ = jax.lax.scan(add_token, none_before, comes_before)
+    # P(y is among the first 1, 2, ..., K tokens of the race).
+    in_list = jnp.where(p[0] > 0, jnp.cumsum(counts @ weights), 0)
+
+    # Fewer possible tokens than drafts: the rest of the list repeats the first, and so y is drafted
+    # several times if it is the first.
+    num_active = jnp.arange(1, num_drafts + 1)
+    repeats = jnp.maximum(num_active - jnp.sum(p > 0), 0)
     kernel = jnp.zeros((num_drafts + 1, num_drafts + 1), p.dtype).at[0, 0].set(1)
-    kernel = kernel.at[counts, 0].set(1 - listed)
-    return kernel.at[counts, 1].add(listed - listed[0]).at[counts, 1 + repeats].add(listed[0])
+    kernel = kernel.at[num_active, 0].set(1 - in_list)
+    kernel = kernel.at[num_active, 1].add(in_list - in_list[0])
+    return kernel.at[num_active, 1 + repeats].add(in_list[0])
 
 
 SCHEME = Scheme(

@@ -1,11 +1,16 @@
 """The optimal coupling of a list of independent drafts with the target, by linear programming.
 
-The value is ``1 + min_H [q(H) - P(all drafts in H)]`` (Sun et al. 2023; Khisti et al. 2025, arXiv
-2410.18234). For i.i.d. drafts the worst `H` is a prefix of the items in order of `q / p`, and the
-acceptance is :func:`gls_jax.bounds.optimum_iid` at any size, `O(N log N)`; for drafts with laws of
-their own all `2^N` sets are looked at. The scheme that attains it chooses one draft by the plan of
-:func:`gls_jax.decomposition.best_selection`, solved on the host, and samples speculatively against
-the law of the chosen one: for small `N` only. The drafter must supply its law.
+Sources: Sun et al. 2023, arXiv 2310.15141; Khisti et al. 2025, arXiv 2410.18234.
+
+The acceptance is ``1 + min_H [q(H) - P(all drafts in H)]`` over the sets `H` of tokens. For i.i.d.
+drafts the worst `H` is a prefix of the tokens in order of `q / p`, and the acceptance is
+:func:`gls_jax.bounds.optimum_iid` at any size, `O(N log N)`. If the drafts have different
+distributions, all `2^N` sets are examined.
+
+The scheme that attains it chooses one draft by the plan of
+:func:`gls_jax.decomposition.best_selection`, which the host solves, and samples speculatively
+against the distribution of the chosen draft: for small `N` only. The drafter must supply its
+distribution.
 """
 
 from __future__ import annotations
@@ -15,11 +20,12 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from gls_jax import bounds, decomposition, races
-from gls_jax.decomposition import MOST_ITEMS
+from gls_jax.decomposition import MOST_CATEGORIES
 from gls_jax.rejection import maximal_coupling
+from gls_jax.schemes.array_types import Acceptances, Active, DraftLogProbs, Drafts, Token, Vector
 from gls_jax.schemes.gls import propose  # K independent races
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
 
@@ -28,66 +34,82 @@ __all__ = ["SCHEME", "acceptance", "propose", "verify"]
 
 def verify(
     key: PRNGKeyArray,
-    drafts: Int[Array, " K"],
-    log_p: Float[Array, "*k N"],
-    log_q: Float[Array, " N"],
-    active: Bool[Array, " K"],
-) -> Int[Array, ""]:
-    size = log_q.shape[0]
-    laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], size))
-    # In float32 whatever the laws: callbacks do not see `with jax.enable_x64(True)`.
-    shapes = (
-        jax.ShapeDtypeStruct((2**size, size), jnp.float32),
-        jax.ShapeDtypeStruct((size,), jnp.float32),
+    drafts: Drafts,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    active: Active,
+) -> Token:
+    num_categories = log_q.shape[0]
+    p = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], num_categories))
+
+    # The host solves the linear program: how to choose a draft from each set of tokens. In float32
+    # whatever the inputs: callbacks do not see `with jax.enable_x64(True)`.
+    plan_shapes = (
+        jax.ShapeDtypeStruct((2**num_categories, num_categories), jnp.float32),
+        jax.ShapeDtypeStruct((num_categories,), jnp.float32),
     )
-    choose, law = jax.pure_callback(
-        _plan, shapes, laws, races.weights(log_q), active, vmap_method="sequential"
+    choose, chosen_p = jax.pure_callback(
+        _plan_on_host, plan_shapes, p, races.weights(log_q), active, vmap_method="sequential"
     )
-    choice_key, key = races.split_key(races.private_key(key))
-    listed = jnp.any(active[:, None] & (drafts[:, None] == jnp.arange(size)), axis=0)
-    mask = jnp.sum(jnp.where(listed, 2 ** jnp.arange(size), 0))
-    clocks = races.exponentials(choice_key, 1, size)[0]
-    chosen = races.winner(races.arrivals(clocks, jnp.log(choose[mask])))
-    return maximal_coupling(key, chosen, law, log_q, jnp.any(active))
+
+    # Choose one of the drafted tokens by the row of their set, which has one bit for each token.
+    choice_key, test_key = races.split_key(races.private_key(key))
+    tokens = jnp.arange(num_categories)
+    is_drafted = jnp.any(active[:, None] & (drafts[:, None] == tokens), axis=0)
+    drafted_set = jnp.sum(jnp.where(is_drafted, 2**tokens, 0))
+    noise = races.exponentials(choice_key, 1, num_categories)[0]
+    chosen = races.winner(races.arrivals(noise, jnp.log(choose[drafted_set])))
+
+    return maximal_coupling(test_key, chosen, chosen_p, log_q, jnp.any(active))
 
 
 def acceptance(
-    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
-) -> Float[Array, " C"]:
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: tuple[int, ...],
+) -> Acceptances:
     if log_p.ndim == 1:
         return jnp.stack([bounds.optimum_iid(log_p, log_q, k) for k in num_drafts])
-    size = log_q.shape[0]
-    if size > MOST_ITEMS:
+    num_categories = log_q.shape[0]
+    if num_categories > MOST_CATEGORIES:
         raise ValueError(
-            f"log_p: the optimum for drafts with laws of their own looks at 2^N sets, expected at most {MOST_ITEMS} "
-            f"items, got {size}; with one law it is known at any size"
+            "log_p: the optimum for drafts with different distributions examines 2^N sets, "
+            f"expected at most {MOST_CATEGORIES} categories, got {num_categories}; "
+            "for drafts with one distribution it is known at any size"
         )
-    member = (jnp.arange(2**size)[:, None] >> jnp.arange(size) & 1).astype(log_q.dtype)
-    inside = jnp.cumprod(jnp.minimum(member @ races.weights(log_p).T, 1), axis=1)  # [set, draft]
-    short = (member @ races.weights(log_q))[:, None] - inside
-    return 1 + jnp.min(short, axis=0)[jnp.asarray(num_drafts) - 1]
+    # q(H) - P(all drafts in H) for every set H, whose bits say which tokens it has.
+    sets = jnp.arange(2**num_categories)[:, None]
+    is_member = (sets >> jnp.arange(num_categories) & 1).astype(log_q.dtype)
+    p_of_set = is_member @ races.weights(log_p).T  # [set, draft]
+    all_inside = jnp.cumprod(jnp.minimum(p_of_set, 1), axis=1)
+    q_of_set = is_member @ races.weights(log_q)
+    excess = q_of_set[:, None] - all_inside
+    return 1 + jnp.min(excess, axis=0)[jnp.asarray(num_drafts) - 1]
 
 
-def verify_limit(num_items: int, num_drafts: int) -> str | None:
-    """Why there is no plan for so many items."""
-    if num_items <= MOST_ITEMS:
+def verify_limit(num_categories: int, num_drafts: int) -> str | None:
+    if num_categories <= MOST_CATEGORIES:
         return None
     return (
-        f"log_q: scheme 'optimal' solves a linear program over the 2^N sets of drafts, expected at most {MOST_ITEMS} "
-        f"items, got {num_items}; schemes 'weighted_importance' and 'spectr' come near it at any size"
+        "log_q: scheme 'optimal' solves a linear program over the 2^N sets of drafts, "
+        f"expected at most {MOST_CATEGORIES} categories, got {num_categories}; "
+        "schemes 'weighted_importance' and 'spectr' come near it at any size"
     )
 
 
-def _plan(laws, q, active):
-    laws, q = (np.asarray(x, np.float32) for x in (laws, q))
-    return _solved(laws[np.asarray(active)].tobytes(), q.tobytes(), q.size)
+def _plan_on_host(p, q, active) -> tuple[np.ndarray, np.ndarray]:
+    """How to choose from every set of active drafts `[2^N, N]`, and the chosen distribution."""
+    active_p = np.asarray(p, np.float32)[np.asarray(active)]
+    q = np.asarray(q, np.float32)
+    return _solved(active_p.tobytes(), q.tobytes(), q.size)
 
 
-@lru_cache(maxsize=256)  # a simulation asks for the same plan in every chunk of trials
-def _solved(laws: bytes, q: bytes, size: int):
-    rows = np.frombuffer(laws, np.float32).reshape(-1, size).astype(np.float64)
-    plan = decomposition.solve_selection(rows, np.frombuffer(q, np.float32).astype(np.float64))
-    return plan.choose.astype(np.float32), plan.law.astype(np.float32)
+@lru_cache(maxsize=256)  # a simulation needs the same plan in every chunk of trials
+def _solved(p_bytes: bytes, q_bytes: bytes, num_categories: int) -> tuple[np.ndarray, np.ndarray]:
+    p = np.frombuffer(p_bytes, np.float32).reshape(-1, num_categories).astype(np.float64)
+    q = np.frombuffer(q_bytes, np.float32).astype(np.float64)
+    plan = decomposition.solve_selection(p, q)
+    return plan.choose.astype(np.float32), plan.distribution.astype(np.float32)
 
 
 SCHEME = Scheme(

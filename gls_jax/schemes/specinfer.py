@@ -1,25 +1,44 @@
-"""SpecInfer: recursive rejection, drafts with replacement (Miao et al. 2023, arXiv 2305.09781;
-diverse drafts allowed).
+"""SpecInfer: recursive rejection, drafts with replacement.
 
-Each draft faces the single-draft test against what the refusals before it left of the target
-(:mod:`gls_jax.rejection`). With one draft law the spent mass is ``s = u p`` with a number `u`:
+Source: Miao et al. 2023, arXiv 2305.09781; drafts may have different distributions.
 
-    u_0 = 0,   u_{k+1} = u_k + Z(u_k),   Z(u) = sum_i (q_i - u p_i)+,   P(target in list) = sum_i min(q_i, u_K p_i).
+Each draft is tested against the residual of the target after the earlier rejections
+(:mod:`gls_jax.rejection`). If all drafts share one distribution, the used mass is ``u p`` with a
+number `u`:
 
-SpecTr has the same acceptance at another `u`. Verification and exact acceptance are `O(K N)`; the
-drafter must supply its law, and another drafter gives another text.
+    u_0 = 0,   u_{k+1} = u_k + Z(u_k),   Z(u) = sum_i (q_i - u p_i)+,
+    P(target in list) = sum_i min(q_i, u_K p_i).
+
+SpecTr has the same acceptance at another `u`. Verification and exact acceptance are `O(K N)`. The
+drafter must supply its distribution, and another drafter gives another text.
+
+**Kernel** for the planner. For an emitted token `y` it is a polynomial in `z`, whose power counts
+drafts that equal `y`: an accepted draft multiplies by `z`, and every later draft, which is not
+tested, by ``1 - p_y + p_y z``. Draft ``k + 1`` is tested, is `y` and is accepted with probability
+``min(Z(u_k) p_y, q_y - u_k p_y)``, and a rejected draft is never `y`, because the residual cannot
+emit it.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from gls_jax import races
-from gls_jax.exact.counting import one_more, with_empty_row
+from gls_jax.exact.counting import add_bernoulli, with_empty_row
 from gls_jax.loops import varying_like
 from gls_jax.rejection import recursive_rejection, residual
+from gls_jax.schemes.array_types import (
+    Acceptances,
+    AcceptedByLength,
+    Active,
+    DraftLogProbs,
+    Drafts,
+    Kernel,
+    Token,
+    Vector,
+)
 from gls_jax.schemes.gls import propose  # K independent races
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
 
@@ -28,49 +47,62 @@ __all__ = ["SCHEME", "acceptance", "accepted", "propose", "verify"]
 
 def verify(
     key: PRNGKeyArray,
-    drafts: Int[Array, " K"],
-    log_p: Float[Array, "*k N"],
-    log_q: Float[Array, " N"],
-    active: Bool[Array, " K"],
-) -> Int[Array, ""]:
-    return recursive_rejection(key, drafts, log_p, log_q, active)[0]
+    drafts: Drafts,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    active: Active,
+) -> Token:
+    token, _ = recursive_rejection(key, drafts, log_p, log_q, active)
+    return token
 
 
 def accepted(
-    key: PRNGKeyArray, log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: int
-) -> Bool[Array, " K"]:
-    """One trial for every K."""
-    return recursive_rejection(
-        key, propose(key, log_p, num_drafts), log_p, log_q, jnp.ones(num_drafts, bool)
-    )[1]
+    key: PRNGKeyArray,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: int,
+) -> AcceptedByLength:
+    drafts = propose(key, log_p, num_drafts)
+    all_active = jnp.ones(num_drafts, bool)
+    _, is_accepted = recursive_rejection(key, drafts, log_p, log_q, all_active)
+    return is_accepted
 
 
 def acceptance(
-    log_p: Float[Array, "*k N"], log_q: Float[Array, " N"], num_drafts: tuple[int, ...]
-) -> Float[Array, " C"]:
-    p, q = races.weights(log_p), races.weights(log_q)
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    num_drafts: tuple[int, ...],
+) -> Acceptances:
+    p = races.weights(log_p)
+    q = races.weights(log_q)
 
-    def refuse(spent, k):
-        spent = spent + residual(q, spent)[1] * (p if p.ndim == 1 else p[k])
-        return spent, jnp.sum(jnp.minimum(q, spent))
+    def reject(used, k):
+        _, mass = residual(q, used)
+        used = used + mass * (p if p.ndim == 1 else p[k])
+        return used, jnp.sum(jnp.minimum(q, used))
 
-    _, accepted = jax.lax.scan(
-        refuse, varying_like(jnp.zeros_like(q), p, q), jnp.arange(max(num_drafts))
-    )
-    return accepted[jnp.asarray(num_drafts) - 1]
+    start = varying_like(jnp.zeros_like(q), p, q)
+    _, accepted_by_length = jax.lax.scan(reject, start, jnp.arange(max(num_drafts)))
+    return accepted_by_length[jnp.asarray(num_drafts) - 1]
 
 
-def kernel(log_p, log_q, num_drafts: int) -> Float[Array, "J J"]:
-    p, q = races.weights(log_p), races.weights(log_q)
-    one = jnp.zeros(num_drafts + 1, p.dtype).at[1].set(1)
-    spent, hit, rows = jnp.zeros((), p.dtype), 0 * one, []
+def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
+    p = races.weights(log_p)
+    q = races.weights(log_q)
+    # Category 0 is the emitted token y. Coefficients of the polynomial in z, given y, of the cases
+    # in which a draft was accepted.
+    z = jnp.zeros(num_drafts + 1, p.dtype).at[1].set(1)
+    accepted_counts = 0 * z
+    used = jnp.zeros((), p.dtype)
+    rows = []
     for _ in range(num_drafts):
-        rest, left = residual(q, spent * p)
-        hit = (
-            hit * (1 - p[0]) + one_more(hit) * p[0] + jnp.minimum(left * p[0], rest[0]) / q[0] * one
-        )
-        rows.append(hit.at[0].add(1 - jnp.sum(hit)))
-        spent = spent + left
+        left, mass = residual(q, used * p)
+        not_tested = add_bernoulli(accepted_counts, p[0])
+        accepted_now = jnp.minimum(mass * p[0], left[0]) / q[0]
+        accepted_counts = not_tested + accepted_now * z
+        # In the other cases y comes from the residual, and no draft equals it.
+        rows.append(accepted_counts.at[0].add(1 - jnp.sum(accepted_counts)))
+        used = used + mass
     return with_empty_row(rows)
 
 

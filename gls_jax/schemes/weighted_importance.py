@@ -1,30 +1,34 @@
-"""Weighted importance sampling with a truncated program (Khisti et al. 2025, arXiv 2410.18234,
-section 5).
+"""Weighted importance sampling with a truncated linear program.
 
-One draft of the list is chosen, and then `q` is sampled speculatively against the law `r` of the
-chosen one (:mod:`gls_jax.decomposition`). Two drafts ``i != j`` meet like this. Items are ranked by
-``q - p1 p2``, what they lack most first; the better ranked one is chosen, except that among the `s`
-first ranks (5 by default) the choice is a program: move mass ``m_ij = p1_i p2_j + p1_j p2_i``
-between `i` and `j` so that ``sum_i min(q_i, r_i)`` is largest.
+Source: Khisti et al. 2025, arXiv 2410.18234, section 5.
 
-The program is a maximum flow from the items with too much mass to those with too little. Edmonds
-and Karp's shortest augmenting paths solve it inside `jit` in a fixed number of rounds, exactly up
-to rounding: no solver on the host, for which a decoding loop would wait, and it can be
-differentiated.
+One draft of the list is selected. Then `q` is sampled by the maximal coupling with `r`, the
+distribution of the selected draft (:mod:`gls_jax.decomposition`).
 
-A list of K is a tournament: neighbours meet, their champions meet, an odd one out waits; a
-champion's law is the `r` of its match. Drafts may have laws of their own; the drafter must supply
-them. Verification is ``K - 1`` sorts. A refused champion may be replaced by another draft of the
-list, which counts as accepted too: the exact value looks at each item's absence, `O(K N^2)`. Where
-a flat law has more items than the program ranks the choice is poor, and even `p = q` is not always
-accepted; nor does acceptance always grow with K, whose tournaments differ in shape.
+**A comparison** selects one of two drafts. Tokens are ranked in decreasing order of ``q - p1 p2``
+(the code sorts ``p1 p2 - q`` ascending): tokens that the two drafts cover least come first. Of two
+tokens ``i != j`` the better ranked is selected, except if both are among the first `s` ranks (5 by
+default), which are *free*. There a linear program divides the mass ``p1_i p2_j + p1_j p2_i``
+between `i` and `j` so that ``sum_i min(q_i, r_i)`` is largest. It is a maximum flow from the tokens
+with too much mass to those with too little (:mod:`gls_jax.schemes.max_flow`).
+
+**A list of K** is a tournament: compare adjacent drafts, then the winners; an unpaired draft
+advances. The distribution of a winner is the `r` of its comparison, and the winner of the last
+comparison is the selected draft. Drafts may have different distributions; the drafter must supply
+them. Verification takes ``K - 1`` sorts.
+
+If the selected draft is rejected, the token that replaces it may be another draft of the list,
+which counts as accepted too. The exact acceptance therefore needs the probability that each token
+is absent from the list, which takes `O(K N^2)` time. For a flat distribution with more tokens than
+free ranks the selected draft is a poor one, and even ``p = q`` is not always accepted. Nor does the
+acceptance always grow with K, because the tournaments differ in shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -33,245 +37,303 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races
 from gls_jax.exact.ratio_order import ascending
-from gls_jax.loops import varying_like
 from gls_jax.rejection import maximal_coupling, residual
+from gls_jax.schemes.array_types import (
+    Acceptances,
+    Active,
+    DraftLogProbs,
+    Drafts,
+    IntScalar,
+    Scalar,
+    Token,
+    Vector,
+)
 from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.max_flow import PairMass, balance
 from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
 
 __all__ = ["SCHEME", "acceptance", "propose", "truncated_at", "verify"]
 
-_MOST_FREE, _MOST_EXACT = 15, 4096
+_MAX_FREE_RANKS = 15
+_MAX_EXACT_CATEGORIES = 4096
 _CHUNK = 2**18  # numbers held at a time by the exact acceptance
+_NEGLIGIBLE = 1e-18  # smaller masses are treated as 0; squaring them in the gradient underflows
 
 
-class _Match(NamedTuple):
-    """How a champion of law `first` meets a draft of law `second`."""
+class _Entrants(NamedTuple):
+    """The drafts that are still in the tournament, `k` of them."""
 
-    order: Int[Array, " N"]  # item at each rank
-    wins: Float[Array, "s s"]  # chance that rank i is chosen over rank j, among the free ranks
-    law: Float[Array, " N"]  # of the chosen one, by item
+    tokens: Int[Array, " k"]
+    p: Float[Array, "k N"]
+    is_active: Bool[Array, " k"]
 
 
 def verify(
     key: PRNGKeyArray,
-    drafts: Int[Array, " K"],
-    log_p: Float[Array, "*k N"],
-    log_q: Float[Array, " N"],
-    active: Bool[Array, " K"],
+    drafts: Drafts,
+    log_p: DraftLogProbs,
+    log_q: Vector,
+    active: Active,
     *,
-    free: int = 5,
-) -> Int[Array, ""]:
+    num_free_ranks: int = 5,
+) -> Token:
+    """Select one active draft by the tournament, and accept it or replace it."""
     q = races.weights(log_q)
-    laws = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], q.shape[0]))
-    choice_key, key = races.split_key(races.private_key(key))
-    uniforms = races.uniforms(choice_key, drafts.shape[0])  # one a match, and one to spare
+    p = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], q.shape[0]))
+    selection_key, test_key = races.split_key(races.private_key(key))
+    uniforms = races.uniforms(selection_key, drafts.shape[0])  # one per comparison, one unused
 
-    def meet(first, second, uniform):
-        (champion, law, has), (x, other, live) = first, second
-        match = _match(law, other, q, free)
-        rank = (
-            jnp.zeros_like(match.order)
-            .at[match.order]
-            .set(jnp.arange(match.order.shape[0], dtype=jnp.int32))
-        )
-        stays = has & ~(live & (uniform >= _wins(match.wins, rank[champion], rank[x])))
-        after = jnp.where(has & live, match.law, jnp.where(has, law, other))
-        return jnp.where(stays, champion, x), after, has | live
+    entrants = _Entrants(drafts, p, active)
+    select = jax.vmap(partial(_select_one_of_two, q=q, num_free_ranks=num_free_ranks))
+    while entrants.tokens.shape[0] > 1:
+        # Adjacent entrants are compared. An unpaired one goes after the winners.
+        num_comparisons = entrants.tokens.shape[0] // 2
+        first = _take(entrants, slice(0, 2 * num_comparisons, 2))
+        second = _take(entrants, slice(1, 2 * num_comparisons, 2))
+        unpaired = _take(entrants, slice(2 * num_comparisons, None))
+        winners = select(first, second, uniforms[:num_comparisons])
+        uniforms = uniforms[num_comparisons:]
+        entrants = jax.tree.map(lambda *parts: jnp.concatenate(parts), winners, unpaired)
+    selected = _take(entrants, 0)
+    return maximal_coupling(test_key, selected.tokens, selected.p, log_q, selected.is_active)
 
-    entrants: tuple[Array, ...] = (drafts, laws, active)
-    while entrants[0].shape[0] > 1:
-        pairs = entrants[0].shape[0] // 2
-        first, second = (tuple(x[side : 2 * pairs : 2] for x in entrants) for side in (0, 1))
-        won = jax.vmap(meet)(first, second, uniforms[:pairs])
-        uniforms = uniforms[pairs:]
-        entrants = tuple(
-            jnp.concatenate([x, y[2 * pairs :]]) for x, y in zip(won, entrants, strict=True)
-        )
-    champion, law, has = (x[0] for x in entrants)
-    return maximal_coupling(key, champion, law, log_q, has)
+
+def _take(entrants: _Entrants, which: int | slice) -> _Entrants:
+    return jax.tree.map(lambda field: field[which], entrants)
+
+
+def _select_one_of_two(
+    first: _Entrants, second: _Entrants, uniform: Scalar, q: Vector, num_free_ranks: int
+) -> _Entrants:
+    """The winner of one comparison, as an entrant; a draft that is not active loses."""
+    comparison = compare(first.p, second.p, q, num_free_ranks)
+    order = comparison.order
+    ranks = jnp.arange(order.shape[0], dtype=jnp.int32)
+    rank_of = jnp.zeros_like(order).at[order].set(ranks)
+    win_prob = win_probability(comparison.win_probs, rank_of[first.tokens], rank_of[second.tokens])
+    first_loses = second.is_active & (uniform >= win_prob)
+    first_wins = first.is_active & ~first_loses
+    p_if_only_one_is_active = jnp.where(first.is_active, first.p, second.p)
+    both_active = first.is_active & second.is_active
+    return _Entrants(
+        tokens=jnp.where(first_wins, first.tokens, second.tokens),
+        p=jnp.where(both_active, comparison.selected_p, p_if_only_one_is_active),
+        is_active=first.is_active | second.is_active,
+    )
+
+
+class Comparison(NamedTuple):
+    """The rule that selects one of two drafts.
+
+    Attributes:
+        order: token at each rank, `[N]`.
+        win_probs: `[s, s]`, probability that rank i is selected over rank j, among the free ranks.
+        selected_p: distribution of the selected draft, by token, `[N]`.
+    """
+
+    order: Int[Array, " N"]
+    win_probs: PairMass
+    selected_p: Vector
+
+
+def compare(first_p: Vector, second_p: Vector, q: Vector, num_free_ranks: int) -> Comparison:
+    """The comparison of two drafts with these distributions."""
+    num_free_ranks = min(num_free_ranks, q.shape[0])
+    surplus = jax.lax.stop_gradient(first_p * second_p - q)
+    # `verify` and `acceptance` are compiled separately, with other rounding, and must rank alike.
+    # With 14 bits of mantissa near ties become ties, which go by index.
+    order = ascending(jax.lax.reduce_precision(surplus, exponent_bits=8, mantissa_bits=14))
+    selected_p, pair_mass = _select_better_ranked(first_p[order], second_p[order], num_free_ranks)
+
+    # [i, j]: the mass of tokens i and j that i receives, at first all of it for the better rank.
+    better_ranked_mass = jnp.triu(pair_mass, 1)
+    # Among the free ranks mass moves from tokens with more than q to tokens with less.
+    excess = selected_p[:num_free_ranks] - q[order][:num_free_ranks]
+    received_mass = balance(better_ranked_mass, excess)
+    moved_mass = jnp.sum(received_mass - better_ranked_mass, axis=1)
+    selected_p = selected_p.at[:num_free_ranks].add(moved_mass)
+
+    is_divisible = pair_mass > _NEGLIGIBLE
+    received_fraction = received_mass / jnp.where(is_divisible, pair_mass, 1)
+    is_better = jnp.triu(jnp.ones((num_free_ranks, num_free_ranks), received_mass.dtype), 1)
+    return Comparison(
+        order=order,
+        win_probs=jnp.where(is_divisible, received_fraction, is_better),
+        selected_p=jnp.zeros_like(selected_p).at[order].set(selected_p),
+    )
+
+
+def _select_better_ranked(
+    first_p: Vector, second_p: Vector, num_free_ranks: int
+) -> tuple[Vector, PairMass]:
+    """The distribution of the better ranked of two drafts, and the mass of every two free tokens.
+
+    `first_p` and `second_p` are weights by rank, not necessarily normalised.
+    """
+    first_worse = _sums_of_worse_ranks(first_p)
+    second_worse = _sums_of_worse_ranks(second_p)
+    better_p = first_p * second_p + first_p * second_worse + second_p * first_worse
+    pair_mass = first_p[:num_free_ranks, None] * second_p[None, :num_free_ranks]
+    return better_p, pair_mass + pair_mass.T
+
+
+def _sums_of_worse_ranks(values: Vector) -> Vector:
+    return jnp.append(jnp.cumsum(values[::-1])[::-1][1:], 0)
+
+
+def win_probability(win_probs: PairMass, i: IntScalar, j: IntScalar) -> Scalar:
+    """Probability that the draft of rank `i` is selected over that of rank `j`."""
+    num_free_ranks = win_probs.shape[0]
+    last_free = num_free_ranks - 1
+    by_program = win_probs[jnp.minimum(i, last_free), jnp.minimum(j, last_free)]
+    by_rank = (i <= j).astype(win_probs.dtype)
+    are_free = (i < num_free_ranks) & (j < num_free_ranks)
+    return jnp.where(are_free & (i != j), by_program, by_rank)
 
 
 def acceptance(
-    log_p: Float[Array, "*k N"],
-    log_q: Float[Array, " N"],
+    log_p: DraftLogProbs,
+    log_q: Vector,
     num_drafts: tuple[int, ...],
     *,
-    free: int = 5,
-) -> Float[Array, " C"]:
-    p, q = races.weights(log_p), races.weights(log_q)
-    alike = p.ndim == 1
+    num_free_ranks: int = 5,
+) -> Acceptances:
+    """Exact acceptance for each list length, in `O(K N^2)` time."""
+    p = races.weights(log_p)
+    q = races.weights(log_q)
+    is_shared = p.ndim == 1
+
+    @cache  # drafts that share one distribution have one subtree for each size
+    def subtree(start: int, size: int) -> _Subtree:
+        if size == 1:
+            return _Subtree(p if is_shared else p[start])
+        # The first part is the larger one. Its size is a power of two, as in `verify`.
+        first_size = 1 << ((size - 1).bit_length() - 1)
+        first = subtree(start, first_size)
+        second = subtree(0 if is_shared else start + first_size, size - first_size)
+        comparison = compare(first.winner_p, second.winner_p, q, num_free_ranks)
+        return _Subtree(comparison.selected_p, last=(comparison, first, second))
+
+    return jnp.stack([_acceptance(subtree(0, k), q) for k in num_drafts])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Subtree:
+    """The tournament of some adjacent drafts. Two are equal only if they are the same object.
+
+    Attributes:
+        winner_p: distribution of its winner, `[N]`.
+        last: its last comparison and the subtrees of the two sides; None for a single draft.
+    """
+
+    winner_p: Vector
+    last: tuple[Comparison, _Subtree, _Subtree] | None = None
+
+
+def _acceptance(tree: _Subtree, q: Vector) -> Scalar:
+    replacement_accepted = 0 if tree.last is None else _replacement_accepted(tree, q)
+    return jnp.sum(jnp.minimum(q, tree.winner_p)) + replacement_accepted
+
+
+def _replacement_accepted(tree: _Subtree, q: Vector) -> Scalar:
+    """P(the selected draft is rejected, and its replacement is another draft of the list)."""
+    selected_p = tree.winner_p
+    residual_q, residual_mass = residual(q, selected_p)
+    has_excess = selected_p > jnp.maximum(q, _NEGLIGIBLE)
+    accept_prob = q / jnp.where(has_excess, selected_p, 1)
+    # Of the selected draft, by its token.
+    reject_prob = jnp.where(has_excess, 1 - accept_prob, 0)
+
+    def rejected_without(token):
+        """P(the selected draft is rejected, and the token is not in the list)."""
+        return jnp.sum(reject_prob * _selected_and_absent(tree, token))
+
+    num_categories = q.shape[0]
+    batch_size = max(1, min(num_categories, _CHUNK // num_categories))
+    tokens = jnp.arange(num_categories)
+    rejected_and_absent = jax.lax.map(rejected_without, tokens, batch_size=batch_size)
+
+    # The replacement is a sample of the residual, whichever token was rejected.
+    rejected = jnp.sum(reject_prob * selected_p)
+    rejected_and_listed = jnp.maximum(rejected - rejected_and_absent, 0)
+    has_residual = residual_mass > _NEGLIGIBLE
+    return jnp.sum(residual_q * rejected_and_listed) / jnp.where(has_residual, residual_mass, 1)
+
+
+def _selected_and_absent(tree: _Subtree, token: IntScalar) -> Vector:
+    """``P(token i is selected, and no draft is `token`)`` for every `i`.
+
+    The comparisons follow the same rules, with the token's mass removed from every draft.
+    """
 
     @cache
-    def final(start: int, size: int) -> _Match:
-        """The last match of the drafts start, ..., start + size - 1."""
-        first, second = _halves(start, size, alike)
-        return _match(champion(*first), champion(*second), q, free)
+    def without_token(subtree: _Subtree) -> Vector:
+        if subtree.last is None:
+            return subtree.winner_p.at[token].set(0)
+        comparison, first, second = subtree.last
+        return _selection_distribution(comparison, without_token(first), without_token(second))
 
-    def champion(start: int, size: int):
-        return final(start, size).law if size > 1 else p if alike else p[start]
+    return without_token(tree)
 
-    def one(k: int):
-        law = champion(0, k)
-        rest, total = residual(q, law)
-        over = law > jnp.maximum(q, 1e-18)
-        refused = jnp.where(over, 1 - q / jnp.where(over, law, 1), 0)
 
-        def refused_without(item):
-            """P(the champion is refused, and the item was not in the list): played with its mass
-            taken out.
-            """
-
-            @cache
-            def absent(start: int, size: int):
-                if size == 1:
-                    return (p if alike else p[start]).at[item].set(0)
-                return _play(
-                    final(start, size), *(absent(*half) for half in _halves(start, size, alike))
-                )
-
-            return jnp.sum(refused * absent(0, k))
-
-        size = law.shape[0]
-        without = jax.lax.map(
-            refused_without, jnp.arange(size), batch_size=max(1, min(size, _CHUNK // size))
-        )
-        short = total > 1e-18
-        replaced = jnp.sum(rest * jnp.maximum(jnp.sum(refused * law) - without, 0)) / jnp.where(
-            short, total, 1
-        )
-        return jnp.sum(jnp.minimum(q, law)) + (replaced if k > 1 else 0)
-
-    return jnp.stack([one(k) for k in num_drafts])
+def _selection_distribution(comparison: Comparison, first_p: Vector, second_p: Vector) -> Vector:
+    """The distribution of the selected draft under the rule, for other weights of the two."""
+    order = comparison.order
+    num_free_ranks = comparison.win_probs.shape[0]
+    selected_p, pair_mass = _select_better_ranked(first_p[order], second_p[order], num_free_ranks)
+    is_same = jnp.eye(num_free_ranks, dtype=bool)
+    received_mass = jnp.where(is_same, 0, comparison.win_probs * pair_mass)
+    moved_mass = jnp.sum(received_mass - jnp.triu(pair_mass, 1), axis=1)
+    selected_p = selected_p.at[:num_free_ranks].add(moved_mass)
+    return jnp.zeros_like(selected_p).at[order].set(selected_p)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Truncated:
-    """A function with its number of free ranks: unlike `functools.partial`, equal to its copy from
-    a pickle.
-    """
+    """A partial application that, unlike `functools.partial`, compares equal after pickling."""
 
     function: Callable
-    free: int
+    num_free_ranks: int
 
     def __call__(self, *arguments):
-        return self.function(*arguments, free=self.free)
+        return self.function(*arguments, num_free_ranks=self.num_free_ranks)
 
 
 @cache
-def truncated_at(free: int) -> Scheme:
-    """The scheme with another number of free ranks, 1 to 15.
+def truncated_at(num_free_ranks: int) -> Scheme:
+    """The scheme with another number of free ranks.
+
+    Args:
+        num_free_ranks: `s`, 1 to 15.
+
+    Raises:
+        ValueError: `num_free_ranks` is not within 1..15.
 
     >>> from gls_jax.schemes import weighted_importance
     >>> weighted_importance.truncated_at(8).name
     'weighted_importance_8'
     """
-    if (free := checks.count(free, "free")) > _MOST_FREE:
-        raise ValueError(f"free: expected an int within 1..{_MOST_FREE}, got {free}")
+    num_free_ranks = checks.count(num_free_ranks, "num_free_ranks")
+    if num_free_ranks > _MAX_FREE_RANKS:
+        raise ValueError(
+            f"num_free_ranks: expected an int within 1..{_MAX_FREE_RANKS}, got {num_free_ranks}"
+        )
     return dataclasses.replace(
         SCHEME,
-        name=f"weighted_importance_{free}",
-        verification=TokenVerification(_Truncated(verify, free)),
-        exact=ExactAcceptance(_Truncated(acceptance, free), limit=acceptance_limit),
+        name=f"weighted_importance_{num_free_ranks}",
+        verification=TokenVerification(_Truncated(verify, num_free_ranks)),
+        exact=ExactAcceptance(_Truncated(acceptance, num_free_ranks), limit=acceptance_limit),
     )
 
 
-def acceptance_limit(num_items: int, num_drafts: int) -> str | None:
-    """Why the exact value would take too long."""
-    if num_items <= _MOST_EXACT:
+def acceptance_limit(num_categories: int, num_drafts: int) -> str | None:
+    if num_categories <= _MAX_EXACT_CATEGORIES:
         return None
     return (
-        f"log_q: the exact acceptance of scheme 'weighted_importance' takes the time of K N^2, expected at most "
-        f"{_MOST_EXACT} items, got {num_items}; trials.acceptance simulates it at any size"
+        "log_q: the exact acceptance of scheme 'weighted_importance' takes O(K N^2) time, "
+        f"expected at most {_MAX_EXACT_CATEGORIES} categories, got {num_categories}; "
+        "trials.acceptance simulates it at any size"
     )
-
-
-def _match(first, second, q, free: int) -> _Match:
-    free = min(free, q.shape[0])
-    # Ties go by index, not by the last bits: `verify` and `acceptance` are compiled apart and must
-    # rank alike.
-    lack = jax.lax.stop_gradient(first * second - q)
-    order = ascending(jax.lax.reduce_precision(lack, exponent_bits=8, mantissa_bits=14))
-    law, pair = _better_ranked(first[order], second[order], free)
-    start = jnp.triu(pair, 1)  # [i, j]: mass of the pair that i holds
-    held = _flow(start, law[:free] - q[order][:free])
-    law = law.at[:free].add(jnp.sum(held - start, axis=1))
-    meets = (
-        pair > 1e-18
-    )  # lighter pairs decide nothing, and their squares leave float32 in a gradient
-    wins = jnp.where(
-        meets, held / jnp.where(meets, pair, 1), jnp.triu(jnp.ones((free, free), held.dtype), 1)
-    )
-    return _Match(order, wins, jnp.zeros_like(law).at[order].set(law))
-
-
-def _better_ranked(a, b, free: int) -> tuple[Float[Array, " N"], Float[Array, "s s"]]:
-    """By rank, the law of the better ranked one of two drafts; and the mass of the pairs of free
-    ranks.
-    """
-    worse_a, worse_b = (jnp.append(jnp.cumsum(x[::-1])[::-1][1:], 0) for x in (a, b))
-    pair = a[:free, None] * b[None, :free]
-    return a * b + a * worse_b + b * worse_a, pair + pair.T
-
-
-def _flow(held: Float[Array, "s s"], excess: Float[Array, " s"]) -> Float[Array, "s s"]:
-    """Mass moved from items in excess to items that lack some, along shortest paths of what pairs
-    hold.
-    """
-    size = excess.shape[0]
-    if size == 1:
-        return held
-    far = size + 1
-
-    def augment(carry, _):
-        held, excess = carry
-        steps = jnp.where(excess < 0, 0, far)
-        for _ in range(size - 1):  # distance to the nearest item that lacks mass
-            steps = jnp.minimum(
-                steps, 1 + jnp.min(jnp.where(held > 0, steps[None, :], far), axis=1)
-            )
-        start = jnp.argmin(jnp.where(excess > 0, steps, far + 1))
-        reached = (excess[start] > 0) & (steps[start] < far)
-        path, amount, at = jnp.zeros_like(held), excess[start], start
-        for _ in range(size - 1):
-            after = jnp.argmin(jnp.where(held[at] > 0, steps, far))
-            on = reached & (steps[at] > 0)
-            path = path.at[at, after].add(jnp.where(on, 1, 0))
-            amount = jnp.where(on, jnp.minimum(amount, held[at, after]), amount)
-            at = jnp.where(on, after, at)
-        amount = jnp.where(reached, jnp.minimum(amount, -excess[at]), 0)
-        held = held + amount * (path.T - path)
-        return (held, excess.at[start].add(-amount).at[at].add(amount)), None
-
-    # Each edge is emptied at most (vertices / 2) times by shortest augmenting paths.
-    rounds = (size * (size - 1) + 2 * size) * (size + 2) // 2
-    return jax.lax.scan(augment, varying_like((held, excess), held, excess), None, length=rounds)[
-        0
-    ][0]
-
-
-def _wins(wins, i, j):
-    """Chance that rank `i` is chosen over rank `j`."""
-    free = wins.shape[0]
-    inside = wins[jnp.minimum(i, free - 1), jnp.minimum(j, free - 1)]
-    return jnp.where((i < free) & (j < free) & (i != j), inside, (i <= j).astype(wins.dtype))
-
-
-def _halves(start: int, size: int, alike: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The two sides of a tournament's last match; where all drafts have one law only their numbers
-    matter.
-    """
-    first = 1 << (size - 1).bit_length() - 1
-    return (start, first), (0 if alike else start + first, size - first)
-
-
-def _play(match: _Match, first, second):
-    """The law of the chosen one under the match's rule, for other (unnormalised) laws."""
-    free = match.wins.shape[0]
-    law, pair = _better_ranked(first[match.order], second[match.order], free)
-    moved = jnp.sum(
-        jnp.where(jnp.eye(free, dtype=bool), 0, match.wins * pair) - jnp.triu(pair, 1), axis=1
-    )
-    return jnp.zeros_like(law).at[match.order].set(law.at[:free].add(moved))
 
 
 SCHEME = Scheme(

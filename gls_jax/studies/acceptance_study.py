@@ -1,19 +1,17 @@
-"""An acceptance study: pairs x schemes x list lengths, exact and simulated, resumable, to one CSV.
+"""An acceptance study: pairs x schemes x list lengths, exact and simulated, to one CSV file.
 
-The work is cut into blocks of pairs under one scheme, and the blocks are dealt out to the
-processes. Each finished block goes to the `cells.partial.<process>.npz` of its process in the
-output folder (temporary name, then renamed), so a run that is stopped loses one block a process at
-most. Trials are keyed by pair and trial index: a resumed run, on any number of processes and
-devices, gives the numbers of an uninterrupted one.
+The work is cut into blocks of pairs under one scheme, and the blocks are shared among the
+processes. After each block a process replaces its `cells.partial.<process>.npz` in the output
+folder, so a run that is stopped loses at most one block per process. Trials are keyed by pair and
+trial index: a resumed run, on any number of processes and devices, gives the numbers of an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,29 +19,31 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from gls_jax import bounds, checks, races, schemes, trials
 from gls_jax.distributions.pairs import Pairs
+from gls_jax.exact import batched
 from gls_jax.runs import cluster, files
-from gls_jax.runs.results_grid import FIELDS, Cells
+from gls_jax.runs.results_grid import FIELDS, ResultsGrid
+from gls_jax.runs.resume import configuration_hash
+from gls_jax.typing import Report
 
-__all__ = ["Row", "Study", "run", "write_csv"]
+__all__ = ["Row", "Study", "computable_lengths", "none_if_nan", "run", "write_csv"]
 
-_FORMAT = 2  # of the cells file: raised whenever the same cells would hold other numbers
-_BLOCK_CLOCKS = 2**30  # clocks simulated in one block, and so at most lost by a stop: some seconds
+_FORMAT = 2  # of the results: raised whenever the same configuration would give other numbers
+# Exponential variables simulated in one block: some seconds of work, the most that a stop loses.
+_BLOCK_NOISE = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is asked.
+    """The configuration of a study.
 
     Attributes:
-        schemes: registered names.
+        schemes: names of registered schemes.
         num_drafts: list lengths, each within every scheme's limit.
-        num_trials: simulated trials a pair and scheme.
-        seed: of the simulation.
+        num_trials: simulated trials per pair and scheme.
+        seed: seed of the simulation.
     """
 
     schemes: tuple[str, ...]
@@ -70,7 +70,9 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Means over all pairs for one scheme and K; `None` where a quantity is not to be had at that
+    """Means over all pairs for one scheme and K.
+
+    A quantity is `None` where the scheme does not have it, or where it cannot be computed at this
     size.
     """
 
@@ -91,190 +93,171 @@ def run(
     folder: Path,
     *,
     resume: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Report | None = None,
 ) -> list[Row]:
-    """Carry out a study and leave `cells.npz` and `acceptance.csv` in the folder.
+    """Carry out a study and write `cells.npz` (all results) and `acceptance.csv` to the folder.
 
     Args:
-        study: what is asked.
-        pairs: `M` pairs of laws.
-        folder: made if missing; files in it are replaced only by finished ones. All processes see
-            the same one.
-        resume: go on with the unfinished run in the folder, if there is one.
+        study: the configuration.
+        pairs: `M` pairs of distributions.
+        folder: made if missing; files in it are replaced only by finished ones. All processes must
+            see the same folder.
+        resume: whether to continue the unfinished run in the folder, if there is one.
         progress: called with `(scheme, blocks done, blocks)`, of this process.
 
     Returns:
-        One :class:`Row` a scheme and K; none on processes other than the first.
+        One :class:`Row` per scheme and K; an empty list on processes other than process 0.
 
     Raises:
-        ValueError: the study's or the pairs' faults; an unfinished run in the folder without
-            `resume`, or one that was asked something else with it.
-        OSError: the folder cannot be written, another run is at work in it, or another process is
-            gone.
+        ValueError: invalid study or pairs; an unfinished run is in the folder and `resume` is not
+            set, or that run has another configuration.
+        OSError: the folder cannot be written, another run is using it, or another process has died.
     """
     study.check()
-    for name, laws in zip(("log_p", "log_q"), pairs, strict=True):
-        checks.check_log_probs(laws, name)
+    checks.check_log_probs(pairs.log_p, "log_p")
+    checks.check_log_probs(pairs.log_q, "log_q")
     folder.mkdir(parents=True, exist_ok=True)
-    process, size = cluster.index(), _block_size(study, pairs)
+    process = cluster.index()
+    block_size = _block_size(study, pairs)
     shape = (len(study.schemes), pairs.log_q.shape[0], len(study.num_drafts))
-    with files.alone(folder) if process == 0 else nullcontext():
-        cells = Cells(folder, _fingerprint(study, pairs), shape, size, resume)
-        cluster.meet(cells.purpose)  # all have read what there is before one of them writes
-        todo, known = np.flatnonzero(~cells.done), int(cells.done.sum())
-        if todo.size:
-            cells.write(process)  # also: can the folder be written?
-        mine = todo[cluster.deal(todo.size)]
-        for at, block in enumerate(mine, 1):
-            scheme, those = cells.blocks[block]
-            name = study.schemes[scheme]
-            cells.put(int(block), _block(study, name, pairs, those.start, those.stop, size))
-            cells.write(process)
+    # All processes write into the folder: the first one locks it for all.
+    with files.alone(folder) if cluster.is_primary() else nullcontext():
+        run_hash = _configuration_hash(study, pairs)
+        grid = ResultsGrid(folder, run_hash, shape, block_size, resume=resume)
+        # All processes must have read the finished blocks before one of them writes; so they share
+        # the same remaining blocks.
+        cluster.barrier(grid.state_hash)
+        unknown = np.flatnonzero(~grid.done)
+        num_known = int(grid.done.sum())
+        if unknown.size:
+            grid.write(process)  # fails before the work if the folder cannot be written
+        blocks = unknown[cluster.shard(unknown.size)]
+        for num_computed, block_index in enumerate(blocks, 1):
+            block = grid.blocks[block_index]
+            scheme_name = study.schemes[block.scheme]
+            values = _compute_block(study, scheme_name, pairs, block.pairs, block_size)
+            grid.put(int(block_index), values)
+            grid.write(process)
             if progress is not None:
-                progress(name, known + at, known + len(mine))
-        cluster.meet()
-        if process > 0:
+                progress(scheme_name, num_known + num_computed, num_known + len(blocks))
+        # All blocks are written: the first process merges them and reports.
+        cluster.barrier()
+        if not cluster.is_primary():
             return []
-        cells.read()
-        if missing := int((~cells.done).sum()):
+        grid.read()
+        if num_missing := int((~grid.done).sum()):
             raise ValueError(
-                f"{folder}: expected the blocks of {cluster.size()} processes, but {missing} of {cells.done.size} are "
-                "not here; hosts that share no folder: bring all cells.partial.*.npz into one and --resume there"
+                f"{folder}: expected the results of {cluster.size()} processes, but {num_missing} "
+                f"of {grid.done.size} blocks are missing; if the hosts do not share a folder, copy "
+                "all cells.partial.*.npz into one and --resume there"
             )
-        cells.finish()
-        table = list(_rows(study, pairs, cells))
-        write_csv(folder / "acceptance.csv", table)
-        return table
+        grid.finish()
+        rows = list(_rows(study, pairs, grid))
+        write_csv(folder / "acceptance.csv", rows)
+        return rows
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line a row, under the field names; an unknown quantity is an empty cell."""
+    """Write one line per row, under the field names; an unknown quantity is an empty field."""
+    names = [field.name for field in dataclasses.fields(Row)]
 
     def write(file):
-        text = csv.DictWriter(
-            file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n"
-        )
-        text.writeheader()
-        text.writerows(dataclasses.asdict(row) for row in rows)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
 
     files.write_whole(path, write, mode="w")
 
 
-def _fingerprint(study: Study, pairs: Pairs) -> str:
-    digest = hashlib.sha256(
-        json.dumps([_FORMAT, dataclasses.asdict(study)], sort_keys=True).encode()
-    )
-    for laws in pairs:
-        digest.update(repr(laws.shape).encode() + np.ascontiguousarray(laws).tobytes())
-    return digest.hexdigest()
+def none_if_nan(value: float) -> float | None:
+    """The number, or None for NaN, which stands for an unknown quantity in arrays."""
+    return None if np.isnan(value) else float(value)
+
+
+def computable_lengths(
+    scheme: schemes.Scheme, num_drafts: Sequence[int], num_categories: int
+) -> tuple[int, ...]:
+    """The list lengths at which a scheme has an exact acceptance for this number of categories."""
+    most = scheme.max_drafts or max(num_drafts)
+    limit = scheme.acceptance_limit
+    return tuple(k for k in num_drafts if k <= most and limit(num_categories, k) is None)
+
+
+def _configuration_hash(study: Study, pairs: Pairs) -> str:
+    return configuration_hash([_FORMAT, dataclasses.asdict(study)], pairs.log_p, pairs.log_q)
 
 
 def _block_size(study: Study, pairs: Pairs) -> int:
-    count, items = pairs.log_q.shape
-    most = max(study.num_drafts)
-    clocks = study.num_trials * max(
-        trials.noise_per_trial(schemes.get(name), most, items) for name in study.schemes
+    num_pairs, num_categories = pairs.log_q.shape
+    longest = max(study.num_drafts)
+    noise_per_trial = max(
+        trials.noise_per_trial(schemes.get(name), longest, num_categories) for name in study.schemes
     )
-    return max(1, min(count, 32, _BLOCK_CLOCKS // clocks))
+    return max(1, min(num_pairs, 32, _BLOCK_NOISE // (study.num_trials * noise_per_trial)))
 
 
-def _block(
-    study: Study, name: str, pairs: Pairs, start: int, stop: int, size: int
+def _compute_block(
+    study: Study, scheme_name: str, pairs: Pairs, block: slice, block_size: int
 ) -> dict[str, np.ndarray]:
-    """All cells of the pairs start..stop-1 under one scheme; the last block is filled up to keep
-    one compilation.
-    """
-    indices = np.minimum(np.arange(start, start + size), stop - 1)
-    log_p, log_q = (jnp.asarray(laws[indices]) for laws in pairs)
-    root = races.new_key(study.seed)
-    keys = jax.vmap(partial(jax.random.fold_in, root))(jnp.asarray(indices))
-    scheme, size = schemes.get(name), log_q.shape[1]
-    cells: dict = {
-        "bound": np.full((len(log_q), len(study.num_drafts)), np.nan)
-    }  # of a scheme that has none
+    """The values of one block, `f[pairs, list lengths]`, by field."""
+    # The last block is filled up with its last pair: one shape, one compilation.
+    indices = np.minimum(np.arange(block.start, block.start + block_size), block.stop - 1)
+    log_p, log_q = jnp.asarray(pairs.log_p[indices]), jnp.asarray(pairs.log_q[indices])
+    num_drafts, num_categories = study.num_drafts, log_q.shape[1]
+    scheme = schemes.get(scheme_name)
+    values: dict = {}
     if scheme.exact is not None and scheme.exact.bound is not None:
-        cells["bound"] = _shared_out(_bound, log_p, log_q, name=name, num_drafts=study.num_drafts)
-    known = tuple(k for k in study.num_drafts if scheme.acceptance_limit(size, k) is None)
-    if known:
-        values = np.full((len(log_q), len(study.num_drafts)), np.nan)
-        exact = _shared_out(_exact, log_p, log_q, name=name, num_drafts=known)
-        values[:, np.isin(study.num_drafts, known)] = exact
-        cells["exact"] = values
-    if scheme.verify_limit(size, max(study.num_drafts)) is None:
+        static = (scheme_name, num_drafts)
+        values["bound"] = batched.over_pairs(_bound_curve, log_p, log_q, static=static)
+    # At some list lengths a scheme may be too slow or too large for this number of categories.
+    known_lengths = computable_lengths(scheme, num_drafts, num_categories)
+    if known_lengths:
+        curves = batched.acceptance_curves(scheme, log_p, log_q, known_lengths)
+        values["exact"] = np.full((len(log_q), len(num_drafts)), np.nan)
+        values["exact"][:, np.isin(num_drafts, known_lengths)] = curves
+    # Each pair has a separate key, so that blocks of any size have the same trials.
+    if scheme.verify_limit(num_categories, max(num_drafts)) is None:
+        fold_in = partial(jax.random.fold_in, races.new_key(study.seed))
         estimate = trials.sweep(
-            keys,
+            jax.vmap(fold_in)(jnp.asarray(indices)),
             log_p,
             log_q,
             scheme=scheme,
-            num_drafts=study.num_drafts,
+            num_drafts=num_drafts,
             num_trials=study.num_trials,
         )
-        cells["simulated"], cells["standard_error"], _ = estimate
-    return {field: np.asarray(values)[: stop - start] for field, values in cells.items()}
+        values["simulated"] = estimate.mean
+        values["standard_error"] = estimate.standard_error
+    num_pairs = block.stop - block.start
+    return {field: np.asarray(array)[:num_pairs] for field, array in values.items()}
 
 
-def _shared_out(function: Callable, log_p, log_q, **static) -> np.ndarray:
-    """`function` of pairs `[M, N]`, shared out over the devices; repetitions of the last pair make
-    the shares equal.
-    """
-    # A loop of one round is no loop to XLA, and its sums may round in another way: two pairs a
-    # device at least.
-    devices = jax.local_devices()[: max(1, len(log_q) // 2)]
-    filled = np.minimum(np.arange(-(-len(log_q) // len(devices)) * len(devices)), len(log_q) - 1)
-    mesh = Mesh(devices, "pairs")
-    laws = jax.device_put((log_p[filled], log_q[filled]), NamedSharding(mesh, P("pairs")))
-    with jax.set_mesh(mesh):  # a mesh that the caller has set is not this one
-        return np.asarray(function(*laws, mesh=mesh, **static))[: len(log_q)]
-
-
-@partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
-def _exact(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
-    scheme = schemes.get(name)
-    return _each(mesh, lambda p, q: scheme.acceptance_curve(p, q, num_drafts), log_p, log_q)
-
-
-@partial(jax.jit, static_argnames=("mesh", "name", "num_drafts"))
-def _bound(log_p, log_q, *, mesh: Mesh, name: str, num_drafts: tuple[int, ...]):
-    exact = schemes.get(name).exact
+def _bound_curve(log_p, log_q, scheme_name: str, num_drafts: tuple[int, ...]) -> jax.Array:
+    """The scheme's lower bound on the acceptance of one pair, for several K."""
+    exact = schemes.get(scheme_name).exact
     assert exact is not None and exact.bound is not None
     bound = exact.bound
-    return _each(mesh, lambda p, q: jnp.stack([bound(p, q, k) for k in num_drafts]), log_p, log_q)
+    return jnp.stack([bound(log_p, log_q, k) for k in num_drafts])
 
 
-def _each(mesh: Mesh, function: Callable, log_p, log_q):
-    """One pair after the other on each device."""
+def _rows(study: Study, pairs: Pairs, grid: ResultsGrid) -> Iterable[Row]:
+    def optima(pair: Pairs):
+        return jnp.stack([bounds.optimum_iid(*pair, k) for k in study.num_drafts])
 
-    def own(log_p, log_q):
-        return jax.lax.map(lambda laws: function(*laws), (log_p, log_q))
-
-    rows = P("pairs")
-    return jax.shard_map(own, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(
-        log_p, log_q
-    )
-
-
-def _rows(study: Study, pairs: Pairs, cells: Cells) -> Iterable[Row]:
-    def optima(laws):
-        p, q = laws
-        return jnp.stack([bounds.optimum_iid(p, q, k) for k in study.num_drafts])
-
-    best = np.asarray(jax.lax.map(optima, pairs)).mean(0)
-    count = pairs.log_q.shape[0]
-    for s, name in enumerate(study.schemes):
-        for c, k in enumerate(study.num_drafts):
-            column = {field: cells[field][s, :, c] for field in FIELDS}
+    optimum = np.asarray(jax.lax.map(optima, pairs)).mean(0)
+    num_pairs = pairs.log_q.shape[0]
+    for scheme_index, scheme_name in enumerate(study.schemes):
+        for column, k in enumerate(study.num_drafts):
+            values = {field: grid[field][scheme_index, :, column] for field in FIELDS}
+            means = {field: array.mean() for field, array in values.items()}
+            # The trials of different pairs are independent: variances add up.
+            variance = (values["standard_error"] ** 2).sum()
+            means["standard_error"] = np.sqrt(variance) / num_pairs
             yield Row(
-                scheme=name,
+                scheme=scheme_name,
                 num_drafts=k,
-                exact=_known(column["exact"].mean()),
-                simulated=_known(column["simulated"].mean()),
-                standard_error=_known(np.sqrt((column["standard_error"] ** 2).sum()) / count),
-                bound=_known(column["bound"].mean()),
-                optimum_iid=float(best[c]),
-                num_pairs=count,
+                **{field: none_if_nan(mean) for field, mean in means.items()},
+                optimum_iid=float(optimum[column]),
+                num_pairs=num_pairs,
                 num_trials=study.num_trials,
             )
-
-
-def _known(value) -> float | None:
-    return None if np.isnan(value) else float(value)

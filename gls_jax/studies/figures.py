@@ -1,4 +1,4 @@
-"""Figures of the command line and the experiments. The only module here that imports matplotlib."""
+"""Figures of the command line and the experiments: the only module here that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -23,43 +23,49 @@ __all__ = ["acceptance"]
 
 
 def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Acceptance against K: exact lines, simulated points with two standard errors, bound and
-    optimum.
+    """Acceptance against K: exact lines, simulated points with two standard errors, bound, optimum.
 
     Args:
         path: `.png` file, replaced whole.
-        rows: of one study.
-        title: what the pairs are.
+        rows: the rows of one study.
+        title: a description of the pairs.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    names = list(dict.fromkeys(row.scheme for row in rows))
-    curves = {
-        name: sorted((row for row in rows if row.scheme == name), key=lambda row: row.num_drafts)
-        for name in names
-    }
-    first = curves[names[0]]
-    ks = [row.num_drafts for row in first]
-    axes.plot(ks, [row.optimum_iid for row in first], "k:", label="optimum, i.i.d. drafts")
-    for colour, (name, curve) in enumerate(curves.items()):
-        shade = f"C{colour}"
-        columns = [(row.exact, row.simulated, row.standard_error) for row in curve]
-        exact, simulated, errors = np.array(
-            columns, float
-        ).T  # None, where a value is not to be had, leaves a gap
-        axes.plot(ks, exact, shade, label=f"{name}, exact" if np.isfinite(exact).any() else None)
-        label = None if np.isfinite(exact).any() else f"{name}, simulated"
-        axes.errorbar(ks, simulated, 2 * errors, fmt=".", color=shade, capsize=2, label=label)
-    bound = next(
-        ([row.bound for row in curve] for curve in curves.values() if curve[0].bound is not None),
-        None,
-    )
-    if bound is not None:
-        axes.plot(ks, np.array(bound, float), "k--", linewidth=1, label="list matching bound")
+    # Colours and the legend follow the order of the study's schemes.
+    curves: dict[str, list[Row]] = {row.scheme: [] for row in rows}
+    for row in sorted(rows, key=lambda row: row.num_drafts):
+        curves[row.scheme].append(row)
+    any_curve = curves[rows[0].scheme]
+    num_drafts = [row.num_drafts for row in any_curve]
+    optimum = _column(any_curve, "optimum_iid")
+    axes.plot(num_drafts, optimum, "k:", label="optimum, i.i.d. drafts")
+    for number, (name, curve) in enumerate(curves.items()):
+        color = f"C{number}"
+        exact, simulated = _column(curve, "exact"), _column(curve, "simulated")
+        errors = _column(curve, "standard_error")
+        has_exact = np.isfinite(exact).any()
+        axes.plot(num_drafts, exact, color, label=f"{name}, exact" if has_exact else None)
+        label = None if has_exact else f"{name}, simulated"
+        axes.errorbar(
+            num_drafts, simulated, 2 * errors, fmt=".", color=color, capsize=2, label=label
+        )
+    # The bound of the first scheme that has one.
+    bounds = [_column(curve, "bound") for curve in curves.values() if curve[0].bound is not None]
+    for bound in bounds[:1]:
+        axes.plot(num_drafts, bound, "k--", linewidth=1, label="list matching bound")
     axes.set(xlabel="number of drafts K", ylabel="P(target token is in the list)", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(title="points: simulated, ±2 s.e.", fontsize="small")
-    write_whole(
-        path, lambda file: figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
-    )
+
+    def save(file):
+        # Without the version of matplotlib in it, equal figures are equal files.
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+
+    write_whole(path, save)
+
+
+def _column(rows: Sequence[Row], field: str) -> np.ndarray:
+    """One field of all rows. None becomes NaN, which leaves a gap in a curve."""
+    return np.array([getattr(row, field) for row in rows], float)

@@ -1,59 +1,62 @@
-"""Exact acceptance at every position of a dump: chunk by chunk, to a file, with what the cut may
-have changed.
+"""Exact acceptance at every position of a dump, chunk by chunk, to a file.
 
-A dump does not know how the mass outside its tokens is spread. Read once with tails *apart*, items
-that the other law cannot produce, and once with tails *shared*, one item for both, it gives two
-acceptances. They are ends, the truth lies between, for the schemes in :data:`BRACKETED` (single,
-spectr, minhash, naive, GLS, Poisson lists: merging items can only help them; checked on random laws
-with whole vocabularies in the tests). For `gumbel_topk` and `specinfer_wor` one item for a tail
-takes one place in a list of distinct ones, where many items might take several; `specinfer`'s third
-and later tests and the truncated program of `weighted_importance` are not monotone: there the two
-are no ends, but both are exact without tails, with top-k sampling that keeps no more tokens than
-the dump.
+A dump does not know how the mass outside its tokens is spread. So acceptance is computed twice:
+with *disjoint* tails, one category for the tail of each model, which the other cannot produce; and
+with *merged* tails, one category for both.
+
+For the schemes in :data:`BRACKETED` the truth lies between the two values, because merging
+categories can only help them: single, spectr, minhash, naive, GLS, Poisson lists (checked in the
+tests on random distributions on whole vocabularies). For others the two need not bracket the truth.
+The lists of `gumbel_topk` and `specinfer_wor` have distinct tokens, and a tail takes one rank
+where many tokens might take several. The third and later tests of `specinfer` and the truncated
+program of `weighted_importance` are not monotone. Without truncated mass both values are
+exact for every scheme; this is so with top-k sampling that keeps no more tokens than the dump.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gls_jax import checks, schemes
-from gls_jax.distributions.dump import Dump, fingerprint, open_array
+from gls_jax.distributions.dump_files import Dump
+from gls_jax.exact import batched
 from gls_jax.runs import files
+from gls_jax.runs.resume import Manifest, check_resumable, differing_entries
+from gls_jax.studies.acceptance_study import computable_lengths, none_if_nan
+from gls_jax.typing import Report
 
 __all__ = ["BRACKETED", "Mean", "position_acceptance"]
 
 BRACKETED: tuple[str, ...] = tuple(
-    name for name in schemes.NAMES if (exact := schemes.get(name).exact) and exact.tails_bracket
+    name for name in schemes.NAMES if (exact := schemes.get(name).exact) and exact.tails_are_bounds
 )
-"""Schemes for which the two readings of a dump are a lower and an upper end."""
+"""Schemes for which the two treatments of the truncated mass give a lower and an upper bound."""
 
-_FORMAT, _CHUNK, _TAILS = 1, 256, ("apart", "shared")
-_VALUES, _FACTS = "acceptance.npy", "acceptance.json"
+_FORMAT = 2  # format 1 had other words for the tails
+_CHUNK = 256  # positions that are computed together; a stop loses at most this many
+_TAILS = ("disjoint", "merged")
+_VALUES, _MANIFEST = "acceptance.npy", "acceptance.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """Mean acceptance over all positions for one scheme and K; None where it is not to be had at
-    that size.
+    """Mean acceptance over all positions for one scheme and K.
 
     Attributes:
-        scheme, num_drafts: which.
-        apart, shared: with the tails read as items apart, and as one shared item.
+        scheme, num_drafts: the scheme and K.
+        disjoint, merged: with disjoint and with merged tails; None where there is no exact value
+            at this size.
         bracketed: whether the truth lies between them.
     """
 
     scheme: str
     num_drafts: int
-    apart: float | None
-    shared: float | None
+    disjoint: float | None
+    merged: float | None
     bracketed: bool
 
 
@@ -64,133 +67,130 @@ def position_acceptance(
     names: Sequence[str],
     num_drafts: Sequence[int],
     resume: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Report | None = None,
 ) -> list[Mean]:
-    """Exact acceptance by position, kept in the folder as `acceptance.npy`, `f32[scheme, position,
-    K, reading]`.
+    """Exact acceptance by position, written to files in the folder.
+
+    The file `acceptance.npy` is `f32[scheme, position, K, tails]`, disjoint tails first.
 
     Args:
-        dump: the laws.
+        dump: the distributions.
         folder: made if missing; a finished sweep in it is replaced.
         names: schemes.
         num_drafts: list lengths K; NaN is written where a scheme does not take one, or has no exact
             value at this size.
-        resume: go on with an unfinished sweep that was asked the same.
+        resume: whether to continue an unfinished sweep of the same configuration.
         progress: called with `(scheme, positions done, positions)`.
 
     Returns:
-        One :class:`Mean` a scheme and K.
+        One :class:`Mean` per scheme and K.
 
     Raises:
-        ValueError: no or an unknown scheme, a list length below 1, an unfinished sweep in the
-            folder without `resume`, another or a broken one with it.
-        OSError: the folder cannot be written, or another run is at work in it.
+        ValueError: no scheme or an unknown one; a list length below 1; an unfinished sweep is in
+            the folder and `resume` is not set, or that sweep is broken or of another configuration.
+        OSError: the folder cannot be written, or another run is using it.
     """
     if not names:
         raise ValueError(f"schemes: expected at least one of {', '.join(schemes.NAMES)}, got none")
     for name in names:
         schemes.get(name).check_token_level("acceptance")
     counts = checks.counts(num_drafts, "num_drafts")
-    asked = {"format": _FORMAT, "dump": dump.facts["fingerprint"], "positions": len(dump)}
-    asked |= {"schemes": list(names), "num_drafts": list(counts), "tails": list(_TAILS)}
-    blocks = [(s, start) for s in range(len(names)) for start in range(0, len(dump), _CHUNK)]
+    configuration = {
+        "dump": dump.manifest.hash,
+        "positions": len(dump),
+        "schemes": list(names),
+        "num_drafts": list(counts),
+        "tails": list(_TAILS),
+    }
+    manifest = Manifest(_FORMAT, configuration, {"done": 0})
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder):
-        values, done = _open(
-            folder, asked, (len(names), len(dump), len(counts), len(_TAILS)), resume
-        )
-        for at, (s, start) in enumerate(blocks):
+        shape = (len(names), len(dump), len(counts), len(_TAILS))
+        values, num_done = _open_values(folder, manifest, shape, resume)
+        for block_index, (scheme_index, start) in enumerate(_blocks(configuration)):
+            scheme_name = names[scheme_index]
             stop = min(start + _CHUNK, len(dump))
-            if at >= done:
-                values[s, start:stop] = _chunk(dump, start, stop, names[s], counts)
+            if block_index >= num_done:
+                chunk_values = _compute_chunk(dump, start, stop, scheme_name, counts)
+                values[scheme_index, start:stop] = chunk_values
+                # The values must be on the disk before the manifest counts them.
                 values.flush()
-                _write_facts(folder, asked, at + 1)
+                manifest = Manifest(_FORMAT, configuration, {"done": block_index + 1})
+                manifest.write(folder / _MANIFEST)
             if progress is not None:
-                progress(names[s], stop, len(dump))
-        means = np.stack(
-            [np.mean(each, axis=0, dtype=np.float64) for each in values]
-        )  # [scheme, K, reading]
-    return [
-        Mean(name, k, _known(means[s, c, 0]), _known(means[s, c, 1]), name in BRACKETED)
-        for s, name in enumerate(names)
-        for c, k in enumerate(counts)
-    ]
+                progress(scheme_name, stop, len(dump))
+        return list(_means(values, names, counts))
 
 
-def _known(value) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _means(values: np.ndarray, names: Sequence[str], counts: Sequence[int]) -> Iterable[Mean]:
+    for scheme_index, scheme_name in enumerate(names):
+        # float64, because a dump can have millions of positions.
+        curve = values[scheme_index].mean(axis=0, dtype=np.float64)
+        for k, (disjoint, merged) in zip(counts, curve, strict=True):
+            yield Mean(
+                scheme=scheme_name,
+                num_drafts=k,
+                disjoint=none_if_nan(disjoint),
+                merged=none_if_nan(merged),
+                bracketed=scheme_name in BRACKETED,
+            )
 
 
-def _chunk(dump: Dump, start: int, stop: int, name: str, counts: tuple[int, ...]) -> np.ndarray:
-    """`[positions, K, reading]`; the last chunk is filled up to keep one compilation."""
-    scheme, items = schemes.get(name), dump.rows.tokens.shape[1] + 2
-    most = scheme.max_drafts or max(counts)
-    known = tuple(k for k in counts if k <= most and scheme.acceptance_limit(items, k) is None)
-    found = np.full((stop - start, len(counts), len(_TAILS)), np.nan, np.float32)
-    if not known:
-        return found
-    cut = np.any(dump.rows.tail_p[start:stop] > 0) or np.any(dump.rows.tail_q[start:stop] > 0)
-    for reading, tails in enumerate(_TAILS if cut else _TAILS[:1]):
-        short = _CHUNK - (stop - start)
-        laws = [
-            np.pad(law, ((0, short), (0, 0)), mode="edge")
-            for law in dump.pairs(start, stop, tails=tails)
-        ]
-        values = np.asarray(_exact(*map(jnp.asarray, laws), name=name, num_drafts=known))[
-            : stop - start
-        ]
-        found[:, np.isin(counts, known), reading] = values
-    return found if cut else found[..., [0, 0]]
+def _blocks(configuration: dict) -> list[tuple[int, int]]:
+    """The blocks of a sweep in their order: index of the scheme, and first position."""
+    num_schemes = len(configuration["schemes"])
+    starts = range(0, configuration["positions"], _CHUNK)
+    return [(scheme_index, start) for scheme_index in range(num_schemes) for start in starts]
 
 
-@partial(jax.jit, static_argnames=("name", "num_drafts"))
-def _exact(log_p, log_q, *, name: str, num_drafts: tuple[int, ...]):
-    scheme = schemes.get(name)
-    return jax.lax.map(
-        lambda laws: scheme.acceptance_curve(laws[0], laws[1], num_drafts), (log_p, log_q)
-    )
+def _compute_chunk(
+    dump: Dump, start: int, stop: int, scheme_name: str, counts: tuple[int, ...]
+) -> np.ndarray:
+    """Acceptances at some positions, `f32[positions, K, tails]`."""
+    num_positions = stop - start
+    num_categories = dump.rows.tokens.shape[1] + 2
+    values = np.full((num_positions, len(counts), len(_TAILS)), np.nan, np.float32)
+    scheme = schemes.get(scheme_name)
+    known_counts = computable_lengths(scheme, counts, num_categories)
+    if not known_counts:
+        return values
+    # Without truncated mass the two treatments are equal, and only one is computed.
+    tail_p, tail_q = dump.rows.tail_p[start:stop], dump.rows.tail_q[start:stop]
+    has_tails = np.any(tail_p > 0) or np.any(tail_q > 0)
+    # The last chunk is filled up with its last position: one shape, one compilation.
+    padding = ((0, _CHUNK - num_positions), (0, 0))
+    for column, tails in enumerate(_TAILS if has_tails else _TAILS[:1]):
+        pairs = dump.pairs(start, stop, tails=tails)
+        log_p = np.pad(pairs.log_p, padding, mode="edge")
+        log_q = np.pad(pairs.log_q, padding, mode="edge")
+        curves = batched.acceptance_curves(scheme, log_p, log_q, known_counts)
+        values[:, np.isin(counts, known_counts), column] = curves[:num_positions]
+    return values if has_tails else values[..., [0, 0]]
 
 
-def _open(folder: Path, asked: dict, shape: tuple[int, ...], resume: bool) -> tuple[np.memmap, int]:
-    """The values so far, and how many blocks of them are there."""
-    path = folder / _FACTS
+def _open_values(
+    folder: Path, manifest: Manifest, shape: tuple[int, ...], resume: bool
+) -> tuple[np.memmap, int]:
+    """The values so far, and how many blocks of them are done."""
+    path = folder / _MANIFEST
     if path.exists():
-        earlier, done, blocks = _read_facts(path)
-        if resume and earlier != asked:
-            raise ValueError(
-                f"{path}: the sweep here was asked something else; give another folder"
-            )
-        if resume:
-            return open_array(
+        earlier = Manifest.read(path, run="a sweep", format=_FORMAT, is_valid=_is_valid)
+        num_done = earlier.progress["done"]
+        # A finished sweep is replaced, unless it is to be resumed.
+        if resume or num_done < len(_blocks(earlier.configuration)):
+            differences = differing_entries(earlier.configuration, manifest.configuration)
+            check_resumable(path, "an unfinished run", resume=resume, differences=differences)
+            earlier_values = files.open_array(
                 folder / _VALUES, "the values of a sweep", "float32", shape, writable=True
-            ), done
-        if done < blocks:
-            raise ValueError(
-                f"{path}: an unfinished run is here; --resume goes on with it, else give another folder"
             )
-    path.unlink(missing_ok=True)  # first: it must never speak of other values
+            return earlier_values, num_done
+    # The old manifest is removed first: it must never count values of another run.
+    path.unlink(missing_ok=True)
     values = np.lib.format.open_memmap(folder / _VALUES, mode="w+", dtype=np.float32, shape=shape)
-    _write_facts(folder, asked, 0)
+    manifest.write(path)
     return values, 0
 
 
-def _read_facts(path: Path) -> tuple[dict, int, int]:
-    """What was asked, how many blocks are there, and of how many."""
-    facts = files.read_json(path, "the facts of a sweep")
-    try:
-        asked, done = facts["asked"], facts["done"]
-        good = facts["fingerprint"] == fingerprint(asked)
-        blocks = len(asked["schemes"]) * -(-asked["positions"] // _CHUNK)
-        good &= done in range(blocks + 1)
-    except (KeyError, TypeError):
-        good = False
-    if not good:
-        raise ValueError(
-            f"{path}: expected the facts of a sweep (asked and its fingerprint, done within its blocks), got other ones"
-        )
-    return asked, done, blocks
-
-
-def _write_facts(folder: Path, asked: dict, done: int) -> None:
-    text = json.dumps({"fingerprint": fingerprint(asked), "done": done, "asked": asked}, indent=1)
-    files.write_whole(folder / _FACTS, lambda file: file.write(text + "\n"), mode="w")
+def _is_valid(manifest: Manifest) -> bool:
+    num_blocks = len(_blocks(manifest.configuration))
+    return manifest.progress["done"] in range(num_blocks + 1)

@@ -1,4 +1,4 @@
-"""`gls-jax compress` and `gls-jax decompress`: what the library says, in files; bad input writes nothing."""
+"""`gls-jax compress` and `gls-jax decompress`: the library's results in files; bad input writes nothing."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gls_jax import cli
-from gls_jax.compression import GaussianCodec
+from gls_jax.compression import GaussianCodec, payload
 from gls_jax.runs import files
 
 CODEC = GaussianCodec(2, 2**10, 8, target_variance=0.05, side_variance=0.5)
@@ -35,8 +35,8 @@ def signals(tmp_path, monkeypatch):
     return source, side
 
 
-def test_files_hold_what_the_library_says(signals, tmp_path, capsys):
-    """Bytes and estimates, sizes, and both distortions beside those of silence; one JSON object each."""
+def test_files_hold_the_results_of_the_library(signals, tmp_path, capsys):
+    """Bytes and estimates, sizes, and both distortions with those of the zero-rate estimate; one JSON object each."""
     source, side = signals
     assert run("compress", "source.npy", "made/here/blob.gls", *CODE, "--seed", SEED, "--json") == 0
     blob = (tmp_path / "made/here/blob.gls").read_bytes()
@@ -56,8 +56,8 @@ def test_files_hold_what_the_library_says(signals, tmp_path, capsys):
     assert estimate.dtype == np.float32
     np.testing.assert_array_equal(estimate, CODEC.decode(blob, side, 1).estimate)
     answer = json.loads(capsys.readouterr().out)
-    for name, found in (("distortion", estimate), ("zero_rate", side / 1.5)):
-        error = (found - source) ** 2
+    for name, values in (("distortion", estimate), ("zero_rate", side / 1.5)):
+        error = (values - source) ** 2
         expected = {
             "mean_of_db": np.mean(10 * np.log10(error)),
             "db_of_mean": 10 * np.log10(np.mean(error)),
@@ -67,12 +67,11 @@ def test_files_hold_what_the_library_says(signals, tmp_path, capsys):
         "estimate": "made/there/estimate.npy",
         "count": COUNT,
         "decoder": 1,
-        "estimator": "trusting",
+        "estimator": "plug_in",
     }
     assert run(*ask, 0, "--json") == 0
-    assert (
-        np.load("made/there/estimate.npy") != estimate
-    ).any()  # another stream, and the file is replaced
+    # Another stream gives another estimate, and the file is replaced.
+    assert (np.load("made/there/estimate.npy") != estimate).any()
     assert "distortion" not in json.loads(capsys.readouterr().out)
 
 
@@ -84,7 +83,7 @@ def test_tables_for_people(signals, capsys):
         == 0
     )
     printed = capsys.readouterr().out
-    for figure in ("300", "904 bits", "3.0133 bits a symbol", "bytes"):
+    for figure in ("300", "904 bits", "3.0133 bits per symbol", "bytes"):
         assert figure in printed
     ask = [
         "decompress",
@@ -103,8 +102,21 @@ def test_tables_for_people(signals, capsys):
         assert name in printed
 
 
+def test_a_blob_is_unpacked_once(signals, tmp_path, monkeypatch):
+    (tmp_path / "blob.gls").write_bytes(CODEC.encode(SEED, signals[0]))
+    decode, calls = payload.decode, []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return decode(*arguments)
+
+    monkeypatch.setattr(payload, "decode", counted)
+    assert run("decompress", "blob.gls", "side.npy", "estimate.npy", "--decoder", 0) == 0
+    assert len(calls) == 1
+
+
 def test_another_process_decodes_the_same(signals, tmp_path):
-    """The program itself: no more than its bytes travel."""
+    """The program itself, with nothing but the bytes of the blob."""
     source, side = signals
     (tmp_path / "blob.gls").write_bytes(blob := CODEC.encode(SEED, source))
     command = [
@@ -138,7 +150,7 @@ class Trap:
 
 @pytest.fixture
 def odd_files(signals, tmp_path):
-    """The signals, a blob, and much that is neither."""
+    """The signals, a blob, and files that are neither."""
     source, side = signals
     blob = CODEC.encode(SEED, source)
     (tmp_path / "blob.gls").write_bytes(blob)
@@ -226,7 +238,7 @@ DECOMPRESS = [
     (["blob.gls", "matrix.npy", "out"], "matrix.npy: " + SHAPE + r"float64 of shape \[2, 3\]"),
     (
         ["blob.gls", "short.npy", "out"],
-        r"side_information: expected one value a symbol \(300\), got 299",
+        r"side_information: expected one value per symbol \(300\), got 299",
     ),
     (
         ["blob.gls", "nan_side.npy", "out"],
@@ -247,12 +259,12 @@ DECOMPRESS = [
     ),
     (
         ["blob.gls", "side.npy", "out", "--estimator", "oracle"],
-        "estimator: expected one of trusting, posterior_mean",
+        "estimator: expected one of plug_in, posterior_mean",
     ),
     (["blob.gls", "side.npy", "out", "--source", "missing.npy"], "missing.npy: no such file"),
     (
         ["blob.gls", "side.npy", "out", "--source", "short.npy"],
-        r"short.npy: expected one value a symbol \(300\)",
+        r"short.npy: expected one value per symbol \(300\)",
     ),
 ]
 
@@ -273,7 +285,7 @@ def test_bad_input_is_one_line_and_exit_code_2(odd_files, capsys, arguments, mes
     printed = capsys.readouterr()
     (line,) = printed.err.strip().splitlines()
     assert line.startswith("gls-jax: error: ") and re.search(message, line) and printed.out == ""
-    assert sorted(odd_files.rglob("*")) == before  # the trap too was not sprung
+    assert sorted(odd_files.rglob("*")) == before  # nor was the trap sprung
 
 
 def test_a_failed_write_leaves_nothing(odd_files, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gls_jax import cli, compression, models
-from gls_jax.compression import datasets
+from gls_jax.compression.images import image_files
 from tests.images import CONFIG, TRAINING, ramps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -70,7 +70,7 @@ def test_whole_images_and_crops(folder, images, capsys):
 
 
 def test_pictures(folder, images, capsys):
-    datasets.write_images("pictures", images)
+    image_files.write_images("pictures", images)
     ask = ["--model", folder]
     assert run("compress", "pictures", "blob.gls", *CODE, *ask) == 0
     assert "20" in capsys.readouterr().out
@@ -90,12 +90,12 @@ def test_pictures(folder, images, capsys):
     )
     printed = capsys.readouterr().out
     assert "out: 20 images of decoder 0" in printed and "PSNR" in printed
-    found = datasets.read_images("out")
-    assert found.shape == (20, 8, 4, 1)
-    assert np.square(found - images[:, :, 4:]).mean() < np.square(images[:, :, 4:]).mean() / 2
+    estimate, source = image_files.read_images("out"), images[:, :, 4:]
+    assert estimate.shape == (20, 8, 4, 1)
+    assert np.square(estimate - source).mean() < np.square(source).mean() / 2
     assert run("compress", "pictures/00.png", "one.gls", *CODE, *ask) == 0
     assert run("decompress", "one.gls", "pictures/00.png", "one.png", "--decoder", 0, *ask) == 0
-    assert datasets.read_images("one.png").shape == (1, 8, 4, 1)
+    assert image_files.read_images("one.png").shape == (1, 8, 4, 1)
 
 
 def test_bad_input(folder, images, capsys):

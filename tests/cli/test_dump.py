@@ -10,7 +10,7 @@ from tests.cli.conftest import WORDS, write
     ("text", "options", "line"),
     [
         ("a", [], "text.txt: expected a text of at least 2 tokens, got 1"),
-        ("abc", ["--context", "1"], "context: expected at least 2 tokens, got 1"),
+        ("abc", ["--context", "1"], "context_length: expected at least 2 tokens, got 1"),
         (
             "abc",
             ["--draft", "foreign"],

@@ -9,6 +9,7 @@ import pytest
 from gls_jax import cli, decoding, models
 from gls_jax.cli import generate as command
 from gls_jax.runs import files
+from gls_jax.runs.jsonl_results import JsonlResults
 from tests.cli.conftest import WORDS, write
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -101,7 +102,7 @@ def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
         "block efficiency",
         "acceptance histogram",
         "acceptance by position",
-        "tokens a second",
+        "tokens per second",
         "verify",
     ):
         assert figure in printed.err
@@ -146,18 +147,18 @@ def test_several_texts_come_at_the_end(ask, capsys):
 def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     assert generate(*ask, "--out", whole, "--batch", "3") == 0
-    append, calls = command.Journal.append, []
+    append, calls = JsonlResults.append, []
 
-    def interrupted(journal, record):
+    def interrupted(results, record):
         calls.append(record)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        append(journal, record)
+        append(results, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.Journal, "append", interrupted)
+        patch.setattr(JsonlResults, "append", interrupted)
         assert generate(*ask, "--out", cut, "--batch", "3") == 130
-    assert capsys.readouterr().err.endswith("interrupted; --resume goes on from here\n")
+    assert capsys.readouterr().err.endswith("interrupted; --resume continues from here\n")
     assert cut.read_text().count("\n") == 2
     assert generate(*ask, "--out", cut) == 2  # never written over
     assert "expected a new file, or --resume" in capsys.readouterr().err
@@ -175,7 +176,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
     with files.alone(cut):
         assert generate(*ask, "--out", cut, "--resume") == 2
     assert (
-        "cut.jsonl: expected a file to itself, but another run is at work"
+        "cut.jsonl: expected a file to itself, but another run is using it"
         in capsys.readouterr().err
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -204,7 +205,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
         ),
         (
             ["--scheme", "poisson", "--draft-temperature", "1", "2"],
-            "expected one law for all drafts of scheme",
+            "expected one distribution for all drafts of scheme",
         ),
         (
             ["--scheme", "gls", "--tree", "margin"],
@@ -213,7 +214,10 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
         (["--scheme", "minhash", "--tree", "4,2"], "scheme 'minhash' takes at most 1, got 4"),
         (["--tree", "4,x"], "tree: expected numbers such as 4,2,1"),
         (["--tree", "margin:32"], "tree: expected numbers such as 4,2,1"),
-        (["--tree", "4,2", "--drafts", "2"], "expected no --drafts and no --length beside a tree"),
+        (
+            ["--tree", "4,2", "--drafts", "2"],
+            "expected --tree, or --drafts and --length, got --tree combined with --drafts",
+        ),
         (
             ["--temperature", "-1"],
             "temperature: expected 0 or a finite number of at least 1e-6, got -1",
@@ -221,7 +225,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
         (["--top-p", "2"], r"top_p: expected a number within \(0, 1\]"),
         (["--top-k", "-1"], "top_k: expected 0"),
         (["--batch", "0"], "batch: expected an int of at least 1, got 0"),
-        (["--seed", "-1"], "seed: expected an int within"),
+        (["--seed", "-1"], "seed: expected one int within"),
         (
             ["--max-new-tokens", "0"],
             "prompt 1: max_new_tokens: expected an int of at least 1, got 0",
@@ -263,7 +267,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
         ('{"messages": ["a"]}', "messages: expected a list of objects with role and content"),
         ('{"prompt": "a", "max_new_tokens": 0}', "max_new_tokens: expected an int of at least 1"),
         ('{"prompt": "a", "temperature": "hot"}', "temperature: expected 0 or a finite number"),
-        ('{"prompt": "a", "seed": 1.5}', "seed: expected an int within"),
+        ('{"prompt": "a", "seed": 1.5}', "seed: expected one int within"),
         ('{"prompt": "\\ud83d"}', "expected text, got half a character"),
     ],
 )
@@ -282,7 +286,7 @@ def test_what_only_the_models_can_tell(checkpoint, tmp_path, capsys):
     messages.write_text('{"messages": [{"role": "user", "content": "Hello"}]}')
     hello = ["--prompt", "Hello"]
     for arguments, message in (
-        (["--target", silent, *hello], "expected a tokenizer beside the weights, found none"),
+        (["--target", silent, *hello], "expected a tokenizer with the weights, found none"),
         (
             ["--target", checkpoint, "--draft", foreign, *hello],
             "expected the tokenizer of the target, got another one",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gls_jax import cli, distributions, planner
+from gls_jax.planner import pair_plan
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -86,7 +87,7 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
         asked.append((keys, setting, options))
         return planner.Measured(1.5, 0.1, 4, 7.0, 1.2)
 
-    monkeypatch.setattr(planner, "generated", generated)
+    monkeypatch.setattr(pair_plan, "measure_generation", generated)
     assert run("plan", *ask, "--check", "4") == 0
     best, *others = json.loads((out / "plan.json").read_text())["choices"]
     assert best["measured"]["tokens_per_second"] == 7 and not any(
@@ -94,7 +95,7 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
     )
     ((keys, setting, options),) = asked
     assert list(setting._asdict().values())[:3] == list(best["setting"].values())[:3]
-    assert options["max_new_tokens"] == 17 and len(keys) == 4
+    assert options["options"].max_new_tokens == 17 and len(keys) == 4
     of_dump = jax.vmap(lambda r: jax.random.fold_in(jax.random.key(0), r))(np.arange(4))
     assert not np.intersect1d(jax.random.key_data(keys), jax.random.key_data(of_dump)).size
 
@@ -218,7 +219,7 @@ def test_sweep_of_a_dump(plan, tmp_path, capsys):
         (["plan", "--costs", "nowhere.json"], "nowhere.json: no such file"),
         (
             ["plan", "--acceptances", "0.5"],
-            "acceptances: expected the one scheme and number of drafts",
+            "acceptances: expected one scheme and one number of drafts",
         ),
         (
             ["plan", "--acceptances", "1.5", "--schemes", "gls", "--num-drafts", "1"],

@@ -38,16 +38,16 @@ def test_train_interrupt_resume_test(train, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(vae_training, "_step", interrupted)
     assert train("--epochs", 12) == 130
-    assert "--resume goes on from here" in capsys.readouterr().err
+    assert "--resume continues from here" in capsys.readouterr().err
     assert train("--epochs", 12) == 2
-    assert "a training run is here; --resume goes on with it" in capsys.readouterr().err
+    assert "a training run is here; --resume continues it" in capsys.readouterr().err
     assert train("--epochs", 12, "--resume", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert (
         len(answer["losses"]) == 12
         and answer["losses"][-1]["squared_error"] < answer["losses"][0]["squared_error"]
     )
-    assert answer["model"] == models.load_vae(tmp_path / "out").fingerprint
+    assert answer["model"] == models.load_vae(tmp_path / "out").model_hash
     gls, baseline = answer["test"]
     assert (gls["scheme"], baseline["scheme"], gls["num_images"]) == ("gls", "baseline", 30)
     assert 0 < gls["squared_error"] < 0.2 and gls["standard_error"] > 0 and 0 < gls["matched"] <= 1

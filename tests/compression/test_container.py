@@ -1,4 +1,4 @@
-"""The container's promise: a blob returns what was packed, and whatever pack did not write is refused by one line."""
+"""A blob returns what was packed, and anything that pack did not write is refused by one line."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ MUTATIONS = 10_000  # of each kind of payload
 
 
 def container(num_bins=8, messages=(0, 5, 7, 3, 1), **fields):
-    given = {
+    defaults = {
         "kind": "gaussian",
         "prng": "threefry2x32",
         "seed": 7,
@@ -35,7 +35,7 @@ def container(num_bins=8, messages=(0, 5, 7, 3, 1), **fields):
         "parameters": {"target_variance": 0.01, "side_variance": 0.5},
         "messages": np.asarray(messages, np.int32),
     }
-    return Container(**given | fields)
+    return Container(**defaults | fields)
 
 
 def random_messages(num_bins, count, seed=0):
@@ -67,11 +67,11 @@ def sealed(header, payload):
 
 def crafted(blob, payload=None, **fields):
     """`blob` with other header fields (None: left out) or another payload, sealed again."""
-    header, own = parts(blob)
+    header, old_payload = parts(blob)
     entries = json.loads(header) | fields
     entries = {name: value for name, value in entries.items() if value is not None}
     header = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode("ascii")
-    return sealed(header, own if payload is None else payload)
+    return sealed(header, old_payload if payload is None else payload)
 
 
 def refused(blob, match=None):
@@ -117,7 +117,7 @@ def test_round_trip(num_bins, count, seed, parameters):
 
 @pytest.mark.parametrize("num_bins", [1, 2, 5, 64, 2**24 - 1, 2**30])
 def test_one_bin_for_all(num_bins):
-    """First and last bin alone; the last is the cheapest of a range coder and tells the count's bound apart."""
+    """First and last bin alone. The last is the cheapest of a range coder, which tests the bound on the count."""
     for bin in {0, num_bins - 1}:
         for count in (0, 1, 2, 31, 33, 2**16, 2**16 + 1):
             packed = container(num_bins, np.full(count, bin))
@@ -135,6 +135,8 @@ def test_any_strides_and_any_bytes():
     for other in (bytearray(blob), memoryview(blob), memoryview(doubled)[::2]):
         assert_same(unpack(other), unpack(blob))
         assert sizes(other) == sizes(blob)
+    unpacked = unpack(blob)
+    assert unpack(unpacked) is unpacked
     for other in (None, "GLSC", 3, [1, 2], np.frombuffer(blob, np.uint8)):
         refused(other, "^blob: expected bytes, bytearray or memoryview, got ")
         with pytest.raises(ValueError, match=r"^blob: expected bytes"):
@@ -142,7 +144,7 @@ def test_any_strides_and_any_bytes():
 
 
 def test_the_layout_of_version_1():
-    """Blobs outlive releases, and of the dependency too: bits in order, words of the range coder."""
+    """Blobs outlive releases of this library and of constriction: bits in order, words of the range coder."""
     header, payload = parts(pack(container(8, range(8))))
     assert header == (
         b'{"block":256,"count":8,"kind":"gaussian","num_bins":8,"num_candidates":1073741824,"num_decoders":4,'
@@ -174,7 +176,7 @@ def test_bits_on_disk_are_exact():
 @pytest.mark.parametrize("num_bins", [3, 5, 100, 4095])
 @pytest.mark.parametrize("count", [1, 100, 100_000])
 def test_rate_of_range_coding(num_bins, count):
-    """Within what the payload's module states, 0.0004 + 0.0002 bits a message and 64 bits; not below the entropy."""
+    """Within what the payload module states, 0.0004 + 0.0002 bits per message and 64 bits; not below the entropy."""
     got = sizes(pack(container(num_bins, random_messages(num_bins, count))))
     entropy = count * math.log2(num_bins)
     assert entropy - 0.0004 * count <= got.payload_bits <= entropy + 0.0006 * count + 64
@@ -182,7 +184,7 @@ def test_rate_of_range_coding(num_bins, count):
 
 @pytest.mark.parametrize("num_bins", [2**20 + 1, 2**23 + 1, 2**24 - 1])
 def test_rate_of_many_bins(num_bins):
-    """Never above what whole bits would cost, but for the coder's rounding and last words."""
+    """Never above the cost of whole bits, apart from the coder's rounding and its last words."""
     count = 10_000
     got = sizes(pack(container(num_bins, random_messages(num_bins, count))))
     most = count * -math.log2(2**24 // num_bins / 2**24)
@@ -275,7 +277,7 @@ def test_no_mutation_passes(blob):
 
 @pytest.mark.parametrize("blob", SMALL.values(), ids=SMALL.keys())
 def test_no_sealed_mutation_passes_that_pack_does_not_write(blob):
-    """With the checksum mended the damage gets to the parser: it is refused, or it is another container's blob."""
+    """With the checksum mended the damage reaches the parser: it is refused, or it is another container's blob."""
     random, passed = Random(2), 0
     header, payload = parts(blob)
     for _ in range(MUTATIONS):
@@ -332,7 +334,7 @@ def test_bad_fields(name, value):
 
 
 def test_bad_containers():
-    """What no JSON header can say."""
+    """Values that no JSON header can have."""
     for name, value in [
         ("seed", np.int64(3)),
         ("block", np.ones((2, 2))),
@@ -439,7 +441,7 @@ def test_crafted_counts_and_payloads(blob):
 
 
 def test_ranges_that_no_message_has():
-    """What the coder's rounding leaves over belongs to no bin: random words fall there once in some 10,000 messages."""
+    """What the coder's rounding leaves over belongs to no bin. Random words fall there once in about 10,000 messages."""
     random, blob = Random(3), pack(container(100, random_messages(100, 400)))
     seen = [
         refused(crafted(blob, payload=random.randbytes(400))).split(",")[0] for _ in range(1000)
@@ -458,7 +460,7 @@ def test_a_count_costs_no_memory(num_bins):
     try:
         for blob in blobs:
             if num_bins == 1 and b'"count":1073741824,' in blob:
-                messages = unpack(blob).messages  # the one huge count that is true
+                messages = unpack(blob).messages  # the one huge count that is valid
                 assert messages.shape == (2**30,) and messages[-1] == 0
             else:
                 refused(blob)

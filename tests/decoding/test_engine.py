@@ -53,7 +53,7 @@ def test_invalid_logits_end_their_request_and_no_other(target, near):
 
 
 def test_invalid_logits_that_are_not_needed_do_no_harm(target, near):
-    """NaN behind the context window and after tokens that are drafted and never emitted, and a drafter of NaN."""
+    """NaN past the context window and after tokens that are drafted and never emitted, and a drafter of NaN."""
     prompts = [[1, 2, 3], [4, 5]]
     options = dict(scheme="gumbel_topk", num_drafts=3, max_length=12, max_new_tokens=16)
     expected = texts(decoding.generate(KEY, target, near, prompts, **options))

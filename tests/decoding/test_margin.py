@@ -8,7 +8,7 @@ import pytest
 from gls_jax import schemes
 from gls_jax.decoding import MarginTree, margin
 from gls_jax.decoding.batch_sampling import BatchSampling
-from gls_jax.decoding.state import Plan, Requests, Text
+from gls_jax.decoding.state import EngineConfig, Requests, Text
 from gls_jax.decoding.tree_shape import shape_of
 from tests.decoding import language
 
@@ -20,10 +20,10 @@ def margin_drafts():
     batch, num_cache_slots = 50, 12
     scheme = schemes.get("gumbel_topk")
     margin_tree = MarginTree(7, 3, frontier=2, children=3)
-    plan = Plan(
+    config = EngineConfig(
         scheme=scheme,
         shape=shape_of(scheme, 1, 1, margin_tree),
-        chains=((0,),),
+        drafter_chains=((0,),),
         num_cache_slots=num_cache_slots,
     )
     sampling = BatchSampling(
@@ -44,7 +44,7 @@ def margin_drafts():
     )
     caches = (language.drafters[0].init_cache(batch, num_cache_slots),)
     spread_fit = margin.initial_spread_fit(batch)
-    drafts, _ = margin.draft_margin_tree(plan, requests, text, caches, spread_fit)
+    drafts, _ = margin.draft_margin_tree(config, requests, text, caches, spread_fit)
     return margin_tree, drafts
 
 

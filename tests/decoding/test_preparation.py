@@ -63,7 +63,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
         ),
         (
             dict(draft_temperatures=[1, 2], tree=(2, 1)),
-            "drafters: expected chains for drafters or draft temp",
+            "drafters: expected chains for several drafters or draft temp",
         ),
         (dict(top_k=0), "top_k: expected an int of at least 1"),
         (dict(top_p=0.0), r"top_p: expected a number within \(0, 1\]"),

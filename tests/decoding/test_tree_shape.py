@@ -22,6 +22,6 @@ def test_ancestors():
 
 def test_number_of_nodes():
     for widths in ((), (3,), (3, 1, 1), (3, 2, 1)):
-        shape = tree_shape.Shape(widths=widths, chains=False, list_size=3)
+        shape = tree_shape.Shape(widths=widths, is_chains=False, list_size=3)
         nodes_of_tree = len(schemes.branching(widths).tokens) if widths else 0
         assert shape.num_nodes == nodes_of_tree

@@ -1,4 +1,4 @@
-"""Models without a cache of their own."""
+"""Models without a cache of activations."""
 
 import jax.numpy as jnp
 
@@ -14,6 +14,6 @@ def test_lookup_drafts_what_came_before():
         logits, _ = lookup.apply((), tokens, positions, None, lookup.init_cache(1, 16))
         return int(logits[0, -1].argmax())
 
-    assert token_after(text) == 7  # the later of the two places where 4, 5 was
+    assert token_after(text) == 7  # the later of the two positions after 4, 5
     assert token_after(text[:5]) == 5  # only the last token was seen before
     assert token_after([8, 6]) == 6  # nothing was

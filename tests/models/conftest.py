@@ -1,4 +1,7 @@
-"""A tiny Llama checkpoint in Hugging Face names, its slow float64 forward pass, and the real model, loaded once."""
+"""A tiny Llama checkpoint, its slow float64 forward pass, and the real model, loaded once.
+
+Tensors have their Hugging Face names.
+"""
 
 import functools
 import json
@@ -13,7 +16,8 @@ from flax import nnx
 from gls_jax import models
 from gls_jax.models import families, huggingface, weights
 
-# Heads wider than hidden_size / num_heads and groups of three queries: nothing fits by accident.
+# Heads wider than hidden_size / num_heads, and groups of three queries: no two sizes agree by
+# accident.
 FIELDS = {
     "model_type": "llama",
     "vocab_size": 61,
@@ -31,10 +35,12 @@ FIELDS = {
 
 
 def random_tensors(fields, seed=0):
-    """Weights large enough that attention is far from uniform, by their Hugging Face names."""
+    """Weights large enough that attention is far from uniform."""
     rng = np.random.default_rng(seed)
-    hidden, ffn, size = fields["hidden_size"], fields["intermediate_size"], fields["head_dim"]
-    queries, keys = fields["num_attention_heads"] * size, fields["num_key_value_heads"] * size
+    hidden = fields["hidden_size"]
+    ffn = fields["intermediate_size"]
+    queries = fields["num_attention_heads"] * fields["head_dim"]
+    keys = fields["num_key_value_heads"] * fields["head_dim"]
 
     def matrix(rows, columns):
         return (rng.standard_normal((rows, columns)) * 1.5 / math.sqrt(columns)).astype(np.float32)
@@ -65,16 +71,17 @@ def random_tensors(fields, seed=0):
 def slow_logits(tensors, fields, tokens):
     """Logits `f64[T, V]` of one row of tokens: one head, one token, one earlier token at a time."""
     tensors = {name: value.astype(np.float64) for name, value in tensors.items()}
-    size, group = fields["head_dim"], fields["num_attention_heads"] // fields["num_key_value_heads"]
+    size = fields["head_dim"]
+    group = fields["num_attention_heads"] // fields["num_key_value_heads"]
+    frequencies = fields["rope_theta"] ** (-2 * np.arange(size // 2) / size)
 
     def norm(x, weight):
         return x / np.sqrt(np.mean(x * x) + fields["rms_norm_eps"]) * weight
 
-    def turn(x, position):  # one head; pairs (i, i + size / 2) as complex numbers
-        pairs = x[: size // 2] + 1j * x[size // 2 :]
-        pairs = pairs * np.exp(
-            1j * position * fields["rope_theta"] ** (-2 * np.arange(size // 2) / size)
-        )
+    def rotate(head, position):
+        # Coordinates i and i + size / 2 as a complex number.
+        pairs = head[: size // 2] + 1j * head[size // 2 :]
+        pairs = pairs * np.exp(1j * position * frequencies)
         return np.concatenate([pairs.real, pairs.imag])
 
     stream = [tensors["model.embed_tokens.weight"][token] for token in tokens]
@@ -86,27 +93,36 @@ def slow_logits(tensors, fields, tokens):
         }
         keys, values = [], []
         for position, x in enumerate(stream):
+            # Attention over the tokens so far.
             h = norm(x, w["input_layernorm.weight"])
-            keys.append(
-                [turn(k, position) for k in (w["self_attn.k_proj.weight"] @ h).reshape(-1, size)]
-            )
+            key_heads = (w["self_attn.k_proj.weight"] @ h).reshape(-1, size)
+            keys.append([rotate(head, position) for head in key_heads])
             values.append((w["self_attn.v_proj.weight"] @ h).reshape(-1, size))
-            heads = []
-            for head, query in enumerate((w["self_attn.q_proj.weight"] @ h).reshape(-1, size)):
-                query = turn(query, position)
+            query_heads = (w["self_attn.q_proj.weight"] @ h).reshape(-1, size)
+            attended = []
+            for head, query in enumerate(query_heads):
+                query = rotate(query, position)
                 scores = np.array([query @ key[head // group] for key in keys]) / math.sqrt(size)
-                weight = np.exp(scores - scores.max())
-                heads.append(
-                    weight / weight.sum() @ np.array([value[head // group] for value in values])
-                )
-            x = x + w["self_attn.o_proj.weight"] @ np.concatenate(heads)
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                attended.append(weights @ np.array([value[head // group] for value in values]))
+            x = x + w["self_attn.o_proj.weight"] @ np.concatenate(attended)
+            # Feed-forward, gated by silu.
             h = norm(x, w["post_attention_layernorm.weight"])
             gate = w["mlp.gate_proj.weight"] @ h
-            stream[position] = x + w["mlp.down_proj.weight"] @ (
-                gate / (1 + np.exp(-gate)) * (w["mlp.up_proj.weight"] @ h)
-            )
+            units = gate / (1 + np.exp(-gate)) * (w["mlp.up_proj.weight"] @ h)
+            stream[position] = x + w["mlp.down_proj.weight"] @ units
     head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
     return np.stack([head @ norm(x, tensors["model.norm.weight"]) for x in stream])
+
+
+def paths_from_root(parents):
+    """For each node of a tree, the nodes from the root to it."""
+    paths = []
+    for node, parent in enumerate(parents):
+        before = [] if parent is None else paths[parent]
+        paths.append([*before, node])
+    return paths
 
 
 def build(tensors, fields, dtype="float32"):
@@ -119,7 +135,7 @@ def build(tensors, fields, dtype="float32"):
 
 
 def write_folder(folder, fields, tensors, shards=1):
-    """Hugging Face folder as transformers lays it out."""
+    """Write a Hugging Face folder as transformers lays it out."""
     from safetensors.numpy import save_file
 
     folder.mkdir()
@@ -127,15 +143,14 @@ def write_folder(folder, fields, tensors, shards=1):
     if shards == 1:
         save_file(tensors, folder / "model.safetensors")
         return folder
-    where = {}
+    weight_map = {}
     for shard in range(shards):
-        name = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
-        part = {key: tensors[key] for key in sorted(tensors)[shard::shards]}
-        save_file(part, folder / name)
-        where |= dict.fromkeys(part, name)
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": where})
-    )
+        file_name = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in sorted(tensors)[shard::shards]}
+        save_file(part, folder / file_name)
+        weight_map |= dict.fromkeys(part, file_name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
 
@@ -146,8 +161,10 @@ def _run(graph, params, *inputs):
 
 def run(model, tokens, positions=None, mask=None, cache=None):
     """The model as a jitted pure function: one compilation for all models of one shape."""
-    positions, mask = (None if x is None else jnp.asarray(x) for x in (positions, mask))
-    return _run(*nnx.split(model), jnp.asarray(tokens), positions, mask, cache)
+    graph, params = nnx.split(model)
+    positions = None if positions is None else jnp.asarray(positions)
+    mask = None if mask is None else jnp.asarray(mask)
+    return _run(graph, params, jnp.asarray(tokens), positions, mask, cache)
 
 
 @pytest.fixture(scope="session")

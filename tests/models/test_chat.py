@@ -15,9 +15,8 @@ TURNS = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|turn|>\n{% endfor 
 
 
 def byte_tokenizer(*special):
-    tokenizer = Tokenizer(
-        kinds.BPE({byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, [])
-    )
+    vocabulary = {byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(kinds.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in special])
     return tokenizer
@@ -26,9 +25,8 @@ def byte_tokenizer(*special):
 def test_smollm2(smollm2):
     template = models.chat_template("smollm2")
     text = template.render(USER)
-    assert text.startswith("<|im_start|>system\nYou are") and text.endswith(
-        "Hi<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert text.startswith("<|im_start|>system\nYou are")
+    assert text.endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
     assert template.end_of_turn(smollm2.tokenizer) in smollm2.config.eos_token_ids
 
 
@@ -40,19 +38,13 @@ def test_a_folder_has_it_in_one_of_three_places(tmp_path):
         "pad_token": None,
         "add_bos_token": True,
     }
-    for value, expected in (
-        ("{{ bos_token }}one", "<s>one"),
-        (
-            [
-                {"name": "tool_use", "template": "no"},
-                {"name": "default", "template": "two{{ eos_token }}"},
-            ],
-            "two</s>",
-        ),
-    ):
-        (tmp_path / "tokenizer_config.json").write_text(
-            json.dumps(config | {"chat_template": value})
-        )
+    several = [
+        {"name": "tool_use", "template": "no"},
+        {"name": "default", "template": "two{{ eos_token }}"},
+    ]
+    for value, expected in (("{{ bos_token }}one", "<s>one"), (several, "two</s>")):
+        fields = config | {"chat_template": value}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
         assert models.chat_template(tmp_path).render(USER) == expected
     (tmp_path / "chat_template.jinja").write_text("three{{ pad_token }}")
     assert models.chat_template(tmp_path).render(USER) == "three"
@@ -83,21 +75,17 @@ def test_a_broken_configuration_is_one_line(tmp_path, text):
     ],
 )
 def test_a_template_that_fails_is_one_line(source, message):
-    """Among them what a sandbox is for."""
+    """Some of them are attacks, which the sandbox stops."""
     with pytest.raises(ValueError, match=message) as caught:
         ChatTemplate(source, origin="tiny").render(USER)
     assert str(caught.value).startswith("tiny: ") and "\n" not in str(caught.value)
 
 
-def test_the_token_behind_a_reply_ends_a_turn():
+def test_the_token_after_a_reply_ends_a_turn():
     tokenizer = byte_tokenizer("<|turn|>", "</s>")
     assert ChatTemplate(TURNS).end_of_turn(tokenizer) == 256
-    assert (
-        ChatTemplate(
-            TURNS.replace("<|turn|>", "{{ eos_token }}"), {"eos_token": "</s>"}
-        ).end_of_turn(tokenizer)
-        == 257
-    )
+    by_role = ChatTemplate(TURNS.replace("<|turn|>", "{{ eos_token }}"), {"eos_token": "</s>"})
+    assert by_role.end_of_turn(tokenizer) == 257
     assert ChatTemplate(TURNS.replace("<|turn|>", "")).end_of_turn(tokenizer) is None
     assert ChatTemplate(TURNS.replace("<|turn|>", "!")).end_of_turn(tokenizer) is None
     assert ChatTemplate("{{ raise_exception('no') }}").end_of_turn(tokenizer) is None

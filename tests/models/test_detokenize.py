@@ -1,4 +1,4 @@
-"""Pieces joined are the decoded text, wherever the tokens end."""
+"""The pieces, joined, are the decoded text, wherever tokens end."""
 
 import numpy as np
 import pytest
@@ -23,56 +23,49 @@ def byte_level():
 
 
 def byte_fallback():
-    """As in Llama 2: spaces are marked, the first one is dropped, unknown characters fall back on bytes."""
-    words = [
-        "<unk>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        "▁",
-        *"abcdefghijklmnopqrstuvwxyz,",
-        "é",
-    ]
-    tokenizer = Tokenizer(
-        kinds.BPE(
-            {word: i for i, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>"
-        )
-    )
+    """As in Llama 2: spaces are marked, the first is dropped, unknown characters become bytes."""
+    bytes_as_words = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = ["<unk>", *bytes_as_words, "▁", *"abcdefghijklmnopqrstuvwxyz,", "é"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(kinds.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    parts = [
+    steps = [
         decoders.Replace("▁", " "),
         decoders.ByteFallback(),
         decoders.Fuse(),
         decoders.Strip(" ", 1, 0),
     ]
-    tokenizer.decoder = decoders.Sequence(parts)
+    tokenizer.decoder = decoders.Sequence(steps)
     return tokenizer
 
 
 def pieces(tokenizer, tokens, context=()):
-    text = Detokenizer(tokenizer, context)
-    return [*map(text.push, tokens), text.finish()]
+    detokenizer = Detokenizer(tokenizer, context)
+    return [*map(detokenizer.push, tokens), detokenizer.finish()]
 
 
 @pytest.mark.parametrize("build", [byte_level, byte_fallback])
 def test_pieces_joined_are_the_text(build):
     tokenizer = build()
     tokens = tokenizer.encode(TEXT).ids
-    given = pieces(tokenizer, tokens)
-    assert "".join(given) == tokenizer.decode(tokens) == TEXT
-    assert "" in given  # tokens do end inside a character
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in given)
+    text_pieces = pieces(tokenizer, tokens)
+    assert "".join(text_pieces) == tokenizer.decode(tokens) == TEXT
+    # Some tokens do end inside a character.
+    assert "" in text_pieces
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in text_pieces)
 
 
 @pytest.mark.parametrize("build", [byte_level, byte_fallback])
 @pytest.mark.parametrize("cut", [5, 9, 40])
-def test_a_text_goes_on_with_its_spaces(build, cut):
+def test_a_continued_text_keeps_its_spaces(build, cut):
     tokenizer = build()
-    before, after = tokenizer.encode(TEXT[:cut]).ids, tokenizer.encode(TEXT).ids
-    after = after[len(before) :]
+    before = tokenizer.encode(TEXT[:cut]).ids
+    after = tokenizer.encode(TEXT).ids[len(before) :]
     assert "".join(pieces(tokenizer, after, before)) == TEXT[cut:]
 
 
 def test_random_bytes_and_special_tokens():
-    """Bytes that are no text: whatever the decoder makes of all of them, the pieces make of each."""
+    """For bytes that are no text, too, the pieces are what the decoder makes of the whole."""
     tokenizer = byte_level()
     tokens = np.random.default_rng(0).integers(0, 257, 600).tolist()
     assert "".join(pieces(tokenizer, tokens)) == tokenizer.decode(tokens)

@@ -1,4 +1,7 @@
-"""What the families add to the decoder, without a peer: windows by position, soft-caps, trees in the cache, bundles."""
+"""What the families add to the decoder, without a peer.
+
+Windows by position, soft-caps, trees in the cache, and the model adapter.
+"""
 
 import dataclasses
 import functools
@@ -12,6 +15,7 @@ from flax import nnx
 from gls_jax import decoding, models
 from gls_jax.decoding import cache as caches
 from gls_jax.models import families, layers
+from tests.models.conftest import paths_from_root
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -40,22 +44,21 @@ GEMMA = dataclasses.replace(
 )
 TOKENS = np.random.default_rng(1).integers(0, 61, (3, 12)).astype(np.int32)
 SLOTS = 24
-# Float32 on both sides, sums in another order: differences seen are below 1e-5.
+# Float32 on both sides, sums in another order: observed differences are below 1e-5.
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-4)
 
 
 def random_model(config, seed=0):
-    """Weights large enough that attention is far from uniform; norms and biases at no trivial value."""
+    """Weights large enough that attention is far from uniform; norms and biases are not trivial."""
     graph, state = nnx.split(models.Transformer(config, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(seed)
 
     def draw(x):
-        scale = (
-            0.3
-            if x.ndim < 2 or (x.shape[0] == config.num_layers and x.ndim == 2)
-            else 1.5 / np.sqrt(x.shape[-2])
-        )
-        return jnp.asarray(rng.standard_normal(x.shape) * scale + (x if x.ndim < 3 else 0), x.dtype)
+        # Norms and biases are vectors, stacked over layers if they belong to a block.
+        is_vector = x.ndim < 2 or (x.shape[0] == config.num_layers and x.ndim == 2)
+        scale = 0.3 if is_vector else 1.5 / np.sqrt(x.shape[-2])
+        noise = rng.standard_normal(x.shape) * scale
+        return jnp.asarray(noise + (x if x.ndim < 3 else 0), x.dtype)
 
     return nnx.merge(graph, jax.tree.map(draw, state))
 
@@ -85,50 +88,45 @@ def test_window_equals_a_mask(tiny):
     logits, _ = tiny.run(windowed, TOKENS)
     close(logits, tiny.run(model, TOKENS, None, band(5))[0])
     assert np.abs(logits - tiny.run(model, TOKENS)[0]).max() > 0.1
-    # By position, not by slot: at every third position the same window holds two tokens.
+    # By position, not by cache slot: at every third position the same window has two tokens.
     apart = np.tile(3 * np.arange(12), (3, 1))
     close(tiny.run(windowed, TOKENS, apart)[0], tiny.run(model, TOKENS, apart, band(2))[0])
 
 
-def test_each_layer_has_its_own_kind(tiny, gemma):
-    # Dropping layers one by one from both ends of the list reaches every layer's own window and rotary base.
+def test_each_layer_stays_local_or_global(tiny, gemma):
+    # Models of one layer show every layer's own window and rotary base.
     global_only = dataclasses.replace(GEMMA, local_layers=(), window=None, local_rope_theta=None)
     local_only = dataclasses.replace(GEMMA, local_layers=(True,) * 4)
     for layer, local in enumerate(GEMMA.local_layers):
-        one = models.keep_layers(gemma, [layer])
-        assert one.config.local_layers == (local,)
-        plain = models.keep_layers(
-            same_weights(gemma, local_only if local else global_only), [layer]
-        )
-        close(tiny.run(one, TOKENS)[0], tiny.run(plain, TOKENS)[0])
-    assert (
-        np.abs(
-            tiny.run(same_weights(gemma, local_only), TOKENS)[0] - tiny.run(gemma, TOKENS)[0]
-        ).max()
-        > 0.1
-    )
+        single = models.keep_layers(gemma, [layer])
+        assert single.config.local_layers == (local,)
+        uniform = same_weights(gemma, local_only if local else global_only)
+        expected, _ = tiny.run(models.keep_layers(uniform, [layer]), TOKENS)
+        close(tiny.run(single, TOKENS)[0], expected)
+    all_local, _ = tiny.run(same_weights(gemma, local_only), TOKENS)
+    assert np.abs(all_local - tiny.run(gemma, TOKENS)[0]).max() > 0.1
 
 
 @pytest.mark.parametrize("chunks", [(1,) * 12, (8, 4), (3, 9)])
 def test_cached_in_chunks_equals_uncached(tiny, gemma, chunks):
-    cache, parts, start = gemma.init_cache(3, SLOTS), [], 0
+    cache = gemma.init_cache(3, SLOTS)
+    chunk_logits = []
+    start = 0
     for size in chunks:
         logits, cache = tiny.run(gemma, TOKENS[:, start : start + size], cache=cache)
-        parts.append(logits)
+        chunk_logits.append(logits)
         start += size
     assert cache.positions[0, :, :12].tolist() == [list(range(12))] * 3
-    close(jnp.concatenate(parts, 1), tiny.run(gemma, TOKENS)[0])
+    close(jnp.concatenate(chunk_logits, 1), tiny.run(gemma, TOKENS)[0])
 
 
 # Trees
 
 
 def test_tree_in_the_cache_equals_its_paths(tiny, gemma):
-    # Eight nodes after prefixes of 12, 10 and 11 tokens; deep enough that a node's window ends among its ancestors.
-    parents = [-1, 0, 0, 1, 3, 4, 5, 2]
-    paths = []
-    for node, parent in enumerate(parents):
-        paths.append([*(paths[parent] if parent >= 0 else []), node])
+    # Eight nodes after prefixes of 12, 10 and 11 tokens; the tree is deep enough for a window that
+    # ends among a node's ancestors.
+    paths = paths_from_root([None, 0, 0, 1, 3, 4, 5, 2])
     nodes, lengths = np.arange(40, 48, dtype=np.int32), np.array([12, 10, 11])
     _, cache = tiny.run(gemma, TOKENS, cache=gemma.init_cache(3, SLOTS))
     cache = caches.with_length(cache, jnp.asarray(lengths, jnp.int32))
@@ -139,16 +137,20 @@ def test_tree_in_the_cache_equals_its_paths(tiny, gemma):
             mask[row, node, [length + step for step in path]] = True
     positions = lengths[:, None] + np.array([len(path) - 1 for path in paths])
 
-    def alone(text):  # filled up to one shape
-        return tiny.run(gemma, np.array([[*text, *[0] * (SLOTS - len(text))]]))[0][0, : len(text)]
+    def alone(text):
+        # Padded, so that all texts have one shape.
+        padded = [*text, *[0] * (SLOTS - len(text))]
+        logits, _ = tiny.run(gemma, np.array([padded]))
+        return logits[0, : len(text)]
 
     logits, cache = tiny.run(gemma, np.tile(nodes, (3, 1)), positions, mask, cache)
+    # The paths of the two leaves contain all other nodes.
     for row, length in enumerate(lengths):
-        for node, path in enumerate(paths):
-            if node in (6, 7):  # the leaves' paths hold all other nodes
-                close(logits[row, path], alone([*TOKENS[row, :length], *nodes[path]])[-len(path) :])
+        for path in paths[6:]:
+            expected = alone([*TOKENS[row, :length], *nodes[path]])
+            close(logits[row, path], expected[-len(path) :])
 
-    # The engine keeps the path 0, 2, 7, whose slots are not its positions, and goes on.
+    # The engine keeps the path 0, 2, 7, whose slots differ from its positions, and continues.
     path = paths[7]
     start = jnp.asarray(lengths, jnp.int32)
     cache = caches.keep(cache, start[:, None] + jnp.array([path]), start, jnp.full((3,), len(path)))
@@ -161,9 +163,8 @@ def test_tree_in_the_cache_equals_its_paths(tiny, gemma):
 
 def test_speculation_changes_no_greedy_text(gemma):
     # Drafts of a tree, windows of five positions, prompts shorter and longer than a window.
-    target, drafter = (
-        models.language_model(model) for model in (gemma, models.keep_layers(gemma, [0, 3]))
-    )
+    target = models.language_model(gemma)
+    drafter = models.language_model(models.keep_layers(gemma, [0, 3]))
     prompts = [TOKENS[0, :2], TOKENS[1, :9], TOKENS[2, :6]]
     generate = functools.partial(
         decoding.generate,
@@ -173,10 +174,8 @@ def test_speculation_changes_no_greedy_text(gemma):
         max_new_tokens=12,
         temperature=0.0,
     )
-    plain, drafted = (
-        generate(drafters=None),
-        generate(drafters=drafter, num_drafts=2, draft_length=3),
-    )
+    plain = generate(drafters=None)
+    drafted = generate(drafters=drafter, num_drafts=2, draft_length=3)
     assert drafted.tokens.tolist() == plain.tokens.tolist()
 
 
@@ -192,11 +191,11 @@ def test_logit_softcap(tiny, gemma):
 
 def test_attention_softcap():
     rng = np.random.default_rng(0)
-    query, keys, values = (
-        rng.standard_normal((2, 5, heads, 4)).astype(np.float32) * 3 for heads in (4, 2, 2)
-    )
+    query = rng.standard_normal((2, 5, 4, 4)).astype(np.float32) * 3
+    keys = rng.standard_normal((2, 5, 2, 4)).astype(np.float32) * 3
+    values = rng.standard_normal((2, 5, 2, 4)).astype(np.float32) * 3
     visible = np.tril(np.ones((2, 5, 5), bool))
-    got = layers.attend(
+    attended = layers.attend(
         jnp.asarray(query),
         [(jnp.asarray(keys), jnp.asarray(values))],
         jnp.asarray(visible),
@@ -206,10 +205,8 @@ def test_attention_softcap():
         for head in range(4):
             scores = 2 * np.tanh(query[row, :, head] @ keys[row, :, head // 2].T / 2)
             weights = np.where(visible[row], np.exp(scores), 0)
-            close(
-                got[row, :, head],
-                weights / weights.sum(-1, keepdims=True) @ values[row, :, head // 2],
-            )
+            weights /= weights.sum(-1, keepdims=True)
+            close(attended[row, :, head], weights @ values[row, :, head // 2])
 
 
 def test_bfloat16_weights_give_float32_logits(gemma, tiny):
@@ -221,7 +218,6 @@ def test_bfloat16_weights_give_float32_logits(gemma, tiny):
 
 
 # Configs that are refused
-
 
 SIZES = {
     "vocab_size": 61,
@@ -280,10 +276,10 @@ def test_configs_that_are_refused(family, change, words):
         assert word in str(caught.value), str(caught.value)
 
 
-# Bundles
+# The model adapter
 
 
-def test_bundles_of_equal_models_compile_once(gemma, tiny):
+def test_models_of_one_architecture_compile_once(gemma, tiny):
     step = jax.jit(
         lambda model, tokens: model.apply(
             model.params, tokens, None, None, model.init_cache(3, SLOTS)
@@ -304,19 +300,19 @@ def test_mask_none_with_positions(gemma, tiny):
     close(logits, tiny.run(gemma, TOKENS, positions)[0])
 
 
-def test_vocabulary_is_the_tokenizers(smollm2):
-    whole, drafter = smollm2.language_model, models.load("smollm2", layers=[0]).language_model
-    assert whole.vocabulary == drafter.vocabulary is not None
+def test_the_adapter_knows_the_vocabulary_of_the_tokenizer(smollm2):
+    target = smollm2.language_model
+    drafter = models.load("smollm2", layers=[0]).language_model
+    assert target.vocabulary == drafter.vocabulary is not None
     assert models.language_model(smollm2.model).vocabulary is None
-    assert whole.vocab_size == 49_152
+    assert target.vocab_size == 49_152
 
 
 def test_keep_layers_shares_and_equals_loading(smollm2, tiny):
     drafter = models.keep_layers(smollm2.model, [0, 29])
     loaded = models.load("smollm2", layers=[0, 29])
-    assert (
-        drafter.config == loaded.config and drafter.embedding[...] is smollm2.model.embedding[...]
-    )
+    assert drafter.config == loaded.config
+    assert drafter.embedding[...] is smollm2.model.embedding[...]
     close(tiny.run(drafter, TOKENS)[0], tiny.run(loaded.model, TOKENS)[0])
     with pytest.raises(ValueError, match="0 to 29"):
         models.keep_layers(smollm2.model, [30])

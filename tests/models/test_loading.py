@@ -1,4 +1,7 @@
-"""Checkpoints of every accepted form give the logits of the slow forward pass; any other is refused in one line."""
+"""Checkpoints of every accepted form give the logits of the slow forward pass.
+
+Any other form is refused in one line.
+"""
 
 import json
 import subprocess
@@ -23,13 +26,14 @@ LLAMA3 = {
 
 
 def new_dialect(fields):
-    """What transformers 5 writes: theta inside `rope_parameters`."""
-    rest = {name: value for name, value in fields.items() if name != "rope_theta"}
+    """Fields as transformers 5 writes them: theta inside `rope_parameters`."""
+    other_fields = {name: value for name, value in fields.items() if name != "rope_theta"}
     rope = {"rope_theta": fields["rope_theta"], "rope_type": "default"}
-    return rest | {"rope_parameters": rope, "dtype": "float32"}
+    return other_fields | {"rope_parameters": rope, "dtype": "float32"}
 
 
 def old_dialect(fields):
+    """Fields as transformers 4 writes them: theta next to the scaling rule."""
     return fields | {"rope_scaling": None, "torch_dtype": "float32"}
 
 
@@ -47,7 +51,10 @@ def refused(error, *words, path, **options):
 
 
 def write_gguf(path, fields, tensors, change=None, skip=(), kind=None, extra=()):
-    """GGUF file as llama.cpp's converter lays it out: query and key rows of a head interleave the rotated pairs."""
+    """Write a GGUF file as llama.cpp's converter does.
+
+    In query and key matrices, the rows of a rotated pair are adjacent.
+    """
     meta = {
         "context_length": 64,
         "embedding_length": fields["hidden_size"],
@@ -62,10 +69,10 @@ def write_gguf(path, fields, tensors, change=None, skip=(), kind=None, extra=())
     } | (change or {})
     writer = gguf.GGUFWriter(path, meta.pop("architecture", "llama"))
     for key, value in meta.items():
-        if value is not None:
-            (writer.add_string if isinstance(value, str) else writer.add_uint32)(
-                f"llama.{key}", value
-            )
+        if isinstance(value, str):
+            writer.add_string(f"llama.{key}", value)
+        elif value is not None:
+            writer.add_uint32(f"llama.{key}", value)
     writer.add_float32("llama.rope.freq_base", fields["rope_theta"])
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", fields["rms_norm_eps"])
     names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -79,9 +86,8 @@ def write_gguf(path, fields, tensors, change=None, skip=(), kind=None, extra=())
         if "q_proj" in name or "k_proj" in name:
             half = fields["head_dim"] // 2
             order = [pair + side * half for pair in range(half) for side in (0, 1)]
-            value = value.reshape(-1, fields["head_dim"], value.shape[1])[:, order].reshape(
-                value.shape
-            )
+            by_head = value.reshape(-1, fields["head_dim"], value.shape[1])
+            value = by_head[:, order].reshape(value.shape)
         for old, new in names.items():
             name = name.replace(old, new)
         if name in skip:
@@ -131,7 +137,7 @@ def test_folder_as_string_with_needless_tensors(logits, tmp_path, tiny):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_folder_is_float32_unless_asked(logits, tmp_path, tiny, dtype):
+def test_half_precision_folder_is_float32_by_default(logits, tmp_path, tiny, dtype):
     tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in tiny.tensors.items()}
     folder = tiny.write_folder(tmp_path / "model", tiny.fields, tensors)
     loaded = models.load(folder)
@@ -191,35 +197,22 @@ def test_configs_that_are_refused(tmp_path, tiny, change, words):
 
 def test_tensors_that_do_not_fit(tmp_path, tiny):
     norm = "model.layers.2.input_layernorm.weight"
-    less = {name: value for name, value in tiny.tensors.items() if name != norm}
-    refused(
-        ValueError, "missing", norm, path=tiny.write_folder(tmp_path / "less", tiny.fields, less)
-    )
-    more = tiny.tensors | {"model.layers.0.self_attn.q_proj.bias": np.zeros(48, np.float32)}
-    refused(ValueError, "q_proj.bias", path=tiny.write_folder(tmp_path / "more", tiny.fields, more))
-    other = tiny.tensors | {norm: np.zeros(25, np.float32)}
-    refused(
-        ValueError,
-        norm,
-        "[24]",
-        "[25]",
-        path=tiny.write_folder(tmp_path / "other", tiny.fields, other),
-    )
-    integer = tiny.tensors | {norm: np.zeros(24, np.int32)}
-    refused(
-        ValueError,
-        norm,
-        "float",
-        path=tiny.write_folder(tmp_path / "integer", tiny.fields, integer),
-    )
-    # A single missing layer of many is named by its first tensors, not by all of them.
+
+    def refused_folder(name, tensors, *words):
+        folder = tiny.write_folder(tmp_path / name, tiny.fields, tensors)
+        refused(ValueError, *words, path=folder)
+
+    without_norm = {name: value for name, value in tiny.tensors.items() if name != norm}
+    refused_folder("missing", without_norm, "missing", norm)
+    bias = {"model.layers.0.self_attn.q_proj.bias": np.zeros(48, np.float32)}
+    refused_folder("unknown", tiny.tensors | bias, "q_proj.bias")
+    long_norm = {norm: np.zeros(25, np.float32)}
+    refused_folder("shape", tiny.tensors | long_norm, norm, "[24]", "[25]")
+    integer_norm = {norm: np.zeros(24, np.int32)}
+    refused_folder("integer", tiny.tensors | integer_norm, norm, "float")
+    # A missing layer is named by its first tensors, not by all of them.
     short = {name: value for name, value in tiny.tensors.items() if "layers.3." not in name}
-    refused(
-        ValueError,
-        "layers.3.",
-        "more",
-        path=tiny.write_folder(tmp_path / "short", tiny.fields, short),
-    )
+    refused_folder("short", short, "layers.3.", "more")
 
 
 def test_folders_with_broken_files(tmp_path, tiny):
@@ -245,14 +238,14 @@ def test_folders_with_broken_files(tmp_path, tiny):
 def test_broken_shards(tmp_path, tiny):
     folder = tiny.write_folder(tmp_path / "model", tiny.fields, tiny.tensors, shards=2)
     index = folder / "model.safetensors.index.json"
-    where = json.loads(index.read_text())["weight_map"]
-    swapped = where | {"model.norm.weight": where["model.embed_tokens.weight"]}
-    assert swapped != where
+    weight_map = json.loads(index.read_text())["weight_map"]
+    swapped = weight_map | {"model.norm.weight": weight_map["model.embed_tokens.weight"]}
+    assert swapped != weight_map
     index.write_text(json.dumps({"weight_map": swapped}))
     refused(ValueError, "model.norm.weight", "missing", path=folder)
     index.write_text(json.dumps({"weights": {}}))
     refused(ValueError, "weight_map", path=folder)
-    index.write_text(json.dumps({"weight_map": where}))
+    index.write_text(json.dumps({"weight_map": weight_map}))
     (folder / "model-00002-of-00002.safetensors").unlink()
     refused(FileNotFoundError, "model-00002-of-00002.safetensors", path=folder)
 
@@ -284,13 +277,13 @@ def test_gguf_quantised(logits, tmp_path, tiny, kind):
     kind = gguf.GGMLQuantizationType[kind]
     tensors = tiny.random_tensors(fields)
     loaded = models.load(write_gguf(tmp_path / "model.gguf", fields, tensors, kind=kind))
-    # Blocks run along rows and the row permutation keeps rows whole, so quantising first is the same.
-    rounded = {
-        name: gguf.quants.dequantize(gguf.quants.quantize(value, kind), kind)
-        if value.ndim == 2
-        else value
-        for name, value in tensors.items()
-    }
+    # Quantised blocks run along rows, and the permutation keeps rows whole: it makes no difference
+    # that these tensors are quantised before the permutation.
+    rounded = {}
+    for name, value in tensors.items():
+        if value.ndim == 2:
+            value = gguf.quants.dequantize(gguf.quants.quantize(value, kind), kind)
+        rounded[name] = value
     np.testing.assert_allclose(
         logits(loaded), tiny.slow_logits(rounded, fields, TOKENS), rtol=0, atol=2e-4
     )
@@ -342,7 +335,7 @@ def test_gguf_cut_anywhere_is_one_line(tmp_path, tiny):
     for size in [0, 3, 23, *range(24, header, 37), header + 30, len(whole) // 2, len(whole) - 64]:
         path.write_bytes(whole[:size])
         refused(ValueError, "cut.gguf", path=path)
-    # And overwritten: any byte of the header may be wrong; what loads by luck must not crash in another way.
+    # Any byte of the header may be wrong. A file that still loads must not fail in another way.
     rng = np.random.default_rng(4)
     for at in rng.integers(0, header, 150):
         path.write_bytes(whole[:at] + bytes([rng.integers(256)]) + whole[at + 1 :])

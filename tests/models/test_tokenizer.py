@@ -40,7 +40,7 @@ def test_each_rule_splits_its_own_way():
     assert pieces("smollm", "1234", merges=merges) == ["1", "2", "3", "4"]
     assert pieces("gpt-2", "1234", merges=merges) == ["1234"]
     assert pieces("llama-bpe", "1234", merges=merges) == ["123", "4"]
-    # Digits leave first, so the spaces before one belong together: two passes, as in llama.cpp.
+    # Digits are split off first, so that the spaces before a digit stay together, as in llama.cpp.
     assert pieces("smollm", "  1", merges=merges) == ["ĠĠ", "1"]
     assert pieces("gpt-2", "  1", merges=merges) == ["Ġ", "Ġ1"]
 
@@ -56,10 +56,8 @@ def test_marked_tokens_stay_whole():
     ids = built.encode("a<|end|>b<think>").ids
     assert [ids[1], ids[3]] == [256, 257]
     assert built.get_vocab_size() == 258
-    assert (
-        built.decode(ids) == "ab<think>"
-        and built.decode(ids, skip_special_tokens=False) == "a<|end|>b<think>"
-    )
+    assert built.decode(ids) == "ab<think>"
+    assert built.decode(ids, skip_special_tokens=False) == "a<|end|>b<think>"
 
 
 def test_first_token_is_added_where_the_file_says_so():
@@ -86,9 +84,8 @@ def test_what_cannot_be_rebuilt_is_none(fields):
 
 def test_merges_outside_the_vocabulary_are_one_line():
     with pytest.raises(ValueError, match=r"tokenizer\.ggml\.merges: .*out of vocabulary") as caught:
-        tokenizers.from_gguf(
-            metadata("gpt-2", merges=["a b"]) | {"tokenizer.ggml.tokens": ALPHABET}
-        )
+        fields = metadata("gpt-2", merges=["a b"]) | {"tokenizer.ggml.tokens": ALPHABET}
+        tokenizers.from_gguf(fields)
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""The decoder against a slow float64 forward pass, and its cache and mask against running without them."""
+"""The decoder against a slow float64 forward pass; its cache and mask against runs without."""
 
 import functools
 
@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.models.conftest import paths_from_root
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-# Few shapes, for every new one is a compilation: three rows, 16 slots, 4, 8 or 12 tokens a call.
+# Few shapes, because each one is compiled: three rows, 16 cache slots, 4, 8 or 12 tokens a call.
 TOKENS = np.random.default_rng(1).integers(0, 61, (3, 12)).astype(np.int32)
 SLOTS = 16
-# Float32 against float64 over four layers of weights of order one: errors seen are below 2e-5.
+# Float32 against float64 over four layers of weights of order one: observed errors are below 2e-5.
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-4)
 
 
@@ -24,7 +26,7 @@ def forward(tiny):
 
 @pytest.fixture(scope="module")
 def whole(tiny):
-    """Logits of `TOKENS`, slowly."""
+    """Logits of `TOKENS` by the slow forward pass."""
     return np.stack([tiny.slow_logits(tiny.tensors, tiny.fields, row) for row in TOKENS])
 
 
@@ -50,32 +52,33 @@ def test_linear_rope_scaling_stretches_positions(tiny, whole):
 
 @pytest.mark.parametrize("chunks", [(1,) * 12, (8, 4), (12,)])
 def test_cached_in_chunks_equals_uncached(tiny, forward, whole, chunks):
-    cache, parts, start = tiny.model.init_cache(3, SLOTS), [], 0
+    cache = tiny.model.init_cache(3, SLOTS)
+    chunk_logits = []
+    start = 0
     for size in chunks:
         logits, cache = forward(TOKENS[:, start : start + size], cache=cache)
-        parts.append(logits)
+        chunk_logits.append(logits)
         start += size
     assert cache.length.tolist() == [12, 12, 12]
-    close(jnp.concatenate(parts, 1), whole)
+    close(jnp.concatenate(chunk_logits, 1), whole)
 
 
 def test_rows_of_different_length_share_a_batch(tiny, forward, whole):
-    # Prefill with padding on the right, set the true lengths, go on: the padding is overwritten and never seen.
+    # Prefill with padding on the right, then set the true lengths: the padding is overwritten and
+    # never seen.
     lengths = np.array([3, 8, 5])
     _, cache = forward(TOKENS[:, :8], cache=tiny.model.init_cache(3, SLOTS))
     cache = cache._replace(length=jnp.asarray(lengths, jnp.int32))
-    following = np.stack([row[n : n + 4] for row, n in zip(TOKENS, lengths, strict=True)])
-    logits, cache = forward(following, cache=cache)
-    close(logits, np.stack([row[n : n + 4] for row, n in zip(whole, lengths, strict=True)]))
+    rows, following = np.arange(3)[:, None], lengths[:, None] + np.arange(4)
+    logits, cache = forward(TOKENS[rows, following], cache=cache)
+    close(logits, whole[rows, following])
     assert cache.length.tolist() == (lengths + 4).tolist()
 
 
 def test_tree_under_a_mask_equals_its_paths(tiny, forward):
-    # A tree of eight nodes after prefixes of 4, 2 and 3 tokens; siblings share a position, nodes see their ancestors.
-    parents = [-1, 0, 0, 1, 1, 2, 5, 4]
-    paths = []
-    for node, parent in enumerate(parents):
-        paths.append([*(paths[parent] if parent >= 0 else []), node])
+    # A tree of eight nodes after prefixes of 4, 2 and 3 tokens. Siblings share a position, and nodes
+    # see their ancestors.
+    paths = paths_from_root([None, 0, 0, 1, 1, 2, 5, 4])
     nodes, lengths = np.arange(40, 48, dtype=np.int32), np.array([4, 2, 3])
     _, cache = forward(TOKENS[:, :4], cache=tiny.model.init_cache(3, SLOTS))
     cache = cache._replace(length=jnp.asarray(lengths, jnp.int32))
@@ -92,13 +95,16 @@ def test_tree_under_a_mask_equals_its_paths(tiny, forward):
             text = [*TOKENS[row, :length], *nodes[path]]
             close(logits[row, node], tiny.slow_logits(tiny.tensors, tiny.fields, text)[-1])
 
-    # What the engine does next: one path's keys and values move into place, the rest is forgotten.
+    # As the engine does next: keys and values of one path move to the slots after the text, all
+    # others are discarded.
     path = paths[6]
-    rows, old = np.arange(3)[:, None], lengths[:, None] + np.array(path)
-    new = lengths[:, None] + np.arange(len(path))
-    keys, values = (x.at[:, rows, new].set(x[:, rows, old]) for x in (cache.keys, cache.values))
+    rows = np.arange(3)[:, None]
+    old_slots = lengths[:, None] + np.array(path)
+    new_slots = lengths[:, None] + np.arange(len(path))
     cache = cache._replace(
-        keys=keys, values=values, length=jnp.asarray(lengths + len(path), jnp.int32)
+        keys=cache.keys.at[:, rows, new_slots].set(cache.keys[:, rows, old_slots]),
+        values=cache.values.at[:, rows, new_slots].set(cache.values[:, rows, old_slots]),
+        length=jnp.asarray(lengths + len(path), jnp.int32),
     )
     logits, _ = forward(TOKENS[:, 8:], cache=cache)
     for row, length in enumerate(lengths):
@@ -107,11 +113,11 @@ def test_tree_under_a_mask_equals_its_paths(tiny, forward):
 
 
 def test_mask_without_cache(tiny, forward):
-    # Blocks on the diagonal are texts side by side.
+    # Two texts side by side: neither sees the other.
     mask = np.kron(np.eye(2), np.tril(np.ones((6, 6)))).astype(bool)
     logits, _ = forward(TOKENS, np.tile([*range(6), *range(6)], (3, 1)), np.tile(mask, (3, 1, 1)))
-    for part in (slice(0, 6), slice(6, 12)):
-        close(logits[0, part], tiny.slow_logits(tiny.tensors, tiny.fields, TOKENS[0, part]))
+    for text in (slice(0, 6), slice(6, 12)):
+        close(logits[0, text], tiny.slow_logits(tiny.tensors, tiny.fields, TOKENS[0, text]))
 
 
 def test_tokens_beyond_the_cache_change_no_slot(tiny, forward):
@@ -127,7 +133,7 @@ def test_a_token_that_sees_nothing_stays_finite(forward):
     assert np.isfinite(logits).all()
 
 
-def test_foreign_token_makes_only_its_row_nan(forward):
+def test_a_token_outside_the_vocabulary_makes_only_its_row_nan(forward):
     tokens = TOKENS.copy()
     tokens[1, 4] = 61
     logits, _ = forward(tokens)
@@ -154,9 +160,11 @@ def test_bfloat16_weights_give_float32_logits(tiny, whole):
     model = tiny.build(tiny.tensors, tiny.fields, dtype=jnp.bfloat16)
     logits, cache = tiny.run(model, TOKENS, cache=model.init_cache(3, SLOTS))
     assert logits.dtype == jnp.float32 and cache.keys.dtype == jnp.bfloat16
-    # Eight bits of mantissa: near, and not equal, which shows that the weights really were rounded.
-    law, exact = (jax.nn.softmax(jnp.asarray(x, jnp.float32)) for x in (logits, whole))
-    assert 1e-4 < float(jnp.median(jnp.abs(law - exact).sum(-1))) < 0.2
+    # Eight bits of mantissa: near, but not equal, which shows that the weights were rounded.
+    probs = jax.nn.softmax(logits)
+    exact_probs = jax.nn.softmax(jnp.asarray(whole, jnp.float32))
+    distances = jnp.abs(probs - exact_probs).sum(-1)
+    assert 1e-4 < float(jnp.median(distances)) < 0.2
 
 
 @pytest.mark.parametrize(
@@ -175,7 +183,9 @@ def test_bfloat16_weights_give_float32_logits(tiny, whole):
 )
 def test_shapes_that_do_not_fit_are_one_line(tiny, tokens, positions, mask, rows, word):
     cache = tiny.model.init_cache(rows, 8) if rows else None
-    arrays = (None if x is None else jnp.asarray(x) for x in (tokens, positions, mask))
+    tokens = jnp.asarray(tokens)
+    positions = None if positions is None else jnp.asarray(positions)
+    mask = None if mask is None else jnp.asarray(mask)
     with pytest.raises(ValueError, match=rf"^{word}: expected .* got ") as caught:
-        tiny.model(*arrays, cache)
+        tiny.model(tokens, positions, mask, cache)
     assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ IMAGES = ramps(512)
 
 
 def train(folder, images=IMAGES, config=CONFIG, **changes):
-    return models.train_vae(folder, images, config, **{**TRAINING, **changes})
+    return models.train_vae(folder, images, config, **(TRAINING | changes))
 
 
 @pytest.fixture(scope="module")
@@ -42,38 +42,29 @@ def short(tmp_path_factory):
         ((1, 1, 1), (2, 3, 1)),
     ],
 )
-def test_every_size_is_rebuilt(source, side):
+def test_estimates_have_the_shape_of_any_source(source, side):
     config = models.VaeConfig(source, side, latent=3, channels=8, hidden=16, features=6)
     graph, params = nnx.split(vae.abstract(config))
 
-    def whole(params, source, side):
+    def all_outputs(params, source, side):
         network = nnx.merge(graph, params)
         mean, variance = network.encode(source)
         features = network.project(side)
-        return (
-            mean,
-            variance,
-            features,
-            network.score(features, mean),
-            network.reconstruct(mean, features),
-        )
+        score = network.score(features, mean)
+        estimate = network.reconstruct(mean, features)
+        return mean, variance, features, score, estimate
 
-    shapes = jax.eval_shape(whole, params, jnp.zeros((2, *source)), jnp.zeros((2, *side)))
-    assert [shape.shape for shape in shapes] == [(2, 3), (2, 3), (2, 6), (2,), (2, *source)]
+    outputs = jax.eval_shape(all_outputs, params, jnp.zeros((2, *source)), jnp.zeros((2, *side)))
+    shapes = [output.shape for output in outputs]
+    assert shapes == [(2, 3), (2, 3), (2, 6), (2,), (2, *source)]
 
 
 def test_the_papers_sizes():
     network = vae.abstract(models.VaeConfig())
-    assert network.encoder[3].kernel.shape == (128 * 7 * 4, 512) and network.law.kernel.shape == (
-        512,
-        8,
-    )
-    assert network.hidden.kernel.shape == (4 + 128, 512) and network.pixels.kernel.shape == (
-        3,
-        3,
-        32,
-        1,
-    )
+    assert network.encoder[3].kernel.shape == (128 * 7 * 4, 512)
+    assert network.law.kernel.shape == (512, 8)
+    assert network.hidden.kernel.shape == (4 + 128, 512)
+    assert network.pixels.kernel.shape == (3, 3, 32, 1)
 
 
 def test_dropout_is_for_training():
@@ -82,22 +73,32 @@ def test_dropout_is_for_training():
     latents, features = jnp.ones((4, 2)), jnp.ones((4, 16))
     plain = network.reconstruct(latents, features)
     assert (plain == network.reconstruct(latents, features)).all()
-    one, two = (network.reconstruct(latents, features, jax.random.key(seed)) for seed in (0, 1))
-    assert (one != plain).any() and (one != two).any()
+    first = network.reconstruct(latents, features, jax.random.key(0))
+    second = network.reconstruct(latents, features, jax.random.key(1))
+    assert (first != plain).any()
+    assert (first != second).any()
 
 
 def test_training_learns(finished):
     _, (model, losses) = finished
     assert losses[-1].squared_error < losses[0].squared_error / 4
-    assert losses[-1].kl > 1  # the latent is used
-    assert losses[-1].cross_entropy < 0.9 * np.log(2)  # the estimator is better than a guess
-    test = ramps(64, seed=1)
-    mean, variance = model.encode(model.params, test[:, :, 4:])
-    features = model.project(model.params, test[:, 2:5, :3])
-    assert np.square(model.reconstruct(model.params, mean, features) - test[:, :, 4:]).mean() < 0.02
-    own = jax.vmap(lambda f, w: model.score(model.params, f, w[None])[0])(features, mean)
-    others = jax.vmap(lambda f, w: model.score(model.params, f, w[None])[0])(features[::-1], mean)
-    assert own.mean() > others.mean() + 0.3
+    # The latent is used, and the estimator is better than a guess.
+    assert losses[-1].kl > 1
+    assert losses[-1].cross_entropy < 0.9 * np.log(2)
+    test_images = ramps(64, seed=1)
+    source = test_images[:, :, 4:]
+    mean, variance = model.encode(model.params, source)
+    features = model.project(model.params, test_images[:, 2:5, :3])
+    estimate = model.reconstruct(model.params, mean, features)
+    assert np.square(estimate - source).mean() < 0.02
+
+    @jax.vmap
+    def score(features, latent):
+        return model.score(model.params, features, latent[None])[0]
+
+    same_image = score(features, mean)
+    other_image = score(features[::-1], mean)
+    assert same_image.mean() > other_image.mean() + 0.3
     assert variance.shape == mean.shape and (variance > 0).all()
 
 
@@ -122,6 +123,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, short, monkeypatch, 
     monkeypatch.setattr(vae_training, "_step", killed_step)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, epochs=3, progress=killed_after)
+    # The second epoch was written, and the third is trained anew.
     assert vae_checkpoints.find(tmp_path).epoch == 2
     with pytest.raises(ValueError, match="expected a finished training run, got 2 of 3 epochs"):
         models.load_vae(tmp_path)
@@ -132,53 +134,52 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, short, monkeypatch, 
     )
     assert seen == [(3, 3)]
     assert losses == short[1].losses
-    assert model.fingerprint == short[1].model.fingerprint
+    assert model.model_hash == short[1].model.model_hash
     chex.assert_trees_all_equal(model.params, short[1].model.params)
 
 
 def test_more_epochs_for_a_finished_run(tmp_path, short):
     train(tmp_path, epochs=2)
-    assert train(tmp_path, epochs=3, resume=True).model.fingerprint == short[1].model.fingerprint
+    assert train(tmp_path, epochs=3, resume=True).model.model_hash == short[1].model.model_hash
     again = train(tmp_path, epochs=3, resume=True)
-    assert again.model.fingerprint == short[1].model.fingerprint and again.losses == short[1].losses
+    assert again.model.model_hash == short[1].model.model_hash and again.losses == short[1].losses
 
 
 def test_a_folder_loads_as_the_model_that_was_trained(finished):
     folder, (model, _) = finished
     loaded = models.load_vae(folder)
-    assert loaded.fingerprint == model.fingerprint and loaded.encode == model.encode
+    assert loaded.model_hash == model.model_hash and loaded.encode == model.encode
     side = ramps(3)[:, :3, :3]
     assert (loaded.project(loaded.params, side) == model.project(model.params, side)).all()
 
 
-def test_fingerprints_tell_models_apart(finished):
+def test_hashes_tell_models_apart(finished):
     _, (model, _) = finished
     params = jax.tree.map(jnp.copy, model.params)
     leaves, structure = jax.tree.flatten(params)
     leaves[0] = leaves[0].at[0].add(1e-6)
     network = nnx.merge(model.encode.graph, jax.tree.unflatten(structure, leaves))
-    others = [
-        models.image_model(network, CONFIG),
-        models.image_model(network, dataclasses.replace(CONFIG, dropout=0.1)),
-    ]
-    assert len({model.fingerprint, *(other.fingerprint for other in others)}) == 3
+    other_weights = models.image_model(network, CONFIG)
+    other_config = models.image_model(network, dataclasses.replace(CONFIG, dropout=0.1))
+    hashes = {model.model_hash, other_weights.model_hash, other_config.model_hash}
+    assert len(hashes) == 3
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resume": False}, "a training run is here; --resume goes on with it"),
-        ({"beta": 1.0}, r"was asked something else \(beta\)"),
-        ({"seed": 4, "batch": 16}, r"something else \(seed, batch\)"),
-        ({"images": ramps(512, seed=2)}, r"something else \(images\)"),
-        ({"config": dataclasses.replace(CONFIG, latent=3)}, r"something else \(config\)"),
-        ({"epochs": 2}, "has 3 epochs, more than the 2 asked for"),
+        ({"resume": False}, "a training run is here; --resume continues it"),
+        ({"beta": 1.0}, r"has another configuration \(beta\)"),
+        ({"seed": 4, "batch": 16}, r"another configuration \(seed, batch\)"),
+        ({"images": ramps(512, seed=2)}, r"another configuration \(images\)"),
+        ({"config": dataclasses.replace(CONFIG, latent=3)}, r"another configuration \(config\)"),
+        ({"epochs": 2}, "has 3 epochs, more than the 2 requested"),
     ],
 )
 def test_another_run_in_the_folder(short, changes, message):
     with pytest.raises(ValueError, match=message):
-        train(short[0], **{"epochs": 3, "resume": True, **changes})
-    assert models.load_vae(short[0]).fingerprint == short[1].model.fingerprint
+        train(short[0], **({"epochs": 3, "resume": True} | changes))
+    assert models.load_vae(short[0]).model_hash == short[1].model.model_hash
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_another_run_in_the_folder(short, changes, message):
         ({"seed": -1}, "seed: expected one int within"),
         (
             {"batch": 1},
-            "batch: expected at least two images a step, got a batch of 1 and 512 images",
+            "batch: expected at least two images per step, got a batch of 1 and 512 images",
         ),
         (
             {"images": ramps(512)[:, :7]},

@@ -2,7 +2,8 @@
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is ever downloaded
+# Before transformers is imported: nothing is ever downloaded.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
 
@@ -13,7 +14,7 @@ from tokenizers import models as kinds
 from tokenizers.pre_tokenizers import ByteLevel
 
 from gls_jax import models
-from gls_jax.models import packages
+from gls_jax.models import model_location
 
 pytestmark = [
     pytest.mark.peer,
@@ -39,7 +40,8 @@ CHATS = {
         {"role": "user", "content": ""},
     ],
 }
-# In the manner of ChatML, Llama 2 and Llama 3: what blocks leave behind, filters, namespaces, loop controls, dates.
+# In the manner of ChatML, Llama 2 and Llama 3: white space around blocks, filters, namespaces, loop
+# controls, dates.
 TEMPLATES = {
     "chatml": (
         "{% for message in messages %}\n    {%- if loop.first and message.role != 'system' %}\n"
@@ -65,9 +67,8 @@ TEMPLATES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = Tokenizer(
-        kinds.BPE({byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, [])
-    )
+    vocabulary = {byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(kinds.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in special])
@@ -98,7 +99,7 @@ def test_folder(folder, name, chat, place):
 
 @pytest.mark.parametrize("chat", CHATS)
 def test_gguf(chat):
-    path = packages.smollm2()
+    path = model_location.smollm2()
     peer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     template = models.chat_template("smollm2")
     # transformers does not read this field of a GGUF file.
@@ -107,12 +108,12 @@ def test_gguf(chat):
 
 
 def compare(template, tokenizer, peer, messages):
-    for begins in (True, False):
-        text = template.render(messages, add_generation_prompt=begins)
+    for add_prompt in (True, False):
+        text = template.render(messages, add_generation_prompt=add_prompt)
         assert text == peer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=begins
+            messages, tokenize=False, add_generation_prompt=add_prompt
         )
         ids = peer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=begins, return_dict=False
+            messages, tokenize=True, add_generation_prompt=add_prompt, return_dict=False
         )
         assert tokenizer.encode(text, add_special_tokens=False).ids == ids

@@ -2,7 +2,8 @@
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is ever downloaded
+# Before transformers is imported: nothing is ever downloaded.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import transformers
 from flax import nnx
 
 from gls_jax import models
-from gls_jax.models import packages
+from gls_jax.models import model_location
 
 pytestmark = [
     pytest.mark.peer,
@@ -31,14 +32,14 @@ TEXT = (
 
 
 def ours(model, tokens):
-    """Logits `[B, T, V]` without a cache, and from a cache filled with all but the last eight tokens."""
+    """Logits `[B, T, V]` without a cache, and those of the last eight tokens from a cache."""
     graph, params = nnx.split(model)
-    call = jax.jit(lambda params, tokens, cache: nnx.merge(graph, params)(tokens, cache=cache))
+    forward = jax.jit(lambda params, tokens, cache: nnx.merge(graph, params)(tokens, cache=cache))
     tokens = jnp.asarray(np.asarray(tokens), jnp.int32)
-    whole, _ = call(params, tokens, None)
-    _, cache = call(params, tokens[:, :-8], model.init_cache(*tokens.shape))
-    last, _ = call(params, tokens[:, -8:], cache)
-    return np.asarray(whole), np.asarray(last)
+    logits, _ = forward(params, tokens, None)
+    _, cache = forward(params, tokens[:, :-8], model.init_cache(*tokens.shape))
+    last_logits, _ = forward(params, tokens[:, -8:], cache)
+    return np.asarray(logits), np.asarray(last_logits)
 
 
 def theirs(model, tokens):
@@ -47,11 +48,12 @@ def theirs(model, tokens):
 
 
 def agree(model, peer, tokens, within):
-    whole, last = ours(model, tokens)
+    logits, last_logits = ours(model, tokens)
     expected = theirs(peer, tokens)
-    assert expected.std() > 0.1  # logits that say something
-    assert np.abs(whole - expected).max() < within
-    assert np.abs(last - expected[:, -8:]).max() < within
+    # The logits are not all alike.
+    assert expected.std() > 0.1
+    assert np.abs(logits - expected).max() < within
+    assert np.abs(last_logits - expected[:, -8:]).max() < within
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +63,17 @@ def smollm2():
 
 @pytest.fixture(scope="module")
 def peer_smollm2():
-    """The same GGUF file through transformers' own reader, so its row permutation is checked independently."""
+    """The same GGUF file through transformers' own reader, which checks its row permutation."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    path = packages.smollm2()
+    path = model_location.smollm2()
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
-    left = model.load_state_dict(tensors, strict=False)
-    assert left.missing_keys == ["lm_head.weight"] and not left.unexpected_keys  # the head is tied
+    keys = model.load_state_dict(tensors, strict=False)
+    # The head is tied.
+    assert keys.missing_keys == ["lm_head.weight"]
+    assert not keys.unexpected_keys
     model.tie_weights()
     return model
 
@@ -87,14 +91,14 @@ def test_smollm2_logits(smollm2, peer_smollm2, tokens):
 
 def test_smollm2_without_middle_layers(peer_smollm2, tokens):
     kept = [layer for layer in range(30) if not 12 <= layer <= 17]
-    every = peer_smollm2.model.layers
-    peer_smollm2.model.layers = torch.nn.ModuleList([every[layer] for layer in kept])
+    all_layers = peer_smollm2.model.layers
+    peer_smollm2.model.layers = torch.nn.ModuleList([all_layers[layer] for layer in kept])
     peer_smollm2.config.num_hidden_layers = len(kept)
     try:
         agree(models.load("smollm2", layers=kept).model, peer_smollm2, tokens, 2e-3)
     finally:
-        peer_smollm2.model.layers = every
-        peer_smollm2.config.num_hidden_layers = len(every)
+        peer_smollm2.model.layers = all_layers
+        peer_smollm2.config.num_hidden_layers = len(all_layers)
 
 
 TEXTS = [
@@ -117,7 +121,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def peer_tokenizer():
-    path = packages.smollm2()
+    path = model_location.smollm2()
     return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
@@ -128,21 +132,28 @@ def test_smollm2_token_ids(smollm2, peer_tokenizer, text):
 
 @pytest.mark.parametrize("text", ["a  12 3", "x = 1234\n  5", "½ and ² and ٣", *TEXTS])
 def test_smollm2_token_ids_where_digits_follow_spaces(smollm2, peer_tokenizer, text):
-    # transformers ignores the file's rule `smollm`. That shows only where several spaces meet a digit and in
-    # numerals that are no digits; llama.cpp and the original tokenizer split these off first. The same rule as one
-    # regular expression, given to the peer:
+    # transformers ignores the file's rule `smollm`. It makes a difference only where several spaces
+    # meet a digit, and for numerals that are no digits: llama.cpp and the original tokenizer split
+    # these off first. The peer gets the same rule as one regular expression.
     from tokenizers import Regex, Tokenizer, pre_tokenizers
 
     peer = Tokenizer.from_str(peer_tokenizer.backend_tokenizer.to_str())
     rule = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-    split, spell = (
-        pre_tokenizers.Split(Regex(rule), "isolated"),
-        pre_tokenizers.ByteLevel(False, use_regex=False),
-    )
-    peer.pre_tokenizer = pre_tokenizers.Sequence([split, spell])
+    split = pre_tokenizers.Split(Regex(rule), "isolated")
+    spell_bytes = pre_tokenizers.ByteLevel(False, use_regex=False)
+    peer.pre_tokenizer = pre_tokenizers.Sequence([split, spell_bytes])
     assert smollm2.tokenizer.encode(text).ids == peer.encode(text).ids
 
 
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10_000.0,
@@ -169,16 +180,12 @@ LLAMA3 = {
 )
 @pytest.mark.parametrize("old_dialect", [False, True], ids=["v5", "v4"])
 def test_saved_by_transformers(tmp_path, change, shard, old_dialect):
-    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
-    fields = (
-        sizes
-        | {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
-        | change
-    )
+    fields = SIZES | change
     torch.manual_seed(0)
     peer = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields)).eval()
     for name, weight in peer.named_parameters():
-        if "norm" in name:  # all ones after initialisation
+        # After initialisation, all weights of a norm are one.
+        if "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
     peer.save_pretrained(tmp_path, max_shard_size=shard)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "60KB")
@@ -194,15 +201,15 @@ def rewrite_as_v4(path):
 
     fields = json.loads(path.read_text())
     rope = fields.pop("rope_parameters")
-    if (
-        "full_attention" in rope
-    ):  # Gemma 3 had a pattern and a second base before it had tables by layer type
+    if "full_attention" in rope:
+        # Gemma 3 had a pattern and a second base before it had tables by layer type.
         fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
         kinds = fields.pop("layer_types")
         fields["sliding_window_pattern"] = kinds.index("full_attention") + 1
     elif fields["model_type"] != "llama":
-        fields.pop("layer_types")  # the rule is the family's own
+        # Each family has a rule of its own.
+        fields.pop("layer_types")
     fields["rope_theta"] = rope.pop("rope_theta")
     fields["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     fields["torch_dtype"] = fields.pop("dtype")
@@ -239,27 +246,18 @@ FAMILIES = {
 def save_family(folder, name):
     """Random checkpoint of a family, with no weight left at its trivial start."""
     family, change = FAMILIES[name]
-    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
-    fields = (
-        sizes
-        | {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
-        | change
-    )
-    config = getattr(
-        transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
-    )(**fields)
+    config_name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(transformers, config_name)(**(SIZES | change))
+    model_class = getattr(transformers, f"{family}ForCausalLM")
     torch.manual_seed(0)
     # The default attention leaves out soft-caps.
-    peer = (
-        getattr(transformers, f"{family}ForCausalLM")
-        ._from_config(config, attn_implementation="eager")
-        .eval()
-    )
+    peer = model_class._from_config(config, attn_implementation="eager").eval()
+    # Gemma adds one to the weights of its norms.
+    norm_range = (-0.5, 0.5) if family.startswith("Gemma") else (0.5, 1.5)
     for path, weight in peer.named_parameters():
-        if "norm" in path:  # all ones, or all zeros where one is added, after initialisation
-            torch.nn.init.uniform_(
-                weight, *((-0.5, 0.5) if family.startswith("Gemma") else (0.5, 1.5))
-            )
+        # After initialisation, all weights of a norm are alike, and all biases are zero.
+        if "norm" in path:
+            torch.nn.init.uniform_(weight, *norm_range)
         elif path.endswith("bias"):
             torch.nn.init.normal_(weight)
     peer.save_pretrained(folder)
@@ -277,7 +275,7 @@ def test_families(tmp_path, name, old_dialect):
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma3-scaled", "qwen2-windows"])
-def test_dropped_layers_leave_the_others_their_kind(tmp_path, name):
+def test_kept_layers_stay_local_or_global(tmp_path, name):
     peer = save_family(tmp_path, name)
     count = len(peer.model.layers)
     kept = [layer for layer in range(count) if layer != 1]
@@ -295,6 +293,6 @@ def test_saved_in_bfloat16(tmp_path):
         transformers.LlamaConfig(**fields, num_attention_heads=4, initializer_range=0.2)
     )
     peer.to(torch.bfloat16).save_pretrained(tmp_path)
-    # Loaded anew, for the first one's rotary frequencies were rounded with its weights.
+    # Loaded anew, because the first model's rotary frequencies were rounded with its weights.
     peer = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     agree(models.load(tmp_path).model, peer, np.arange(60)[None] % 97, 1e-4)

@@ -1,4 +1,4 @@
-"""What a round costs: sums of its parts by hand, what was not measured, and numbers that no cost is."""
+"""What a round costs: sums of its parts by hand, sizes that were not measured, and invalid files."""
 
 import dataclasses
 import json
@@ -13,28 +13,25 @@ from gls_jax.planner import Setting, costs
 
 COSTS = planner.Costs(
     batch=2,
-    slots=64,
+    cache_slots=64,
     draft={1: 1.0, 2: 3.0, 8: 15.0},
     target={1: 100.0, 5: 140.0, 29: 500.0},
-    beside={"gls": {1: 10.0, 7: 70.0}, "single": {1: 8.0}},
+    overhead={"gls": {1: 10.0, 7: 70.0}, "single": {1: 8.0}},
     step=5.0,
 )
-WIDE = Setting(
-    "gls", 4, 4, (4, 2, 1, 1)
-)  # levels of 4, 8, 8, 8 nodes: as many as seven chains of 4
+# Levels of 4, 8, 8, 8 nodes: as many as seven chains of 4.
+WIDE = Setting("gls", 4, 4, (4, 2, 1, 1))
 
 
-def test_parts_of_a_round():
-    chains = (
-        3 * 3.0 + 170 + 20 * 3 / 4
-    )  # three levels read two tokens each, 1 + 6 verified, two chains of 3
+def test_round_is_the_sum_of_its_parts():
+    # Three levels of two tokens each, 1 + 6 tokens verified, the overhead of two chains of 3.
+    chains = 3 * 3.0 + 170 + 20 * 3 / 4
     assert COSTS.round("gls", Setting("gls", 2, 3).shape) == pytest.approx(chains)
-    assert COSTS.round("gls", WIDE.shape) == pytest.approx(
-        (3 + 7 + 15 + 15) + 500 + 70
-    )  # reads 2, 4, 8, 8 tokens
-    assert COSTS.round("single", Setting("single", 1, 2).shape) == pytest.approx(
-        (3 + 1) + 120 + 8 * 2 / 4
-    )
+    # The drafter reads 2, 4, 8, 8 tokens.
+    tree = (3 + 7 + 15 + 15) + 500 + 70
+    assert COSTS.round("gls", WIDE.shape) == pytest.approx(tree)
+    single = (3 + 1) + 120 + 8 * 2 / 4
+    assert COSTS.round("single", Setting("single", 1, 2).shape) == pytest.approx(single)
 
 
 def test_rates_are_of_the_batch_and_the_speedup_is_not():
@@ -45,8 +42,8 @@ def test_rates_are_of_the_batch_and_the_speedup_is_not():
     assert choice.speedup == pytest.approx(1.75 / seconds * 105)
 
 
-def test_a_call_is_one_of_several(monkeypatch):
-    """On a clock by which a call takes half a second, and all that is around it two."""
+def test_time_around_the_calls_is_left_out(monkeypatch):
+    """On a clock by which a call takes half a second, and starting the program two."""
     now = [0.0]
 
     def calls(model, count, **sizes):
@@ -54,21 +51,24 @@ def test_a_call_is_one_of_several(monkeypatch):
 
     monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(costs, "_calls", calls)
-    assert costs._call(None, 1, 1, 8) == 0.5
+    assert costs._call_seconds(None, 1, 1, 8) == 0.5
 
 
-def test_measured_is_what_is_asked_for(monkeypatch):
-    monkeypatch.setattr(costs, "_call", lambda model, batch, size, slots: float(size))
-    monkeypatch.setattr(
-        costs,
-        "_round",
-        lambda target, drafter, batch, options: 0.5 if drafter is None else options.num_drafts,
-    )
+def test_measured_sizes_cover_the_shapes(monkeypatch):
+    def call_seconds(model, batch, size, cache_slots):
+        return float(size)
+
+    def round_seconds(target, drafter, batch, options):
+        return 0.5 if drafter is None else options.num_drafts
+
+    monkeypatch.setattr(costs, "_call_seconds", call_seconds)
+    monkeypatch.setattr(costs, "_median_round_seconds", round_seconds)
     model = decoding.from_function(lambda params, tokens: params[tokens], jnp.zeros((3, 3)), 3)
     shapes = [WIDE.shape, Setting("gls", 2, 3).shape]
-    found = planner.measure(model, model, ["gls", "single"], shapes)
-    assert found.beside == {"gls": {1: 1, 7: 7}, "single": {1: 1}} and found.step == 0.5
-    found.check([("gls", shape) for shape in shapes])
+    measured = planner.measure(model, model, ["gls", "single"], shapes)
+    assert measured.overhead == {"gls": {1: 1, 7: 7}, "single": {1: 1}}
+    assert measured.step == 0.5
+    measured.check([("gls", shape) for shape in shapes])
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,21 @@ def test_measured_is_what_is_asked_for(monkeypatch):
         ("spectr", Setting("spectr", 1, 1), "those of spectr, got gls, single"),
     ],
 )
-def test_not_measured(scheme, setting, line):
+def test_sizes_that_were_not_measured_are_refused(scheme, setting, line):
     with pytest.raises(ValueError, match=f"costs: expected {line}"):
         COSTS.check([("gls", WIDE.shape), (scheme, setting.shape)])
 
 
-def test_a_file_of_costs(tmp_path):
+def test_costs_come_back_from_their_file(tmp_path):
     COSTS.save(tmp_path / "costs.json")
+    assert planner.Costs.load(tmp_path / "costs.json") == COSTS
+
+
+def test_earlier_files_with_other_names_are_read(tmp_path):
+    content = dataclasses.asdict(COSTS)
+    for name, old_name in (("cache_slots", "slots"), ("overhead", "beside"), ("metadata", "facts")):
+        content[old_name] = content.pop(name)
+    (tmp_path / "costs.json").write_text(json.dumps(content))
     assert planner.Costs.load(tmp_path / "costs.json") == COSTS
 
 
@@ -94,7 +102,7 @@ def test_a_file_of_costs(tmp_path):
     ("change", "line"),
     [
         ({"batch": 0}, "batch: expected an int of at least 1, got 0"),
-        ({"slots": 1.5}, "slots: expected an int of at least 1 .*, got 1.5"),
+        ({"cache_slots": 1.5}, "cache_slots: expected an int of at least 1 .*, got 1.5"),
         ({"draft": {"1": 0.1, "2": 0}}, "draft.2: expected seconds, finite and above 0, got 0"),
         ({"target": {"1": -0.1}}, "target.1: expected seconds, finite and above 0, got -0.1"),
         (
@@ -111,19 +119,22 @@ def test_a_file_of_costs(tmp_path):
         ({"draft": {}}, "draft: expected seconds by numbers of at least 1, got {}"),
         ({"draft": 0.1}, "draft: expected seconds by numbers of at least 1, got 0.1"),
         (
-            {"beside": {"gls": {"1": float("inf")}}},
-            "beside.gls.1: expected seconds, finite and at least 0, got inf",
+            {"overhead": {"gls": {"1": float("inf")}}},
+            "overhead.gls.1: expected seconds, finite and at least 0, got inf",
         ),
-        ({"beside": {"gls": {}}}, "beside.gls: expected seconds by numbers of at least 1, got {}"),
+        (
+            {"overhead": {"gls": {}}},
+            "overhead.gls: expected seconds by numbers of at least 1, got {}",
+        ),
         ({"step": -1}, "step: expected seconds, finite and at least 0, got -1"),
         ({"step": "0.5"}, "step: expected seconds, finite and at least 0, got '0.5'"),
-        ({"beside": []}, r"beside: expected an object, got \[\]"),
-        ({"facts": 3}, "facts: expected an object, got 3"),
+        ({"overhead": []}, r"overhead: expected an object, got \[\]"),
+        ({"metadata": 3}, "metadata: expected an object, got 3"),
     ],
 )
-def test_numbers_that_no_cost_is(tmp_path, change, line):
+def test_numbers_that_cannot_be_costs_are_refused(tmp_path, change, line):
     path = tmp_path / "costs.json"
-    free = {"beside": {"gls": {"1": 0}}, "step": 0}  # what is beside the calls may be free
+    free = {"overhead": {"gls": {"1": 0}}, "step": 0}  # the overhead may be free
     path.write_text(json.dumps(dataclasses.asdict(COSTS) | free))
     planner.Costs.load(path)
     path.write_text(json.dumps(dataclasses.asdict(COSTS) | change))
@@ -135,14 +146,15 @@ def test_numbers_that_no_cost_is(tmp_path, change, line):
     ("text", "got"),
     [
         ("{", "a file that cannot be read"),
-        ("[]", "a file that cannot be read"),
+        ("[]", "another JSON file"),
         ("{}", "none of batch"),
     ],
 )
-def test_a_file_of_something_else(tmp_path, text, got):
+def test_files_of_something_else_are_refused(tmp_path, text, got):
     path = tmp_path / "costs.json"
     path.write_text(text)
     with pytest.raises(
-        ValueError, match=f"{re.escape(str(path))}: expected measured costs, got {got}"
+        ValueError,
+        match=f"{re.escape(str(path))}: expected measured costs of gls-jax plan, got {got}",
     ):
         planner.Costs.load(path)

@@ -1,4 +1,4 @@
-"""Predicted block efficiency is that of generation, on a language with easy and hard places that come in runs."""
+"""Predicted block efficiency is that of generation, on a language with easy and hard positions that come in runs."""
 
 import itertools
 import math
@@ -26,10 +26,10 @@ SIGMAS = 6  # 2e-9 a setting
 
 
 def bigram(table):
-    return decoding.from_function(_read, jnp.asarray(np.log(table), jnp.float32), TOKENS)
+    return decoding.from_function(read_row, jnp.asarray(np.log(table), jnp.float32), TOKENS)
 
 
-def _read(params, tokens):
+def read_row(params, tokens):
     return params[tokens]
 
 
@@ -45,16 +45,22 @@ def models():
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory):
-    return dumped(tmp_path_factory.mktemp("dump"), TEXTS * LENGTH)
+    return make_dump(tmp_path_factory.mktemp("dump"), TEXTS * LENGTH)
 
 
-def dumped(folder, num_positions, stop_tokens=()):
+def make_dump(folder, num_positions, stop_tokens=()):
     target, drafter = models()
 
     def documents(first):
-        options = {"length": LENGTH, "batch": TEXTS, "first": first, "stop_tokens": stop_tokens}
-        return distributions.own_texts(
-            jax.random.key(1), target, [[0], [4]], distributions.Sampling(), **options
+        return distributions.sampled_texts(
+            jax.random.key(1),
+            target,
+            [[0], [4]],
+            distributions.Sampling(),
+            length=LENGTH,
+            batch=TEXTS,
+            first=first,
+            stop_tokens=stop_tokens,
         )
 
     return distributions.write(
@@ -64,15 +70,15 @@ def dumped(folder, num_positions, stop_tokens=()):
         documents,
         distributions.Sampling(),
         num_positions=num_positions,
-        context=LENGTH + 1,
+        context_length=LENGTH + 1,
         num_kept=TOKENS,
-        facts={"own_text": True},
+        metadata={"own_text": True},
     )
 
 
-def measured(setting, **options):
+def measure(setting, **options):
     keys = jax.random.split(jax.random.key(2), TEXTS)
-    return planner.generated(
+    return planner.measure_generation(
         keys,
         *models(),
         [[0], [4]],
@@ -85,75 +91,70 @@ def measured(setting, **options):
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.scheme)
 def test_predicted_is_measured(dump, setting):
     (predicted,) = planner.efficiencies(dump, [setting])
-    found = measured(setting)
-    error = np.hypot(predicted.standard_error, found.standard_error)
-    assert error < 0.015 * found.block_efficiency
-    assert abs(predicted.mean - found.block_efficiency) < SIGMAS * error
-    if (
-        setting.scheme == "gls"
-    ):  # what acceptances know of the tokens matters: their plain product is caught
+    measured = measure(setting)
+    error = np.hypot(predicted.standard_error, measured.standard_error)
+    assert error < 0.015 * measured.block_efficiency
+    assert abs(predicted.mean - measured.block_efficiency) < SIGMAS * error
+    # Acceptances depend on the tokens: the plain product of mean acceptances is told apart.
+    if setting.scheme == "gls":
         p, q = dump.pairs()
-        each = jax.vmap(lambda p, q: schemes.get("gls").acceptance(p, q, 3))(p, q)
-        product = 1 + np.sum(np.cumprod(np.full(4, np.mean(each))))
-        assert abs(product - found.block_efficiency) > SIGMAS * error
+        acceptances = jax.vmap(lambda p, q: schemes.get("gls").acceptance(p, q, 3))(p, q)
+        product = 1 + np.sum(np.cumprod(np.full(4, np.mean(acceptances))))
+        assert abs(product - measured.block_efficiency) > SIGMAS * error
 
 
 def test_rounds_follow_one_another():
     """A hard position is where rounds begin: half of the rounds, though one position in three."""
-    reach = np.tile(np.array([[1.0], [0.0], [0.0]]), (100, 1))  # 2 tokens, then 1, then 2, ...
-    found = rounds.block_efficiency(reach, np.arange(300) == 0)
-    assert found.mean == pytest.approx(1.5, abs=0.01) and found.by_position[0] == pytest.approx(
-        0.5, abs=0.01
-    )
-    two = np.isin(np.arange(300), [0, 150])
-    assert rounds.block_efficiency(np.tile([[0.5, 0.25]], (300, 1)), two).mean == pytest.approx(
-        1.75, abs=0.02
-    )
+    survival = np.tile(np.array([[1.0], [0.0], [0.0]]), (100, 1))  # 2 tokens, then 1, then 2, ...
+    efficiency = rounds.block_efficiency(survival, np.arange(300) == 0)
+    assert efficiency.mean == pytest.approx(1.5, abs=0.01)
+    assert efficiency.by_position[0] == pytest.approx(0.5, abs=0.01)
+    two_documents = np.isin(np.arange(300), [0, 150])
+    efficiency = rounds.block_efficiency(np.tile([[0.5, 0.25]], (300, 1)), two_documents)
+    assert efficiency.mean == pytest.approx(1.75, abs=0.02)
 
 
-def test_texts_that_end_early(tmp_path):
-    """Half of the texts are no longer than a round: what is accepted behind a stop token is not delivered."""
+def test_drafts_beyond_a_stop_token_are_not_counted(tmp_path):
+    """Half of the texts are no longer than a round."""
     setting, stops = SETTINGS[0], [1, 2]
-    dump = dumped(
-        tmp_path, TEXTS * LENGTH, stop_tokens=stops
-    )  # the programs of the longer texts do
+    # As many positions at most as in the longer texts: the same compiled programs.
+    dump = make_dump(tmp_path, TEXTS * LENGTH, stop_tokens=stops)
     assert np.median(np.diff(np.flatnonzero(dump.rows.begins))) <= setting.draft_length + 1
     (predicted,) = planner.efficiencies(dump, [setting])
-    found = measured(setting, stop_tokens=stops)
-    error = np.hypot(predicted.standard_error, found.standard_error)
-    assert (
-        abs(predicted.mean - found.block_efficiency) < SIGMAS * error < 0.1 * found.block_efficiency
-    )
+    measured = measure(setting, stop_tokens=stops)
+    error = np.hypot(predicted.standard_error, measured.standard_error)
+    assert abs(predicted.mean - measured.block_efficiency) < SIGMAS * error
+    assert SIGMAS * error < 0.1 * measured.block_efficiency
 
 
-def test_a_round_ends_with_its_document():
+def test_round_ends_with_its_document():
     begins = np.array([True, False, True, False])
-    assert (
-        rounds.block_efficiency(np.ones((4, 3)), begins).mean == 2
-    )  # one round a document of two tokens
+    # One round a document of two tokens.
+    assert rounds.block_efficiency(np.ones((4, 3)), begins).mean == 2
 
 
-def test_figures_by_hand():
-    """After 1, 2 or 3 tokens, 2 or 1 more, each round to the same place; the last ends where the document does."""
-    reach = np.array([[0.5, 0.25], [1, 0], [0, 0], [1, 1], [0, 0], [0, 0]])
-    found = rounds.block_efficiency(reach, np.arange(6) == 0)
-    begun = [1, 0.5, 0.25, 1]
+def test_efficiency_by_hand():
+    """Rounds from 0 reach 1, 2 or 3, those from 1 and 2 reach 3, and from there the end of the document."""
+    survival = np.array([[0.5, 0.25], [1, 0], [0, 0], [1, 1], [0, 0], [0, 0]])
+    efficiency = rounds.block_efficiency(survival, np.arange(6) == 0)
+    begin_probs = [1, 0.5, 0.25, 1]
     accepted = [0.5 + 0.5 * 1 + 1, 0.25 + 1]
-    assert found.mean == pytest.approx(6 / sum(begun)) and np.isnan(found.standard_error)
-    assert found.by_position == pytest.approx((accepted[0] / sum(begun), accepted[1] / accepted[0]))
+    assert efficiency.mean == pytest.approx(6 / sum(begin_probs))
+    assert np.isnan(efficiency.standard_error)
+    by_position = (accepted[0] / sum(begin_probs), accepted[1] / accepted[0])
+    assert efficiency.by_position == pytest.approx(by_position)
 
 
 def test_standard_error_by_hand():
-    sizes = [1, 2, 3]
-    found = rounds.block_efficiency(
-        np.ones((6, 2)), np.isin(np.arange(6), [0, 1, 3])
-    )  # one round a document
-    assert found.mean == 2 and found.standard_error == pytest.approx(
-        statistics.stdev(sizes) / math.sqrt(3)
-    )
-    reach = np.array([[1.0], [1.0], [0.0], [0.0]])  # two tokens in one round, and in two
-    found = rounds.block_efficiency(reach, np.array([True, False, True, False]))
-    assert found.mean == pytest.approx(4 / 3) and found.standard_error == pytest.approx(4 / 9)
+    lengths = [1, 2, 3]
+    # One round a document.
+    efficiency = rounds.block_efficiency(np.ones((6, 2)), np.isin(np.arange(6), [0, 1, 3]))
+    assert efficiency.mean == 2
+    assert efficiency.standard_error == pytest.approx(statistics.stdev(lengths) / math.sqrt(3))
+    survival = np.array([[1.0], [1.0], [0.0], [0.0]])  # two tokens in one round, and in two
+    efficiency = rounds.block_efficiency(survival, np.array([True, False, True, False]))
+    assert efficiency.mean == pytest.approx(4 / 3)
+    assert efficiency.standard_error == pytest.approx(4 / 9)
 
 
 KERNELS = np.tril(np.random.default_rng(3).uniform(0.2, 1, (7, 4, 4)))  # of at most three chains
@@ -163,7 +164,7 @@ WIDTHS = (3, 1, 2)
 
 
 def chains(at, depth, num_drafts=2):
-    """Each way that the chains in play become fewer: its chance, and the drafts that are accepted."""
+    """Each way that the active chains become fewer: its probability, and how many drafts are accepted."""
     for numbers in itertools.product(range(num_drafts + 1), repeat=depth):
         steps = itertools.pairwise([num_drafts, *numbers])
         yield (
@@ -173,10 +174,12 @@ def chains(at, depth, num_drafts=2):
 
 
 def tree(at, depth):
-    for hits in itertools.product([False, True], repeat=depth):
-        lost = [KERNELS[at + d, width, 0] for d, width in enumerate(WIDTHS[:depth])]
-        each = [1 - miss if hit else miss for hit, miss in zip(hits, lost, strict=True)]
-        yield math.prod(each), np.sum(np.cumprod(hits, dtype=int))
+    for accepted in itertools.product([False, True], repeat=depth):
+        probability = 1.0
+        for d, is_accepted in enumerate(accepted):
+            rejection = KERNELS[at + d, WIDTHS[d], 0]
+            probability *= 1 - rejection if is_accepted else rejection
+        yield probability, np.sum(np.cumprod(accepted, dtype=int))
 
 
 def block(at, depth):
@@ -186,39 +189,36 @@ def block(at, depth):
     )
     drafted = np.cumprod([1, *RATIO[at : at + depth]])
     accepted = [weight * ratio for weight, ratio in zip(weights, drafted, strict=True)]
-    for count, (more, most) in enumerate(itertools.pairwise([*accepted, 0])):
-        yield more - most, count
+    for count, (at_least, more) in enumerate(itertools.pairwise([*accepted, 0])):
+        yield at_least - more, count
 
 
 def ways(outcomes, at, end):
-    """Each way that rounds lead from `at` to the end of the document: its chance, and their number."""
+    """Each way that rounds lead from `at` to the end of the document: its probability, and their number."""
     if at == end:
         yield 1.0, 0
         return
-    for chance, accepted in outcomes(at, min(len(WIDTHS), end - at - 1)):
+    for probability, accepted in outcomes(at, min(len(WIDTHS), end - at - 1)):
         for rest, number in ways(outcomes, at + accepted + 1, end):
-            yield chance * rest, number + 1
+            yield probability * rest, number + 1
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "reach"),
+    ("outcomes", "survival"),
     [
-        (chains, partial(rounds.reach_of_chains, KERNELS, 2, 3)),
-        (tree, partial(rounds.reach_of_tree, KERNELS, WIDTHS)),
+        (chains, partial(rounds.chain_survival, KERNELS, 2, 3)),
+        (tree, partial(rounds.tree_survival, KERNELS, WIDTHS)),
         (block, partial(block_scheme.survival_from_ratios, RATIO, 3)),
     ],
     ids=["chains", "tree", "block"],
 )
-def test_every_way_that_rounds_can_go(outcomes, reach):
+def test_efficiency_is_that_of_all_ways_of_rounds(outcomes, survival):
     """Documents of five tokens and of two, enumerated."""
-    found = rounds.block_efficiency(reach(), np.isin(np.arange(7), [0, 5]))
-    number = [
-        sum(chance * number for chance, number in ways(outcomes, *ends))
-        for ends in ((0, 5), (5, 7))
-    ]
-    mean = 7 / sum(number)
-    surplus = [5 - mean * number[0], 2 - mean * number[1]]
-    assert found.mean == pytest.approx(mean)
-    assert found.standard_error == pytest.approx(
-        statistics.stdev(surplus) * math.sqrt(2) / sum(number)
-    )
+    efficiency = rounds.block_efficiency(survival(), np.isin(np.arange(7), [0, 5]))
+    first = sum(probability * number for probability, number in ways(outcomes, 0, 5))
+    second = sum(probability * number for probability, number in ways(outcomes, 5, 7))
+    mean = 7 / (first + second)
+    residuals = [5 - mean * first, 2 - mean * second]
+    assert efficiency.mean == pytest.approx(mean)
+    standard_error = statistics.stdev(residuals) * math.sqrt(2) / (first + second)
+    assert efficiency.standard_error == pytest.approx(standard_error)

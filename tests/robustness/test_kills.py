@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from gls_jax import cli, models
-from gls_jax.compression import datasets
+from gls_jax.compression.images import datasets
 from gls_jax.models import vae_checkpoints
-from gls_jax.runs.jsonl_results import Journal
+from gls_jax.runs.jsonl_results import JsonlResults
 from tests import compilation
 from tests.images import ramps
 
@@ -104,57 +104,57 @@ def test_training(tmp_path):
     whole, seen = train(tmp_path / "whole"), []
     resumed = train(cut, resume=True, progress=lambda done, total: seen.append(done))
     assert seen == list(range(epochs[-1] + 1, 7))
-    assert resumed.losses == whole.losses and resumed.model.fingerprint == whole.model.fingerprint
+    assert resumed.losses == whole.losses and resumed.model.model_hash == whole.model.model_hash
 
 
 RECORDS = [{"request": n, "text": "naïve 🙂 " * n, "tokens": list(range(n))} for n in range(5)]
-ASKS = {n: f"options of {n}" for n in range(5)}
+HASHES = {n: f"options of {n}" for n in range(5)}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A journal's bytes, line by line."""
-    path = tmp_path_factory.mktemp("journal") / "whole.jsonl"
-    journal = Journal(path, False, ASKS)
+    """Bytes of a file of results, line by line."""
+    path = tmp_path_factory.mktemp("results") / "whole.jsonl"
+    results = JsonlResults(path, False, HASHES)
     for record in RECORDS:
-        journal.append(record)
+        results.append(record)
     return path.read_bytes()
 
 
-def test_a_journal_torn_at_any_byte(tmp_path, written):
+def test_results_torn_at_any_byte(tmp_path, written):
     """What a crash can leave of an appended file is a prefix of it: resuming writes the rest and nothing twice."""
     path = tmp_path / "torn.jsonl"
     for size in range(len(written) + 1):
         path.write_bytes(written[:size])
-        journal = Journal(path, True, ASKS)
-        assert sorted(journal.done) == list(range(written[:size].count(b"\n"))), size
+        results = JsonlResults(path, True, HASHES)
+        assert sorted(results.done) == list(range(written[:size].count(b"\n"))), size
         for record in RECORDS:
-            if record["request"] not in journal.done:
-                journal.append(record)
+            if record["request"] not in results.done:
+                results.append(record)
         assert path.read_bytes() == written, size
 
 
-def test_a_journal_takes_only_what_is_its_own(tmp_path):
+def test_results_take_only_their_own_files_and_lines(tmp_path):
     """Neither a copy beside its parts nor a result of a request that has no number."""
     path, copy = tmp_path / "results.jsonl", tmp_path / "results.jsonl.part0.bak"
     copy.write_text("mine")
-    journal = Journal(path, False, ASKS, 0)
-    journal.append(RECORDS[1])
-    journal.merge()
-    assert copy.read_text() == "mine" and Journal(path, True, ASKS).done.keys() == {1}
+    results = JsonlResults(path, False, HASHES, 0)
+    results.append(RECORDS[1])
+    results.merge()
+    assert copy.read_text() == "mine" and JsonlResults(path, True, HASHES).done.keys() == {1}
     path.write_text('{"request": "x", "ask": "q"}\n')
     with pytest.raises(ValueError, match="line 1: expected a result, got something else"):
-        Journal(path, True, ASKS)
+        JsonlResults(path, True, HASHES)
 
 
-def test_a_journal_of_a_killed_process(tmp_path):
+def test_results_of_a_killed_process(tmp_path):
     """Killed between, before and behind the appends of 300 results."""
     program = PROGRAM.split("from gls_jax")[0] + (
-        "import pathlib\nfrom gls_jax.runs.jsonl_results import Journal\n"
-        "asks = {n: 'same' for n in range(300)}\n"
-        "journal = Journal(pathlib.Path(sys.argv[1]), True, asks)\n"
+        "import pathlib\nfrom gls_jax.runs.jsonl_results import JsonlResults\n"
+        "hashes = {n: 'same' for n in range(300)}\n"
+        "results = JsonlResults(pathlib.Path(sys.argv[1]), True, hashes)\n"
         "for n in range(300):\n"
-        "    n in journal.done or journal.append({'request': n, 'text': 'x' * n})\n"
+        "    n in results.done or results.append({'request': n, 'text': 'x' * n})\n"
     )
     path, rng, before = tmp_path / "results.jsonl", np.random.default_rng(3), 0
     for _ in range(3):
@@ -163,7 +163,7 @@ def test_a_journal_of_a_killed_process(tmp_path):
             -signal.SIGKILL,
             0,
         )
-        done = Journal(path, True, {}).done if path.exists() else {}
+        done = JsonlResults(path, True, {}).done if path.exists() else {}
         assert sorted(done) == list(range(len(done))) and len(done) >= before
         before = len(done)
     assert before > 0

@@ -15,14 +15,14 @@ from gls_jax.studies import acceptance_study
 from gls_jax.bench.measure import peak_megabytes
 
 key = jax.random.key(0)
-laws = pairs.random(key, 2, 16)
+two_pairs = pairs.random(key, 2, 16)
 
 def sweep(size):
-    trials.sweep(key, *laws, scheme="gls", num_drafts=(1, 4), num_trials=size)
+    trials.sweep(key, *two_pairs, scheme="gls", num_drafts=(1, 4), num_trials=size)
 
 def pair_blocks(size):
-    ask = acceptance_study.Study(("naive",), (1, 2), 1000, seed=0)
-    acceptance_study.run(ask, pairs.random(key, size, 6), pathlib.Path(sys.argv[1]) / str(size))
+    study = acceptance_study.Study(("naive",), (1, 2), 1000, seed=0)
+    acceptance_study.run(study, pairs.random(key, size, 6), pathlib.Path(sys.argv[1]) / str(size))
 
 code = compression.ListCode(num_decoders=2, num_candidates=2**12, num_bins=8, search="ordered")
 
@@ -50,12 +50,12 @@ def peaks(tmp_path_factory):
 @pytest.mark.parametrize(
     ("work", "allowed"),
     [
-        ("sweep", 10),  # the clocks of all trials at once: 134 MB
-        (
-            "pair_blocks",
-            60,
-        ),  # of twice as many pairs at once: 307 MB; the allocator settles after some thousand
-        ("symbols", 25),  # of all symbols' candidates: 268 MB
+        # The noise of all trials at once: 134 MB.
+        ("sweep", 10),
+        # Of twice as many pairs at once: 307 MB. The allocator settles after some thousand pairs.
+        ("pair_blocks", 60),
+        # Of the candidates of all symbols: 268 MB.
+        ("symbols", 25),
     ],
 )
 def test_peak_does_not_grow(peaks, work, allowed):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gls_jax import bounds, couplings, decomposition, races, rejection, sampling, schemes
 from gls_jax.exact import ratio_order
+from gls_jax.schemes.function_types import TokenVerification
 from tests.robustness.hostile import ROWS, SHAPES, few, problems
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -164,6 +165,7 @@ def test_samples(data, shape):
 
 @cache
 def scheme_calls(scheme, shape):
+    """All functions of a scheme, in one program."""
     k = min(shape.drafts, scheme.max_drafts or shape.drafts)
 
     def every(key, log_p, log_q):
@@ -171,23 +173,18 @@ def scheme_calls(scheme, shape):
         some = jax.random.bernoulli(jax.random.fold_in(key, 7), shape=(k,))
         active = jnp.stack([jnp.ones(k, bool), some, ~some])
         tokens = jax.vmap(partial(scheme.verify, key, drafts, log_p, log_q))(active)
-        hits = (
-            jnp.any(drafts == tokens[0])[None]
-            if scheme.trials is None
-            else scheme.accepted(key, log_p, log_q, k)
-        )
+        if scheme.trials is None:
+            accepted = jnp.any(drafts == tokens[0])[None]
+        else:
+            accepted = scheme.accepted(key, log_p, log_q, k)
         bound = jnp.zeros(()) if scheme.exact.bound is None else scheme.exact.bound(log_p, log_q, k)
-        return drafts, tokens, hits, scheme.acceptance(log_p, log_q, k), bound
+        return drafts, tokens, accepted, scheme.acceptance(log_p, log_q, k), bound
 
     return lifted(every, shape)
 
 
-BLOCKWISE = (
-    "gls",
-    "gls_strong",
-    "gumbel_topk",
-    "weighted_importance",
-)  # many items are another program for them
+# For these schemes many categories are another program.
+BLOCKWISE = ("gls", "gls_strong", "gumbel_topk", "weighted_importance")
 CASES = [
     (name, shape) for name in schemes.NAMES for shape in SHAPES[: 3 if name in BLOCKWISE else 2]
 ]
@@ -196,61 +193,63 @@ CASES = [
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
 @few
 @given(data=st.data())
-def test_schemes(data, name, shape):
+def test_schemes_give_possible_tokens_and_probabilities(data, name, shape):
     check_scheme(data, schemes.get(name), shape)
 
 
 @cache
-def simulator(name, shape):
-    return lifted(
-        lambda key, p, q: schemes.get(name).inversion_trial(p, q, shape.drafts)(key), shape
-    )
+def inversion_trials(name, shape):
+    def trial(key, log_p, log_q):
+        return schemes.get(name).inversion_trial(log_p, log_q, shape.drafts)(key)
+
+    return lifted(trial, shape)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in schemes.NAMES
-        if (trials := schemes.get(name).trials) is not None and trials.inversion is not None
-    ],
-)
+def has_inversion(name):
+    trials = schemes.get(name).trials
+    return trials is not None and trials.inversion is not None
+
+
+@pytest.mark.parametrize("name", [name for name in schemes.NAMES if has_inversion(name)])
 @few
 @given(data=st.data())
-def test_trials_without_clocks(name, data):
-    """Where the laws are equal every trial is a hit, and none where no item is possible under both."""
+def test_trials_by_inversion_accept_what_is_certain_and_nothing_impossible(name, data):
+    """Where p = q every trial accepts, and none where no category is possible under both."""
     shape = SHAPES[1]
     problem, log_p, log_q = drawn(data, shape)
-    hits = simulator(name, shape)(problem)
-    assert hits.dtype == bool and hits.shape == (ROWS, shape.drafts)
-    assert hits[: ROWS // 4].all() or name == "naive"
-    assert not hits[~((log_p >= races.LIGHTEST) & (log_q >= races.LIGHTEST)).any(-1)].any()
+    accepted = inversion_trials(name, shape)(problem)
+    assert accepted.dtype == bool and accepted.shape == (ROWS, shape.drafts)
+    assert accepted[: ROWS // 4].all() or name == "naive"
+    is_possible_under_both = (log_p >= races.LIGHTEST) & (log_q >= races.LIGHTEST)
+    assert not accepted[~is_possible_under_both.any(-1)].any()
 
 
 def unmasked_residual(key, drafts, log_p, log_q, active):
     """Speculative sampling with the logarithm of `q - p` instead of `(q - p)+`."""
     p, q = races.weights(log_p), races.weights(log_q)
-    clocks = races.exponentials(races.private_key(key), 1, len(q))[0]
-    fresh = races.winner(clocks / (q - p))
-    return jnp.where(active[0] & (clocks[0] * p[drafts[0]] < q[drafts[0]]), drafts[0], fresh)
+    noise = races.exponentials(races.private_key(key), 1, len(q))[0]
+    fresh = races.winner(noise / (q - p))
+    is_accepted = active[0] & (noise[0] * p[drafts[0]] < q[drafts[0]])
+    return jnp.where(is_accepted, drafts[0], fresh)
 
 
 @few
 @given(data=st.data())
 def test_a_planted_defect_is_caught(data):
-    broken = dataclasses.replace(schemes.get("single"), verify_fn=unmasked_residual, hits_fn=None)
+    verification = TokenVerification(unmasked_residual)
+    broken = dataclasses.replace(schemes.get("single"), verification=verification, trials=None)
     with pytest.raises(AssertionError):
         check_scheme(data, broken, SHAPES[1])
 
 
 def check_scheme(data, scheme, shape):
     problem, log_p, log_q = drawn(data, shape)
-    drafts, tokens, hits, values, bound = scheme_calls(scheme, shape)(problem)
+    drafts, tokens, accepted, exact, bound = scheme_calls(scheme, shape)(problem)
     is_possible(drafts, log_p)
     is_possible(tokens, log_q)
-    np.testing.assert_array_equal(hits[:, -1], (drafts == tokens[:, :1]).any(1))
-    is_probability(values, 0)  # clipped
-    assert (values >= bound - shape.slack).all()
+    np.testing.assert_array_equal(accepted[:, -1], (drafts == tokens[:, :1]).any(1))
+    is_probability(exact, 0)  # clipped
+    assert (exact >= bound - shape.slack).all()
     equal = slice(0, ROWS // 4)  # p = q
     if scheme.name not in ("naive", "weighted_importance"):
-        assert (values[equal] >= 1 - shape.slack).all() and hits[equal, -1].all()
+        assert (exact[equal] >= 1 - shape.slack).all() and accepted[equal, -1].all()

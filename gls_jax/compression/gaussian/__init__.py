@@ -1,0 +1,1 @@
+"""Gaussian sources: distributions, codec, estimators, Monte Carlo, and signals in files."""

@@ -1,0 +1,1 @@
+"""Images: model adapter, codec, crops, trials, data sets, and images in files."""

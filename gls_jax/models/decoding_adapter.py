@@ -1,0 +1,111 @@
+"""Model adapter: a loaded model as the pure functions that `gls_jax.decoding` calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from gls_jax.decoding.model import LanguageModel
+from gls_jax.models import sharding
+from gls_jax.models.config import Config
+from gls_jax.models.transformer import Cache, Transformer, init_cache
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+# `Apply` and `InitCache` are static arguments of compiled functions. As frozen dataclasses they are
+# equal for models of one architecture, so a second model of it reuses the compiled program.
+@dataclasses.dataclass(frozen=True)
+class Apply:
+    """The model as a pure function of its weights.
+
+    Attributes:
+        graph: the model without its weights.
+        mesh: where the weights lie, None for one device: requests are split over its axis `data`.
+    """
+
+    graph: Any
+    mesh: Mesh | None = None
+
+    def __call__(
+        self,
+        params: Any,
+        tokens: ArrayLike,
+        positions: Array | None,
+        mask: Array | None,
+        cache: Cache | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """`f32[B, T, V]` logits and the cache: `Transformer` with these weights."""
+        tokens = sharding.constrain(jnp.asarray(tokens), P("data", None), self.mesh)
+        model = nnx.merge(self.graph, params)
+        logits, cache = model(tokens, positions, mask, cache)
+        # Each device has whole rows of logits: samples then do not depend on the mesh.
+        logits = sharding.constrain(logits, P("data", None, None), self.mesh)
+        if cache is not None:
+            cache = sharding.constrain_cache(cache, self.mesh)
+        return logits, cache
+
+
+@dataclasses.dataclass(frozen=True)
+class InitCache:
+    """Empty caches for a model: `Transformer.init_cache` without the weights."""
+
+    config: Config
+    dtype: Any
+    mesh: Mesh | None = None
+
+    def __call__(self, batch: int, length: int) -> Cache:
+        """Empty cache of `length` slots for each of `batch` rows."""
+        cache = init_cache(self.config, self.dtype, batch, length)
+        return sharding.constrain_cache(cache, self.mesh)
+
+
+def language_model(model: Transformer, tokenizer: Tokenizer | None = None) -> LanguageModel:
+    """Model adapter for `gls_jax.decoding`; the weights are shared, not copied.
+
+    Args:
+        model: a loaded or random model.
+        tokenizer: its tokenizer, if known; decoding then refuses a drafter with another vocabulary.
+
+    >>> from flax import nnx
+    >>> from gls_jax.models import Config, Transformer, decoding_adapter
+    >>> config = Config(
+    ...     vocab_size=32,
+    ...     hidden_size=8,
+    ...     intermediate_size=16,
+    ...     num_layers=2,
+    ...     num_heads=2,
+    ...     num_kv_heads=1,
+    ... )
+    >>> first = decoding_adapter.language_model(Transformer(config, rngs=nnx.Rngs(0)))
+    >>> second = decoding_adapter.language_model(Transformer(config, rngs=nnx.Rngs(1)))
+    >>> first.vocab_size, first.apply == second.apply, hash(first.apply) == hash(second.apply)
+    (32, True, True)
+    """
+    graph, params = nnx.split(model)
+    embedding = model.embedding[...]
+    mesh = sharding.mesh_of(embedding)
+    return LanguageModel(
+        params=params,
+        apply=Apply(graph, mesh),
+        init_cache=InitCache(model.config, embedding.dtype, mesh),
+        vocab_size=model.config.vocab_size,
+        vocabulary=None if tokenizer is None else _vocabulary_hash(tokenizer),
+    )
+
+
+def _vocabulary_hash(tokenizer: Tokenizer) -> str:
+    token_ids = tokenizer.get_vocab(with_added_tokens=True)
+    text = json.dumps(sorted(token_ids.items()))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,143 @@
+"""A target and its drafter, loaded by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gls_jax import decoding, models
+from gls_jax.models import layer_selection
+from gls_jax.typing import Report
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["ModelPair", "check_pair", "load_pair"]
+
+_DRAFTERS_WITHOUT_WEIGHTS = ("ngram", "none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelPair:
+    """A loaded target and the model that drafts for it.
+
+    Attributes:
+        target_name: name, folder or file of the target.
+        target: checkpoint of the target.
+        tokenizer: tokenizer of the target, and so of both models.
+        draft_name: name of the drafter, with the layers that it leaves out.
+        draft_checkpoint: checkpoint of the drafter, or None if the drafter has no weights.
+        drafter: the drafter as decoding takes it, or None for generation without drafts.
+    """
+
+    target_name: str
+    target: models.Checkpoint
+    tokenizer: Tokenizer
+    draft_name: str
+    draft_checkpoint: models.Checkpoint | None
+    drafter: decoding.LanguageModel | None
+
+
+def check_pair(draft: str | None, drop_layers: str | None) -> None:
+    """Check the name of a drafter as far as that is possible without loading models.
+
+    Args:
+        draft, drop_layers: as for :func:`load_pair`.
+
+    Raises:
+        ValueError: layers of another form, or layers to drop from a drafter without weights.
+        FileNotFoundError: no such file or folder.
+
+    >>> from gls_jax.models import model_pair
+    >>> model_pair.check_pair("ngram", None)
+    """
+    layer_selection.parse_ranges(drop_layers or "")
+    if draft in _DRAFTERS_WITHOUT_WEIGHTS and drop_layers is not None:
+        raise ValueError(f"drop_layers: expected a drafter that is a model, got --draft {draft}")
+    is_name = draft in (None, "smollm2", *_DRAFTERS_WITHOUT_WEIGHTS)
+    if not is_name and not Path(str(draft)).exists():
+        raise FileNotFoundError(
+            f"{draft}: no such file or folder; "
+            "expected a Hugging Face folder, a .gguf file, smollm2, ngram or none"
+        )
+
+
+def load_pair(
+    target_name: str,
+    draft: str | None = None,
+    drop_layers: str | None = None,
+    *,
+    progress: Report | None = None,
+) -> ModelPair:
+    """Load a target and its drafter.
+
+    Args:
+        target_name: as for :func:`gls_jax.models.load`.
+        draft: the drafter, likewise; "ngram" looks drafts up in the text, "none" drafts nothing;
+            None takes the target itself, without some of its layers.
+        drop_layers: layers that the drafter leaves out, such as "12-17" or "3,7-9", or "" for none;
+            None leaves out the middle fifth of the target's layers, and none of another drafter's.
+        progress: called with `("models", models loaded, 2)`.
+
+    Raises:
+        ValueError: a target without a tokenizer, a drafter with another tokenizer, or layers that
+            the drafter does not have.
+        OSError: a model that cannot be read.
+
+    >>> from gls_jax.models import model_pair
+    >>> pair = model_pair.load_pair("smollm2", drop_layers="1-28")
+    >>> pair.draft_name, pair.draft_checkpoint.config.num_layers
+    ('smollm2 without layers 1-28', 2)
+    """
+    report = progress or _ignore_progress
+    report("models", 0, 2)
+    target = models.load(target_name)
+    if target.tokenizer is None:
+        raise ValueError(f"{target_name}: expected a tokenizer with the weights, found none")
+    report("models", 1, 2)
+
+    if draft in _DRAFTERS_WITHOUT_WEIGHTS:
+        without_weights = None
+        if draft == "ngram":
+            without_weights = decoding.ngram_lookup(target.config.vocab_size)
+        return ModelPair(
+            target_name=target_name,
+            target=target,
+            tokenizer=target.tokenizer,
+            draft_name=str(draft),
+            draft_checkpoint=None,
+            drafter=without_weights,
+        )
+
+    # A drafter from the target's own weights shares embedding and head with it.
+    draft_name = target_name if draft is None else draft
+    checkpoint = target if draft is None else models.load(draft)
+    num_layers = checkpoint.config.num_layers
+    if drop_layers is None and draft is None:
+        first, last = layer_selection.middle_fifth(num_layers)
+        drop_layers = str(first) if first == last else f"{first}-{last}"
+    if drop_layers:
+        dropped_layers = layer_selection.parse_ranges(drop_layers)
+        kept_layers = layer_selection.remaining_layers(dropped_layers, num_layers)
+        model = models.keep_layers(checkpoint.model, kept_layers)
+        checkpoint = checkpoint._replace(model=model, config=model.config)
+        draft_name += f" without layers {drop_layers}"
+
+    # The hash of the vocabulary is unknown for a checkpoint without a tokenizer.
+    drafter = checkpoint.language_model
+    if drafter.vocabulary not in (None, target.language_model.vocabulary):
+        raise ValueError(f"{draft}: expected the tokenizer of the target, got another one")
+    report("models", 2, 2)
+    return ModelPair(
+        target_name=target_name,
+        target=target,
+        tokenizer=target.tokenizer,
+        draft_name=draft_name,
+        draft_checkpoint=checkpoint,
+        drafter=drafter,
+    )
+
+
+def _ignore_progress(kind: str, done: int, total: int) -> None:
+    pass

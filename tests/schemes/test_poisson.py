@@ -1,0 +1,32 @@
+"""Exact acceptance of Poisson lists against its formula."""
+
+import numpy as np
+import pytest
+
+from gls_jax import bounds, schemes
+from tests import oracles
+from tests.problems import PROBLEMS, logs
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+POISSON = schemes.get("poisson")
+
+
+def formula(p, q, k):
+    return (q * (1 - (1 - 1 / oracles.rates(p, q)) ** k)).sum()
+
+
+def test_acceptance_is_its_formula():
+    for p, q in PROBLEMS.values():
+        for k in (1, 3):
+            exact = float(POISSON.acceptance(logs(p), logs(q), k))
+            assert exact == pytest.approx(formula(p, q, k), abs=1e-6)
+
+
+def test_unlikely_drafts_keep_their_digits():
+    """Large M: no cancellation in 1 - (1 - 1/M)^K, and never below the list matching bound."""
+    p, q = np.array([1 - 1e-9, 1e-9]), np.array([1e-3, 1 - 1e-3])
+    for k in (1000, 10_000):
+        exact = float(POISSON.acceptance(logs(p), logs(q), k))
+        assert exact == pytest.approx(formula(p, q, k), rel=1e-5)
+        assert exact >= float(bounds.list_matching(logs(p), logs(q), k)) - 1e-6
