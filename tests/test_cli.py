@@ -81,7 +81,7 @@ def test_a_model_pair(tmp_path, capsys):
 def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
     ask = [*SMALL, "--schemes", "gls", "naive"]
     assert acceptance("--out", tmp_path / "whole", *ask) == 0
-    block, calls = acceptance_study._block, []
+    block, calls = acceptance_study._compute_block, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -89,7 +89,7 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return block(*arguments)
 
-    monkeypatch.setattr(acceptance_study, "_block", interrupted)
+    monkeypatch.setattr(acceptance_study, "_compute_block", interrupted)
     assert acceptance("--out", tmp_path / "cut", *ask) == 130
     assert "--resume continues from here" in capsys.readouterr().err
     assert acceptance("--out", tmp_path / "cut", *ask, "--resume") == 0
@@ -111,7 +111,7 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
         (["--num-trials", "3000000000"], "num_trials: expected at most"),
         (["--num-drafts"], "num_drafts: expected at least one K, got none"),
         (["--seed", "99999999999999999999"], "seed: expected an int within"),
-        (["--num-items", "100000000000"], "num_pairs x num_items: expected at most"),
+        (["--num-items", "100000000000"], "num_pairs x num_categories: expected at most"),
         (["--pairs", "model", "--drop-layers", "17-12"], "drop_layers: expected layers such as"),
         (
             ["--pairs", "model", "--drop-layers", "0-99999999999"],

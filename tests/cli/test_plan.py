@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from gls_jax import cli, distributions, planner
+from gls_jax import cli, planner
 from gls_jax.planner import pair_plan
+from gls_jax.runs.resume import configuration_hash
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -79,7 +80,7 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
     out, ask = again
     facts = json.loads((out / "dump" / "dump.json").read_text())
     facts["asked"]["length"] = 17
-    facts["fingerprint"] = distributions.fingerprint([facts["format"], facts["asked"]])
+    facts["fingerprint"] = configuration_hash([facts["format"], facts["asked"]])
     (out / "dump" / "dump.json").write_text(json.dumps(facts))
     asked = []
 
@@ -208,7 +209,7 @@ def test_sweep_of_a_dump(plan, tmp_path, capsys):
     ]
     assert run("acceptance", *ask) == 0
     one, four = json.loads(capsys.readouterr().out)["rows"]
-    assert one["apart"] == one["shared"] < four["apart"] < 1
+    assert one["disjoint"] == one["merged"] < four["disjoint"] < 1
 
 
 @pytest.mark.parametrize(

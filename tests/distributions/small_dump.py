@@ -30,7 +30,7 @@ def documents(first):
 
 
 def write(folder, sampling=SAMPLING, num_positions=NUM_POSITIONS, **options):
-    defaults = {"context": 11, "num_kept": NUM_KEPT, "metadata": {"own_text": True}}
+    defaults = {"context_length": 11, "num_kept": NUM_KEPT, "metadata": {"own_text": True}}
     return distributions.write(
         folder,
         TARGET,

@@ -60,7 +60,7 @@ def test_block_efficiency(tmp_path, monkeypatch, capsys):
     for row in rows:
         assert int(row["rounds"]) == 6 * 3 * 2
         assert 1 < float(row["block_efficiency"]) <= 3
-    assert "tokens a call" in capsys.readouterr().out
+    assert "tokens per call" in capsys.readouterr().out
 
 
 def test_per_token(tmp_path):
