@@ -102,16 +102,20 @@ def _scheme_calls(name: str, called: set) -> dict[str, Call]:
             key, 0, tree, jnp.stack([log_p] * width), jnp.stack([log_q] * (width + 1))
         )
 
+    verify = scheme.verification.verify if scheme.verifies_tokens else None
     calls: dict[str, tuple[object, Call]] = {
         "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, width)),
         "verify": (
-            scheme.verifies_tokens or None,
+            verify,
             lambda key, p, q, d: scheme.verify(key, d[:width], p, q),
         ),
-        "acceptance": (scheme.exact, lambda key, p, q, d: scheme.acceptance(p, q, width)),
+        "acceptance": (
+            scheme.exact and scheme.exact.curve,
+            lambda key, p, q, d: scheme.acceptance(p, q, width),
+        ),
         # Where a scheme has no hits of its own they are made of its `verify`: another function for every name.
         "hits": (
-            scheme.trials or scheme.verifies_tokens or None,
+            scheme.trials.accepted if scheme.trials else verify and name,
             lambda key, p, q, d: scheme.accepted(key, p, q, width),
         ),
         "simulator": (
