@@ -107,16 +107,20 @@ def _scheme_calls(name: str, called: set) -> dict[str, Call]:
         log_q = jnp.stack([jnp.asarray(q)] * (num_drafts + 1))
         return scheme.verify_tree(key, 0, tree, log_p, log_q)
 
+    verify = scheme.verification.verify if scheme.verifies_tokens else None
     calls: dict[str, tuple[object, Call]] = {
         "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, num_drafts)),
         "verify": (
-            scheme.verifies_tokens or None,
+            verify,
             lambda key, p, q, d: scheme.verify(key, d[:num_drafts], p, q),
         ),
-        "acceptance": (scheme.exact, lambda key, p, q, d: scheme.acceptance(p, q, num_drafts)),
+        "acceptance": (
+            scheme.exact and scheme.exact.curve,
+            lambda key, p, q, d: scheme.acceptance(p, q, num_drafts),
+        ),
         # Without trials of its own a scheme's are made of its `verify`, anew for every name.
         "accepted": (
-            scheme.trials or scheme.verifies_tokens or None,
+            scheme.trials.accepted if scheme.trials else verify and name,
             lambda key, p, q, d: scheme.accepted(key, p, q, num_drafts),
         ),
         "inversion_trial": (
