@@ -11,7 +11,7 @@ import numpy as np
 __all__ = ["as_array", "flags", "floats", "integers", "known_values", "on_device"]
 
 
-def known_values(value) -> np.ndarray | None:
+def known_values(value: Any) -> np.ndarray | None:
     """The values of an array on the host, or None where they are not known.
 
     That is where they are traced, or on devices of other processes.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def run(config: EngineConfig, requests: Requests, state: State, rounds: Index) -
 
 
 def one_round(
-    config: EngineConfig, parts: Sequence[Callable], requests: Requests, state: State
+    config: EngineConfig, parts: Sequence[Callable[..., Any]], requests: Requests, state: State
 ) -> State:
     """One round in three parts: draft, read, select and keep.
 
@@ -210,7 +211,7 @@ def _select_and_keep(
     )
 
 
-PARTS: tuple[Callable, ...] = (_draft, _read, _select_and_keep)
+PARTS: tuple[Callable[..., Any], ...] = (_draft, _read, _select_and_keep)
 """The parts of a round: draft, read, select and keep."""
 
 

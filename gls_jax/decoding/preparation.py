@@ -193,7 +193,9 @@ def _draft_temperature(options: DecodeOptions, batch_size: int, shape: Shape) ->
     """`f32[B, 1]`, or `f32[B, K]` where the chains differ."""
     # In plain generation draft temperatures have no effect, and are not checked.
     if options.draft_temperatures is None or shape.depth == 0:
-        return request_arrays.per_request(options.temperature, "temperature", batch_size)[:, None]
+        temperature = request_arrays.per_request(options.temperature, "temperature", batch_size)
+        assert temperature is not None
+        return temperature[:, None]
     one_each = f"one for each of {shape.list_size} drafts"
     temperatures = request_arrays.as_numpy(
         options.draft_temperatures, "draft_temperatures", f"one number, or {one_each}"

@@ -67,7 +67,7 @@ def max_new_tokens(value: Numbers, batch: int) -> np.ndarray:
     return np.broadcast_to(numbers, (batch,))
 
 
-def per_request(value: Numbers | None, name: str, batch: int):
+def per_request(value: Numbers | None, name: str, batch: int) -> jax.Array | None:
     """One number per request, `f32[B]`, from one or B numbers; None stays None."""
     if value is None:
         return None

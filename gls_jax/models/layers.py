@@ -27,6 +27,17 @@ _MASKED_SCORE = -1e30
 class Attention(nnx.Module):
     """Grouped-query attention over the cached slots followed by the new tokens."""
 
+    head_dim: int
+    scale: float
+    softcap: float | None
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    query_norm: RMSNorm
+    key_norm: RMSNorm
+    qk_norm: bool
+
     def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.head_dim = config.head_dim
         self.scale = config.query_scale
@@ -73,6 +84,11 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """Gated linear unit: down(activation(gate(x)) * up(x))."""
 
+    activation: str
+    gate: Linear
+    up: Linear
+    down: Linear
+
     def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.activation = config.activation
         self.gate = Linear(config.hidden_size, config.intermediate_size, dtype=dtype, rngs=rngs)
@@ -89,6 +105,9 @@ class FeedForward(nnx.Module):
 class Linear(nnx.Module):
     """`x @ weight + bias` with `weight` of shape `[in, out]`."""
 
+    weight: nnx.Param[Array]
+    bias: nnx.Param[Array] | None
+
     def __init__(
         self, inputs: int, outputs: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
@@ -103,6 +122,10 @@ class Linear(nnx.Module):
 
 class RMSNorm(nnx.Module):
     """`x / rms(x) * (offset + weight)` over the last axis, in float32."""
+
+    epsilon: float
+    offset: float
+    weight: nnx.Param[Array]
 
     def __init__(self, size: int, config: Config, *, dtype: DTypeLike) -> None:
         self.epsilon = config.norm_eps

@@ -78,6 +78,12 @@ class Transformer(nnx.Module):
     ((1, 3, 32), (2, 1, 8, 1, 4), Array([3], dtype=int32))
     """
 
+    config: Config
+    embedding: nnx.Param[Array]
+    blocks: Block
+    norm: RMSNorm
+    head: nnx.Param[Array]
+
     def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.config = config
         self.embedding = normal(rngs, (config.vocab_size, config.hidden_size), dtype)
@@ -166,6 +172,14 @@ class Transformer(nnx.Module):
 
 class Block(nnx.Module):
     """One layer: attention, then feed-forward, each on the normalised stream and added back."""
+
+    attention_norm: RMSNorm
+    attention: Attention
+    feed_forward_norm: RMSNorm
+    feed_forward: FeedForward
+    post_norms: bool
+    attention_post_norm: RMSNorm
+    feed_forward_post_norm: RMSNorm
 
     def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.attention_norm = RMSNorm(config.hidden_size, config, dtype=dtype)

@@ -133,6 +133,22 @@ class ImageVae(nnx.Module):
     (7, 5, 3, 1)
     """
 
+    image_size: tuple[int, int]
+    dropout_rate: float
+    grid_shape: tuple[int, int, int]
+    encoder: nnx.List[nnx.Conv | nnx.Linear]
+    law: nnx.Linear
+    projection: nnx.List[nnx.Conv]
+    to_features: nnx.Linear
+    hidden: nnx.Linear
+    to_grid: nnx.Linear
+    upward: nnx.List[nnx.ConvTranspose]
+    pixels: nnx.Conv
+    estimator_latent: nnx.Linear
+    estimator_features: nnx.Linear
+    estimator_hidden: nnx.Linear
+    estimator_logit: nnx.Linear
+
     def __init__(self, config: VaeConfig, *, rngs: nnx.Rngs) -> None:
         height, width, num_colours = config.source_shape
         side_height, side_width, num_side_colours = config.side_shape

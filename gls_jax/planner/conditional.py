@@ -24,17 +24,20 @@ import numpy as np
 
 from gls_jax import checks, schemes
 from gls_jax.exact.counting import LEAST_EMITTED
+from gls_jax.schemes.function_types import EmittedTokenKernel
 from gls_jax.typing import LogProbs
 
 __all__ = ["NAMES", "kernels"]
 
 _POSITIONS = 64  # in one step of the map
 
-_KERNELS = {
-    name: scheme.exact.kernel
-    for name in schemes.NAMES
-    if (scheme := schemes.get(name)).exact is not None and scheme.exact.kernel is not None
-}
+
+def _known_kernels() -> dict[str, EmittedTokenKernel]:
+    exact = {name: schemes.get(name).exact for name in schemes.NAMES}
+    return {name: known.kernel for name, known in exact.items() if known and known.kernel}
+
+
+_KERNELS = _known_kernels()
 NAMES: tuple[str, ...] = tuple(_KERNELS)
 """Schemes whose kernel is known."""
 

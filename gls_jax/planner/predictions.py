@@ -14,7 +14,7 @@ from gls_jax.distributions import Dump
 from gls_jax.planner import conditional, rounds
 from gls_jax.planner.costs import Costs
 from gls_jax.planner.rounds import Efficiency
-from gls_jax.schemes.scheme import PathVerification
+from gls_jax.schemes.function_types import PathVerification, Survival
 
 __all__ = [
     "NAMES",
@@ -27,12 +27,18 @@ __all__ = [
     "settings",
 ]
 
-_PATH_SURVIVAL = {
-    name: scheme.verification.survival
-    for name in schemes.PATH_NAMES
-    if isinstance((scheme := schemes.get(name)).verification, PathVerification)
-    and scheme.verification.survival is not None
-}
+
+def _path_survival() -> dict[str, Survival]:
+    """Survival functions of the schemes that verify whole paths, where they are known."""
+    found = {}
+    for name in schemes.PATH_NAMES:
+        verification = schemes.get(name).verification
+        if isinstance(verification, PathVerification) and verification.survival is not None:
+            found[name] = verification.survival
+    return found
+
+
+_PATH_SURVIVAL = _path_survival()
 
 NAMES: tuple[str, ...] = (*conditional.NAMES, *_PATH_SURVIVAL)
 """Schemes that can be planned."""

@@ -31,9 +31,13 @@ from gls_jax.typing import Report
 
 __all__ = ["BRACKETED", "Mean", "position_acceptance"]
 
-BRACKETED: tuple[str, ...] = tuple(
-    name for name in schemes.NAMES if (exact := schemes.get(name).exact) and exact.tails_are_bounds
-)
+
+def _has_bounds(name: str) -> bool:
+    exact = schemes.get(name).exact
+    return exact is not None and exact.tails_are_bounds
+
+
+BRACKETED: tuple[str, ...] = tuple(filter(_has_bounds, schemes.NAMES))
 """Schemes for which the two treatments of the truncated mass give a lower and an upper bound."""
 
 _FORMAT = 2  # format 1 had other words for the tails

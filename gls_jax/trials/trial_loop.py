@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Key
 
 from gls_jax import checks, schemes
 from gls_jax.loops import varying_like
@@ -83,13 +84,13 @@ def chosen_method(
 
 
 def count_on_devices(
-    keys,
-    log_p,
-    log_q,
+    keys: Key[Array, " M"],
+    log_p: Float[Array, "M *k N"],
+    log_q: Float[Array, "M N"],
     num_trials: int,
     plan: Plan,
-    devices,
-    progress,
+    devices: Sequence[jax.Device] | None,
+    progress: Progress | None,
 ) -> np.ndarray:
     """Accepted trials `f64[M, C]` of every pair and list length, in calls of about a second."""
     num_pairs, num_categories = log_q.shape
