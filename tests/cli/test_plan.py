@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gls_jax import cli, planner
+from gls_jax import cli, distributions, planner
 from gls_jax.planner import pair_plan
 from gls_jax.runs.resume import configuration_hash
 

@@ -12,7 +12,7 @@ import jax, jax.numpy as jnp, numpy as np
 from gls_jax import compression, trials
 from gls_jax.distributions import pairs
 from gls_jax.studies import acceptance_study
-from gls_jax.bench.measure import peak_megabytes
+from experiments.bench.timing import peak_megabytes
 
 key = jax.random.key(0)
 two_pairs = pairs.random(key, 2, 16)
