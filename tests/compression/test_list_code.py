@@ -255,7 +255,7 @@ def test_float32_zero_trap(monkeypatch):
 
     exact = distances()
     assert exact.max() < 7
-    monkeypatch.setattr(common, "exponentials_from_bits", coarse)
+    monkeypatch.setattr(list_code_noise, "exponentials_from_bits", coarse)
     defective = distances()
     assert (defective > 7).any()
     # In dB, on the same noise.
