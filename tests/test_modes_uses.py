@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
-from gls_jax import compression, decoding, distributions, models, planner, races
+from gls_jax import compression, decoding, distributions, models, planner, races, studies
 from gls_jax.compression import GaussianCodec, ImageCodec
 from gls_jax.distributions import pairs
 from gls_jax.planner import conditional

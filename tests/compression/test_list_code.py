@@ -12,6 +12,7 @@ import scipy.stats
 
 from gls_jax import compression, races
 from gls_jax.compression import dense_search
+from gls_jax.races import list_code_noise
 
 KEY = jax.random.key(61)
 ALPHA = 1e-9  # false-failure rate of every statistical test here
