@@ -75,7 +75,7 @@ def poisson_counts(mean: Array, largest: int) -> Float[Array, "J ..."]:
     is_positive = mean > 0
     mean = jnp.where(is_positive, mean, 1)
     probs = jnp.exp(counts * jnp.log(mean) - mean - jax.lax.lgamma(counts + 1))
-    return jnp.where(is_positive, probs, counts == 0)
+    return jnp.where(is_positive, probs, (counts == 0).astype(probs.dtype))
 
 
 def poisson_cdf(mean: Array, largest: int) -> Float[Array, "J ..."]:
