@@ -45,7 +45,7 @@ def test_trials_are_those_of_the_scheme():
 
 def clear_programs():
     """The chunk size is a constant of both programs, and the outer holds a trace of the inner."""
-    trial_loop._count_in_shares.clear_cache()
+    trial_loop._count_in_shards.clear_cache()
     trial_loop.count_accepted.clear_cache()
 
 
@@ -93,9 +93,9 @@ def test_thousands_of_pairs_compile_once():
     log_p, log_q = jax.nn.log_softmax(jax.random.normal(KEY, (2, 2000, 5)))
     counts = (1, 2, 4)
     first = trials.sweep(KEY, log_p, log_q, scheme="gls", num_drafts=counts, num_trials=50)
-    num_programs = trial_loop._count_in_shares._cache_size()
+    num_programs = trial_loop._count_in_shards._cache_size()
     again = trials.sweep(KEY, log_p, log_q, scheme="gls", num_drafts=counts, num_trials=51)
-    assert trial_loop._count_in_shares._cache_size() == num_programs
+    assert trial_loop._count_in_shards._cache_size() == num_programs
     exact = batched.acceptance_curves(schemes.get("gls"), log_p, log_q, counts)
     for result, num_trials in ((first, 50), (again, 51)):
         error = np.sqrt((exact * (1 - exact)).sum(0) / num_trials) / 2000
