@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from gls_jax.compression.images.image_model import ImageModel
 from gls_jax.models import vae_checkpoints as checkpoints
 from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
 from gls_jax.runs import files
+from gls_jax.runs.resume import check_resumable, differing_entries
 
 __all__ = ["Losses", "Trained", "train_vae"]
 
@@ -251,19 +251,13 @@ def _previous_epochs(
     newest = checkpoints.find(folder)
     if newest is None:
         return 0, []
-    if not resume:
-        raise ValueError(
-            f"{folder}: a training run is here; --resume continues it, else give another folder"
-        )
     stored_config = newest.metadata[checkpoints.RUN_CONFIGURATION]
-    # Through JSON, as the stored one: a tuple comes back as a list.
-    run_config = json.loads(json.dumps(run_config))
-    differing = [name for name, value in run_config.items() if stored_config.get(name) != value]
-    if differing:
-        raise ValueError(
-            f"{folder}: the training run here has another configuration "
-            f"({', '.join(differing)}); give another folder"
-        )
+    check_resumable(
+        folder,
+        "a training run",
+        resume=resume,
+        differences=differing_entries(stored_config, run_config),
+    )
     if newest.epoch > epochs:
         raise ValueError(
             f"{folder}: the training run here has {newest.epoch} epochs, "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gls_jax.runs import files
+from gls_jax.runs.resume import check_resumable
 
 __all__ = ["JsonlResults"]
 
@@ -112,10 +113,7 @@ class JsonlResults:
         """Take over the results of a file. Returns the size of its whole lines in bytes."""
         if not path.is_file():
             raise ValueError(f"{path}: expected a file of results, got something else")
-        if not resume:
-            raise ValueError(
-                f"{path}: expected a new file, or --resume to continue it, got one that exists"
-            )
+        check_resumable(path, "a file of results", resume=resume, differences=[])
         whole_size = 0
         *lines, incomplete_line = path.read_bytes().split(b"\n")
         for line_number, line in enumerate(lines, 1):

@@ -161,7 +161,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.endswith("interrupted; --resume continues from here\n")
     assert cut.read_text().count("\n") == 2
     assert generate(*ask, "--out", cut) == 2  # never written over
-    assert "expected a new file, or --resume" in capsys.readouterr().err
+    assert "a file of results is here; --resume continues it" in capsys.readouterr().err
     assert generate(*ask, "--out", cut, "--resume", "--top-k", "5") == 2
     assert "expected a result of this request and these options" in capsys.readouterr().err
     with cut.open("a") as file:

@@ -169,10 +169,10 @@ def test_hashes_tell_models_apart(finished):
     ("changes", "message"),
     [
         ({"resume": False}, "a training run is here; --resume continues it"),
-        ({"beta": 1.0}, r"has another configuration \(beta\)"),
-        ({"seed": 4, "batch": 16}, r"another configuration \(seed, batch\)"),
-        ({"images": ramps(512, seed=2)}, r"another configuration \(images\)"),
-        ({"config": dataclasses.replace(CONFIG, latent=3)}, r"another configuration \(config\)"),
+        ({"beta": 1.0}, r"a training run of another one \(beta\)"),
+        ({"seed": 4, "batch": 16}, r"another one \(batch, seed\)"),
+        ({"images": ramps(512, seed=2)}, r"another one \(images\)"),
+        ({"config": dataclasses.replace(CONFIG, latent=3)}, r"another one \(config\)"),
         ({"epochs": 2}, "has 3 epochs, more than the 2 requested"),
     ],
 )
