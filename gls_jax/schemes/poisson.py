@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy.special import roots_genlaguerre
 
 from gls_jax import bounds, races
 from gls_jax.exact import inversion
@@ -131,6 +130,9 @@ def acceptance(
 
 
 def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
+    # scipy.special is slow to import, and only plans need it.
+    from scipy.special import roots_genlaguerre
+
     p = races.weights(log_p)
     q = races.weights(log_q)
     theta, (weights,) = exponential_nodes((1,), log_q.dtype, step=KERNEL_STEP)
