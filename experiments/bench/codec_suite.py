@@ -9,9 +9,9 @@ import numpy as np
 
 from experiments.bench.timing import (
     Line,
-    compile_seconds,
     in_new_process,
     peak_megabytes,
+    rates_against_numpy,
     rounded_median,
     take_turns,
     time_call,
@@ -65,17 +65,10 @@ def against_numpy(repeats: int, *, search: str) -> Line:
     # NumPy takes fewer blocks, since it is slower.
     few = slice(_NUM_NUMPY_BLOCKS)
     run_numpy = partial(numpy_blocks, codec, source[few], side_information[:, few])
-    first_call = time_call(run_ours)
-    our_times, numpy_times = take_turns(run_ours, run_numpy, repeats)
-    our_rates = num_blocks / our_times
-    numpy_rates = _NUM_NUMPY_BLOCKS / numpy_times
-    return {
-        "benchmark": f"gaussian codec, {search} search, N=2^15, K=4, L=64",
-        "blocks_per_second": rounded_median(our_rates),
-        "numpy_blocks_per_second": rounded_median(numpy_rates),
-        "ratio": rounded_median(our_rates / numpy_rates, 2),
-        "compile_seconds": compile_seconds(first_call, our_times),
-    }
+    rates = rates_against_numpy(
+        "blocks", run_ours, num_blocks, run_numpy, _NUM_NUMPY_BLOCKS, repeats
+    )
+    return {"benchmark": f"gaussian codec, {search} search, N=2^15, K=4, L=64", **rates}
 
 
 # NumPy's float32 exponentials are sometimes 0, and then their logarithm is -inf.

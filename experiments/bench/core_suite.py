@@ -15,6 +15,7 @@ from experiments.bench.timing import (
     compile_seconds,
     in_new_process,
     peak_megabytes,
+    rates_against_numpy,
     rounded_median,
     take_turns,
     time_call,
@@ -43,17 +44,10 @@ def monte_carlo(repeats: int, *, num_categories: int, num_drafts: int = 8) -> Li
         num_trials=num_trials,
     )
     simulate_with_numpy = partial(numpy_trials, rng, p, q, num_drafts, num_numpy_trials)
-    first_call = time_call(simulate)
-    our_times, numpy_times = take_turns(simulate, simulate_with_numpy, repeats)
-    our_rates = num_trials / our_times
-    numpy_rates = num_numpy_trials / numpy_times
-    return {
-        "benchmark": f"monte carlo, N={num_categories}, K={num_drafts}",
-        "trials_per_second": rounded_median(our_rates),
-        "numpy_trials_per_second": rounded_median(numpy_rates),
-        "ratio": rounded_median(our_rates / numpy_rates, 2),
-        "compile_seconds": compile_seconds(first_call, our_times),
-    }
+    rates = rates_against_numpy(
+        "trials", simulate, num_trials, simulate_with_numpy, num_numpy_trials, repeats
+    )
+    return {"benchmark": f"monte carlo, N={num_categories}, K={num_drafts}", **rates}
 
 
 def numpy_trials(

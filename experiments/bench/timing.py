@@ -81,6 +81,34 @@ def take_turns(
     return times[:, 0], times[:, 1]
 
 
+def rates_against_numpy(
+    unit: str,
+    ours: Callable[[], object],
+    num_ours: int,
+    numpy_peer: Callable[[], object],
+    num_numpy: int,
+    repeats: int,
+) -> Line:
+    """Units per second of our code and of NumPy, their ratio, and the time of compilation.
+
+    Args:
+        unit: name of what is counted, such as `trials`.
+        ours, numpy_peer: the functions that are timed in turns.
+        num_ours, num_numpy: units in one call of each.
+        repeats: turns.
+    """
+    first_call = time_call(ours)
+    our_times, numpy_times = take_turns(ours, numpy_peer, repeats)
+    our_rates = num_ours / our_times
+    numpy_rates = num_numpy / numpy_times
+    return {
+        f"{unit}_per_second": rounded_median(our_rates),
+        f"numpy_{unit}_per_second": rounded_median(numpy_rates),
+        "ratio": rounded_median(our_rates / numpy_rates, 2),
+        "compile_seconds": compile_seconds(first_call, our_times),
+    }
+
+
 def rounded_median(values: Any, digits: int | None = None) -> float:
     """Median, rounded to `digits` after the point; None rounds to an int."""
     return round(float(np.median(values)), digits)

@@ -35,35 +35,4 @@ from gls_jax.checks.problems import (
 )
 from gls_jax.checks.sizes import active_of, count, counts, index, local_devices, one_of
 
-__all__ = [
-    "active_of",
-    "alive_rows",
-    "alive_tokens",
-    "as_array",
-    "check_log_probs",
-    "count",
-    "counts",
-    "distribution",
-    "distribution_rows",
-    "draft_distributions",
-    "flags",
-    "floats",
-    "host_probabilities",
-    "index",
-    "integers",
-    "key",
-    "keys",
-    "known_values",
-    "list_problem",
-    "local_devices",
-    "logits",
-    "on_device",
-    "one_of",
-    "possible_tokens",
-    "problem",
-    "same_categories",
-    "siblings_share_distribution",
-    "tokens",
-    "values",
-    "within_unit",
-]
+__all__ = ["check_log_probs"]

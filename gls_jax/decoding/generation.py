@@ -95,19 +95,11 @@ def generate(
         drafters: one model; a sequence of K models, one per chain; or None for plain generation.
         prompts: `i32[B, P]`, padded at the end, or B sequences of token ids.
         prompt_lengths: `i32[B]`, each at least 1; None takes the whole prompts.
-        scheme: name or :class:`gls_jax.schemes.Scheme`.
-        num_drafts: K, the number of chains.
-        draft_length: L, the length of each chain.
-        tree: numbers of children at each depth of a static tree, or a :class:`MarginTree`; replaces
-            the K chains of length L.
-        max_new_tokens: one number, or one per request.
-        temperature: of the target, 0 for greedy; one number, or one per request.
-        draft_temperatures: one number, or one per chain; None takes the target's.
-        top_k: how many of the largest logits are kept, the same for all requests; None keeps all.
-        top_p, min_p, repetition_penalty: one number, or one per request; see
-            :func:`gls_jax.decoding.log_probs`.
-        stop_tokens: token ids that end a text, or B sequences of them.
-        max_length: longest text, prompt included: the model's context window; None sets no limit.
+        scheme, num_drafts, draft_length, tree: what is drafted, and who verifies it. These and the
+            following are described in :class:`DecodeOptions`.
+        max_new_tokens, stop_tokens, max_length: where the texts end.
+        temperature, draft_temperatures: of the target and of the drafters.
+        top_k, top_p, min_p, repetition_penalty: the other sampling parameters.
         timed: whether to measure the time of each part. The host then waits for every part, which
             is slower.
 

@@ -37,8 +37,9 @@ from gls_jax.rejection import residual_token
 from gls_jax.schemes.array_types import NodeLogProbs, RowLogProbs
 from gls_jax.schemes.division import quotient
 from gls_jax.schemes.draft_tree import Path, Tree, node_of_row
+from gls_jax.schemes.function_types import PathVerification
 from gls_jax.schemes.gls import propose  # one race
-from gls_jax.schemes.scheme import PathVerification, Scheme
+from gls_jax.schemes.scheme import Scheme
 from gls_jax.schemes.tree_walk import path_to
 from gls_jax.typing import Index, LogProbs
 

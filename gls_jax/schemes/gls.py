@@ -55,8 +55,8 @@ from gls_jax.schemes.array_types import (
     Token,
     Vector,
 )
-from gls_jax.schemes.function_types import Trial
-from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
+from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification, Trial, Trials
+from gls_jax.schemes.scheme import Scheme
 from gls_jax.typing import LogProbs
 
 __all__ = [

@@ -18,7 +18,7 @@ from jaxtyping import PRNGKeyArray
 from gls_jax import bounds
 from gls_jax.schemes import gls
 from gls_jax.schemes.array_types import Active, DraftLogProbs, Drafts, Kernel, Token, Vector
-from gls_jax.schemes.scheme import ExactAcceptance, TokenVerification
+from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification
 
 __all__ = ["SCHEME", "verify"]
 

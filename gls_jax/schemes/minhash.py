@@ -37,7 +37,8 @@ from gls_jax.schemes.array_types import (
     Token,
     Vector,
 )
-from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
+from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification
+from gls_jax.schemes.scheme import Scheme
 from gls_jax.typing import LogProbs
 
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]

@@ -27,9 +27,9 @@ from gls_jax.schemes.array_types import (
     Token,
     Vector,
 )
-from gls_jax.schemes.function_types import Trial
+from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification, Trial, Trials
 from gls_jax.schemes.gls import propose  # K independent races
-from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
+from gls_jax.schemes.scheme import Scheme
 
 __all__ = ["SCHEME", "acceptance", "accepted", "inversion_trial", "propose", "verify"]
 

@@ -26,8 +26,9 @@ from gls_jax import bounds, decomposition, races
 from gls_jax.decomposition import MOST_CATEGORIES
 from gls_jax.rejection import maximal_coupling
 from gls_jax.schemes.array_types import Acceptances, Active, DraftLogProbs, Drafts, Token, Vector
+from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification
 from gls_jax.schemes.gls import propose  # K independent races
-from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
+from gls_jax.schemes.scheme import Scheme
 
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
 

@@ -35,7 +35,7 @@ from gls_jax.schemes.tree_checks import checked_tree_problem
 from gls_jax.schemes.tree_walk import token_without_drafts, walk
 from gls_jax.typing import Index, LogProbs, Numbers
 
-__all__ = ["ExactAcceptance", "PathVerification", "Scheme", "TokenVerification", "Trials"]
+__all__ = ["Scheme"]
 
 
 @dataclasses.dataclass(frozen=True)

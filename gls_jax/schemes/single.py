@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from gls_jax.exact.counting import single_draft_kernel
 from gls_jax.schemes import specinfer
 from gls_jax.schemes.array_types import Kernel, Vector
-from gls_jax.schemes.scheme import ExactAcceptance
+from gls_jax.schemes.function_types import ExactAcceptance
 
 __all__ = ["SCHEME"]
 

@@ -45,8 +45,9 @@ from gls_jax.schemes.array_types import (
     Vector,
 )
 from gls_jax.schemes.division import quotient
+from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification, Trials
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
-from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
+from gls_jax.schemes.scheme import Scheme
 from gls_jax.typing import LogProbs
 
 __all__ = ["SCHEME", "acceptance", "acceptance_estimate", "accepted", "propose", "verify"]

@@ -42,8 +42,9 @@ from gls_jax.schemes.array_types import (
     Token,
     Vector,
 )
+from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification, Trials
 from gls_jax.schemes.gls import propose  # K independent races
-from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification, Trials
+from gls_jax.schemes.scheme import Scheme
 
 __all__ = ["SCHEME", "acceptance", "accepted", "discount", "propose", "verify"]
 

@@ -46,8 +46,9 @@ from gls_jax.schemes.array_types import (
 )
 from gls_jax.schemes.division import quotient
 from gls_jax.schemes.draft_tree import ROOT, Path, Tree, node_of_row, row_of_node
+from gls_jax.schemes.function_types import PathVerification
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
-from gls_jax.schemes.scheme import PathVerification, Scheme
+from gls_jax.schemes.scheme import Scheme
 from gls_jax.schemes.tree_walk import path_to
 from gls_jax.typing import Index
 

@@ -48,9 +48,10 @@ from gls_jax.schemes.array_types import (
     Token,
     Vector,
 )
+from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification
 from gls_jax.schemes.gls import propose  # K independent races
 from gls_jax.schemes.max_flow import PairMass, balance
-from gls_jax.schemes.scheme import ExactAcceptance, Scheme, TokenVerification
+from gls_jax.schemes.scheme import Scheme
 
 __all__ = ["SCHEME", "acceptance", "propose", "truncated_at", "verify"]
 
