@@ -1,9 +1,9 @@
 # A target that needs an environment makes it, once.
 #
-# PYTHON   python3 (in .venv), or another one, each in an environment of its own: python3.13 in .venv-3.13, a path,
+# PYTHON   python3 (in .venv), or another one, each in a separate environment: python3.13 in .venv-3.13, a path,
 #          or `newest`, the newest that is on PATH or in the folder of a version manager.
-# CONSTRAINTS  a file of exact versions, such as those of .ci/constraints/ that the tests passed with; again in an
-#          environment of its own. Default: what pip takes today.
+# CONSTRAINTS  a file of exact versions, such as those of .ci/constraints/ that the tests passed with; again in a
+#          separate environment. Default: what pip takes today.
 # TESTS    files or folders to test; default: all.
 PYTHON ?= python3
 CONSTRAINTS ?=
@@ -32,7 +32,7 @@ help:
 	@echo "make setup  everything for demo and tests     make clean  remove all environments and results"
 	@echo "make dist   sdist and wheel, into dist/       make constraints  write the installed versions to .ci/constraints/"
 	@echo
-	@echo "Each takes PYTHON=python3.13 or PYTHON=newest, in an environment of its own; without it python3, in .venv."
+	@echo "Each takes PYTHON=python3.13 or PYTHON=newest, in a separate environment; without it python3, in .venv."
 	@echo "CONSTRAINTS=FILE installs exact versions: $(wildcard .ci/constraints/*)"
 
 setup: $(VENV)/ready

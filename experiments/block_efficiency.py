@@ -1,4 +1,4 @@
-"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Tables 1, 2, 5: tokens per target call.
+"""GLS paper (Rowan, Phan, Khisti 2025, arXiv 2506.05632), Tables 1, 2, 3, 5: block efficiency.
 
 The paper decodes with Qwen2.5-7B drafted by 0.5B (and Llama pairs), top-k 50, T = 1, L = 4, K up to
 8 on 200 prompts of five data sets, and with two drafters of different temperatures, L = 5, target
@@ -21,6 +21,7 @@ from experiments import decoding_runs, output, shared
 from experiments.decoding_runs import LENGTH, Setting
 from experiments.output import column, distinct, select
 from gls_jax import decoding
+from gls_jax.typing import Report
 
 # Children of each node by depth: 4 + 8 + 8 + 8 = 28 nodes.
 TREE = (4, 2, 1, 1)
@@ -42,7 +43,7 @@ class Row(NamedTuple):
 
 
 def chains() -> list[Setting]:
-    """Tables 1 and 5: K chains of length 4."""
+    """Tables 1, 3 and 5: K chains of length 4."""
     scheme_names = {
         1: ("gls", "single", "block"),
         2: ("gls", "gls_strong", "gumbel_topk", "spectr"),
@@ -79,7 +80,7 @@ def diverse() -> list[Setting]:
 
 @dataclasses.dataclass(frozen=True)
 class BlockEfficiency:
-    """GLS paper, Tables 1, 2 and 5: emitted tokens per target call, also with trees.
+    """GLS paper, Tables 1, 2, 3 and 5: emitted tokens per target call, also with trees.
 
     Attributes:
         rounds: Rounds of each prompt.
@@ -103,7 +104,7 @@ class BlockEfficiency:
     out: Path = Path("results/block_efficiency")
     full: bool = False
 
-    def run(self, report: shared.Report) -> list:
+    def run(self, report: Report) -> list:
         settings_of = {"chains": chains, "diverse": diverse, "shapes": shapes}
         settings: list[Setting] = []
         for part in self.parts:
@@ -117,7 +118,7 @@ class BlockEfficiency:
         output.save_results(self.out, "block_efficiency", rows, _figure(rows, title))
         return [_table(rows, title)]
 
-    def _rows(self, settings: list[Setting], report: shared.Report) -> list[Row]:
+    def _rows(self, settings: list[Setting], report: Report) -> list[Row]:
         target, drafter = decoding_runs.load_pair(self.drop)
         prompts = decoding_runs.question_prompts(target, self.num_prompts)
         rows = []
@@ -129,7 +130,7 @@ class BlockEfficiency:
                     report("settings x seeds", num_done, len(settings) * self.seeds)
                     histogram = compute_once(
                         partial(self._histogram, target, drafter, prompts, setting, seed),
-                        # The `repr` of a tree object may differ between versions.
+                        # The tree as text, so that runs of earlier versions can be resumed.
                         setting._replace(tree=str(setting.tree)),
                         seed,
                         self.rounds,

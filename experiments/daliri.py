@@ -25,6 +25,8 @@ from experiments import output, shared
 from experiments.output import column, select
 from gls_jax import bounds, couplings, trials
 from gls_jax.distributions import pairs
+from gls_jax.exact import batched
+from gls_jax.typing import Report
 
 # Each coupling, and the exact probability that its two samples agree.
 COUPLINGS = {
@@ -79,7 +81,7 @@ class Daliri:
     out: Path = Path("results/daliri")
     full: bool = False
 
-    def run(self, report: shared.Report) -> list:
+    def run(self, report: Report) -> list:
         key = shared.root_key(self.seed)
         trials.check_num_trials(self.num_trials)
         if not self.drop:
@@ -106,13 +108,13 @@ class Daliri:
             num_positions=self.num_positions,
             top_k=self.top_k,
         )
-        tv = shared.map_pairs(bounds.total_variation, *model_pairs).tolist()
-        lower = shared.map_pairs(bounds.communication_free, *model_pairs).tolist()
+        tv = batched.over_pairs(bounds.total_variation, *model_pairs).tolist()
+        lower = batched.over_pairs(bounds.communication_free, *model_pairs).tolist()
         drafter_key = jax.random.fold_in(key, index)
         agreements = self._agreements(drafter_key, drafter, model_pairs, compute_once, report)
         rows = []
         for coupling, (_, exact_match) in COUPLINGS.items():
-            exact = shared.map_pairs(exact_match, *model_pairs)
+            exact = batched.over_pairs(exact_match, *model_pairs)
             num_agreed = agreements[coupling]
             simulated = num_agreed / self.num_trials
             # Added to both sides, one repetition keeps the error of a rate near 0 or 1 from

@@ -11,7 +11,6 @@ the paper's numbers.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -21,7 +20,9 @@ from matplotlib.figure import Figure
 from experiments import output, shared
 from experiments.output import column, distinct, select
 from gls_jax import bounds, schemes
+from gls_jax.exact import batched
 from gls_jax.schemes import weighted_importance
+from gls_jax.typing import Report
 
 BOUND = "list matching bound"
 SCHEMES = {name: schemes.get(name) for name in ("gls", "specinfer", "weighted_importance", "naive")}
@@ -65,7 +66,7 @@ class Diverse:
     out: Path = Path("results/diverse")
     full: bool = False
 
-    def run(self, report: shared.Report) -> list:
+    def run(self, report: Report) -> list:
         if not self.draft_temperatures:
             raise ValueError("draft_temperatures: expected at least one pair, got none")
         rows = []
@@ -111,11 +112,10 @@ class Diverse:
 def _acceptances(log_p: np.ndarray, log_q: np.ndarray) -> dict[str, np.ndarray]:
     """Acceptance of two drafts at every position, `f[M]`, by scheme, and its lower bound."""
     acceptances = {
-        name: shared.exact_acceptance(scheme, log_p, log_q, [2])[:, 0]
+        name: batched.acceptance_curves(scheme, log_p, log_q, [2])[:, 0]
         for name, scheme in SCHEMES.items()
     }
-    bound = partial(bounds.list_matching, num_drafts=2)
-    acceptances[BOUND] = shared.map_pairs(bound, log_p, log_q)
+    acceptances[BOUND] = batched.over_pairs(bounds.list_matching, log_p, log_q, static=(2,))
     return acceptances
 
 

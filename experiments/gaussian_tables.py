@@ -26,6 +26,7 @@ from experiments import gaussian_report, output, shared
 from experiments.gaussian_report import PLUG_IN, POSTERIOR_MEAN, SCHEMES, Control, Row, published
 from gls_jax import compression, races
 from gls_jax.compression.gaussian import monte_carlo_distortion
+from gls_jax.typing import Report
 
 # Of the side information, given the source.
 SIDE_VARIANCE = 0.5
@@ -60,7 +61,7 @@ class GaussianTables:
         num_candidates: Candidates N.
         num_trials: Symbols for each point.
         num_repeats: Keys over which points are averaged.
-        num_choosing: Symbols on which a target variance is chosen; others than those of the point.
+        num_choosing: Other symbols, on which a target variance is chosen.
         num_posterior: Symbols for each point of the posterior mean; 0 leaves it out.
         seed: Of everything.
         out: Folder for the tables (.csv) and figures (.png).
@@ -80,7 +81,7 @@ class GaussianTables:
     out: Path = Path("results/gaussian_tables")
     full: bool = False
 
-    def run(self, report: shared.Report) -> list:
+    def run(self, report: Report) -> list:
         shared.check_counts(self, "num_trials", "num_repeats", "num_choosing")
         key = shared.root_key(self.seed)
         # Codecs refuse wrong sizes: all are made before any work.
@@ -101,7 +102,10 @@ class GaussianTables:
                 for index, codec in enumerate(gls_codecs):
                     report("posterior means", index, len(gls_codecs))
                     rows.append(self._posterior_row(codec, key, compute_once))
-        controls = [_control(codec, key) for codec in gls_codecs]
+        zero_rates = {
+            k: _zero_rate(self._codec("gls", k, self.num_bins[0]), key) for k in self.num_decoders
+        }
+        controls = [_control(codec, zero_rates[codec.num_decoders]) for codec in gls_codecs]
         rate_distortion = gaussian_report.rate_distortion_figure(rows, controls)
         output.save_results(self.out, "gaussian_tables", rows, rate_distortion)
         output.write_csv(self.out / "controls.csv", controls)
@@ -198,12 +202,18 @@ def _simulate(codec, keys: Sequence, num_trials: int, estimator: str) -> np.ndar
     return np.stack([key_mean, key_error], axis=1).reshape(-1)
 
 
-def _control(codec: compression.GaussianCodec, key) -> Control:
-    """Distortion at zero rate, and what no code of this size can beat."""
+def _zero_rate(codec: compression.GaussianCodec, key) -> monte_carlo_distortion.Distortion:
+    """Distortion of decoders that receive no message; the number of bins has no effect."""
     model = codec.joint_distribution
     source, sides, _ = monte_carlo_distortion.draw_symbols(model, key, 100_000, codec.num_decoders)
     squared_errors = (model.zero_rate(sides) - source) ** 2
-    zero_rate = monte_carlo_distortion.distortion(np.min(squared_errors, axis=0))
+    return monte_carlo_distortion.distortion(np.min(squared_errors, axis=0))
+
+
+def _control(
+    codec: compression.GaussianCodec, zero_rate: monte_carlo_distortion.Distortion
+) -> Control:
+    """Distortion at zero rate, and what no code of this size can beat."""
     bits = math.log2(codec.num_bins)
     converse = compression.best_of_converse(bits, codec.num_decoders, SIDE_VARIANCE)
     return Control(

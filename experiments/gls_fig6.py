@@ -26,7 +26,9 @@ from experiments import output, shared
 from experiments.output import column, distinct, select
 from gls_jax import bounds, checks, races, schemes, trials
 from gls_jax.distributions import pairs
+from gls_jax.exact import batched
 from gls_jax.schemes import specinfer_wor
+from gls_jax.typing import Report
 
 BOUNDS = {
     "list matching bound": bounds.list_matching,
@@ -64,7 +66,7 @@ class GlsFig6:
 
     Attributes:
         num_pairs: Random pairs.
-        num_items: Categories N.
+        num_categories: Categories N.
         max_drafts: Largest K.
         num_trials: Simulated trials for each pair and scheme.
         num_chains: Random chains of rejected drafts for each pair, where all are too many
@@ -78,7 +80,7 @@ class GlsFig6:
     FULL: ClassVar[dict] = {"num_trials": 20_000, "num_chains": 20_000}
 
     num_pairs: int = 100
-    num_items: int = 10
+    num_categories: int = 10
     max_drafts: int = 20
     num_trials: int = 2_000
     num_chains: int = 2_000
@@ -87,7 +89,7 @@ class GlsFig6:
     out: Path = Path("results/gls_fig6")
     full: bool = False
 
-    def run(self, report: shared.Report) -> list:
+    def run(self, report: Report) -> list:
         num_drafts = range(1, checks.count(self.max_drafts, "max_drafts") + 1)
         names = list(dict.fromkeys(("optimal", *self.schemes)))
         # Schemes that look at whole paths have no acceptance of one token.
@@ -96,10 +98,10 @@ class GlsFig6:
         trials.check_num_trials(self.num_trials)
         key = shared.root_key(self.seed)
         # The pairs come from a fold of the key that trials do not use.
-        random_pairs = pairs.random(races.private_key(key), self.num_pairs, self.num_items)
+        random_pairs = pairs.random(races.private_key(key), self.num_pairs, self.num_categories)
         rows: list[Row] = []
         for name, bound in BOUNDS.items():
-            values = shared.map_pairs(partial(_bound_curve, bound, num_drafts), *random_pairs)
+            values = batched.over_pairs(_bound_curve, *random_pairs, static=(bound, num_drafts))
             rows += _mean_rows(name, "bound", num_drafts, values)
         with shared.resumable_arrays(self.out) as compute_once:
             problem = _Problem(random_pairs, key, compute_once)
@@ -108,7 +110,7 @@ class GlsFig6:
                 rows += self._exact_rows(name, num_drafts, problem)
                 rows += self._simulated_rows(name, num_drafts, problem)
             report("schemes", len(names), len(names))
-        title = f"{self.num_pairs} random pairs (Dirichlet(1)) on {self.num_items} categories"
+        title = f"{self.num_pairs} random pairs (Dirichlet(1)) on {self.num_categories} categories"
         output.save_results(self.out, "gls_fig6", rows, _figure(rows, title))
         return [_table(rows, title)]
 
@@ -126,18 +128,18 @@ class GlsFig6:
         """`specinfer_wor`: exact where that is possible, else an estimate over random chains."""
         name = "specinfer_wor"
         # A list of all categories is always right.
-        if num_drafts >= self.num_items:
+        if num_drafts >= self.num_categories:
             return Row(name, num_drafts, "exact", 1.0)
-        if math.perm(self.num_items, max(num_drafts - 2, 0)) <= _MOST_CHAINS:
+        if math.perm(self.num_categories, max(num_drafts - 2, 0)) <= _MOST_CHAINS:
             values = _exact(name, [num_drafts], problem)
             return Row(name, num_drafts, "exact", float(values.mean()))
 
-        def estimate() -> np.ndarray:
+        def estimate() -> tuple[np.ndarray, np.ndarray]:
             # A fold for each pair, apart from those of the pairs and of the trials.
             key = jax.random.fold_in(races.private_key(problem.key), 1)
             keys = races.split_key(key, self.num_pairs)
-            walk = partial(_mean_and_error, num_drafts=num_drafts, num_chains=self.num_chains)
-            return shared.map_pairs(walk, keys, *problem.pairs)
+            static = (num_drafts, self.num_chains)
+            return batched.over_pairs(_mean_and_error, keys, *problem.pairs, static=static)
 
         configuration = ("chains", num_drafts, self.num_chains, self.seed, *problem.pairs)
         means, errors = problem.compute_once(estimate, *configuration)
@@ -154,7 +156,7 @@ class GlsFig6:
             num_drafts = _at_most(8, num_drafts)
         # Then every category is in the list.
         if name == "specinfer_wor":
-            num_drafts = _at_most(self.num_items, num_drafts)
+            num_drafts = _at_most(self.num_categories, num_drafts)
 
         def simulate():
             estimate = trials.sweep(
@@ -178,17 +180,17 @@ def _at_most(limit: int | None, num_drafts: Sequence[int]) -> list[int]:
     return [k for k in num_drafts if limit is None or k <= limit]
 
 
-def _bound_curve(bound: Callable, num_drafts: Sequence[int], log_p, log_q) -> jax.Array:
+def _bound_curve(log_p, log_q, bound: Callable, num_drafts: Sequence[int]) -> jax.Array:
     return jnp.stack([bound(log_p, log_q, k) for k in num_drafts])
 
 
 def _exact(name: str, num_drafts: list[int], problem: _Problem) -> np.ndarray:
     """Exact acceptance of all pairs, `f[M, C]`."""
-    compute = partial(shared.exact_acceptance, schemes.get(name), *problem.pairs, num_drafts)
+    compute = partial(batched.acceptance_curves, schemes.get(name), *problem.pairs, num_drafts)
     return problem.compute_once(compute, "exact", name, num_drafts, *problem.pairs)
 
 
-def _mean_and_error(key, log_p, log_q, *, num_drafts: int, num_chains: int):
+def _mean_and_error(key, log_p, log_q, num_drafts: int, num_chains: int):
     estimate = specinfer_wor.acceptance_estimate(
         key, log_p, log_q, num_drafts=num_drafts, num_chains=num_chains
     )

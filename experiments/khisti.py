@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from experiments import output, shared
 from experiments.output import column, distinct, select
 from gls_jax import checks, schemes
+from gls_jax.exact import batched
 from gls_jax.schemes import weighted_importance
+from gls_jax.typing import Report
 
 # Mean acceptance on XSum, OPT pair, at K = 2, 4 and 8.
 PAPER = {
@@ -36,9 +38,9 @@ SCHEMES["weighted_importance_15"] = weighted_importance.truncated_at(15)
 
 
 class Row(NamedTuple):
-    """A mean over positions, or a number from the paper; `laws` says which distributions."""
+    """A mean over positions, or a number from the paper; `distributions` says on which pairs."""
 
-    laws: str
+    distributions: str
     scheme: str
     num_drafts: int
     acceptance: float
@@ -73,7 +75,7 @@ class Khisti:
     out: Path = Path("results/khisti")
     full: bool = False
 
-    def run(self, report: shared.Report) -> list:
+    def run(self, report: Report) -> list:
         num_drafts = checks.counts(self.num_drafts, "num_drafts")
         top_ks = checks.counts(self.top_k, "top_k")
         rows: list[Row] = []
@@ -89,7 +91,7 @@ class Khisti:
             )
             for name, scheme in SCHEMES.items():
                 report("top-k and schemes", num_done, len(SCHEMES) * len(top_ks))
-                curve = shared.exact_acceptance(scheme, log_p, log_q, num_drafts).mean(axis=0)
+                curve = batched.acceptance_curves(scheme, log_p, log_q, num_drafts).mean(axis=0)
                 rows += _curve_rows(f"top {top_k}", name, num_drafts, curve, len(log_q))
                 num_done += 1
         for name, curve in PAPER.items():
@@ -128,12 +130,12 @@ def _table(rows: list[Row], title: str):
 
 
 def _figure(rows: list[Row], title: str) -> Figure:
-    labels = distinct(rows, "laws")
+    labels = distinct(rows, "distributions")
     figure = Figure(figsize=(3 * len(labels), 4.4), layout="constrained")
     for axes, label in zip(figure.subplots(1, len(labels)), labels, strict=True):
         # The paper has fewer schemes: the others have empty curves there, and the same colours.
         for scheme_index, scheme in enumerate(SCHEMES):
-            curve_rows = select(rows, laws=label, scheme=scheme)
+            curve_rows = select(rows, distributions=label, scheme=scheme)
             curve_rows.sort(key=lambda row: row.num_drafts)
             # The values of K are far apart: they are spaced evenly, and named.
             positions = range(len(curve_rows))

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import mnist_report, output, shared
@@ -28,6 +30,7 @@ from gls_jax import checks, models, races
 from gls_jax.compression import ImageCodec, ImageErrors, ImageTrials, halves, image_trials
 from gls_jax.compression.images import datasets
 from gls_jax.compression.images.image_codec import BATCH_SIZE
+from gls_jax.typing import Report
 
 # Every tenth training image chooses beta and N, with two crops and codes of each.
 _HELD_OUT = 10
@@ -46,7 +49,7 @@ class _Work(NamedTuple):
 
     models: dict
     compute_once: shared.ComputeOnce
-    report: shared.Report
+    report: Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,7 @@ class MnistTables:
     out: Path = Path("results/mnist_tables")
     full: bool = False
 
-    def run(self, report: shared.Report) -> list:
+    def run(self, report: Report) -> list:
         self._check()
         images = datasets.load(self.images)
         is_held_out = np.arange(len(images.train)) % _HELD_OUT == 0
@@ -132,7 +135,7 @@ class MnistTables:
         # Needed by the last step, after hours of training.
         mnist_report.check_packages()
 
-    def _train(self, beta: float, images: np.ndarray, report: shared.Report):
+    def _train(self, beta: float, images: np.ndarray, report: Report):
         sizes = {name: getattr(self, name) for name in ("channels", "hidden", "features")}
         return models.train_vae(
             self.out / "unfinished" / f"beta_{beta:g}",
@@ -151,12 +154,15 @@ class MnistTables:
         # Crops and noise of the choice are not those of the test.
         seed = (self.seed + 1) % 2**32
         means: dict[mnist_report.Code, dict[Setting, float]] = {}
+        # Crops go through the networks once for all codes over a model.
+        trials = {
+            beta: self._trials(model, images, seed, _CHOICE_REPEATS)
+            for beta, model in work.models.items()
+        }
         for num_done, setting in enumerate(settings, start=1):
-            # Crops go through the networks once for all codes over a model.
-            trials = self._trials(work.models[setting.beta], images, seed, _CHOICE_REPEATS)
             for num_bins in self.num_bins:
                 for num_streams in sorted({1, *self.num_decoders}):
-                    errors = self._run(setting, num_streams, num_bins, trials, work)
+                    errors = self._run(setting, num_streams, num_bins, trials[setting.beta], work)
                     for scheme, num_decoders in self._codes_of_streams(num_streams):
                         by_setting = means.setdefault((scheme, num_decoders, num_bins), {})
                         by_setting[setting] = errors.best(num_decoders).mean()
@@ -234,18 +240,11 @@ class MnistTables:
         # The same bits whatever `jax_threefry_partitionable` says.
         with races.keys.partitionable_bits():
             latents = np.asarray(jax.random.normal(key, (BATCH_SIZE, model.latent), np.float32))
-
-        @jax.jit
-        def expected_image(params, features):
-            weights = jax.nn.softmax(model.score(params, features, latents))
-            # One crop with every latent.
-            same_features = np.ones((BATCH_SIZE, 1), np.float32) * features
-            estimates = model.reconstruct(params, latents, same_features)
-            return (weights[:, None, None, None] * estimates).sum(0)
-
         errors = []
         for features in trials.features:
-            estimates = jax.lax.map(partial(expected_image, model.params), features)
+            estimates = _expected_images(
+                model.params, features, latents, score=model.score, reconstruct=model.reconstruct
+            )
             squared = np.square(np.asarray(estimates) - trials.source)
             errors.append(np.mean(squared, axis=(1, 2, 3)))
         return {count: float(np.min(errors[:count], axis=0).mean()) for count in self.num_decoders}
@@ -275,3 +274,17 @@ class MnistTables:
             best = estimates[errors.argmin(axis=0), np.arange(len(shown))]
             lines.append((f"best of {num_decoders}, {math.log2(num_bins):g} bits", best))
         return mnist_report.Pictures(left=left, lines=lines)
+
+
+@partial(jax.jit, static_argnames=("score", "reconstruct"))
+def _expected_images(params, features, latents, *, score: Callable, reconstruct: Callable):
+    """The mean image over all latents for each crop, weighted by the scores of the crop."""
+
+    def expected_image(crop_features):
+        weights = jax.nn.softmax(score(params, crop_features, latents))
+        # One crop with every latent.
+        same_features = jnp.ones((BATCH_SIZE, 1), jnp.float32) * crop_features
+        estimates = reconstruct(params, latents, same_features)
+        return (weights[:, None, None, None] * estimates).sum(0)
+
+    return jax.lax.map(expected_image, features)

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from gls_jax.runs import files
+from gls_jax.studies import figures
 
 PUBLISHED_FOLDER = Path(__file__).parent / "published"
 
@@ -56,13 +57,8 @@ def write_csv(path: Path, rows: Sequence[NamedTuple]) -> None:
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write the figure as a `.png` file."""
-
-    # Without the name of matplotlib's version, equal figures are equal files.
-    def write(file: IO[bytes]) -> None:
-        figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
-
-    files.write_whole(path, write)
+    """Write the figure as a `.png` file, in the resolution of all experiments."""
+    figures.save_figure(path, figure, dpi=90)
 
 
 def table(title: str, header: Sequence[str], lines: Iterable[Sequence], note: str = "") -> Table:

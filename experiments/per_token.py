@@ -9,7 +9,6 @@ without layers 12-17.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -21,6 +20,8 @@ from experiments.decoding_runs import Setting
 from experiments.output import column, distinct, select
 from gls_jax import bounds, checks, distributions, models, schemes
 from gls_jax.distributions import pairs
+from gls_jax.exact import batched
+from gls_jax.typing import Report
 
 # First and last of the layers that the drafter leaves out.
 DROPPED = (12, 17)
@@ -35,7 +36,7 @@ class Row(NamedTuple):
     standard_error: float
     exact: float
     bound: float
-    places: int
+    num_positions: int
 
 
 class Rounds(NamedTuple):
@@ -76,7 +77,7 @@ class PerToken:
     out: Path = Path("results/per_token")
     full: bool = False
 
-    def run(self, report: shared.Report) -> list:
+    def run(self, report: Report) -> list:
         shared.check_counts(self, "num_prompts", "rounds")
         counts = checks.counts(self.num_drafts, "num_drafts")
         work = [(schemes.get(name), k) for name in self.scheme for k in counts]
@@ -93,8 +94,10 @@ class PerToken:
             setting = Setting("per token", scheme.name, num_drafts=k, length=1)
             rounds = self._decode(target, drafter, prompts, setting)
             rows.append(_row(scheme, k, rounds.accepted, *_pairs_at(rounds, *logits_functions)))
-        places_text = f"{rows[0].places} to {rows[-1].places} positions where a round begins"
-        title = f"SmolLM2, top {decoding_runs.TOP_K}, {places_text}"
+        positions_text = (
+            f"{rows[0].num_positions} to {rows[-1].num_positions} positions where a round begins"
+        )
+        title = f"SmolLM2, top {decoding_runs.TOP_K}, {positions_text}"
         output.save_results(self.out, "per_token", rows, _figure(rows, title))
         header = ("scheme", "K", "measured", "± s.e.", "exact", "bound", "positions")
         return [output.table(title, header, rows)]
@@ -136,8 +139,8 @@ def _pairs_at(rounds: Rounds, target_logits, draft_logits) -> pairs.Pairs:
 
 
 def _row(scheme: schemes.Scheme, num_drafts: int, accepted: np.ndarray, log_p, log_q) -> Row:
-    exact = shared.exact_acceptance(scheme, log_p, log_q, [num_drafts])[:, 0]
-    bound = shared.map_pairs(partial(bounds.list_matching, num_drafts=num_drafts), log_p, log_q)
+    exact = batched.acceptance_curves(scheme, log_p, log_q, [num_drafts])[:, 0]
+    bound = batched.over_pairs(bounds.list_matching, log_p, log_q, static=(num_drafts,))
     # Of the mean of `accepted`, given the positions: a sum of Bernoulli variances.
     mean_variance = np.mean(exact * (1 - exact)) / len(accepted)
     return Row(
@@ -147,7 +150,7 @@ def _row(scheme: schemes.Scheme, num_drafts: int, accepted: np.ndarray, log_p, l
         standard_error=float(np.sqrt(mean_variance)),
         exact=float(exact.mean()),
         bound=float(bound.mean()),
-        places=len(accepted),
+        num_positions=len(accepted),
     )
 
 

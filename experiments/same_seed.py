@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from experiments import decoding_runs, output, shared
 from experiments.decoding_runs import Setting
 from gls_jax import models
+from gls_jax.typing import Report
 
 SCHEMES = ("gls", "gls_strong", "gumbel_topk", "specinfer")
 # Strongly invariant: their text does not depend on the drafts.
@@ -66,7 +67,7 @@ class SameSeed:
     out: Path = Path("results/same_seed")
     full: bool = False
 
-    def run(self, report: shared.Report) -> list:
+    def run(self, report: Report) -> list:
         shared.check_counts(self, "num_prompts", "new_tokens", "num_drafts")
         target, texts = self._all_texts(report)
         rows = []
@@ -84,7 +85,7 @@ class SameSeed:
         header = ("scheme", "drafter", "against", *scores_header, "equal texts", "of")
         return [output.table(title, header, rows)]
 
-    def _all_texts(self, report: shared.Report):
+    def _all_texts(self, report: Report):
         """The target, and the texts of every scheme and drafter."""
         target, near = decoding_runs.load_pair((12, 17))
         _, far = decoding_runs.load_pair((10, 19))

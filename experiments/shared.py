@@ -1,4 +1,4 @@
-"""Helpers of the experiments: runs that resume, exact values of many pairs, pairs of SmolLM2."""
+"""Helpers of the experiments: runs that resume, options, next-token distributions of SmolLM2."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from gls_jax import checks, decoding, distributions, models, races, schemes
+from gls_jax import checks, decoding, distributions, models, races
 from gls_jax.distributions import pairs, prompts
+from gls_jax.models import layer_selection
 from gls_jax.runs import files
 
-# Progress: what is done, how much of it, of how much.
-Report = Callable[[str, int, int], None]
-
-# Resuming, batches of exact acceptances, and layers. The library has other forms of these; this
-# section has all that the experiments need of them, so that it can be replaced.
+# Runs that resume.
 
 # `compute_once(compute, *configuration)` is the array of `compute()`, read from disk if possible.
 ComputeOnce = Callable[..., np.ndarray]
-
-# This many numbers of `log_q` are processed together: 81 pairs on 100 tokens, one on a vocabulary.
-_BATCH_NUMBERS = 2**13
 
 
 @contextmanager
@@ -62,55 +55,19 @@ def _hash(configuration: Sequence) -> str:
     return digest.hexdigest()[:32]
 
 
-def exact_acceptance(
-    scheme: schemes.Scheme, log_p: np.ndarray, log_q: np.ndarray, num_drafts: Sequence[int]
-) -> np.ndarray:
-    """Exact acceptance of every pair at every K, `f[M, len(num_drafts)]`.
-
-    Args:
-        scheme: a scheme with exact acceptances.
-        log_p: draft log-probabilities `[M, N]`, or `[M, K, N]` for a scheme with diverse drafts.
-        log_q: target log-probabilities `[M, N]`.
-        num_drafts: values of K.
-    """
-    return map_pairs(_acceptance_curve(scheme, tuple(num_drafts)), log_p, log_q)
+# Options, keys, and next-token distributions of SmolLM2.
 
 
-@cache
-def _acceptance_curve(scheme: schemes.Scheme, num_drafts: tuple[int, ...]) -> Callable:
-    # `jit` knows a static argument by identity: another object would compile again.
-    return partial(scheme.acceptance_curve, num_drafts=num_drafts)
-
-
-def map_pairs(function: Callable, *arrays) -> np.ndarray:
-    """Apply a function of one pair to all; it is compiled once for each function and shape.
-
-    Args:
-        function: takes a row of each of the arrays.
-        arrays: rows to go over; the last array is `[M, N]`.
-    """
-    return np.asarray(_map_pairs(arrays, function))
-
-
-@partial(jax.jit, static_argnames="function")
-def _map_pairs(arrays, function: Callable):
-    batch_size = max(1, _BATCH_NUMBERS // arrays[-1].shape[-1])
-    return jax.lax.map(lambda rows: function(*rows), arrays, batch_size=batch_size)
-
-
-def remaining_layers(dropped: tuple[int, int], num_layers: int) -> list[int]:
+def remaining_layers(dropped: tuple[int, int], num_layers: int) -> tuple[int, ...]:
     """The layers of a drafter that leaves out those from `dropped[0]` to `dropped[1]`."""
     first, last = dropped
-    kept_layers = [layer for layer in range(num_layers) if not first <= layer <= last]
-    if not 0 <= first <= last < num_layers or not kept_layers:
+    # The library's function takes ranges from parsed text, which are never reversed.
+    if not 0 <= first <= last < num_layers:
         raise ValueError(
             f"drop: expected the first and last of some of the layers 0-{num_layers - 1}, "
             f"got {dropped}"
         )
-    return kept_layers
-
-
-# Options, keys, and next-token distributions of SmolLM2.
+    return layer_selection.remaining_layers([dropped], num_layers)
 
 
 def check_counts(experiment: object, *names: str) -> None:

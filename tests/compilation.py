@@ -53,7 +53,7 @@ def quick() -> Iterator[None]:
 
 
 def quick_environment(num_devices: int = 1) -> dict[str, str]:
-    """Environment variables that do the same in a process of its own, with `num_devices` devices of the host."""
+    """Environment variables that do the same in a separate process, with `num_devices` devices of the host."""
     flags = [f"--xla_force_host_platform_device_count={num_devices}"]
     if has_older_emitter():  # an unknown flag ends the process
         flags.append(f"--{_NEWER_EMITTER}=false")

@@ -118,7 +118,7 @@ def _scheme_calls(name: str, called: set) -> dict[str, Call]:
             scheme.exact and scheme.exact.curve,
             lambda key, p, q, d: scheme.acceptance(p, q, num_drafts),
         ),
-        # Without trials of its own a scheme's are made of its `verify`, anew for every name.
+        # Without separate trials a scheme's are made of its `verify`, anew for every name.
         "accepted": (
             scheme.trials.accepted if scheme.trials else verify and name,
             lambda key, p, q, d: scheme.accepted(key, p, q, num_drafts),

@@ -41,15 +41,15 @@ def test_random_pairs(tmp_path, capsys):
     ]
 
 
-def test_json_is_all_that_is_printed(tmp_path, capsys):
+def test_json_is_the_only_output(tmp_path, capsys):
     assert acceptance("--out", tmp_path, *SMALL, "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert {row["scheme"] for row in answer["rows"]} == {"gls", "poisson", "gumbel_topk", "naive"}
 
 
 def test_a_file_of_pairs(tmp_path, capsys):
-    laws = pairs.random(jax.random.key(0), 3, 5)
-    np.savez(tmp_path / "mine.npz", log_p=laws.log_p, log_q=laws.log_q)
+    random_pairs = pairs.random(jax.random.key(0), 3, 5)
+    np.savez(tmp_path / "mine.npz", log_p=random_pairs.log_p, log_q=random_pairs.log_q)
     assert acceptance("--pairs", tmp_path / "mine.npz", "--out", tmp_path, *SMALL) == 0
     assert "3 pairs of mine.npz" in capsys.readouterr().out
 
@@ -105,7 +105,7 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
         (["--num-drafts", "0"], "num_drafts: expected an int of at least 1, got 0"),
         (["--num-trials", "0"], "num_trials: expected an int of at least 1, got 0"),
         (["--num-pairs", "0"], "num_pairs: expected an int of at least 1, got 0"),
-        (["--family", "cauchy"], "expected 'dirichlet' or 'gaussian'"),
+        (["--family", "cauchy"], "family: expected one of dirichlet, gaussian"),
         (["--scale", "-1"], "scale: expected a number within"),
         (["--schemes", "gls", "gls"], "schemes: expected each at most once, got gls, gls"),
         (["--num-trials", "3000000000"], "num_trials: expected at most"),
@@ -117,7 +117,7 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
             ["--pairs", "model", "--drop-layers", "0-99999999999"],
             "drop_layers: expected layers within 0-29",
         ),
-        (["--pairs", "laws.csv"], "pairs: expected random, model or a file ending in .npz"),
+        (["--pairs", "pairs.csv"], "pairs: expected random, model or a file ending in .npz"),
         (["--pairs", "missing.npz"], "missing.npz: no such file"),
         (["--pairs", "model", "--target", "missing.gguf"], "missing.gguf: no such file"),
         (
@@ -176,7 +176,7 @@ def test_bad_files_and_folders(tmp_path, capsys):
         assert lines[-1].startswith("gls-jax: error: ") and message in lines[-1]
 
 
-def test_a_program_without_a_traceback(tmp_path):
+def test_program_prints_no_traceback(tmp_path):
     """The installed command itself: exit code 2, one line on stderr, nothing on stdout."""
     command = [
         sys.executable,

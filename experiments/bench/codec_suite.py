@@ -20,8 +20,8 @@ from gls_jax import compression, races
 from gls_jax.compression import GaussianCodec
 from gls_jax.compression.gaussian.monte_carlo_distortion import draw_symbols
 
-# A block is one symbol that goes through the encoder and four decoders. So many blocks make a turn
-# of about a second.
+# A block is one symbol that goes through the encoder and four decoders. These numbers of blocks
+# take about a second.
 _NUM_BLOCKS = {"dense": 2048, "ordered": 4 * 4096}
 _NUM_NUMPY_BLOCKS = 256
 

@@ -178,8 +178,8 @@ def selection(repeats: int, num_drafts: int = 8) -> Line:
     """All noise and verification of a round: its time with models that cost nothing."""
     target, drafter, token_ids = _models()
     # Both have the target's cache; their distributions are random, and differ.
-    free_target = costs._free_model(target, target.vocab_size, 0.0)
-    free_drafter = costs._free_model(target, target.vocab_size, 0.5)
+    free_target = costs.free_model(target, target.vocab_size, 0.0)
+    free_drafter = costs.free_model(target, target.vocab_size, 0.5)
 
     def seconds_a_round(target, drafter) -> float:
         generate = partial(

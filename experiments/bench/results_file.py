@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,8 +31,7 @@ class Change(NamedTuple):
 
 def write(path: Path, lines: Sequence[Line]) -> None:
     """Write all lines so far, the environment among them; the file is replaced whole."""
-    text = json.dumps({"format": _FORMAT, "lines": list(lines)}, indent=1) + "\n"
-    files.write_whole(path, lambda file: file.write(text), mode="w")
+    files.write_json(path, {"format": _FORMAT, "lines": list(lines)})
 
 
 def read(path: Path) -> list[Line]:
@@ -44,11 +42,9 @@ def read(path: Path) -> list[Line]:
         ValueError: another kind of file.
     """
     expected = "the results of an earlier python -m experiments bench --out"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected {expected}")
-    # Broken JSON, no object, or an object without these entries: all of it is another file.
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        content = json.loads(path.read_text(encoding="utf-8"))
+    content = files.read_json(path, expected)
+    # No object, or an object without these entries: both are another file.
+    with contextlib.suppress(KeyError, TypeError):
         if content["format"] == _FORMAT and _is_lines(content["lines"]):
             return content["lines"]
     raise ValueError(f"{path}: expected {expected}, got another file")

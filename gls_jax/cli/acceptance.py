@@ -26,8 +26,9 @@ __all__ = ["Acceptance"]
 
 @dataclasses.dataclass(frozen=True)
 class Acceptance:
-    """Acceptance against the number of drafts K: exact, simulated, bound and optimum, as a CSV file
-    and a figure.
+    """Acceptance against the number of drafts K, as a CSV file and a figure.
+
+    Exact and simulated acceptance, the bound and the optimum.
     """
 
     pairs: str = "random"

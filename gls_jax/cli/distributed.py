@@ -14,8 +14,9 @@ __all__ = ["SINGLE_PROCESS", "Distributed"]
 
 @dataclasses.dataclass(frozen=True)
 class Distributed:
-    """Share the work among processes that are started with the same options and write into one
-    folder. The results stay the same.
+    """Share the work among several processes; the results stay the same.
+
+    All are started with the same options and write into one folder.
     """
 
     distributed: bool = False

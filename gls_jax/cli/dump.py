@@ -17,8 +17,9 @@ __all__ = ["DumpDistributions"]
 
 @dataclasses.dataclass(frozen=True)
 class DumpDistributions:
-    """Next-token distributions of two models along texts, in a memory-mapped file: the most
-    probable tokens, and the total probability of all others.
+    """Next-token distributions of two models along texts, in memory-mapped files.
+
+    The most probable tokens are kept, and the total probability of all others.
     """
 
     models: tyro.conf.OmitArgPrefixes[ModelNames] = DEFAULT_MODELS

@@ -21,15 +21,25 @@ from gls_jax.decoding import DecodeOptions, MarginTree, requests
 __all__ = ["Generate"]
 
 # Options that a result depends on and that are not part of a request; its hash includes them.
-_DRAFTING = ("scheme", "drafts", "length", "tree", "draft_temperature")
-_FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
+_HASHED_OPTIONS = (
+    "scheme",
+    "drafts",
+    "length",
+    "tree",
+    "draft_temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+)
 _DEFAULT_TEXT = requests.TextOptions()
 
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Generate text by speculative decoding, and print how many drafts were accepted. The text has
-    the distribution of the target model.
+    """Generate text by speculative decoding, with the distribution of the target model.
+
+    Prints the text and how many drafts were accepted.
     """
 
     models: tyro.conf.OmitArgPrefixes[ModelNames] = DEFAULT_MODELS
@@ -170,7 +180,7 @@ class Generate:
         configuration = dataclasses.asdict(self.models) | dataclasses.asdict(self.text)
         # The hash of a request contains its seed, or this one with the number of the request.
         del configuration["seed"]
-        for name in (*_DRAFTING, *_FILTERS):
+        for name in _HASHED_OPTIONS:
             configuration[name] = getattr(self, name)
         return configuration
 

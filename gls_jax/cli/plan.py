@@ -25,8 +25,9 @@ __all__ = ["Plan"]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Predict block efficiency and token rate for a pair of models, for every scheme, number of
-    drafts and draft length.
+    """Predict block efficiency and token rate for a pair of models.
+
+    For every scheme, number of drafts and draft length.
     """
 
     models: tyro.conf.OmitArgPrefixes[ModelNames] = DEFAULT_MODELS

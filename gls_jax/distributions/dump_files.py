@@ -17,14 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gls_jax import checks
 from gls_jax.distributions.pairs import Pairs
 from gls_jax.runs import files
 from gls_jax.runs.resume import Manifest, check_resumable, differing_entries
 
-__all__ = ["DTYPES", "Dump", "Rows", "Writer", "open_dump"]
+__all__ = ["DTYPES", "TAILS", "Dump", "Rows", "Writer", "has_dump", "open_dump"]
 
 DTYPES = ("float32", "float16")
 """Types in which log-probabilities are stored."""
+
+TAILS = ("disjoint", "merged")
+"""Treatments of the mass outside the stored tokens, see :meth:`Dump.pairs`."""
 
 _MANIFEST = "dump.json"
 _FORMAT = 1  # raised whenever earlier files would be misread
@@ -95,8 +99,7 @@ class Dump:
         Raises:
             ValueError: unknown `tails`.
         """
-        if tails not in ("disjoint", "merged"):
-            raise ValueError(f"tails: expected 'disjoint' or 'merged', got {tails!r}")
+        checks.one_of(tails, TAILS, "tails")
         # Only these positions are read from the disk.
         positions = slice(start, stop)
         p = np.exp(np.asarray(self.rows.log_p[positions], np.float32))
@@ -125,7 +128,8 @@ class Writer:
 
     Raises:
         ValueError: a dump in the folder without `resume`, or one of another configuration or with
-            broken files. OSError: the files cannot be written.
+            broken files.
+        OSError: the files cannot be written.
     """
 
     def __init__(
@@ -144,7 +148,7 @@ class Writer:
             configuration={**configuration, "positions": num_positions, "width": width},
             progress={"done": 0, "chunks": 0, "finished": False, "log_prob_error": 0.0},
         )
-        if (folder / _MANIFEST).exists():
+        if has_dump(folder):
             earlier = _read_manifest(folder)
             differences = differing_entries(earlier.configuration, self._manifest.configuration)
             check_resumable(folder, "a dump", resume=resume, differences=differences)
@@ -192,6 +196,11 @@ class Writer:
         progress |= {"finished": finished, "log_prob_error": log_prob_error}
         self._manifest = dataclasses.replace(self._manifest, progress=progress)
         self._manifest.write(self._folder / _MANIFEST)
+
+
+def has_dump(folder: Path) -> bool:
+    """Whether a folder has a dump, finished or not."""
+    return (folder / _MANIFEST).exists()
 
 
 def open_dump(folder: str | Path) -> Dump:

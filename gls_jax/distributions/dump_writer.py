@@ -172,7 +172,8 @@ def write(
 
     Raises:
         ValueError: a parameter out of range, another dump in the folder or a broken one, or texts
-            without a position. OSError: the folder cannot be written, or another run is using it.
+            without a position.
+        OSError: the folder cannot be written, or another run is using it.
     """
     sampling.check()
     num_kept = min(checks.count(num_kept, "num_kept"), target.vocab_size)
@@ -260,7 +261,7 @@ def _cut(
     """Distributions after every prefix of `tokens` `[1, T]`, cut to the likeliest tokens.
 
     Returns:
-        The first five fields of :class:`gls_jax.distributions.Rows`, with `W = 2 m + 1`.
+        The first five fields of :class:`gls_jax.distributions.Rows`, with `W = 2 num_kept + 1`.
     """
     draft_logits = resize_vocabulary(_logits(drafter, tokens), target.vocab_size)[0]
     target_logits = resize_vocabulary(_logits(target, tokens), target.vocab_size)[0]

@@ -15,6 +15,8 @@ from gls_jax.runs.files import read_arrays
 
 __all__ = ["Pairs", "load", "random"]
 
+_FAMILIES = ("dirichlet", "gaussian")
+
 
 class Pairs(NamedTuple):
     """`M` pairs of distributions on `N` categories.
@@ -68,16 +70,15 @@ def random(
         )
     if not 1e-3 <= scale <= 1e6:
         raise ValueError(f"scale: expected a number within 1e-3..1e6, got {scale}")
+    checks.one_of(family, _FAMILIES, "family")
     shape = (2, num_pairs, num_categories)
     # The same pairs also where `jax_threefry_partitionable` is switched off.
     with races.keys.partitionable_bits():
         if family == "dirichlet":
             # Gamma variates, normalised, are Dirichlet.
             logits = jax.random.loggamma(key, scale, shape, jnp.float32)
-        elif family == "gaussian":
-            logits = scale * jax.random.normal(key, shape, jnp.float32)
         else:
-            raise ValueError(f"family: expected 'dirichlet' or 'gaussian', got {family!r}")
+            logits = scale * jax.random.normal(key, shape, jnp.float32)
     log_p, log_q = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     return Pairs(log_p, log_q)
 

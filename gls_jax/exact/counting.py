@@ -3,7 +3,14 @@
 A distribution of a count lies along the first axis: entry `j` is the probability of the count `j`.
 
 The module also has the common parts of the emitted-token kernels `[J, J']`, see
-:class:`gls_jax.schemes.function_types.EmittedTokenKernel`.
+:class:`gls_jax.schemes.function_types.EmittedTokenKernel`. They are derived in one of two ways,
+for an emitted token `y`:
+
+* Shared noise. Given that `y` arrives first at time ``theta``, every other exponential starts anew
+  after ``theta q_i``: exponential variables have no memory. So drafts in different streams are
+  independent given ``theta``, which is integrated over.
+* Ratio tests. A kernel is a polynomial in `z`, whose power counts drafts that equal `y`: a draft
+  that was not tested multiplies by ``1 - p_y + p_y z``, the accepted one by `z`.
 """
 
 from __future__ import annotations

@@ -4,14 +4,8 @@ Block efficiency is that of the target's own text, and the tokens of a text tell
 acceptances: a token that is accepted is an easy one. So an acceptance along a text is conditional
 on its tokens. For K chains it is a Markov chain in the number J of active chains, because noise and
 tests are fresh at every position. Its kernel is ``T[J, J'] = P(J' of J drafts equal the emitted
-token | it is y)``, a row for every J of K. Each scheme has its own, in its file.
-
-Shared noise. Given that `y` arrives first at time ``theta``, every other exponential starts anew
-after ``theta q_i``: exponential variables have no memory. So drafts in different streams are
-independent given ``theta``, which is integrated over.
-
-Ratio tests. A kernel is a polynomial in `z`, whose power counts drafts that equal `y`: a draft that
-was not tested multiplies by ``1 - p_y + p_y z``, the accepted one by `z`.
+token | it is y)``, a row for every J of K. Each scheme has its own, in its file;
+:mod:`gls_jax.exact.counting` says how they are derived.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.tree_shape import Shape
 from gls_jax.runs import files
 
-__all__ = ["Costs", "measure", "round_seconds"]
+__all__ = ["Costs", "free_model", "measure", "round_seconds"]
 
 _LENGTH = 4  # drafts of a chain in the rounds whose overhead is measured
 _CALLS = 3  # model calls that are timed together
@@ -67,10 +67,9 @@ class Costs:
             if scheme not in self.overhead:
                 names = ", ".join(self.overhead) or "none"
                 raise ValueError(f"costs: expected those of {scheme}, got {names}")
-            levels, num_nodes = _tokens_read(shape)
             chains = _equivalent_chains(scheme, shape)
-            _check_size(self.draft, max(levels), "draft calls of {:g} tokens")
-            _check_size(self.target, 1 + num_nodes, "target calls of {:g} tokens")
+            _check_size(self.draft, max(_draft_tokens(shape)), "draft calls of {:g} tokens")
+            _check_size(self.target, 1 + shape.num_nodes, "target calls of {:g} tokens")
             _check_size(self.overhead[scheme], chains, scheme + " rounds of {:g} chains")
 
     def plain(self) -> float:
@@ -79,11 +78,10 @@ class Costs:
 
     def round(self, scheme: str, shape: Shape) -> float:
         """Seconds of a round."""
-        levels, num_nodes = _tokens_read(shape)
-        draft = sum(_interpolate(self.draft, num_tokens) for num_tokens in levels)
-        target = _interpolate(self.target, 1 + num_nodes)
+        draft = sum(_interpolate(self.draft, tokens) for tokens in _draft_tokens(shape))
+        target = _interpolate(self.target, 1 + shape.num_nodes)
         # Proportional to the depth, because it was measured at one depth only.
-        overhead = _interpolate(self.overhead[scheme], num_nodes / shape.depth)
+        overhead = _interpolate(self.overhead[scheme], shape.num_nodes / shape.depth)
         return draft + target + overhead * shape.depth / _LENGTH
 
     def save(self, path: Path) -> None:
@@ -165,9 +163,8 @@ def measure(
     """
     checks.count(batch, "batch")
     # Sizes double up to the largest one that a shape needs. The nodes of a level are read together.
-    level_sizes = [np.cumprod(shape.widths) for shape in shapes]
-    draft_sizes = _doubling(max(int(sizes[-1]) for sizes in level_sizes))
-    node_sizes = _doubling(max(int(sizes.sum()) for sizes in level_sizes))
+    draft_sizes = _doubling(max(math.prod(shape.widths) for shape in shapes))
+    node_sizes = _doubling(max(shape.num_nodes for shape in shapes))
     # The target also reads the last token before the drafts; alone it is a plain step.
     target_sizes = [1, *(1 + size for size in node_sizes)]
     cache_slots = checks.count(text_length, "text_length") + target_sizes[-1]
@@ -177,8 +174,8 @@ def measure(
         for size in sizes:
             tasks[name, size] = partial(_call_seconds, model, batch, size, cache_slots)
     # The overhead: plain steps, and rounds of one chain and of as many as the shapes have.
-    free_target = _free_model(target, target.vocab_size, 0.0)
-    free_drafter = _free_model(drafter, target.vocab_size, 0.5)
+    free_target = free_model(target, target.vocab_size, 0.0)
+    free_drafter = free_model(drafter, target.vocab_size, 0.5)
     options = dataclasses.replace(sampling or DecodeOptions(), max_new_tokens=_TOKENS)
     tasks["step", 0] = partial(_median_round_seconds, free_target, None, batch, options)
     for name in names:
@@ -221,17 +218,29 @@ def round_seconds(rounds: Iterator[Any]) -> list[float]:
     return seconds
 
 
-def _tokens_read(shape: Shape) -> tuple[list[int], int]:
-    """Tokens that the drafter reads at each level, and nodes that the target verifies."""
-    level_sizes = np.cumprod(shape.widths)
-    # At the root the drafter reads the last accepted token and the emitted one.
-    return [2, *level_sizes[:-1].tolist()], int(level_sizes.sum())
+def free_model(model: LanguageModel, vocab_size: int, noise: float) -> LanguageModel:
+    """A model that costs almost nothing: constant logits, with the cache of `model`.
+
+    Args:
+        model: the model whose cache it keeps.
+        vocab_size: number of its logits.
+        noise: 0 for common logits; models with different `noise` have different logits.
+    """
+    common, other = jax.random.normal(races.new_key(0), (2, vocab_size))
+    logits = 2.5 * (common + noise * other)
+    return dataclasses.replace(model, params=logits, apply=_constant_logits, vocab_size=vocab_size)
+
+
+def _draft_tokens(shape: Shape) -> list[int]:
+    """Tokens that the drafter reads at each level."""
+    # At the root it reads the last accepted token and the emitted one.
+    return [2, *np.cumprod(shape.widths[:-1], dtype=int).tolist()]
 
 
 def _equivalent_chains(name: str, shape: Shape) -> float:
     """Chains of the shape's depth that have as many nodes, and that the scheme takes."""
     max_drafts = schemes.get(name).max_drafts or math.inf
-    return min(_tokens_read(shape)[1] / shape.depth, max_drafts)
+    return min(shape.num_nodes / shape.depth, max_drafts)
 
 
 def _doubling(largest: int) -> list[int]:
@@ -273,13 +282,6 @@ def _median_round_seconds(
 ) -> float:
     run = decoding.stream(races.new_key(0), target, drafter, [[0]] * batch, options=options)
     return statistics.median(round_seconds(run))
-
-
-def _free_model(model: LanguageModel, vocab_size: int, noise: float) -> LanguageModel:
-    """A model of constant logits that keeps its cache; `noise` makes the logits differ."""
-    common, other = jax.random.normal(races.new_key(0), (2, vocab_size))
-    logits = 2.5 * (common + noise * other)
-    return dataclasses.replace(model, params=logits, apply=_constant_logits, vocab_size=vocab_size)
 
 
 def _constant_logits(params, tokens, positions, mask, cache):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from gls_jax import checks, races
 from gls_jax.decoding import DecodeOptions
 from gls_jax.distributions import Dump, Sampling, open_dump
+from gls_jax.distributions.dump_files import has_dump
 from gls_jax.distributions.prompts import PROMPTS
 from gls_jax.distributions.text_dump import DumpRequest, dump_pair
 from gls_jax.planner import (
@@ -138,6 +139,9 @@ def plan_pair(
             missing, or for a check.
         progress: called with `(kind of work, done, total)`.
 
+    Returns:
+        The :class:`PairPlan`: all settings, and the measured best of each scheme if checked.
+
     Raises:
         ValueError: a parameter out of range, or a dump or costs of something else in the folder.
         OSError: a file that cannot be read or written.
@@ -202,7 +206,7 @@ def _reusable_costs(request: PlanRequest) -> Costs | None:
 def _reusable_dump(request: PlanRequest) -> Dump | None:
     """A finished dump from a folder, or None if it must be made or completed."""
     wanted = request.dump
-    if not (wanted.folder / "dump.json").exists():
+    if not has_dump(wanted.folder):
         return None
     dump = open_dump(wanted.folder)
     configuration = dump.configuration

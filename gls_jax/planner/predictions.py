@@ -157,7 +157,8 @@ def efficiencies(
             survival = _PATH_SURVIVAL[name](*pairs, setting.draft_length)
         else:
             # The kernels of K drafts contain those of fewer, so one K serves all settings. But the
-            # target of `gls_strong` looks at as many streams as the round has.
+            # target of `gls_strong` looks at as many streams as the round has. It is the only
+            # such scheme, so it is named here and no field of a scheme says so.
             num_drafts = schemes.get(name).max_drafts or most_drafts
             if name == "gls_strong":
                 num_drafts = setting.num_drafts

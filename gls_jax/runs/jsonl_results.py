@@ -21,6 +21,8 @@ __all__ = ["JsonlResults"]
 
 # Every line begins with this, so an incomplete last line must begin with it, too.
 _BEGINNING = b'{"request": '
+# Key of the hash in a line. It is an old word, kept so that earlier files can be continued.
+_HASH = "ask"
 
 
 class JsonlResults:
@@ -73,7 +75,7 @@ class JsonlResults:
     def append(self, record: dict[str, Any]) -> None:
         """Keep the result of the request with the number `record["request"]`."""
         number = record["request"]
-        record = record | {"ask": self._hashes[number]}
+        record = record | {_HASH: self._hashes[number]}
         self.done[number] = record
         if self._path is None:
             return
@@ -120,7 +122,7 @@ class JsonlResults:
             whole_size += len(line) + 1
             try:
                 record = json.loads(line)
-                number, hash_found = record["request"], record["ask"]
+                number, hash_found = record["request"], record[_HASH]
             except (ValueError, KeyError, TypeError):
                 number = None
             if not isinstance(number, int):

@@ -11,7 +11,7 @@ How this differs from its neighbours:
 * the folder `experiments` of a clone reproduces the figures and tables of papers.
 """
 
-from gls_jax.studies.acceptance_study import Row, Study, run, write_csv
+from gls_jax.studies.acceptance_study import Row, Study, run
 from gls_jax.studies.position_study import BRACKETED, Mean, position_acceptance
 
-__all__ = ["BRACKETED", "Mean", "Row", "Study", "position_acceptance", "run", "write_csv"]
+__all__ = ["BRACKETED", "Mean", "Row", "Study", "position_acceptance", "run"]

@@ -28,7 +28,7 @@ from gls_jax.runs.results_grid import FIELDS, ResultsGrid
 from gls_jax.runs.resume import configuration_hash
 from gls_jax.typing import Report
 
-__all__ = ["Row", "Study", "computable_lengths", "none_if_nan", "run", "write_csv"]
+__all__ = ["Row", "Study", "computable_lengths", "none_if_nan", "run"]
 
 _FORMAT = 2  # of the results: raised whenever the same configuration would give other numbers
 # Exponential variables simulated in one block: some seconds of work, the most that a stop loses.
@@ -153,11 +153,11 @@ def run(
             )
         grid.finish()
         rows = list(_rows(study, pairs, grid))
-        write_csv(folder / "acceptance.csv", rows)
+        _write_csv(folder / "acceptance.csv", rows)
         return rows
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write one line per row, under the field names; an unknown quantity is an empty field."""
     names = [field.name for field in dataclasses.fields(Row)]
 
@@ -240,11 +240,14 @@ def _bound_curve(log_p, log_q, scheme_name: str, num_drafts: tuple[int, ...]) ->
     return jnp.stack([bound(log_p, log_q, k) for k in num_drafts])
 
 
-def _rows(study: Study, pairs: Pairs, grid: ResultsGrid) -> Iterable[Row]:
-    def optima(pair: Pairs):
-        return jnp.stack([bounds.optimum_iid(*pair, k) for k in study.num_drafts])
+def _optimum_curve(log_p, log_q, num_drafts: tuple[int, ...]) -> jax.Array:
+    """The optimum of i.i.d. drafts for one pair, for several K."""
+    return jnp.stack([bounds.optimum_iid(log_p, log_q, k) for k in num_drafts])
 
-    optimum = np.asarray(jax.lax.map(optima, pairs)).mean(0)
+
+def _rows(study: Study, pairs: Pairs, grid: ResultsGrid) -> Iterable[Row]:
+    static = (tuple(study.num_drafts),)
+    optimum = batched.over_pairs(_optimum_curve, *pairs, static=static).mean(axis=0)
     num_pairs = pairs.log_q.shape[0]
     for scheme_index, scheme_name in enumerate(study.schemes):
         for column, k in enumerate(study.num_drafts):

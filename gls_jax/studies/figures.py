@@ -1,9 +1,10 @@
-"""Figures of the command line and the experiments: the only module here that imports matplotlib."""
+"""Figures of studies and experiments: the only module of the package that imports matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -19,7 +20,7 @@ except ModuleNotFoundError:
 from gls_jax.runs.files import write_whole
 from gls_jax.studies.acceptance_study import Row
 
-__all__ = ["acceptance"]
+__all__ = ["acceptance", "save_figure"]
 
 
 def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
@@ -59,9 +60,21 @@ def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend(title="points: simulated, ±2 s.e.", fontsize="small")
 
-    def save(file):
-        # Without the version of matplotlib in it, equal figures are equal files.
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    save_figure(path, figure, dpi=120)
+
+
+def save_figure(path: Path, figure: Figure, *, dpi: int) -> None:
+    """Write a figure as a `.png` file, replaced whole.
+
+    Args:
+        path: the file.
+        figure: equal figures are written as equal files.
+        dpi: pixels per inch.
+    """
+
+    def save(file: IO[bytes]) -> None:
+        # matplotlib would add its version to the file.
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
 
     write_whole(path, save)
 

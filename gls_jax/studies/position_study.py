@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from gls_jax import checks, schemes
-from gls_jax.distributions.dump_files import Dump
+from gls_jax.distributions.dump_files import TAILS, Dump
 from gls_jax.exact import batched
 from gls_jax.runs import files
 from gls_jax.runs.resume import Manifest, check_resumable, differing_entries
@@ -42,7 +42,6 @@ BRACKETED: tuple[str, ...] = tuple(filter(_has_bounds, schemes.NAMES))
 
 _FORMAT = 2  # format 1 had other words for the tails
 _CHUNK = 256  # positions that are computed together; a stop loses at most this many
-_TAILS = ("disjoint", "merged")
 _VALUES, _MANIFEST = "acceptance.npy", "acceptance.json"
 
 
@@ -104,12 +103,12 @@ def position_acceptance(
         "positions": len(dump),
         "schemes": list(names),
         "num_drafts": list(counts),
-        "tails": list(_TAILS),
+        "tails": list(TAILS),
     }
     manifest = Manifest(_FORMAT, configuration, {"done": 0})
     folder.mkdir(parents=True, exist_ok=True)
     with files.alone(folder):
-        shape = (len(names), len(dump), len(counts), len(_TAILS))
+        shape = (len(names), len(dump), len(counts), len(TAILS))
         values, num_done = _open_values(folder, manifest, shape, resume)
         for block_index, (scheme_index, start) in enumerate(_blocks(configuration)):
             scheme_name = names[scheme_index]
@@ -153,7 +152,7 @@ def _compute_chunk(
     """Acceptances at some positions, `f32[positions, K, tails]`."""
     num_positions = stop - start
     num_categories = dump.rows.tokens.shape[1] + 2
-    values = np.full((num_positions, len(counts), len(_TAILS)), np.nan, np.float32)
+    values = np.full((num_positions, len(counts), len(TAILS)), np.nan, np.float32)
     scheme = schemes.get(scheme_name)
     known_counts = computable_lengths(scheme, counts, num_categories)
     if not known_counts:
@@ -163,7 +162,7 @@ def _compute_chunk(
     has_tails = np.any(tail_p > 0) or np.any(tail_q > 0)
     # The last chunk is filled up with its last position: one shape, one compilation.
     padding = ((0, _CHUNK - num_positions), (0, 0))
-    for column, tails in enumerate(_TAILS if has_tails else _TAILS[:1]):
+    for column, tails in enumerate(TAILS if has_tails else TAILS[:1]):
         pairs = dump.pairs(start, stop, tails=tails)
         log_p = np.pad(pairs.log_p, padding, mode="edge")
         log_q = np.pad(pairs.log_q, padding, mode="edge")

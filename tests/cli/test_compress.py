@@ -75,7 +75,7 @@ def test_files_hold_the_results_of_the_library(signals, tmp_path, capsys):
     assert "distortion" not in json.loads(capsys.readouterr().out)
 
 
-def test_tables_for_people(signals, capsys):
+def test_printed_tables(signals, capsys):
     assert (
         run(
             "compress", "source.npy", "blob.gls", *CODE, "--scheme", "baseline", "--search", "dense"
@@ -133,7 +133,7 @@ def test_another_process_decodes_the_same(signals, tmp_path):
     np.testing.assert_array_equal(np.load("estimate.npy"), CODEC.decode(blob, side, 0).estimate)
 
 
-def test_a_signal_of_no_symbols(signals, capsys):
+def test_empty_signal(signals, capsys):
     np.save("none.npy", np.zeros(0, np.float32))
     assert run("compress", "none.npy", "blob.gls", *CODE, "--json") == 0
     assert json.loads(capsys.readouterr().out)["payload_bits"] == 0

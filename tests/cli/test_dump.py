@@ -31,7 +31,7 @@ def test_bad_input_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys, tex
     assert line in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_dump_is_swept_by_one_process(tmp_path, capsys):
-    asked = ["--pairs", str(tmp_path), "--out", str(tmp_path / "out"), "--num-processes", "2"]
-    assert cli.main(["acceptance", *asked]) == 2
+def test_several_processes_are_refused_for_a_dump(tmp_path, capsys):
+    arguments = ["--pairs", str(tmp_path), "--out", str(tmp_path / "out"), "--num-processes", "2"]
+    assert cli.main(["acceptance", *arguments]) == 2
     assert "distributed: expected one process for a dump" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`gls-jax generate`: what the library says, in the order asked, once."""
+"""`gls-jax generate`: the results of the library, in the order of the requests, each once."""
 
 import json
 import re
@@ -41,11 +41,11 @@ def records(capsys):
     return lines, last["summary"]
 
 
-def test_json_is_what_the_library_says(checkpoint, capsys):
+def test_json_has_the_results_of_the_library(checkpoint, capsys):
     prompts = ["Hello", "naïve 🙂", "a longer one: 你好"]
     options = ["--no-chat", "--max-new-tokens", "12", "--seed", "7", "--json"]
-    asked = [word for prompt in prompts for word in ("--prompt", prompt)]
-    assert generate("--target", checkpoint, *SHAPE, *asked, *options) == 0
+    prompt_options = [word for prompt in prompts for word in ("--prompt", prompt)]
+    assert generate("--target", checkpoint, *SHAPE, *prompt_options, *options) == 0
     lines, summary = records(capsys)
     target = models.load(checkpoint)
     drafter = models.load(checkpoint, layers=[0])
@@ -73,7 +73,7 @@ def test_results_do_not_depend_on_the_batch(ask, capsys):
     assert [line["request"] for line in results[0]] == list(range(5)) and len(
         results[0][1]["tokens"]
     ) <= 5
-    assert results[0][1]["tokens"] != results[0][4]["tokens"][:5]  # keys of their own
+    assert results[0][1]["tokens"] != results[0][4]["tokens"][:5]  # different keys
 
 
 def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
@@ -113,7 +113,7 @@ def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
     )
 
 
-def test_broken_logits_leave_only_their_own_request_unfinished(tmp_path, capsys):
+def test_broken_logits_fail_only_their_request(tmp_path, capsys):
     broken = write(tmp_path / "broken", broken="Z", max_position_embeddings=128)
     ask = [
         "--target",
@@ -135,7 +135,7 @@ def test_broken_logits_leave_only_their_own_request_unfinished(tmp_path, capsys)
     assert [json.loads(line).get("request") for line in printed.out.splitlines()] == [0, None]
 
 
-def test_several_texts_come_at_the_end(ask, capsys):
+def test_several_texts_are_printed_at_the_end(ask, capsys):
     assert generate(*ask, "--batch", "3") == 0
     printed = capsys.readouterr()
     assert [line for line in printed.out.splitlines() if line.startswith("--- ")] == [
@@ -278,7 +278,7 @@ def test_a_broken_line_is_named(tmp_path, capsys, line, message):
     assert re.search(f"prompts.jsonl, line 3: .*{message}", error)
 
 
-def test_what_only_the_models_can_tell(checkpoint, tmp_path, capsys):
+def test_errors_found_after_loading_the_models(checkpoint, tmp_path, capsys):
     silent = write(tmp_path / "silent", words=())
     foreign = write(tmp_path / "foreign", words=WORDS[::-1], template=None)
     (tmp_path / "results").write_text("notes of mine")

@@ -44,7 +44,7 @@ def plan(checkpoint, tmp_path_factory):
     return out
 
 
-def test_one_command_makes_a_plan(plan):
+def test_plan_from_one_command(plan):
     found = json.loads((plan / "plan.json").read_text())
     settings = sorted((tuple(each["setting"].values())[1:] for each in found["choices"]), key=str)
     assert settings == [(1, 1, None), (1, 2, None), (1, 2, [1, 1])]
@@ -76,16 +76,16 @@ def again(plan, checkpoint, tmp_path):
     return out, [*ask, "--num-drafts", "1", "--lengths", "1", "2", "--trees", "1,1"]
 
 
-def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypatch):
+def test_best_settings_are_checked_on_new_texts_of_the_dumps_length(again, monkeypatch):
     out, ask = again
-    facts = json.loads((out / "dump" / "dump.json").read_text())
-    facts["asked"]["length"] = 17
-    facts["fingerprint"] = configuration_hash([facts["format"], facts["asked"]])
-    (out / "dump" / "dump.json").write_text(json.dumps(facts))
-    asked = []
+    manifest = json.loads((out / "dump" / "dump.json").read_text())
+    manifest["asked"]["length"] = 17
+    manifest["fingerprint"] = configuration_hash([manifest["format"], manifest["asked"]])
+    (out / "dump" / "dump.json").write_text(json.dumps(manifest))
+    calls = []
 
     def generated(keys, target, drafter, texts, setting, **options):
-        asked.append((keys, setting, options))
+        calls.append((keys, setting, options))
         return planner.Measured(1.5, 0.1, 4, 7.0, 1.2)
 
     monkeypatch.setattr(pair_plan, "measure_generation", generated)
@@ -94,14 +94,14 @@ def test_the_best_is_checked_on_other_texts_as_long_as_the_dumps(again, monkeypa
     assert best["measured"]["tokens_per_second"] == 7 and not any(
         "measured" in each for each in others
     )
-    ((keys, setting, options),) = asked
+    ((keys, setting, options),) = calls
     assert list(setting._asdict().values())[:3] == list(best["setting"].values())[:3]
     assert options["options"].max_new_tokens == 17 and len(keys) == 4
     of_dump = jax.vmap(lambda r: jax.random.fold_in(jax.random.key(0), r))(np.arange(4))
     assert not np.intersect1d(jax.random.key_data(keys), jax.random.key_data(of_dump)).size
 
 
-def test_a_dump_that_keeps_less_is_not_used(again, capsys):
+def test_dump_that_keeps_fewer_tokens_is_not_reused(again, capsys):
     """One that cut nothing off is: there is no more to keep."""
     out, ask = again
     assert run("plan", *ask, "--num-kept", "30") == 0
@@ -114,7 +114,7 @@ def test_a_dump_that_keeps_less_is_not_used(again, capsys):
     )
 
 
-def test_costs_serve_another_plan(plan, tmp_path, capsys):
+def test_costs_are_reused_by_another_plan(plan, tmp_path, capsys):
     ask = [
         "--costs",
         plan / "costs.json",
@@ -146,7 +146,7 @@ def test_costs_serve_another_plan(plan, tmp_path, capsys):
         (["--num-kept", "3"], "expected num_kept 3, got one made with 20"),
     ],
 )
-def test_what_is_there_is_of_the_same_question(plan, checkpoint, change, line, capsys):
+def test_files_of_another_configuration_are_refused(plan, checkpoint, change, line, capsys):
     ask = [
         "--target",
         checkpoint,
@@ -177,7 +177,7 @@ def test_what_is_there_is_of_the_same_question(plan, checkpoint, change, line, c
         (["--trees", "1,1"], "acceptances: expected neither --lengths nor --trees"),
     ],
 )
-def test_costs_that_were_not_measured(plan, tmp_path, change, line, capsys):
+def test_missing_costs_are_refused(plan, tmp_path, change, line, capsys):
     ask = [
         "--costs",
         plan / "costs.json",
@@ -194,7 +194,7 @@ def test_costs_that_were_not_measured(plan, tmp_path, change, line, capsys):
     assert line in capsys.readouterr().err
 
 
-def test_sweep_of_a_dump(plan, tmp_path, capsys):
+def test_acceptance_at_every_position_of_a_dump(plan, tmp_path, capsys):
     ask = [
         "--pairs",
         plan / "dump",

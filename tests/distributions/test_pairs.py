@@ -90,7 +90,7 @@ def test_broken_npz_files_are_refused(tmp_path):
     ("arguments", "options", "message"),
     [
         ((0, 3), {}, "num_pairs: expected an int of at least 1, got 0"),
-        ((1, 3), {"family": "cauchy"}, "expected 'dirichlet' or 'gaussian', got 'cauchy'"),
+        ((1, 3), {"family": "cauchy"}, "family: expected one of dirichlet, gaussian, got 'cauchy'"),
         ((1, 3), {"scale": 0}, "scale: expected a number within 1e-3..1e6, got 0"),
     ],
 )

@@ -44,7 +44,7 @@ def test_changes_are_the_figures_that_differ():
     assert changes([LINE | {"ratio": 0.0}], [LINE], 0.5) == [("race", "ratio", 0.0, 4.0)]
 
 
-def test_a_run_leaves_one_file_and_shows_what_changed(suite, tmp_path, capsys):
+def test_run_writes_one_file_and_shows_changes(suite, tmp_path, capsys):
     first = tmp_path / "a" / "first.json"
     second = tmp_path / "second.json"
     assert entry.main(["bench", "race", "--repeats", "3", "--out", str(first)]) == 0
@@ -91,7 +91,7 @@ def test_bad_input(suite, capsys, arguments, message):
     assert error.count("\n") == 1 and message in error
 
 
-def test_an_interrupt_does_not_promise_to_go_on(suite, monkeypatch, capsys):
+def test_interrupted_benchmark_offers_no_resume(suite, monkeypatch, capsys):
     def interrupted(repeats):
         raise KeyboardInterrupt
 

@@ -66,7 +66,7 @@ def test_block_efficiency(tmp_path, monkeypatch, capsys):
 def test_per_token(tmp_path):
     (row,) = run("per_token", tmp_path, "--num-prompts", 10, "--rounds", 20, "--num-drafts", 2)
     exact, measured, error = (float(row[name]) for name in ("exact", "measured", "standard_error"))
-    assert int(row["places"]) == 200
+    assert int(row["num_positions"]) == 200
     assert abs(measured - exact) < 5 * error  # fails by chance once in 10^6
     assert float(row["bound"]) <= exact + 1e-6
 
@@ -103,7 +103,7 @@ def test_bad_options(options, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_an_outside_module_with_a_cache(capsys):
+def test_outside_module_with_its_cache(capsys):
     """Its text is that of evaluating all anew, and chains in its cache (`main`) do not change it."""
     vocab, width = 12, 8
     model = outside_model.Outside(vocab, width, nnx.Rngs(0))

@@ -53,7 +53,7 @@ def number(row, field):
 
 def test_fig6(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(gls_fig6, "_MOST_CHAINS", 0)  # specinfer_wor is estimated while K < N
-    sizes = ["--num-pairs", 3, "--num-items", 3, "--max-drafts", 3]
+    sizes = ["--num-pairs", 3, "--num-categories", 3, "--max-drafts", 3]
     sizes += ["--num-trials", 2000, "--num-chains", 500]
     rows = run("gls_fig6", tmp_path / "out", *sizes, "--schemes", "minhash", "specinfer_wor")
     assert "3 random pairs" in capsys.readouterr().out
@@ -108,11 +108,11 @@ def test_daliri(tmp_path, capsys, fake_model):
             assert number(row, "lower") - 1e-5 <= exact <= number(row, "upper") + 1e-5
             difference = abs(number(row, "simulated") - exact)
             assert difference < 5 * number(row, "standard_error"), row
-    # Every position has a simulation of its own.
+    # Every position is simulated separately.
     assert len({row["simulated"] for row in rows}) > 18
 
 
-def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys, fake_model):
+def test_stopped_run_is_resumed(tmp_path, monkeypatch, capsys, fake_model):
     """The third of four blocks is interrupted: the first two are not computed again."""
     whole = run("daliri", tmp_path / "whole", *DALIRI)
     agreement = daliri.agreement
@@ -138,15 +138,17 @@ def test_khisti(tmp_path, capsys, monkeypatch, fake_model):
     rows = run("khisti", tmp_path / "out", *few)
     assert tuple(rows[0]) == khisti.Row._fields
     table = {
-        (row["laws"], row["scheme"], int(row["num_drafts"])): number(row, "acceptance")
+        (row["distributions"], row["scheme"], int(row["num_drafts"])): number(row, "acceptance")
         for row in rows
     }
     assert len(table) == len(rows) == 2 * len(khisti.SCHEMES) + 3 * 4
-    for label in ("top 4", "paper"):
-        for k in (2, 4):
-            by_scheme = [table[label, name, k] for name in ("specinfer", "spectr", "optimal")]
-            assert by_scheme == sorted(by_scheme)
-            assert table[label, "weighted_importance", k] <= table[label, "optimal", k] + 1e-5
+    for k in (2, 4):
+        by_scheme = [table["top 4", name, k] for name in ("specinfer", "spectr", "optimal")]
+        assert by_scheme == sorted(by_scheme)
+        assert table["top 4", "weighted_importance", k] <= table["top 4", "optimal", k] + 1e-5
+    # The paper's numbers are passed on as they are.
+    for name, curve in khisti.PAPER.items():
+        assert [table["paper", name, k] for k in khisti.PAPER_NUM_DRAFTS] == list(curve)
     model_pairs = shared.next_token_pairs(
         (12, 17), num_prompts=1, num_positions=6, top_k=4, draft_temperature=1.2
     )
@@ -181,7 +183,7 @@ def test_diverse(tmp_path, capsys, monkeypatch, fake_model):
     assert "draft temperatures" in capsys.readouterr().out
 
 
-def test_full_changes_defaults_and_not_given_options(tmp_path, monkeypatch):
+def test_full_changes_only_defaults(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(gls_fig6.GlsFig6, "run", lambda self, report: started.append(self) or [])
     for options in ([], ["--full"], ["--full", "--num-trials", "7"]):

@@ -208,7 +208,7 @@ def rewrite_as_v4(path):
         kinds = fields.pop("layer_types")
         fields["sliding_window_pattern"] = kinds.index("full_attention") + 1
     elif fields["model_type"] != "llama":
-        # Each family has a rule of its own.
+        # Each family has a separate rule.
         fields.pop("layer_types")
     fields["rope_theta"] = rope.pop("rope_theta")
     fields["rope_scaling"] = None if rope["rope_type"] == "default" else rope

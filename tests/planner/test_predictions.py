@@ -32,7 +32,7 @@ def random_dump(**configuration):
     return make_dump(p, q, np.arange(12) % 6 == 0, **configuration)
 
 
-def test_truncation_is_half_of_the_difference_of_the_readings():
+def test_truncation_is_half_the_difference_between_tails():
     """A text of two tokens, both the first one, where p = q: MinHash accepts it with probability 1 / (1 + TV)."""
     p, q = np.tile([[0.5, 0.3, 0.2]], (2, 1)), np.tile([[0.5, 0.1, 0.4]], (2, 1))
     dump = make_dump(p, q, [True, False])

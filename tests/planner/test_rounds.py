@@ -89,7 +89,7 @@ def measure(setting, **options):
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.scheme)
-def test_predicted_is_measured(dump, setting):
+def test_prediction_agrees_with_measurement(dump, setting):
     (predicted,) = planner.efficiencies(dump, [setting])
     measured = measure(setting)
     error = np.hypot(predicted.standard_error, measured.standard_error)
@@ -212,7 +212,7 @@ def ways(outcomes, at, end):
     ],
     ids=["chains", "tree", "block"],
 )
-def test_efficiency_is_that_of_all_ways_of_rounds(outcomes, survival):
+def test_efficiency_agrees_with_enumeration_of_all_rounds(outcomes, survival):
     """Documents of five tokens and of two, enumerated."""
     efficiency = rounds.block_efficiency(survival(), np.isin(np.arange(7), [0, 5]))
     first = sum(probability * number for probability, number in ways(outcomes, 0, 5))

@@ -1,4 +1,4 @@
-"""Peak memory of a process of its own: long work takes no more than short work."""
+"""Peak memory of a separate process: long work takes no more than short work."""
 
 import json
 import subprocess

@@ -40,7 +40,7 @@ sys.exit(cli.main(sys.argv[1:]))
 STUDY = [
     "--num-pairs",
     150,
-    "--num-items",
+    "--num-categories",
     4,
     "--num-trials",
     50,
@@ -113,7 +113,7 @@ def test_two_processes_write_the_files_of_one(whole, tmp_path):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_process_that_dies_costs_its_unfinished_blocks(whole, tmp_path, monkeypatch):
+def test_killed_process_loses_only_its_unfinished_blocks(whole, tmp_path, monkeypatch):
     """Five blocks; the second process is killed at its second, the first one finishes its own three and says so."""
     first, second = run_two("acceptance", "--out", tmp_path, *STUDY, dies=(0, 2))
     assert second[0] == -9 and first[0] == 2, (first, second)
@@ -149,7 +149,7 @@ def test_processes_of_different_configurations_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_others_hear_of_a_first_process_that_gives_up(tmp_path, monkeypatch):
+def test_other_processes_learn_that_the_first_one_failed(tmp_path, monkeypatch):
     """It does not come to the barrier, though it waits for the end of the others."""
 
     def interrupt(*_, **options):
@@ -170,7 +170,7 @@ def test_others_hear_of_a_first_process_that_gives_up(tmp_path, monkeypatch):
     assert names(tmp_path) == ["cells.partial.0.npz"]
 
 
-def test_hosts_without_a_shared_folder_are_told(whole, tmp_path):
+def test_hosts_without_a_shared_folder_get_an_error(whole, tmp_path):
     """Their parts, brought into one folder, are a run to resume."""
     here, there = tmp_path / "here", tmp_path / "there"
     first, second = run_two(

@@ -163,7 +163,7 @@ def test_drafts_are_prefix_stable(scheme):
             np.testing.assert_array_equal(drafts, lists[-1][:, :k])
 
 
-# Of the schemes without trials of their own, whose trials call `propose` and `verify`, one for each
+# Of the schemes without separate trials, whose trials call `propose` and `verify`, one for each
 # number of drafts.
 WITH_TRIALS = [s for s in SCHEMES if s.trials is not None or s.name in ("minhash", "optimal")]
 

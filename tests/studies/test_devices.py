@@ -1,4 +1,4 @@
-"""Numbers do not depend on how many devices share the work: eight host devices in a process of their own."""
+"""Numbers do not depend on how many devices share the work: eight host devices in a separate process."""
 
 import json
 import os
@@ -66,12 +66,12 @@ def test_sweeps_are_the_same_on_any_number_of_devices(eight):
         assert all(row == alone for row in shared), scheme
 
 
-@pytest.mark.parametrize(("name", "asked"), [("nine", (STUDY, PAIRS)), ("eight", EIGHT)])
-def test_a_study_is_the_same_on_eight_devices(eight, tmp_path, name, asked):
+@pytest.mark.parametrize(("name", "arguments"), [("nine", (STUDY, PAIRS)), ("eight", EIGHT)])
+def test_a_study_is_the_same_on_eight_devices(eight, tmp_path, name, arguments):
     """Nine pairs, so that shares are filled up: exact values and bounds bit for bit, too."""
     _, folder = eight
     assert len(jax.local_devices()) == 1
-    acceptance_study.run(*asked, tmp_path)
+    acceptance_study.run(*arguments, tmp_path)
     for file in ("cells.npz", "acceptance.csv"):
         assert (tmp_path / file).read_bytes() == (folder / name / file).read_bytes(), file
     with np.load(tmp_path / "cells.npz") as cells:

@@ -1,4 +1,4 @@
-"""Images to bytes and back with a model trained in seconds; the list code underneath has tests of its own."""
+"""Images to bytes and back with a model trained in seconds; the list code underneath has separate tests."""
 
 import dataclasses
 import subprocess
@@ -61,7 +61,7 @@ def test_bytes_and_back(codec, blob):
     again = codec.decode(unpacked, SIDE[:, 0], 0)
     assert (again.index == decoded[0].index).all()
     indices = np.stack([result.index for result in decoded])
-    assert (indices != indices[0]).any(), "decoders have streams of their own"
+    assert (indices != indices[0]).any(), "decoders have different streams"
 
 
 def test_decoders_race_under_the_models_weights(codec, blob):
