@@ -50,8 +50,8 @@ def test_files_hold_the_results_of_the_library(signals, tmp_path, capsys):
         "rate": (3 * COUNT + 4) / COUNT,
         "bytes": len(blob),
     }
-    ask = ["decompress", "made/here/blob.gls", "side.npy", "made/there/estimate.npy", "--decoder"]
-    assert run(*ask, 1, "--source", "source.npy", "--json") == 0
+    args = ["decompress", "made/here/blob.gls", "side.npy", "made/there/estimate.npy", "--decoder"]
+    assert run(*args, 1, "--source", "source.npy", "--json") == 0
     estimate = np.load("made/there/estimate.npy")
     assert estimate.dtype == np.float32
     np.testing.assert_array_equal(estimate, CODEC.decode(blob, side, 1).estimate)
@@ -69,7 +69,7 @@ def test_files_hold_the_results_of_the_library(signals, tmp_path, capsys):
         "decoder": 1,
         "estimator": "plug_in",
     }
-    assert run(*ask, 0, "--json") == 0
+    assert run(*args, 0, "--json") == 0
     # Another stream gives another estimate, and the file is replaced.
     assert (np.load("made/there/estimate.npy") != estimate).any()
     assert "distortion" not in json.loads(capsys.readouterr().out)
@@ -85,7 +85,7 @@ def test_printed_tables(signals, capsys):
     printed = capsys.readouterr().out
     for figure in ("300", "904 bits", "3.0133 bits per symbol", "bytes"):
         assert figure in printed
-    ask = [
+    args = [
         "decompress",
         "blob.gls",
         "side.npy",
@@ -95,7 +95,7 @@ def test_printed_tables(signals, capsys):
         "--estimator",
         "posterior_mean",
     ]
-    assert run(*ask, "--source", "source.npy") == 0
+    assert run(*args, "--source", "source.npy") == 0
     printed = capsys.readouterr().out
     assert "estimate.npy: 300 symbols of decoder 1, posterior_mean estimate" in printed
     for name in ("side information alone", "mean of 10 log10 error", "10 log10 of mean error"):

@@ -50,14 +50,21 @@ def test_whole_images_and_crops(folder, images, capsys):
     expected = codec.decode(blob, crops, 1).estimate
     np.save("crops.npy", crops)
     np.save("right.npy", right)
-    ask = ["--decoder", 1, "--model", folder, "--json"]
+    args = ["--decoder", 1, "--model", folder, "--json"]
     for side, source, more in (
         ("images.npy", "images.npy", ["--crop-seed", 5]),
         ("crops.npy", "right.npy", []),
     ):
         assert (
             run(
-                "decompress", "blob.gls", side, "made/estimate.npy", "--source", source, *more, *ask
+                "decompress",
+                "blob.gls",
+                side,
+                "made/estimate.npy",
+                "--source",
+                source,
+                *more,
+                *args,
             )
             == 0
         )
@@ -71,8 +78,8 @@ def test_whole_images_and_crops(folder, images, capsys):
 
 def test_pictures(folder, images, capsys):
     image_files.write_images("pictures", images)
-    ask = ["--model", folder]
-    assert run("compress", "pictures", "blob.gls", *CODE, *ask) == 0
+    args = ["--model", folder]
+    assert run("compress", "pictures", "blob.gls", *CODE, *args) == 0
     assert "20" in capsys.readouterr().out
     assert (
         run(
@@ -84,7 +91,7 @@ def test_pictures(folder, images, capsys):
             0,
             "--source",
             "pictures",
-            *ask,
+            *args,
         )
         == 0
     )
@@ -93,8 +100,8 @@ def test_pictures(folder, images, capsys):
     estimate, source = image_files.read_images("out"), images[:, :, 4:]
     assert estimate.shape == (20, 8, 4, 1)
     assert np.square(estimate - source).mean() < np.square(source).mean() / 2
-    assert run("compress", "pictures/00.png", "one.gls", *CODE, *ask) == 0
-    assert run("decompress", "one.gls", "pictures/00.png", "one.png", "--decoder", 0, *ask) == 0
+    assert run("compress", "pictures/00.png", "one.gls", *CODE, *args) == 0
+    assert run("decompress", "one.gls", "pictures/00.png", "one.png", "--decoder", 0, *args) == 0
     assert image_files.read_images("one.png").shape == (1, 8, 4, 1)
 
 
@@ -106,7 +113,7 @@ def test_bad_input(folder, images, capsys):
     variances = ["--target-variance", 0.05, "--side-variance", 0.5]
     assert run("compress", "numbers.npy", "numbers.gls", *CODE, *variances) == 0
     capsys.readouterr()
-    ask, one = ["decompress", "blob.gls", "images.npy"], ["--decoder", 0, *model]
+    args, one = ["decompress", "blob.gls", "images.npy"], ["--decoder", 0, *model]
     for arguments, message in (
         (
             ["compress", "images.npy", "x", *CODE],
@@ -125,14 +132,14 @@ def test_bad_input(folder, images, capsys):
             ["compress", "images.npy", "x", *CODE, "--model", "none"],
             "none: expected the folder of a trained image model",
         ),
-        ([*ask, "x.npy", "--decoder", 0], "blob.gls: holds images; expected --model"),
-        ([*ask, "x.npy", *model, "--decoder", 2], "decoder: expected one int within 0..1, got 2"),
+        ([*args, "x.npy", "--decoder", 0], "blob.gls: holds images; expected --model"),
+        ([*args, "x.npy", *model, "--decoder", 2], "decoder: expected one int within 0..1, got 2"),
         (
-            [*ask, "x.png", *one],
+            [*args, "x.png", *one],
             "x.png: expected one image for a .png file, got 20; write to a folder",
         ),
-        ([*ask, "x.gif", *one], "x.gif: expected an .npy file, a .png file or a folder"),
-        ([*ask, "x.npy", *one, "--source", "wide.npy"], "wide.npy: expected images of 8 x 4 x 1"),
+        ([*args, "x.gif", *one], "x.gif: expected an .npy file, a .png file or a folder"),
+        ([*args, "x.npy", *one, "--source", "wide.npy"], "wide.npy: expected images of 8 x 4 x 1"),
         (
             ["decompress", "blob.gls", "wide.npy", "x.npy", *one],
             "wide.npy: expected crops of 3 x 3 x 1, or whole images",

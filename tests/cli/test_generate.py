@@ -29,7 +29,7 @@ def generate(*arguments):
 
 
 @pytest.fixture
-def ask(checkpoint, tmp_path):
+def args(checkpoint, tmp_path):
     """Options of a run over the five prompts of a file."""
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, PROMPTS)) + "\n")
@@ -50,8 +50,8 @@ def test_json_has_the_results_of_the_library(checkpoint, capsys):
     target = models.load(checkpoint)
     drafter = models.load(checkpoint, layers=[0])
     tokens = [target.tokenizer.encode(prompt).ids for prompt in prompts]
-    ask = {"num_drafts": 2, "draft_length": 2, "max_new_tokens": 12, "stop_tokens": [256]}
-    expected = decoding.generate(jax.random.key(7), target, drafter, tokens, **ask)
+    args = {"num_drafts": 2, "draft_length": 2, "max_new_tokens": 12, "stop_tokens": [256]}
+    expected = decoding.generate(jax.random.key(7), target, drafter, tokens, **args)
     for row, line in enumerate(lines):
         length = int(expected.lengths[row])
         assert line["request"] == row and line["tokens"] == expected.tokens[row, :length].tolist()
@@ -63,11 +63,11 @@ def test_json_has_the_results_of_the_library(checkpoint, capsys):
     assert summary["acceptance_histogram"] == expected.metrics.acceptance_histogram.tolist()
 
 
-def test_results_do_not_depend_on_the_batch(ask, capsys):
+def test_results_do_not_depend_on_the_batch(args, capsys):
     """Three a batch: the second is filled up."""
     results = []
     for batch in (1, 3):
-        assert generate(*ask, "--batch", batch, "--stop", "e", "--json") == 0
+        assert generate(*args, "--batch", batch, "--stop", "e", "--json") == 0
         results.append(records(capsys)[0])
     assert results[0] == results[1]
     assert [line["request"] for line in results[0]] == list(range(5)) and len(
@@ -80,7 +80,7 @@ def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
     """Pieces joined are the text, and bytes that are no character come out as what decoding makes of them."""
     pieces, write_piece = [], command._write
     monkeypatch.setattr(command, "_write", lambda piece: (pieces.append(piece), write_piece(piece)))
-    ask = [
+    args = [
         "--target",
         checkpoint,
         *SHAPE,
@@ -91,9 +91,9 @@ def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
         "--stop",
         "<|turn|>",
     ]
-    assert generate(*ask, "--timed") == 0
+    assert generate(*args, "--timed") == 0
     printed = capsys.readouterr()
-    assert generate(*ask, "--json") == 0
+    assert generate(*args, "--json") == 0
     (line,), summary = records(capsys)
     assert printed.out == line["text"] + "\n" == "".join(pieces) + "\n" and len(pieces) > 1
     assert line["text"] == models.load(checkpoint).tokenizer.decode(line["tokens"])
@@ -115,7 +115,7 @@ def test_one_request_streams_its_text(checkpoint, capsys, monkeypatch):
 
 def test_broken_logits_fail_only_their_request(tmp_path, capsys):
     broken = write(tmp_path / "broken", broken="Z", max_position_embeddings=128)
-    ask = [
+    args = [
         "--target",
         broken,
         *SHAPE,
@@ -127,7 +127,7 @@ def test_broken_logits_fail_only_their_request(tmp_path, capsys):
         "12",
         "--json",
     ]
-    assert generate(*ask, "--no-chat") == 2
+    assert generate(*args, "--no-chat") == 2
     printed = capsys.readouterr()
     assert printed.err.strip().endswith(
         "prompt 2: expected logits with a largest one, got NaN or infinite ones"
@@ -135,8 +135,8 @@ def test_broken_logits_fail_only_their_request(tmp_path, capsys):
     assert [json.loads(line).get("request") for line in printed.out.splitlines()] == [0, None]
 
 
-def test_several_texts_are_printed_at_the_end(ask, capsys):
-    assert generate(*ask, "--batch", "3") == 0
+def test_several_texts_are_printed_at_the_end(args, capsys):
+    assert generate(*args, "--batch", "3") == 0
     printed = capsys.readouterr()
     assert [line for line in printed.out.splitlines() if line.startswith("--- ")] == [
         f"--- {i}" for i in range(5)
@@ -144,9 +144,9 @@ def test_several_texts_are_printed_at_the_end(ask, capsys):
     assert "requests, ended by a stop" in printed.err
 
 
-def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
+def test_resume_after_an_interrupt(args, tmp_path, capsys, monkeypatch):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    assert generate(*ask, "--out", whole, "--batch", "3") == 0
+    assert generate(*args, "--out", whole, "--batch", "3") == 0
     append, calls = JsonlResults.append, []
 
     def interrupted(results, record):
@@ -157,16 +157,16 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(JsonlResults, "append", interrupted)
-        assert generate(*ask, "--out", cut, "--batch", "3") == 130
+        assert generate(*args, "--out", cut, "--batch", "3") == 130
     assert capsys.readouterr().err.endswith("interrupted; --resume continues from here\n")
     assert cut.read_text().count("\n") == 2
-    assert generate(*ask, "--out", cut) == 2  # never written over
+    assert generate(*args, "--out", cut) == 2  # never written over
     assert "a file of results is here; --resume continues it" in capsys.readouterr().err
-    assert generate(*ask, "--out", cut, "--resume", "--top-k", "5") == 2
+    assert generate(*args, "--out", cut, "--resume", "--top-k", "5") == 2
     assert "expected a result of this request and these options" in capsys.readouterr().err
     with cut.open("a") as file:
         file.write('{"request": 4, "te')  # an interrupted write
-    assert generate(*ask, "--out", cut, "--resume", "--batch", "3", "--json") == 0
+    assert generate(*args, "--out", cut, "--resume", "--batch", "3", "--json") == 0
     lines, summary = records(capsys)
     assert sorted(cut.read_text().splitlines()) == sorted(whole.read_text().splitlines())
     assert lines == sorted(
@@ -174,7 +174,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
     )
     assert summary["requests"] == 5
     with files.alone(cut):
-        assert generate(*ask, "--out", cut, "--resume") == 2
+        assert generate(*args, "--out", cut, "--resume") == 2
     assert (
         "cut.jsonl: expected a file to itself, but another run is using it"
         in capsys.readouterr().err
@@ -184,7 +184,7 @@ def test_resume_after_an_interrupt(ask, tmp_path, capsys, monkeypatch):
         "prompts.jsonl",
         "whole.jsonl",
     ]
-    assert generate(*ask, "--out", cut, "--resume", "--json") == 0  # nothing left to do
+    assert generate(*args, "--out", cut, "--resume", "--json") == 0  # nothing left to do
     assert records(capsys)[0] == lines
 
 

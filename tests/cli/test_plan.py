@@ -24,11 +24,11 @@ def run(*arguments):
 def plan(checkpoint, tmp_path_factory):
     """A folder with a plan of the tiny checkpoint, drafted by its first layer."""
     out = tmp_path_factory.mktemp("plan") / "here"
-    ask = ["--target", checkpoint, "--drop-layers", "1", "--out", out, *SMALL, "--schemes", "gls"]
+    args = ["--target", checkpoint, "--drop-layers", "1", "--out", out, *SMALL, "--schemes", "gls"]
     assert (
         run(
             "plan",
-            *ask,
+            *args,
             "--num-drafts",
             "1",
             "--lengths",
@@ -60,7 +60,7 @@ def test_plan_from_one_command(plan):
 def again(plan, checkpoint, tmp_path):
     """A copy of that folder, and what it takes to plan there again."""
     out = shutil.copytree(plan, tmp_path / "copy")
-    ask = [
+    args = [
         "--target",
         checkpoint,
         "--drop-layers",
@@ -73,11 +73,11 @@ def again(plan, checkpoint, tmp_path):
         "--batch",
         "2",
     ]
-    return out, [*ask, "--num-drafts", "1", "--lengths", "1", "2", "--trees", "1,1"]
+    return out, [*args, "--num-drafts", "1", "--lengths", "1", "2", "--trees", "1,1"]
 
 
 def test_best_settings_are_checked_on_new_texts_of_the_dumps_length(again, monkeypatch):
-    out, ask = again
+    out, args = again
     manifest = json.loads((out / "dump" / "dump.json").read_text())
     manifest["asked"]["length"] = 17
     manifest["fingerprint"] = configuration_hash([manifest["format"], manifest["asked"]])
@@ -89,7 +89,7 @@ def test_best_settings_are_checked_on_new_texts_of_the_dumps_length(again, monke
         return planner.Measured(1.5, 0.1, 4, 7.0, 1.2)
 
     monkeypatch.setattr(pair_plan, "measure_generation", generated)
-    assert run("plan", *ask, "--check", "4") == 0
+    assert run("plan", *args, "--check", "4") == 0
     best, *others = json.loads((out / "plan.json").read_text())["choices"]
     assert best["measured"]["tokens_per_second"] == 7 and not any(
         "measured" in each for each in others
@@ -103,19 +103,19 @@ def test_best_settings_are_checked_on_new_texts_of_the_dumps_length(again, monke
 
 def test_dump_that_keeps_fewer_tokens_is_not_reused(again, capsys):
     """One that cut nothing off is: there is no more to keep."""
-    out, ask = again
-    assert run("plan", *ask, "--num-kept", "30") == 0
+    out, args = again
+    assert run("plan", *args, "--num-kept", "30") == 0
     tails = np.lib.format.open_memmap(out / "dump" / "tail_p.npy", mode="r+")
     tails[3] = 0.1
     tails.flush()
-    assert run("plan", *ask, "--num-kept", "30") == 2
+    assert run("plan", *args, "--num-kept", "30") == 2
     assert (
         "expected num_kept 30, got one made with 20; give another --out" in capsys.readouterr().err
     )
 
 
 def test_costs_are_reused_by_another_plan(plan, tmp_path, capsys):
-    ask = [
+    args = [
         "--costs",
         plan / "costs.json",
         "--out",
@@ -126,8 +126,8 @@ def test_costs_are_reused_by_another_plan(plan, tmp_path, capsys):
         "1",
         "--json",
     ]
-    ask += ["--batch", "2"]
-    assert run("plan", *ask, "--acceptances", "0.8", "0.5") == 0
+    args += ["--batch", "2"]
+    assert run("plan", *args, "--acceptances", "0.8", "0.5") == 0
     best, other = sorted(
         json.loads(capsys.readouterr().out)["choices"], key=lambda each: each["nodes"]
     )
@@ -147,7 +147,7 @@ def test_costs_are_reused_by_another_plan(plan, tmp_path, capsys):
     ],
 )
 def test_files_of_another_configuration_are_refused(plan, checkpoint, change, line, capsys):
-    ask = [
+    args = [
         "--target",
         checkpoint,
         "--drop-layers",
@@ -161,7 +161,7 @@ def test_files_of_another_configuration_are_refused(plan, checkpoint, change, li
         "2",
     ]
     before = (plan / "plan.json").read_bytes()
-    assert run("plan", *ask, "--num-drafts", "1", "--lengths", "1", "--trees", "1,1", *change) == 2
+    assert run("plan", *args, "--num-drafts", "1", "--lengths", "1", "--trees", "1,1", *change) == 2
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1 and (plan / "plan.json").read_bytes() == before
 
@@ -178,7 +178,7 @@ def test_files_of_another_configuration_are_refused(plan, checkpoint, change, li
     ],
 )
 def test_missing_costs_are_refused(plan, tmp_path, change, line, capsys):
-    ask = [
+    args = [
         "--costs",
         plan / "costs.json",
         "--out",
@@ -190,12 +190,12 @@ def test_missing_costs_are_refused(plan, tmp_path, change, line, capsys):
         "--batch",
         "2",
     ]
-    assert run("plan", *ask, "--acceptances", "0.8", *change) == 2
+    assert run("plan", *args, "--acceptances", "0.8", *change) == 2
     assert line in capsys.readouterr().err
 
 
 def test_acceptance_at_every_position_of_a_dump(plan, tmp_path, capsys):
-    ask = [
+    args = [
         "--pairs",
         plan / "dump",
         "--out",
@@ -207,7 +207,7 @@ def test_acceptance_at_every_position_of_a_dump(plan, tmp_path, capsys):
         "4",
         "--json",
     ]
-    assert run("acceptance", *ask) == 0
+    assert run("acceptance", *args) == 0
     one, four = json.loads(capsys.readouterr().out)["rows"]
     assert one["disjoint"] == one["merged"] < four["disjoint"] < 1
 
