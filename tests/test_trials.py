@@ -102,10 +102,13 @@ def test_thousands_of_pairs_compile_once():
         assert (abs(np.asarray(result.mean - exact).mean(0)) < 6 * error).all()  # 2e-9 each
 
 
-def test_progress_ends_at_the_total():
+def test_progress_rises_to_the_total(monkeypatch):
+    monkeypatch.setattr(trial_loop, "_NOISE_PER_CALL", 1)  # a report every 1,024 trials
     seen = []
-    estimate(num_trials=1000, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (1000, 1000) and all(a < b for (a, _), (b, _) in itertools.pairwise(seen))
+    estimate(num_trials=5000, progress=lambda done, total: seen.append((done, total)))
+    assert len(seen) == 5 and seen[-1] == (5000, 5000)
+    assert all(total == 5000 for _, total in seen)
+    assert all(earlier < later for (earlier, _), (later, _) in itertools.pairwise(seen))
 
 
 def test_memory_does_not_grow_with_the_trials():

@@ -33,6 +33,6 @@ from gls_jax.checks.problems import (
     same_categories,
     within_unit,
 )
-from gls_jax.checks.sizes import active_of, count, counts, index, local_devices, one_of
+from gls_jax.checks.sizes import active_of, count, counts, index, local_devices, one_of, seed
 
 __all__ = ["check_log_probs"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from gls_jax.typing import Index
 
-__all__ = ["active_of", "count", "counts", "index", "local_devices", "one_of"]
+__all__ = ["active_of", "count", "counts", "index", "local_devices", "one_of", "seed"]
 
 
 def count(value: Any, name: str) -> int:
@@ -63,6 +63,11 @@ def index(value: Any, name: str, last: int = 2**32 - 2) -> Index:
     if not is_index:
         raise ValueError(f"{name}: expected one int within 0..{last}, got {got}")
     return value
+
+
+def seed(value: Any, name: str = "seed") -> Index:
+    """The seed of a key, from 0 to 2^32 - 1, an int or a traced integer."""
+    return index(value, name, last=2**32 - 1)
 
 
 def active_of(num_active: Any, num_drafts: Any) -> tuple[int, int]:

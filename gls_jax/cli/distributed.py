@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gls_jax.runs import cluster
+from gls_jax.runs import cluster, files
 
 __all__ = ["SINGLE_PROCESS", "Distributed"]
 
@@ -46,8 +46,7 @@ class Distributed:
         except Exception as error:
             # The exit of process 0 would terminate the others, so it prints the reason and waits.
             if is_primary:
-                reason = " ".join(str(error).split())
-                line = f"gls-jax: {reason}; waiting until the others have finished"
+                line = f"gls-jax: {files.one_line(error)}; waiting until the others have finished"
                 print(line, file=sys.stderr, flush=True)
             cluster.leave()
             raise

@@ -26,7 +26,7 @@ from gls_jax.compression.container_fields import (
     Container,
     check_fields,
     check_int,
-    check_messages,
+    check_payload_messages,
     shown,
 )
 from gls_jax.compression.list_code import MAX_SIZE
@@ -97,7 +97,7 @@ def pack(container: Container) -> bytes:
     if not isinstance(container, Container):
         raise ValueError(f"container: expected a Container, got {type(container).__name__}")
     check_fields(container)
-    check_messages(container.messages, container.num_bins)
+    check_payload_messages(container.messages, container.num_bins)
     # The count cannot be computed from a payload that is range coded, or of one bin only.
     fields = {name: getattr(container, name) for name in HEADER_FIELDS}
     fields |= {"parameters": dict(container.parameters), "count": container.messages.size}

@@ -15,21 +15,19 @@ from gls_jax.compression.list_code import MAX_SIZE, SCHEMES, SEARCHES, ListCode
 
 __all__ = [
     "HEADER_FIELDS",
-    "KINDS",
-    "PRNGS",
     "Container",
     "check_fields",
     "check_header",
     "check_int",
-    "check_messages",
+    "check_payload_messages",
     "header",
     "shown",
 ]
 
-KINDS = ("gaussian", "images")
-PRNGS = ("threefry2x32",)
+_KINDS = ("gaussian", "images")
+_PRNGS = ("threefry2x32",)
 
-_CHOICES = {"kind": KINDS, "prng": PRNGS, "scheme": SCHEMES, "search": SEARCHES}
+_CHOICES = {"kind": _KINDS, "prng": _PRNGS, "scheme": SCHEMES, "search": SEARCHES}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,8 +37,8 @@ class Container:
     ``==`` compares identity; two containers with equal content have equal bytes.
 
     Attributes:
-        kind: of the codec, one of `KINDS`.
-        prng: generator of the shared noise, one of `PRNGS`.
+        kind: of the codec, `gaussian` or `images`.
+        prng: generator of the shared noise, `threefry2x32`.
         seed: of the shared noise, within 0..2^32-1.
         num_candidates: `N`, within 1..2^30.
         num_bins: `L`, within 1..N; below 2^24 unless it is a power of two.
@@ -75,7 +73,7 @@ def header(
     """All fields of a codec's containers except seed and messages."""
     return {
         "kind": kind,
-        "prng": PRNGS[0],
+        "prng": _PRNGS[0],
         "num_candidates": code.num_candidates,
         "num_bins": code.num_bins,
         "num_decoders": code.num_decoders,
@@ -115,7 +113,7 @@ def check_fields(container: Container) -> None:
         _check_parameter(name, value)
 
 
-def check_messages(messages: Any, num_bins: int) -> None:
+def check_payload_messages(messages: Any, num_bins: int) -> None:
     """Raise `ValueError` unless messages are `i32[n]` within 0..L-1."""
     if not isinstance(messages, np.ndarray):
         raise ValueError(f"messages: expected a NumPy array, got {type(messages).__name__}")

@@ -21,7 +21,7 @@ from gls_jax.typing import Index
 
 __all__ = ["BinMembers", "bin_members", "decode_index", "encode_index"]
 
-MAX_BLOCK = 4096  # candidates at a time: a few such arrays fit a core's cache
+_MAX_BLOCK = 4096  # candidates at a time: a few such arrays fit a core's cache
 _WORD_BITS = 32
 
 
@@ -152,8 +152,8 @@ def _member_indices(code: ListCode, members: BinMembers, member_numbers):
 
 
 def _block_size(code: ListCode) -> int:
-    """`N` rounded up to whole words, at most :data:`MAX_BLOCK`."""
-    return min(MAX_BLOCK, -(-code.num_candidates // _WORD_BITS) * _WORD_BITS)
+    """`N` rounded up to whole words, at most :data:`_MAX_BLOCK`."""
+    return min(_MAX_BLOCK, -(-code.num_candidates // _WORD_BITS) * _WORD_BITS)
 
 
 def _block_numbers(code: ListCode):
@@ -161,6 +161,9 @@ def _block_numbers(code: ListCode):
 
 
 def _page_size(code: ListCode) -> int:
-    """About a third of a bin: the last page is half empty on average, a sixth of the work."""
+    """About a third of a bin, within 32..1024.
+
+    The last page is half empty on average, a sixth of the work.
+    """
     third_of_bin = code.num_candidates // (3 * code.num_bins)
     return max(_WORD_BITS, min(1024, 1 << third_of_bin.bit_length()))

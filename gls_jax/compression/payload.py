@@ -12,6 +12,8 @@ from __future__ import annotations
 import constriction
 import numpy as np
 
+__all__ = ["check_num_bins", "decode", "encode"]
+
 # constriction's fixed-point probabilities have 24 bits.
 _MAX_RANGE_CODED = 2**24
 # Messages spread into bits at a time; a multiple of 8, so every chunk ends with a whole byte.

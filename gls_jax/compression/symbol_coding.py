@@ -14,15 +14,15 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from gls_jax import checks, races
 from gls_jax.compression import dense_search, ordered_search
 from gls_jax.compression.densities import Density
-from gls_jax.compression.list_code import ListCode
-from gls_jax.compression.symbol_groups import Progress, in_groups, over_lanes
+from gls_jax.compression.list_code import MAX_SIZE, ListCode
+from gls_jax.compression.symbol_groups import in_groups, over_lanes
 from gls_jax.compression.symbol_validation import (
     check_density,
     check_keys,
     check_messages,
     check_rows,
 )
-from gls_jax.typing import Numbers
+from gls_jax.typing import Numbers, Progress
 
 __all__ = ["Received", "Sent", "decode", "encode", "keys_of_seed", "symbol_keys"]
 
@@ -54,7 +54,7 @@ class Received(NamedTuple):
 def symbol_keys(key: PRNGKeyArray, count: int) -> Key[Array, " n"]:
     """Position keys of symbols `0..count - 1`."""
     checks.key(key)
-    checks.index(count, "count", last=2**30)
+    checks.index(count, "count", last=MAX_SIZE)
     return jax.vmap(partial(races.position_key, key))(jnp.arange(count))
 
 

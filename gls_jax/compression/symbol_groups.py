@@ -15,16 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax.typing import Index
+from gls_jax.typing import Index, Progress
 
-__all__ = ["GROUP_SIZE", "NUM_LANES", "Progress", "in_groups", "over_lanes", "padded"]
+__all__ = ["GROUP_SIZE", "in_groups", "over_lanes", "padded"]
 
 # Symbols in one call on a device. Part of the blob format (`block` of the header).
 GROUP_SIZE = 4096
 # Symbols that a dense search keeps in the cache at a time; divides GROUP_SIZE.
-NUM_LANES = 8
-
-Progress = Callable[[int, int], None]
+_NUM_LANES = 8
 
 
 def in_groups(
@@ -76,8 +74,8 @@ def over_lanes(function: Callable[..., Any], rows: Any, count: Index) -> Any:
     shapes = jax.eval_shape(jax.vmap(function), *rows)
 
     def step(number, results):
-        first = number * NUM_LANES
-        lanes = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, NUM_LANES), rows)
+        first = number * _NUM_LANES
+        lanes = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, _NUM_LANES), rows)
 
         def write(whole, part):
             return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 0)
@@ -85,7 +83,7 @@ def over_lanes(function: Callable[..., Any], rows: Any, count: Index) -> Any:
         return jax.tree.map(write, results, jax.vmap(function)(*lanes))
 
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    return jax.lax.fori_loop(0, (count + NUM_LANES - 1) // NUM_LANES, step, zeros)
+    return jax.lax.fori_loop(0, (count + _NUM_LANES - 1) // _NUM_LANES, step, zeros)
 
 
 def _padded_group(rows: Any, start: int, count: int) -> Any:

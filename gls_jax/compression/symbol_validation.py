@@ -20,7 +20,7 @@ _PROBE_SIZE = 7  # candidates of the shape check: a number that no other axis is
 
 def check_seed(seed: Any, name: str = "seed") -> int:
     """A seed of the shared randomness as a Python int within `0..2^32 - 1`."""
-    return operator.index(checks.index(seed, name, last=2**32 - 1))
+    return operator.index(checks.seed(seed, name))
 
 
 def check_keys(keys: Any) -> int:

@@ -27,7 +27,7 @@ class BatchSampling:
     """
 
     temperature: Float[Array, " B"]
-    draft_temperature: Float[Array, "B D"]
+    draft_temperature: Float[Array, "B _"]
     vocab_size: int = dataclasses.field(metadata={"static": True})
     top_p: Float[Array, " B"] | None = None
     min_p: Float[Array, " B"] | None = None
@@ -38,14 +38,15 @@ class BatchSampling:
         self,
         logits: Float[Array, "B C V"],
         temperature: Float[Array, "B _"],
-        seen: Bool[Array, "B c N"] | None,
+        seen: Bool[Array, "B _ N"] | None,
     ) -> Float[Array, "B D N"]:
-        """Distributions at C tree nodes of each request, over the target's vocabulary.
+        """D distributions of each request, over the target's vocabulary.
+
+        There is one for each of C tree nodes, or for each of K temperatures at one node.
 
         Args:
             logits: of the target or a drafter.
-            temperature: `f32[B, 1]` or `f32[B, C]`; with `C = 1` also `f32[B, K]`, which gives K
-                distributions.
+            temperature: `f32[B, 1]` or `f32[B, C]`; with `C = 1` also `f32[B, K]`.
             seen: the tokens of the text at each node; None without a repetition penalty.
         """
 

@@ -86,7 +86,7 @@ class _Frontier(NamedTuple):
 
 
 def initial_spread_fit(batch_size: int) -> Float[Array, "B G"]:
-    """Log-likelihood of each `tau` before the first round."""
+    """Log-prior of each `tau`, from which the first round starts."""
     log_prior = -4 * jnp.log(jnp.asarray(TAUS) / _TYPICAL_TAU) ** 2
     return jnp.broadcast_to(log_prior, (batch_size, len(TAUS)))
 

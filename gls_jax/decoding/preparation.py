@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -107,9 +107,6 @@ def prepare(
 def _language_model(value: object, name: str) -> LanguageModel:
     """A language model, or that of a checkpoint."""
     model = getattr(value, "language_model", value)
-    # An object of the user may have a method where a checkpoint has a property.
-    if model is not value and callable(model):
-        model = model()
     if not isinstance(model, LanguageModel):
         raise ValueError(
             f"{name}: expected a gls_jax.decoding.LanguageModel, got {type(value).__name__}"
@@ -121,9 +118,12 @@ def _distinct_drafters(drafters: Drafters, target: LanguageModel, num_drafts: in
     """The different models among the drafters, and the chains that each of them makes."""
     if drafters is None:
         return (), ()
-    # A checkpoint is a tuple, but one drafter.
-    if not isinstance(drafters, Sequence) or hasattr(drafters, "language_model"):
+    if not isinstance(drafters, Sequence):
         drafters = [drafters]
+    # A checkpoint is a tuple, but one drafter. Its property is looked up in the class, because its
+    # evaluation hashes the vocabulary.
+    elif hasattr(type(drafters), "language_model"):
+        drafters = [cast(AnyModel, drafters)]
     if len(drafters) not in (1, num_drafts):
         raise ValueError(
             f"drafters: expected one, or one for each of {num_drafts} drafts, got {len(drafters)}"

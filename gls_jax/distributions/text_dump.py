@@ -73,7 +73,7 @@ class DumpRequest:
             checks.count(getattr(self, name), name)
         check_context(self.context_length)
         checks.one_of(self.dtype, DTYPES, "dtype")
-        checks.index(self.seed, "seed", last=2**32 - 1)
+        checks.seed(self.seed)
         files.check_folder(self.folder)
         if self.text is not None and not self.text.is_file():
             raise FileNotFoundError(f"{self.text}: no such file; expected a text")

@@ -8,6 +8,7 @@ Nothing is ever downloaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +30,7 @@ from gls_jax.decoding.model import LanguageModel
 from gls_jax.models import decoding_adapter, gguf_file, huggingface, model_location, weights
 from gls_jax.models import tokenizer as tokenizers
 from gls_jax.models.chat import ChatTemplate, chat_template
-from gls_jax.models.config import Config, errors_name
+from gls_jax.models.config import Config, errors_with_path
 from gls_jax.models.detokenize import Detokenizer
 from gls_jax.models.layer_selection import check_kept_layers
 from gls_jax.models.transformer import Cache, Transformer
@@ -135,7 +136,7 @@ def load(
         config = gguf_file.read_config(file)
         kept_layers = check_kept_layers(layers, config.num_layers)
         tensors = gguf_file.read_tensors(file, config)
-        with errors_name(path):
+        with errors_with_path(path):
             tokenizer = tokenizers.from_gguf(file.metadata)
     elif path.exists():
         raise ValueError(
@@ -174,5 +175,10 @@ def logits_function(model: Transformer) -> Callable[[jax.Array], jax.Array]:
     `gls_jax.distributions.pairs` reads next-token distributions with it.
     """
     graph, params = nnx.split(model)
-    forward = jax.jit(lambda params, tokens: nnx.merge(graph, params)(tokens)[0])
-    return lambda tokens: forward(params, jnp.asarray(tokens))
+    return lambda tokens: _logits(graph, params, jnp.asarray(tokens))
+
+
+# At module level, so that models of one architecture share a compilation.
+@partial(jax.jit, static_argnums=0)
+def _logits(graph, params, tokens: jax.Array) -> jax.Array:
+    return nnx.merge(graph, params)(tokens)[0]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from gls_jax import extras
 from gls_jax.models import gguf_file, model_location
-from gls_jax.models.config import one_line
+from gls_jax.runs import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["ChatTemplate", "chat_template"]
 
-# A reply that shows what a template writes after one.
+# A placeholder reply: the template shows how it ends a turn by what it writes after this text.
 _REPLY = "gls-jax"
 
 
@@ -73,7 +73,7 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise ValueError(
-                f"{self.origin}: the chat template refuses the messages ({one_line(error)})"
+                f"{self.origin}: the chat template refuses the messages ({files.one_line(error)})"
             ) from error
 
     def end_of_turn(self, tokenizer: Tokenizer) -> int | None:
@@ -115,14 +115,13 @@ def chat_template(path_or_name: str | Path) -> ChatTemplate | None:
 def _from_folder(folder: Path) -> ChatTemplate | None:
     config_path = folder / "tokenizer_config.json"
     template_path = folder / "chat_template.jinja"
+    fields: dict[str, Any] = {}
+    if config_path.is_file():
+        fields = files.read_json(config_path, "the configuration of a tokenizer")
+    # Newer checkpoints have the template in a file, which wins over the field.
+    template = files.read_text(template_path) if template_path.is_file() else None
     try:
-        fields: dict[str, Any] = {}
-        if config_path.is_file():
-            fields = json.loads(config_path.read_text(encoding="utf-8"))
-        source = fields.get("chat_template")
-        # Newer checkpoints have the template in a file, which wins over the field.
-        if template_path.is_file():
-            source = template_path.read_text(encoding="utf-8")
+        source = fields.get("chat_template") if template is None else template
         # Some have several templates; `default` is the one without tools.
         if isinstance(source, list):
             source = {entry["name"]: entry["template"] for entry in source}.get("default")
@@ -131,7 +130,7 @@ def _from_folder(folder: Path) -> ChatTemplate | None:
             token_text = _token_text(value)
             if name.endswith("_token") and token_text:
                 special_tokens[name] = token_text
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{config_path}: expected the configuration of a tokenizer, "
             f"got something else ({error})"

@@ -13,9 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gls_jax import checks
+
+__all__ = ["ACTIVATIONS", "FAMILIES", "Config", "errors_with_path", "number_field", "rope_factors"]
+
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
-ROPE_KINDS = ("default", "linear", "llama3")
+_ROPE_KINDS = ("default", "linear", "llama3")
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -114,16 +118,15 @@ class Config:
                 f"expected one of: {', '.join(FAMILIES)}"
             )
         for name in _SIZES:
-            _check_positive(getattr(self, name), name)
-        # The class is frozen, so a default that depends on other fields is set through `object`.
+            self._set(name, checks.count(getattr(self, name), name))
         if not self.head_dim:
             if self.hidden_size % self.num_heads:
                 raise ValueError(
                     f"hidden_size {self.hidden_size} is not a multiple of num_heads "
                     f"{self.num_heads}"
                 )
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        _check_positive(self.head_dim, "head_dim")
+            self._set("head_dim", self.hidden_size // self.num_heads)
+        self._set("head_dim", checks.count(self.head_dim, "head_dim"))
         # RoPE rotates pairs of coordinates.
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
@@ -147,9 +150,13 @@ class Config:
                     f"local_layers: expected {self.num_layers} of them, "
                     f"got {len(self.local_layers)}"
                 )
-            _check_positive(self.window, "window of local layers")
+            self._set("window", checks.count(self.window, "window of local layers"))
         if not self.query_scale:
-            object.__setattr__(self, "query_scale", self.head_dim**-0.5)
+            self._set("query_scale", self.head_dim**-0.5)
+
+    def _set(self, name: str, value: Any) -> None:
+        # The class is frozen.
+        object.__setattr__(self, name, value)
 
     def keep(self, layers: Sequence[int]) -> Config:
         """Config of the same model with these layers only; each stays local or global."""
@@ -177,9 +184,9 @@ def rope_factors(
     """
     # Early configs of transformers name the rule `type`.
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ROPE_KINDS:
+    if kind not in _ROPE_KINDS:
         raise ValueError(
-            f"rope scaling {kind!r} is not supported; expected one of: {', '.join(ROPE_KINDS)}"
+            f"rope scaling {kind!r} is not supported; expected one of: {', '.join(_ROPE_KINDS)}"
         )
     if theta <= 0:
         raise ValueError(f"rope_theta: expected a positive number, got {theta}")
@@ -225,8 +232,8 @@ def number_field(fields: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 @contextmanager
-def errors_name(path: Path) -> Iterator[None]:
-    """Errors about the configuration inside become one `ValueError` that names the file.
+def errors_with_path(path: Path) -> Iterator[None]:
+    """Errors of the block about a configuration become one `ValueError` that names the file.
 
     A field of another type than expected fails wherever it is first used.
     """
@@ -236,13 +243,3 @@ def errors_name(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: a field has the wrong type: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def one_line(error: Exception) -> str:
-    """Message of another package's error in one line; its type if it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _check_positive(value: Any, name: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")

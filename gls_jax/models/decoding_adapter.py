@@ -23,6 +23,8 @@ from gls_jax.models.transformer import Cache, Transformer, init_cache
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+__all__ = ["Apply", "InitCache", "language_model"]
+
 
 # `Apply` and `InitCache` are static arguments of compiled functions. As frozen dataclasses they are
 # equal for models of one architecture, so a second model of it reuses the compiled program.

@@ -16,6 +16,8 @@ from typing import Any
 
 from gls_jax.models.config import FAMILIES, Config, number_field, rope_factors
 
+__all__ = ["from_huggingface"]
+
 _QWEN = {
     "hidden_act": "silu",
     "num_key_value_heads": 32,

@@ -13,8 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gls_jax import extras
-from gls_jax.models.config import Config, errors_name, number_field, rope_factors
+from gls_jax.models.config import Config, errors_with_path, number_field, rope_factors
 from gls_jax.models.weights import Tensors
+
+__all__ = [
+    "NAMES",
+    "ROPE_FACTORS",
+    "File",
+    "from_gguf",
+    "half_split",
+    "open_file",
+    "read_config",
+    "read_tensors",
+]
 
 # Our parameter path to the tensor's name; `{}` is the layer's index.
 NAMES = {
@@ -97,7 +108,7 @@ def read_config(file: File) -> Config:
     Raises:
         ValueError: another architecture, or metadata that do not describe a model.
     """
-    with errors_name(file.path):
+    with errors_with_path(file.path):
         config = from_gguf(file.metadata, tie_embeddings=NAMES["head"] not in file.entries)
         if ROPE_FACTORS in file.entries:
             divisors = tuple(_dequantise(file, ROPE_FACTORS).tolist())

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from gls_jax import extras
-from gls_jax.models.config import Config, errors_name
+from gls_jax.models.config import Config, errors_with_path
 from gls_jax.models.families import from_huggingface
 from gls_jax.models.weights import Tensors
 from gls_jax.runs import files
+
+__all__ = ["NAMES", "names", "read_config", "read_tensors"]
 
 # Our parameter path to the tensor's name; `{}` is the layer's index.
 NAMES = {
@@ -53,7 +55,7 @@ def read_config(folder: Path) -> Config:
     """
     path = folder / "config.json"
     fields = _read_json(path)
-    with errors_name(path):
+    with errors_with_path(path):
         return from_huggingface(fields)
 
 

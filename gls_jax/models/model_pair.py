@@ -54,7 +54,7 @@ def check_pair(draft: str | None, drop_layers: str | None) -> None:
     """
     layer_selection.parse_ranges(drop_layers or "")
     if draft in _DRAFTERS_WITHOUT_WEIGHTS and drop_layers is not None:
-        raise ValueError(f"drop_layers: expected a drafter that is a model, got --draft {draft}")
+        raise ValueError(f"drop_layers: expected a drafter that is a model, got draft {draft!r}")
     is_name = draft in (None, "smollm2", *_DRAFTERS_WITHOUT_WEIGHTS)
     if not is_name and not Path(str(draft)).exists():
         raise FileNotFoundError(

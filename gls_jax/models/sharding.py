@@ -18,14 +18,16 @@ from jax.sharding import PartitionSpec as P
 
 from gls_jax.models.config import Config
 
-AXES = ("data", "model")
+__all__ = ["constrain", "constrain_cache", "mesh_of", "parameter_sharding", "with_auto_axes"]
+
+_AXES = ("data", "model")
 
 # How a parameter's dimensions are split. Matrices are [L, in, out]: those that read the residual
 # stream are split by outputs, and those that write it by inputs, so that nothing is exchanged in
 # between. Parameters that are not named, the norms, are replicated.
 _BY_OUTPUT = P(None, None, "model")
 _BY_INPUT = P(None, "model", None)
-SPECS = {
+_SPECS = {
     "embedding": P("model", None),
     "head": P("model", None),
     "query.weight": _BY_OUTPUT,
@@ -53,7 +55,7 @@ _PARTS = {
     "down": "intermediate_size",
 }
 _KEYS_SPEC = P(None, "data", None, "model", None)
-CACHE_SPECS = {
+_CACHE_SPECS = {
     "keys": _KEYS_SPEC,
     "values": _KEYS_SPEC,
     "positions": P(None, "data", None),
@@ -74,10 +76,10 @@ def with_auto_axes(mesh: Mesh) -> Mesh:
     >>> sharding.with_auto_axes(jax.make_mesh((1, 1), ("data", "model"))).axis_types
     (Auto, Auto)
     """
-    if sorted(mesh.axis_names) != sorted(AXES):
+    if sorted(mesh.axis_names) != sorted(_AXES):
         axis_names = ", ".join(map(str, mesh.axis_names))
-        raise ValueError(f"mesh: expected axes {' and '.join(AXES)}, got {axis_names}")
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(AXES))
+        raise ValueError(f"mesh: expected axes {' and '.join(_AXES)}, got {axis_names}")
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(_AXES))
 
 
 def parameter_sharding(path: str, config: Config, mesh: Mesh) -> NamedSharding:
@@ -102,7 +104,7 @@ def parameter_sharding(path: str, config: Config, mesh: Mesh) -> NamedSharding:
     layer_name = short_path.split(".")[0]
     num_parts = getattr(config, _PARTS[layer_name]) if layer_name in _PARTS else 1
     divides = num_parts % mesh.shape["model"] == 0
-    return NamedSharding(mesh, SPECS.get(short_path, P()) if divides else P())
+    return NamedSharding(mesh, _SPECS.get(short_path, P()) if divides else P())
 
 
 def constrain(x: jax.Array, spec: P, mesh: Mesh | None) -> jax.Array:
@@ -119,7 +121,7 @@ def constrain(x: jax.Array, spec: P, mesh: Mesh | None) -> jax.Array:
 def constrain_cache(cache: Any, mesh: Mesh | None) -> Any:
     """A `Cache` with rows over `data` and key-value heads over `model`."""
     laid_out = {
-        name: constrain(getattr(cache, name), spec, mesh) for name, spec in CACHE_SPECS.items()
+        name: constrain(getattr(cache, name), spec, mesh) for name, spec in _CACHE_SPECS.items()
     }
     return cache._replace(**laid_out)
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gls_jax import extras
-from gls_jax.models.config import one_line
+from gls_jax.runs import files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+__all__ = ["from_folder", "from_gguf"]
 
 # Values of `tokenizer.ggml.pre`, the rule that splits text into words before BPE.
 _LLAMA3_RULES = ("llama-bpe", "llama-v3", "llama3")
@@ -40,7 +42,7 @@ def from_folder(folder: Path) -> Tokenizer | None:
     # The package raises bare Exception.
     except Exception as error:
         raise ValueError(
-            f"{path}: expected a tokenizer, got something else ({one_line(error)})"
+            f"{path}: expected a tokenizer, got something else ({files.one_line(error)})"
         ) from error
 
 
@@ -119,7 +121,7 @@ def _bpe(fields: Mapping[str, Any]) -> Any:
         return BPE(token_ids, merges, ignore_merges=ignore_merges)
     # The package raises bare Exception.
     except Exception as error:
-        raise ValueError(f"tokenizer.ggml.merges: {one_line(error)}") from error
+        raise ValueError(f"tokenizer.ggml.merges: {files.one_line(error)}") from error
 
 
 def _splitter(rule: str, add_prefix_space: bool) -> Any:

@@ -27,6 +27,8 @@ from gls_jax.models.layers import (
     soft_cap,
 )
 
+__all__ = ["Block", "Cache", "Transformer", "init_cache"]
+
 
 class Cache(NamedTuple):
     """Keys and values of earlier tokens, as :class:`gls_jax.decoding.LanguageModel` requires.

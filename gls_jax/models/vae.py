@@ -71,7 +71,7 @@ class VaeConfig:
             # A tuple of plain ints is hashable and can be written as JSON.
             object.__setattr__(self, name, tuple(checks.count(size, name) for size in shape))
         for name in ("latent", "channels", "hidden", "features"):
-            checks.count(getattr(self, name), name)
+            object.__setattr__(self, name, checks.count(getattr(self, name), name))
         if self.channels % 4:
             raise ValueError(f"channels: expected a multiple of 4, got {self.channels}")
         if not 0 <= self.dropout < 1:

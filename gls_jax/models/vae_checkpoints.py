@@ -15,8 +15,8 @@ import orbax.checkpoint as orbax
 from flax import nnx
 
 from gls_jax.compression.images.image_model import ImageModel
-from gls_jax.models.config import one_line
 from gls_jax.models.vae import VaeConfig, abstract, image_model
+from gls_jax.runs import files
 
 __all__ = ["RUN_CONFIGURATION", "NewestCheckpoint", "find", "load_vae", "restore", "save"]
 
@@ -152,7 +152,7 @@ def _opened(folder: Path) -> Iterator[orbax.CheckpointManager]:
             yield manager
     except (ValueError, KeyError, TypeError, OSError) as error:
         # The messages of orbax span many lines.
-        reason = one_line(error)[:200]
+        reason = files.one_line(error)[:200]
         raise ValueError(
             f"{folder}: expected a checkpoint of a training run, "
             f"got one that cannot be read ({reason})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +15,14 @@ import optax
 from flax import nnx
 
 from gls_jax import checks, races
+from gls_jax.compression.images.image_checks import check_pixels, size_text
 from gls_jax.compression.images.image_crops import crops, halves
 from gls_jax.compression.images.image_model import ImageModel
 from gls_jax.models import vae_checkpoints as checkpoints
 from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
 from gls_jax.runs import files
 from gls_jax.runs.resume import check_resumable, differing_entries
+from gls_jax.typing import Progress
 
 __all__ = ["Losses", "Trained", "train_vae"]
 
@@ -58,7 +59,7 @@ def train_vae(
     batch: int = 64,
     learning_rate: float = 1e-3,
     resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Trained:
     """Train an image model, and write a checkpoint to a folder after every epoch.
 
@@ -93,7 +94,7 @@ def train_vae(
     folder = Path(folder)
     images = _check_input(images, config, batch, beta, learning_rate)
     checks.count(epochs, "epochs")
-    checks.index(seed, "seed", last=2**32 - 1)
+    checks.seed(seed)
     # All that the weights depend on, except for the number of epochs.
     run_config = {
         "config": dataclasses.asdict(config),
@@ -105,7 +106,8 @@ def train_vae(
     }
     num_done, losses = _previous_epochs(folder, run_config, epochs, resume)
     files.check_folder(folder)
-    # The private fold of the seed's key gives the weights, the folds by number the epochs.
+    # The initial weights come from the private fold of the seed's key, each epoch from the fold of
+    # its number.
     key = races.new_key(seed)
     graph, params = nnx.split(new_vae(config, races.private_key(key)))
     state = {"params": params, "adam": _adam(learning_rate).init(params)}
@@ -223,9 +225,10 @@ def _check_input(
     images = np.asarray(images, np.float32)
     left, right = halves(images)
     if right.shape[1:] != config.source_shape:
-        expected = " x ".join(map(str, config.source_shape))
-        actual = " x ".join(map(str, right.shape[1:]))
-        raise ValueError(f"images: expected right halves of {expected}, got {actual}")
+        raise ValueError(
+            f"images: expected right halves of {size_text(config.source_shape)}, "
+            f"got {size_text(right.shape[1:])}"
+        )
     crop = config.side_shape[0]
     square = (crop, crop, images.shape[3])
     if config.side_shape != square or crop > min(left.shape[1:3]):
@@ -239,8 +242,7 @@ def _check_input(
             f"batch: expected at least two images per step, "
             f"got a batch of {batch} and {len(images)} images"
         )
-    if not (np.abs(images) <= 1).all():
-        raise ValueError("images: expected values within [-1, 1], got others")
+    check_pixels(images, "images")
     return images
 
 

@@ -21,6 +21,8 @@ from gls_jax.models.config import Config
 from gls_jax.models.layer_selection import check_kept_layers
 from gls_jax.models.transformer import Transformer
 
+__all__ = ["Tensors", "build", "keep_layers"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:

@@ -49,8 +49,7 @@ def new_key(seed: Index) -> PRNGKeyArray:
     ...     print(jax.random.key_impl(races.new_key(0)))
     threefry2x32
     """
-    seed = checks.index(seed, "seed", last=2**32 - 1)
-    return jax.random.key(seed, impl=_IMPLEMENTATION)
+    return jax.random.key(checks.seed(seed), impl=_IMPLEMENTATION)
 
 
 def position_key(key: PRNGKeyArray, position: Index) -> PRNGKeyArray:

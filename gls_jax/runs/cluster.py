@@ -135,7 +135,7 @@ def barrier(state: str = "") -> None:
     if missing := set(range(size())) - (present & set(states)):
         raise ConnectionError(
             f"expected {size()} processes at this barrier, but lost {_process_numbers(missing)}; "
-            "completed work is saved, and --resume continues it"
+            "completed work is saved, and resume=True or --resume continues it"
         )
     if different := {process for process, value in states.items() if value != states[0]}:
         raise ValueError(

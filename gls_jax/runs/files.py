@@ -17,6 +17,7 @@ __all__ = [
     "alone",
     "check_file",
     "check_folder",
+    "one_line",
     "open_array",
     "read_array",
     "read_arrays",
@@ -211,6 +212,11 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: expected a UTF-8 text file, got other bytes") from None
 
 
+def one_line(error: Exception) -> str:
+    """Message of another package's error in one line; its type if it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _map_array(path: Path, expected: str) -> np.memmap:
     # A memory map, because a header that promises more than the file holds must take no memory, and
     # a pickle must never be loaded.
@@ -225,9 +231,8 @@ def _load(path: Path, expected: str, load: Callable[[], Any]) -> Any:
         return load()
     # NumPy parses a header as Python code, which can raise any of the errors of Python's parser.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path}: expected {expected}, got a file that cannot be read ({reason})"
+            f"{path}: expected {expected}, got a file that cannot be read ({one_line(error)})"
         ) from None
 
 

@@ -102,11 +102,13 @@ def check_resumable(path: Path, run: str, *, resume: bool, differences: Sequence
             as from :func:`differing_entries`.
     """
     if not resume:
-        raise ValueError(f"{path}: {run} is here; --resume continues it, else give another --out")
+        raise ValueError(
+            f"{path}: {run} is here; resume=True or --resume continues it, else give another path"
+        )
     if differences:
         raise ValueError(
             f"{path}: expected a run of the same configuration to resume, got {run} of another "
-            f"one ({', '.join(differences)}); give another --out"
+            f"one ({', '.join(differences)}); give another path"
         )
 
 

@@ -64,8 +64,7 @@ class Study:
             for k in checks.counts(self.num_drafts, "num_drafts"):
                 schemes.get(name).check_num_drafts(k)
         trials.check_num_trials(self.num_trials)
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: expected an int within 0..2^32 - 1, got {self.seed}")
+        checks.seed(self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +148,7 @@ def run(
             raise ValueError(
                 f"{folder}: expected the results of {cluster.size()} processes, but {num_missing} "
                 f"of {grid.done.size} blocks are missing; if the hosts do not share a folder, copy "
-                "all cells.partial.*.npz into one and --resume there"
+                "all cells.partial.*.npz into one and resume there"
             )
         grid.finish()
         rows = list(_rows(study, pairs, grid))

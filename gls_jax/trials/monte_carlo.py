@@ -25,8 +25,8 @@ from jaxtyping import PRNGKeyArray
 from gls_jax import checks, races, schemes
 from gls_jax.estimate import Estimate
 from gls_jax.trials import trial_loop
-from gls_jax.trials.trial_loop import Method, Progress
-from gls_jax.typing import LogProbs
+from gls_jax.trials.trial_loop import Method
+from gls_jax.typing import LogProbs, Progress
 
 __all__ = ["Estimate", "acceptance", "sweep"]
 

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, Key
 
 from gls_jax import checks, schemes
 from gls_jax.loops import varying_like
+from gls_jax.typing import Progress
 
 __all__ = [
     "Method",
     "Plan",
-    "Progress",
     "chosen_method",
     "count_accepted",
     "count_on_devices",
@@ -40,8 +40,6 @@ _NOISE_PER_INVERSION = 128
 
 # How trials are drawn: from the noise of the scheme, or by inversion.
 Method = Literal["noise", "inversion"]
-# Called with the number of trials done and the number of all trials.
-Progress = Callable[[int, int], None]
 
 
 class Plan(NamedTuple):

@@ -7,7 +7,7 @@ import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
 from gls_jax.models import tokenizer as tokenizers
-from tests.models import conftest as checkpoints
+from tests.models import tiny_checkpoint
 
 MARKS = ["<|end|>", "<|turn|>"]
 WORDS = [*sorted(ByteLevel.alphabet()), *MARKS]
@@ -20,13 +20,13 @@ TEMPLATE = (
 def write(folder, *, words=WORDS, template=TEMPLATE, broken="", **changes):
     """A checkpoint folder; no words, no tokenizer; NaN at the broken words."""
     fields = (
-        checkpoints.FIELDS
+        tiny_checkpoint.FIELDS
         | {"vocab_size": 260, "num_hidden_layers": 2, "eos_token_id": 256}
         | changes
     )
-    tensors = checkpoints.random_tensors(fields)
+    tensors = tiny_checkpoint.random_tensors(fields)
     tensors["model.embed_tokens.weight"][[words.index(word) for word in broken]] = np.nan
-    checkpoints.write_folder(folder, fields, tensors)
+    tiny_checkpoint.write_folder(folder, fields, tensors)
     if words:
         kinds = [3 if word in MARKS else 1 for word in words]
         metadata = {"model": "gpt2", "pre": "gpt-2", "tokens": words, "token_type": kinds}

@@ -125,7 +125,7 @@ def test_bad_input(folder, images, capsys):
         ),
         (
             ["compress", "wide.npy", "x", *CODE, *model],
-            "wide.npy: expected images of 8 x 4 x 1, or with such a right half",
+            "wide.npy: expected images of 8 x 4 pixels, 1 channel, or with such a right half",
         ),
         (["compress", "none", "x", *CODE, *model], "none: no such file or folder"),
         (
@@ -139,10 +139,13 @@ def test_bad_input(folder, images, capsys):
             "x.png: expected one image for a .png file, got 20; write to a folder",
         ),
         ([*args, "x.gif", *one], "x.gif: expected an .npy file, a .png file or a folder"),
-        ([*args, "x.npy", *one, "--source", "wide.npy"], "wide.npy: expected images of 8 x 4 x 1"),
+        (
+            [*args, "x.npy", *one, "--source", "wide.npy"],
+            "wide.npy: expected images of 8 x 4 pixels, 1 channel",
+        ),
         (
             ["decompress", "blob.gls", "wide.npy", "x.npy", *one],
-            "wide.npy: expected crops of 3 x 3 x 1, or whole images",
+            "wide.npy: expected crops of 3 x 3 pixels, 1 channel, or whole images",
         ),
         (
             ["decompress", "numbers.gls", "numbers.npy", "x.npy", *one],

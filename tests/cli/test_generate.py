@@ -161,7 +161,9 @@ def test_resume_after_an_interrupt(args, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.endswith("interrupted; --resume continues from here\n")
     assert cut.read_text().count("\n") == 2
     assert generate(*args, "--out", cut) == 2  # never written over
-    assert "a file of results is here; --resume continues it" in capsys.readouterr().err
+    assert (
+        "a file of results is here; resume=True or --resume continues it" in capsys.readouterr().err
+    )
     assert generate(*args, "--out", cut, "--resume", "--top-k", "5") == 2
     assert "expected a result of this request and these options" in capsys.readouterr().err
     with cut.open("a") as file:

@@ -110,7 +110,7 @@ def test_dump_that_keeps_fewer_tokens_is_not_reused(again, capsys):
     tails.flush()
     assert run("plan", *args, "--num-kept", "30") == 2
     assert (
-        "expected num_kept 30, got one made with 20; give another --out" in capsys.readouterr().err
+        "expected num_kept 30, got one made with 20; give another path" in capsys.readouterr().err
     )
 
 

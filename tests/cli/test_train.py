@@ -40,7 +40,7 @@ def test_train_interrupt_resume_test(train, tmp_path, capsys, monkeypatch):
     assert train("--epochs", 12) == 130
     assert "--resume continues from here" in capsys.readouterr().err
     assert train("--epochs", 12) == 2
-    assert "a training run is here; --resume continues it" in capsys.readouterr().err
+    assert "a training run is here; resume=True or --resume continues it" in capsys.readouterr().err
     assert train("--epochs", 12, "--resume", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
     assert (

@@ -407,10 +407,14 @@ def test_match_without_weights():
     assert (result.received == -1).all()
     result = compression.match(noise, only_first, jnp.stack([only_first, all_others]), bins)
     assert bool(result.matched) and float(result.bound) == 0.5
-    for wrong_noise, log_weights in (
-        (noise, jnp.zeros((3, 4))),
-        (noise, jnp.zeros(4)),
-        (noise[:, :2], jnp.zeros((2, 4))),
+    for wrong_noise, log_weights, message in (
+        (noise, jnp.zeros((3, 4)), r"one stream of noise, got \(2, 4\) and \(3, 4\)"),
+        (noise, jnp.zeros(4), r"one stream of noise, got \(2, 4\) and \(4,\)"),
+        (
+            noise[:, :2],
+            jnp.zeros((2, 4)),
+            r"expected 4 candidates .* got shapes \(2, 2\), \(2, 4\), \(4,\)",
+        ),
     ):
-        with pytest.raises(ValueError, match="noise"):
+        with pytest.raises(ValueError, match=message):
             compression.match(wrong_noise, only_first, log_weights, bins)

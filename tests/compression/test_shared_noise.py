@@ -13,9 +13,10 @@ KEY = jax.random.key(11)
 
 
 def smallest_p_value(streams):
-    """Of tests that `streams` `[K, n]` are independent Exp(1).
+    """The smallest p-value of several tests that `streams`, `[K, n]`, are independent Exp(1).
 
-    Each by Kolmogorov-Smirnov, all together by chi-square in their quartiles, pairs by correlation of ranks.
+    Each stream is tested by Kolmogorov-Smirnov, all together by chi-square on their quartiles, and
+    each pair by rank correlation.
     """
     p_values = [scipy.stats.kstest(stream, "expon").pvalue for stream in streams]
     quartiles = np.minimum(-np.expm1(-streams.astype(float)) * 4, 3).astype(int)

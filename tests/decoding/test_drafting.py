@@ -61,7 +61,7 @@ def test_several_drafters_of_different_vocabularies(target):
 
 
 def test_margin_trees_that_read_more_nodes_than_they_verify(target):
-    """The drafter's cache has a slot for all that it reads: the target as its own drafter is right to the end."""
+    """The drafter's cache holds all that it reads: a target that drafts for itself is accepted to the end."""
     options = decoding.DecodeOptions(
         scheme="gumbel_topk",
         temperature=1e-3,

@@ -14,14 +14,22 @@ from tests.decoding.tiny_models import KEY, random_prompts, texts, trigram_model
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def test_prompts_of_another_length_compile_nothing(target, near):
+@pytest.fixture
+def compiled():
+    """Names of the functions that were compiled since the last `clear`."""
+    names = []
+
+    def listen(event, _, **details):
+        if "backend_compile" in event:
+            names.append(details.get("fun_name"))
+
+    monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    monitoring.unregister_event_duration_listener(listen)
+
+
+def test_prompts_of_another_length_compile_nothing(target, near, compiled):
     """Nor do other numbers of new tokens, as long as they round up to the same sizes, and other parameters."""
-    compiled = []
-    monitoring.register_event_duration_secs_listener(
-        lambda name, _, **more: (
-            compiled.append(more.get("fun_name")) if "backend_compile" in name else None
-        )
-    )
     for shape in (dict(num_drafts=2), dict(scheme="gumbel_topk", tree=MarginTree(8, 3))):
         options = dict(scheme="gls", stop_tokens=[5]) | shape
         first = dict(max_new_tokens=20, temperature=0.9, top_p=0.9)

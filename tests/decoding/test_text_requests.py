@@ -6,6 +6,7 @@ import pytest
 from gls_jax import decoding
 from gls_jax.decoding import requests
 from gls_jax.models import model_pair
+from gls_jax.runs import cluster
 from tests.cli.conftest import write
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -76,6 +77,14 @@ def test_models_are_loaded_only_for_requests_without_a_result(pair, tmp_path):
     assert more.records[:2] == first.records and more.share_size == 1
     with pytest.raises(ValueError, match="line 1: expected a result of this request and these"):
         answer("a", "b", load_models=refuse, resume=True, option="b")
+
+
+def test_several_processes_need_a_file(pair, monkeypatch):
+    monkeypatch.setattr(cluster, "size", lambda: 2)
+    with pytest.raises(ValueError, match="path: expected a file for the results of all processes"):
+        requests.answer(
+            new_requests("a"), lambda: pair, OPTIONS, requests.TextOptions(), configuration={}
+        )
 
 
 def test_options_are_checked_without_models():

@@ -96,7 +96,7 @@ def test_killed_dump_is_resumed(dump, tmp_path):
     assert 0 < len(part) < NUM_POSITIONS and not part.finished
     # A chunk that was half written.
     np.lib.format.open_memmap(folder / "log_p.npy", mode="r+")[len(part) :] = 7
-    with pytest.raises(ValueError, match="a dump is here; --resume continues it"):
+    with pytest.raises(ValueError, match="a dump is here; resume=True or --resume continues it"):
         write(folder)
     with pytest.raises(ValueError, match=r"got a dump of another one \(sampling\)"):
         write(folder, Sampling(), resume=True)

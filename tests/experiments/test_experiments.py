@@ -210,7 +210,7 @@ def test_help(capsys):
         ),
         (["gls_fig6", "--max-drafts", "0"], "max_drafts: expected an int of at least 1, got 0"),
         (["gls_fig6", "--schemes", "block"], "scheme 'block' verifies whole paths"),
-        (["gls_fig6", "--seed", "-1"], "seed: expected an int within"),
+        (["gls_fig6", "--seed", "-1"], "seed: expected one int within"),
         (
             ["daliri", "--drop", "17", "12"],
             "drop: expected the first and last of some of the layers 0-29",

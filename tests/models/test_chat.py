@@ -62,6 +62,12 @@ def test_a_broken_configuration_is_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_a_template_file_of_other_bytes_is_named(tmp_path):
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: expected a UTF-8 text file"):
+        models.chat_template(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -15,7 +15,7 @@ from flax import nnx
 from gls_jax import decoding, models
 from gls_jax.decoding import cache as caches
 from gls_jax.models import families, layers
-from tests.models.conftest import paths_from_root
+from tests.models.tiny_checkpoint import paths_from_root
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -242,7 +242,7 @@ SIZES = {
                 "sliding_window": None,
                 "layer_types": ["sliding_attention"] * 4,
             },
-            ["s"],
+            ["sliding_window"],
         ),
         ("qwen2", {"layer_types": ["sliding_attention"] * 4}, ["sliding_window"]),
         ("qwen2", {"layer_types": ["full_attention"] * 3}, ["layer_types", "4", "3"]),

@@ -167,6 +167,11 @@ def test_impossible_layers(tmp_path, tiny, layers):
     refused(ValueError, "layers", "0 to 3", str(layers), path=folder, layers=layers)
 
 
+def test_layers_that_are_no_ints(tmp_path, tiny):
+    folder = tiny.write_folder(tmp_path / "model", tiny.fields, tiny.tensors)
+    refused(ValueError, "layers", "ints", "1.5", path=folder, layers=[1.5])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.conftest import paths_from_root
+from tests.models.tiny_checkpoint import paths_from_root
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -168,7 +168,7 @@ def test_hashes_tell_models_apart(finished):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resume": False}, "a training run is here; --resume continues it"),
+        ({"resume": False}, "a training run is here; resume=True or --resume continues it"),
         ({"beta": 1.0}, r"a training run of another one \(beta\)"),
         ({"seed": 4, "batch": 16}, r"another one \(batch, seed\)"),
         ({"images": ramps(512, seed=2)}, r"another one \(images\)"),
@@ -195,9 +195,12 @@ def test_another_run_in_the_folder(short, changes, message):
         ),
         (
             {"images": ramps(512)[:, :7]},
-            "images: expected right halves of 8 x 4 x 1, got 7 x 4 x 1",
+            "images: expected right halves of 8 x 4 pixels, 1 channel, got 7 x 4 pixels, 1 channel",
         ),
-        ({"images": ramps(512) * 3}, r"images: expected values within \[-1, 1\]"),
+        (
+            {"images": ramps(512) * 3},
+            r"images: expected values within \[-1, 1\], got -2\.69\d* to 2\.69",
+        ),
         (
             {"config": dataclasses.replace(CONFIG, side_shape=(3, 2, 1))},
             "side_shape: expected a square that fits",

@@ -1,4 +1,4 @@
-"""Laws that no caller ought to have: hypothesis draws them, for functions that were compiled once a shape."""
+"""Extreme distributions, drawn by hypothesis for functions that are compiled once per shape."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-ROWS = 16  # problems an example
+ROWS = 16  # problems per example
 
 few = settings(
     derandomize=True,
@@ -20,14 +20,14 @@ few = settings(
 
 
 class Shape(NamedTuple):
-    """Items, drafts and float type of a problem, and so one compilation."""
+    """Numbers of categories and drafts, and float type of a problem; one compilation for each."""
 
-    items: int
+    categories: int
     drafts: int
     dtype: str
 
     def __str__(self):
-        return f"N={self.items}, K={self.drafts}, {self.dtype}"
+        return f"N={self.categories}, K={self.drafts}, {self.dtype}"
 
     @property
     def slack(self) -> float:
@@ -49,29 +49,31 @@ _FIXED = (0.0, 0.0, -np.inf, -80.0, np.nextafter(np.float32(-80), np.float32(-81
 
 @st.composite
 def logits(draw, shape: tuple[int, ...]):
-    """`f64[shape]` of a few values, free ones among them, so that ties abound; at least one a row is finite."""
+    """`f64[shape]` of a few values, so that there are many ties; at least one in each row is finite."""
     palette = np.array([*_FIXED, *draw(st.lists(_LOGITS, min_size=6, max_size=6))])
-    rng = np.random.default_rng(
-        draw(st.integers(0, 2**32 - 1))
-    )  # hypothesis takes a second to choose so many places
-    found = rng.choice(palette, shape)
-    only = rng.integers(shape[-1])  # in the first row everything but one item is impossible
-    found[(0,) * (len(shape) - 1)] = np.where(np.arange(shape[-1]) == only, found.flat[0], -np.inf)
-    silent = np.isneginf(found).all(-1)
-    found[silent, only] = 0
-    return found
+    # NumPy places the values: hypothesis would take a second to draw so many places.
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    values = rng.choice(palette, shape)
+    # In the first row all categories but one are impossible.
+    possible = rng.integers(shape[-1])
+    values[(0,) * (len(shape) - 1)] = np.where(
+        np.arange(shape[-1]) == possible, values.flat[0], -np.inf
+    )
+    is_impossible = np.isneginf(values).all(-1)
+    values[is_impossible, possible] = 0
+    return values
 
 
-def normalised(found):
+def normalised(values):
     """Log-probabilities, in float64."""
-    found = found - found.max(-1, keepdims=True)
-    return found - np.log(np.exp(found).sum(-1, keepdims=True))
+    values = values - values.max(-1, keepdims=True)
+    return values - np.log(np.exp(values).sum(-1, keepdims=True))
 
 
 @st.composite
 def problems(draw, shape: Shape):
     """`(keys [ROWS], log_p [ROWS, N], log_q [ROWS, N])`; in a quarter of the rows `p = q`."""
-    laws = normalised(draw(logits((2, ROWS, shape.items))))
-    laws[1, : ROWS // 4] = laws[0, : ROWS // 4]
+    log_probs = normalised(draw(logits((2, ROWS, shape.categories))))
+    log_probs[1, : ROWS // 4] = log_probs[0, : ROWS // 4]
     keys = jax.random.split(jax.random.key(draw(st.integers(0, 2**32 - 1))), ROWS)
-    return keys, *jnp.asarray(laws, shape.dtype)
+    return keys, *jnp.asarray(log_probs, shape.dtype)

@@ -156,7 +156,7 @@ def test_matching_stays_within_the_bin(rows, decoders, seed):
     assert ((match.sent >= 0) & (match.sent < 6)).all()
     assert np.isfinite(weights[row, match.sent]).all()
     np.testing.assert_array_equal(match.message, bins[row, match.sent])
-    # [row, decoder, candidate]: what a decoder may choose.
+    # [row, decoder, candidate]: what a decoder may select.
     is_allowed = (bins == match.message[:, None])[:, None] & np.isfinite(decoders)
     has_none = match.received < 0
     np.testing.assert_array_equal(has_none, ~is_allowed.any(-1))

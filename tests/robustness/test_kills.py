@@ -1,7 +1,8 @@
-"""kill -9 in the middle of long work, then --resume: the same results, nothing lost and nothing twice.
+"""kill -9 in the middle of long work, then --resume: the same results, none lost and none twice.
 
-A killed process is one that ran the command itself and died at a file operation in its folder, or a moment after it:
-which one and how long after, a fixed generator says. Half of them die at once, with files half written.
+A process runs the command and is killed at a file operation in its folder, or a moment after it. A
+random generator with a fixed seed chooses the operation and the delay. Half of the processes die at
+once, with files half written.
 """
 
 import json
@@ -41,7 +42,7 @@ sys.exit(cli.main(sys.argv[4:]))
 
 
 def killed(folder, rng, last, arguments, cache):
-    """Run until one of the first `last` file operations in the folder; whether it died there."""
+    """Kill a run at one of its first `last` file operations; return whether it died before its end."""
     delay = rng.choice([0, rng.uniform(0, 0.05)])
     where = [str(folder), str(rng.integers(1, last)), str(delay)]
     env = {
@@ -56,20 +57,29 @@ def killed(folder, rng, last, arguments, cache):
     return done.returncode != 0
 
 
-def test_a_sweep(tmp_path):
-    """30 blocks of three file operations each; whatever is there after a kill is whole."""
-    ask = ["acceptance", "--schemes", "naive", "--num-drafts", "1", "2", "--num-trials", "200"]
-    ask += ["--num-pairs", "960", "--num-items", "6"]
-    assert cli.main([*ask, "--out", str(tmp_path / "whole")]) == 0
+def test_acceptance_study(tmp_path):
+    """30 blocks of three file operations each; every file that a kill leaves is whole."""
+    arguments = [
+        "acceptance",
+        "--schemes",
+        "naive",
+        "--num-drafts",
+        "1",
+        "2",
+        "--num-trials",
+        "200",
+    ]
+    arguments += ["--num-pairs", "960", "--num-categories", "6"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     cut, rng, done = tmp_path / "cut", np.random.default_rng(1), [0]
     for _ in range(3):
-        assert killed(cut, rng, 30, [*ask, "--out", str(cut), "--resume"], tmp_path / "cache")
+        assert killed(cut, rng, 30, [*arguments, "--out", str(cut), "--resume"], tmp_path / "cache")
         assert not (cut / "acceptance.csv").exists()
         if (part := cut / "cells.partial.0.npz").exists():
             with np.load(part) as cells:
                 done.append(int(cells["done"].sum()))
     assert sorted(done) == done and done[-1] > 0  # no block is lost
-    assert cli.main([*ask, "--out", str(cut), "--resume"]) == 0
+    assert cli.main([*arguments, "--out", str(cut), "--resume"]) == 0
     assert (cut / "acceptance.csv").read_bytes() == (
         tmp_path / "whole" / "acceptance.csv"
     ).read_bytes()
@@ -77,21 +87,20 @@ def test_a_sweep(tmp_path):
         assert sorted(found.files) == sorted(whole.files)
         for name in whole.files:
             np.testing.assert_array_equal(found[name], whole[name])
-    assert not (cut / "cells.partial.npz").exists()
+    assert not list(cut.glob("cells.partial.*"))
 
 
 def test_training(tmp_path):
-    """Six epochs, each a checkpoint of many files: whichever of them were written, the epochs before are not lost."""
+    """Six epochs, each a checkpoint of many files: a kill loses no earlier epoch."""
     images = ramps(300)
     np.save(tmp_path / "images.npy", images)
     sizes = {"crop": 3, "latent": 2, "channels": 8, "hidden": 16, "features": 8}
-    ask = ["train", "--images", str(tmp_path / "images.npy"), "--epochs", "6", "--resume"]
-    ask += [str(part) for name, size in sizes.items() for part in (f"--{name}", size)]
+    arguments = ["train", "--images", str(tmp_path / "images.npy"), "--epochs", "6", "--resume"]
+    arguments += [str(part) for name, size in sizes.items() for part in (f"--{name}", size)]
     cut, rng, epochs = tmp_path / "cut", np.random.default_rng(2), [0]
-    while (
-        len(epochs) < 4 or not epochs[-1]
-    ):  # how many operations come before the first checkpoint depends on threads
-        assert killed(cut, rng, 40, [*ask, "--out", str(cut)], tmp_path / "cache")
+    # The number of operations before the first checkpoint depends on threads.
+    while len(epochs) < 4 or not epochs[-1]:
+        assert killed(cut, rng, 40, [*arguments, "--out", str(cut)], tmp_path / "cache")
         found = vae_checkpoints.find(cut)
         epochs.append(found.epoch if found else 0)
         assert len(epochs) < 20
@@ -122,7 +131,7 @@ def written(tmp_path_factory):
 
 
 def test_results_torn_at_any_byte(tmp_path, written):
-    """What a crash can leave of an appended file is a prefix of it: resuming writes the rest and nothing twice."""
+    """A crash leaves a prefix of an appended file: resuming writes the rest, and no line twice."""
     path = tmp_path / "torn.jsonl"
     for size in range(len(written) + 1):
         path.write_bytes(written[:size])
@@ -135,7 +144,7 @@ def test_results_torn_at_any_byte(tmp_path, written):
 
 
 def test_results_take_only_their_own_files_and_lines(tmp_path):
-    """Neither a copy beside its parts nor a result of a request that has no number."""
+    """Neither a copy in the same folder nor a result of a request without a number is taken."""
     path, copy = tmp_path / "results.jsonl", tmp_path / "results.jsonl.part0.bak"
     copy.write_text("mine")
     results = JsonlResults(path, False, HASHES, 0)
@@ -148,7 +157,7 @@ def test_results_take_only_their_own_files_and_lines(tmp_path):
 
 
 def test_results_of_a_killed_process(tmp_path):
-    """Killed between, before and behind the appends of 300 results."""
+    """Killed before, between and after the appends of 300 results."""
     program = PROGRAM.split("from gls_jax")[0] + (
         "import pathlib\nfrom gls_jax.runs.jsonl_results import JsonlResults\n"
         "hashes = {n: 'same' for n in range(300)}\n"

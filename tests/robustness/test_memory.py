@@ -1,4 +1,4 @@
-"""Peak memory of a separate process: long work takes no more than short work."""
+"""Peak memory, measured in a separate process: long work needs no more than short work."""
 
 import json
 import subprocess
@@ -50,11 +50,12 @@ def peaks(tmp_path_factory):
 @pytest.mark.parametrize(
     ("work", "allowed"),
     [
-        # The noise of all trials at once: 134 MB.
+        # The noise of all trials at once would take 134 MB.
         ("sweep", 10),
-        # Of twice as many pairs at once: 307 MB. The allocator settles after some thousand pairs.
+        # All trials of twice as many pairs at once would take 307 MB. The allocator's peak stops growing
+        # after some thousand pairs.
         ("pair_blocks", 60),
-        # Of the candidates of all symbols: 268 MB.
+        # The candidates of all symbols at once would take 268 MB.
         ("symbols", 25),
     ],
 )

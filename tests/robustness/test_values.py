@@ -37,15 +37,15 @@ def drawn(data, shape):
     return (keys, log_p, log_q), np.asarray(log_p, np.float64), np.asarray(log_q, np.float64)
 
 
-def is_possible(tokens, law):
+def is_possible(tokens, probs):
     """Tokens `[ROWS, ...]` within the vocabulary, and of positive probability."""
     assert (
         np.issubdtype(tokens.dtype, np.integer)
         and tokens.min() >= 0
-        and tokens.max() < law.shape[-1]
+        and tokens.max() < probs.shape[-1]
     )
-    chances = np.take_along_axis(law, tokens.reshape(len(law), -1), -1)
-    assert (chances >= races.LIGHTEST).all()
+    probabilities_of_tokens = np.take_along_axis(probs, tokens.reshape(len(probs), -1), -1)
+    assert (probabilities_of_tokens >= races.LIGHTEST).all()
 
 
 def is_probability(values, slack):
@@ -78,10 +78,13 @@ def probabilities(shape):
             "maximal": couplings.maximal_match(log_p, log_q),
             "density": bounds.list_decoding(log_p - jnp.maximum(log_q, -1e4), k, 4),
         }
-        ranked = ratio_order.ratio_order(
-            *(law.astype(jnp.promote_types(law.dtype, jnp.float32)) for law in (log_p, log_q))
+        order = ratio_order.ratio_order(
+            *(
+                log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
+                for log_probs in (log_p, log_q)
+            )
         )
-        return values, ranked, decomposition.always_accepts(log_p, log_q, k)
+        return values, order, decomposition.always_accepts(log_p, log_q, k)
 
     return lifted(every, shape)
 
@@ -91,7 +94,7 @@ def probabilities(shape):
 @given(data=st.data())
 def test_bounds_and_exact_matches(data, shape):
     problem, *_ = drawn(data, shape)
-    values, ranked, certain = probabilities(shape)(problem)
+    values, order, certain = probabilities(shape)(problem)
     for value in values.values():
         is_probability(value, shape.slack)
     assert (values["relaxed"] <= values["given target"] + shape.slack).all()
@@ -101,43 +104,43 @@ def test_bounds_and_exact_matches(data, shape):
     assert (values["communication free"] <= values["gumbel"] + shape.slack).all()
     assert (values["gumbel"] <= values["maximal"] + shape.slack).all()
     assert (certain == (values["iid"] >= 1 - 1e-6))[abs(values["iid"] - (1 - 1e-6)) > 1e-7].all()
-    assert (np.sort(ranked.order) == np.arange(shape.items)).all() and not any(
-        np.isnan(x).any() for x in ranked
+    assert (np.sort(order.order) == np.arange(shape.categories)).all() and not any(
+        np.isnan(x).any() for x in order
     )
     assert (
-        (np.diff(ranked.ratio) >= 0).all()
-        and (ranked.excess >= 0).all()
-        and (ranked.rise >= 0).all()
+        (np.diff(order.ratio) >= 0).all() and (order.excess >= 0).all() and (order.rise >= 0).all()
     )
 
 
 @cache
 def samples(shape):
-    """All functions that draw, but for the schemes."""
+    """All functions that sample, except for the schemes."""
 
     def every(key, log_p, log_q):
         dtype = jnp.promote_types(log_p.dtype, jnp.float32)
-        weights_p, weights_q = (races.weights(law.astype(dtype)) for law in (log_p, log_q))
+        weights_p, weights_q = (
+            races.weights(log_probs.astype(dtype)) for log_probs in (log_p, log_q)
+        )
         listed = sampling.list_sample(key, log_p, log_q, shape.drafts)
         (_, leaders), _ = races.first_arrivals(
             key, shape.drafts, log_p.astype(dtype), log_q.astype(dtype)
         )
         darts = couplings.weighted_minhash(key, log_p, log_q)
-        spoken, bits = couplings.dart_protocol(key, log_p, log_q, 0.01)
+        dart_pair, bits = couplings.dart_protocol(key, log_p, log_q, 0.01)
         pairs = [
             couplings.gumbel(key, log_p, log_q),
             darts,
             couplings.maximal(key, log_p, log_q),
-            spoken,
+            dart_pair,
         ]
         rest, total = rejection.residual(weights_q, weights_p)
-        served, found = rejection.recursive_rejection(
+        rejection_tokens, found = rejection.recursive_rejection(
             key, listed.drafts, log_p.astype(dtype), log_q.astype(dtype), leaders >= 0
         )
         from_p = [listed.drafts, leaders, *(pair.x for pair in pairs)]
         from_q = [
             listed.target,
-            served,
+            rejection_tokens,
             *(pair.y for pair in pairs),
             rejection.residual_token(key, rest, log_q),
         ]

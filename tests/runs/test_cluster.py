@@ -119,7 +119,7 @@ def test_killed_process_loses_only_its_unfinished_blocks(whole, tmp_path, monkey
     assert second[0] == -9 and first[0] == 2, (first, second)
     assert first[2].endswith(
         "error: expected 2 processes at this barrier, but lost process 1; "
-        "completed work is saved, and --resume continues it\n"
+        "completed work is saved, and resume=True or --resume continues it\n"
     )
     assert names(tmp_path) == ["cells.partial.0.npz", "cells.partial.1.npz"]
     sweep, swept = trials.sweep, []
@@ -161,11 +161,11 @@ def test_other_processes_learn_that_the_first_one_failed(tmp_path, monkeypatch):
     first, second = run_two("acceptance", "--out", tmp_path, *STUDY, extra=((), ("--resume",)))
     assert (first[0], second[0]) == (2, 2), (first, second)
     assert (
-        "an unfinished run is here; --resume continues it, else give another --out; waiting until"
-        in first[2]
+        "an unfinished run is here; resume=True or --resume continues it, else give another path; "
+        "waiting until" in first[2]
     )
     assert second[2].endswith(
-        "but lost process 0; completed work is saved, and --resume continues it\n"
+        "but lost process 0; completed work is saved, and resume=True or --resume continues it\n"
     )
     assert names(tmp_path) == ["cells.partial.0.npz"]
 

@@ -62,7 +62,7 @@ def test_changed_configuration_does_not_fit_its_hash(tmp_path):
 def test_earlier_run_needs_resume_and_the_same_configuration(tmp_path):
     check_resumable(tmp_path, "a run", resume=True, differences=[])
     for differences in ([], ["seed"]):
-        with pytest.raises(ValueError, match="a run is here; --resume continues it, else give"):
+        with pytest.raises(ValueError, match="a run is here; resume=True or --resume"):
             check_resumable(tmp_path, "a run", resume=False, differences=differences)
     with pytest.raises(ValueError, match=r"got a run of another one \(seed, scheme\)"):
         check_resumable(tmp_path, "a run", resume=True, differences=["seed", "scheme"])

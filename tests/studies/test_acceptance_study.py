@@ -94,7 +94,9 @@ def test_unfinished_run_is_not_overwritten(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         acceptance_study.run(STUDY, PAIRS, tmp_path, progress=stop_after(2))
     before = (tmp_path / "cells.partial.0.npz").read_bytes()
-    with pytest.raises(ValueError, match="an unfinished run is here; --resume continues it"):
+    with pytest.raises(
+        ValueError, match="an unfinished run is here; resume=True or --resume continues it"
+    ):
         acceptance_study.run(STUDY, PAIRS, tmp_path)
     other = acceptance_study.Study(STUDY.schemes, STUDY.num_drafts, 201, seed=1)
     with pytest.raises(ValueError, match="got an unfinished run of another one"):

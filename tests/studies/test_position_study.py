@@ -46,7 +46,9 @@ def test_interrupted_sweep_is_resumed(dump, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         studies.position_acceptance(dump, folder, **options, progress=stop)
     assert json.loads((folder / "acceptance.json").read_text())["done"] == 1
-    with pytest.raises(ValueError, match="an unfinished run is here; --resume continues it"):
+    with pytest.raises(
+        ValueError, match="an unfinished run is here; resume=True or --resume continues it"
+    ):
         studies.position_acceptance(dump, folder, **options)
     assert studies.position_acceptance(dump, folder, **options, resume=True) == means
     other = {"names": ["gls"], "num_drafts": [1]}

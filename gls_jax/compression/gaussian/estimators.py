@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from gls_jax.compression.gaussian.gaussian_source import GaussianSource
 from gls_jax.compression.list_code import ListCode
-from gls_jax.compression.symbol_groups import Progress
+from gls_jax.typing import Progress
 
 __all__ = ["Observation", "plug_in"]
 

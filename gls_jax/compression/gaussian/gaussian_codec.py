@@ -18,9 +18,9 @@ from gls_jax.compression.gaussian.estimators import Observation, plug_in
 from gls_jax.compression.gaussian.gaussian_source import GaussianSource
 from gls_jax.compression.gaussian.posterior_mean import posterior_mean
 from gls_jax.compression.list_code import ListCode
-from gls_jax.compression.symbol_groups import GROUP_SIZE, Progress
+from gls_jax.compression.symbol_groups import GROUP_SIZE
 from gls_jax.compression.symbol_validation import check_messages, check_seed
-from gls_jax.typing import Numbers
+from gls_jax.typing import Numbers, Progress
 
 __all__ = ["ESTIMATORS", "GaussianCodec", "Reconstruction"]
 

@@ -13,14 +13,14 @@ from gls_jax import bounds, checks, races
 from gls_jax.compression import symbol_coding
 from gls_jax.compression.gaussian.gaussian_codec import ESTIMATORS, GaussianCodec
 from gls_jax.compression.gaussian.gaussian_source import GaussianSource
-from gls_jax.compression.symbol_groups import Progress
 from gls_jax.estimate import Estimate
+from gls_jax.typing import Progress
 
 __all__ = ["Distortion", "Simulation", "distortion", "draw_symbols", "simulate"]
 
 
 class Distortion(NamedTuple):
-    """Distortion in decibel, in two readings.
+    """Distortion in decibels, in two readings.
 
     Attributes:
         mean_of_db: mean of ``10 log10(squared error)``, which the paper's tables report. A few very
@@ -118,14 +118,14 @@ def draw_symbols(
 
 
 def distortion(squared_errors: Float[np.ndarray, " n"]) -> Distortion:
-    """Both readings of decibel of squared errors, `f[n]`."""
-    squared_errors = np.asarray(squared_errors, np.float64)
+    """Both readings in decibels of squared errors, `f[n]`."""
+    # An estimate may be exact, and the logarithm of 0 is infinite.
+    squared_errors = np.maximum(np.asarray(squared_errors, np.float64), 1e-30)
     mean = _mean(squared_errors)
     # Standard error of a logarithm by the delta method.
     db_error = 10 / np.log(10) * mean.standard_error / mean.mean
     db_of_mean = Estimate(10 * np.log10(mean.mean), db_error, mean.num_trials)
-    # An error of exactly 0 would make the mean infinite.
-    mean_of_db = _mean(10 * np.log10(np.maximum(squared_errors, 1e-30)))
+    mean_of_db = _mean(10 * np.log10(squared_errors))
     return Distortion(mean_of_db=mean_of_db, db_of_mean=db_of_mean)
 
 

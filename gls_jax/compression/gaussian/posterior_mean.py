@@ -42,13 +42,13 @@ def posterior_mean(observed: Observation) -> Float[np.ndarray, " n"]:
     estimate = centres.copy()
     for first in range(0, num_symbols, symbols_at_once):
         part = slice(first, first + symbols_at_once)
-        # What would the encoder send for each point of each symbol's grid?
+        # The encoder's message for each point of each symbol's grid.
         sources = centres[part, None] + offsets
         symbol_of_point = np.repeat(np.arange(num_symbols)[part], num_points)
         rows = joint.target_given_source(sources.reshape(-1))
         keys = observed.keys[symbol_of_point]
         sent = symbol_coding.encode(observed.code, keys, gaussian_density, (), rows)
-        # Keep the prior where that is the message, and take the mean.
+        # The posterior is the prior where that message equals the one received, else 0.
         sent_message = sent.message.reshape(sources.shape)
         is_message = sent_message == observed.message[part, None]
         posterior = prior * is_message

@@ -9,8 +9,8 @@ import numpy as np
 from gls_jax.compression.container import Container
 from gls_jax.compression.gaussian.gaussian_codec import GaussianCodec
 from gls_jax.compression.gaussian.monte_carlo_distortion import distortion
-from gls_jax.compression.symbol_groups import Progress
 from gls_jax.runs import files
+from gls_jax.typing import Progress
 
 __all__ = ["decompress_signal", "read_signal"]
 
@@ -63,7 +63,7 @@ def decompress_signal(
         progress: called with `(symbols done, n)`.
 
     Returns:
-        The number of symbols and, if the source is known, the two readings of decibel of
+        The number of symbols and, if the source is known, both readings in decibels of
         `distortion` (of the estimate) and `zero_rate` (of side information alone).
 
     Raises:
@@ -93,7 +93,5 @@ def decompress_signal(
 
 
 def _decibels(source: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
-    # An estimate of a constant signal may be exact; decibels need a positive mean.
-    squared_errors = np.maximum((estimate - source) ** 2, 1e-30)
-    readings = distortion(squared_errors)._asdict()
+    readings = distortion((estimate - source) ** 2)._asdict()
     return {name: float(reading.mean) for name, reading in readings.items()}

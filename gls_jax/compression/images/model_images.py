@@ -10,11 +10,12 @@ import numpy as np
 from gls_jax import races
 from gls_jax.compression.container import Container
 from gls_jax.compression.images import image_files
+from gls_jax.compression.images.image_checks import size_text
 from gls_jax.compression.images.image_codec import ImageCodec
 from gls_jax.compression.images.image_crops import crops, halves
 from gls_jax.compression.images.image_model import ImageModel
-from gls_jax.compression.symbol_groups import Progress
 from gls_jax.compression.symbol_validation import check_seed
+from gls_jax.typing import Progress
 
 __all__ = ["decompress_images", "read_sides", "read_sources"]
 
@@ -37,8 +38,8 @@ def read_sources(path: Path, model: ImageModel) -> np.ndarray:
     if right.shape[1:] == model.source_shape:
         return right
     raise ValueError(
-        f"{path}: expected images of {_size_text(model.source_shape)}, "
-        f"or with such a right half, got {_size_text(images.shape[1:])}"
+        f"{path}: expected images of {size_text(model.source_shape)}, "
+        f"or with such a right half, got {size_text(images.shape[1:])}"
     )
 
 
@@ -62,8 +63,8 @@ def read_sides(path: Path, model: ImageModel, decoder: int, crop_seed: int) -> n
         drawn = crops(key, jnp.asarray(left), decoder + 1, model.side_shape[0])
         return np.asarray(drawn[:, decoder])
     raise ValueError(
-        f"{path}: expected crops of {_size_text(model.side_shape)}, or whole images, "
-        f"got {_size_text(images.shape[1:])}"
+        f"{path}: expected crops of {size_text(model.side_shape)}, or whole images, "
+        f"got {size_text(images.shape[1:])}"
     )
 
 
@@ -122,7 +123,3 @@ def decompress_images(
 def _halves(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both halves; images one pixel wide are not whole images and are returned as they are."""
     return halves(images) if images.shape[2] > 1 else (images, images)
-
-
-def _size_text(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -108,7 +108,7 @@ def answer(
         configuration: everything that the results depend on in addition to the requests, as JSON:
             the names of the models and the options. Results of another one are refused.
         batch_size: requests in one batch.
-        path: JSONL file of the results; None keeps them in memory only.
+        path: JSONL file of the results; None keeps them in memory only, in a single process.
         resume: whether to continue the results in an existing file.
         timed: whether to measure the parts of a round, which costs some speed.
         on_text: called with each new piece of text; pieces of different replies alternate.
@@ -128,6 +128,9 @@ def answer(
         request.number: request_hash(request, configuration, text_options.seed)
         for request in requests
     }
+    # Several processes exchange their results through files.
+    if path is None and cluster.size() > 1:
+        raise ValueError("path: expected a file for the results of all processes, got None")
     is_primary = cluster.index() == 0
     if path is not None:
         files.check_folder(path.parent)
@@ -251,8 +254,8 @@ def _problem(
     if missing:
         return (
             f"{', '.join(missing)}: expected in the parts of the other processes, got none; "
-            "see what they say, and where hosts share no folder bring all "
-            f"{path}.part* into one and --resume there"
+            "see their error messages; if the hosts share no folder, bring all "
+            f"{path}.part* into one and resume there"
         )
     return None
 

@@ -52,7 +52,7 @@ class Timer:
             start, end: seconds by part, up to the first of these rounds and up to the last.
             seconds: of these rounds in all.
         """
-        added = {name: end[name] - start[name] for name in ("draft", "verify", "select")}
+        added = {name: end[name] - start[name] for name in end}
         # The remaining time goes to transfers between host and device, text and files.
         added["other"] = seconds - sum(added.values())
         earlier = self.parts or {}

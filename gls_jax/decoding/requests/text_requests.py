@@ -66,7 +66,7 @@ class TextRequest:
             checks.count(self.max_new_tokens, "max_new_tokens")
             check_sampling(self.temperature)
             if self.seed is not None:
-                checks.index(self.seed, "seed", last=2**32 - 1)
+                checks.seed(self.seed)
         except ValueError as error:
             raise ValueError(f"{self.where}: {error}") from None
 
@@ -92,9 +92,9 @@ class TextOptions:
 
     def check(self) -> None:
         """Raise `ValueError` for a seed out of range or options that contradict each other."""
-        checks.index(self.seed, "seed", last=2**32 - 1)
+        checks.seed(self.seed)
         if self.system is not None and not self.chat:
-            raise ValueError("system: expected a chat for a system message, got --no-chat")
+            raise ValueError("system: expected a chat for a system message, got chat=False")
         if "" in self.stop:
             raise ValueError("stop: expected texts or token ids, got an empty text")
 

