@@ -37,7 +37,6 @@ CHECKED = [
     "gls_jax.exact.ratio_order",
     "gls_jax.rejection",
     "gls_jax.schemes.max_flow",
-    "gls_jax.schemes.tree_walk",
     *(f"gls_jax.schemes.{name}" for name in SCHEME_FILES),
 ]
 
