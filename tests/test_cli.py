@@ -110,7 +110,7 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
         (["--schemes", "gls", "gls"], "schemes: expected each at most once, got gls, gls"),
         (["--num-trials", "3000000000"], "num_trials: expected at most"),
         (["--num-drafts"], "num_drafts: expected at least one K, got none"),
-        (["--seed", "99999999999999999999"], "seed: expected an int within"),
+        (["--seed", "99999999999999999999"], "seed: expected one int within"),
         (["--num-items", "100000000000"], "num_pairs x num_categories: expected at most"),
         (["--pairs", "model", "--drop-layers", "17-12"], "drop_layers: expected layers such as"),
         (

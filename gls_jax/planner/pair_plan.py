@@ -227,7 +227,7 @@ def _check_same(path: Path, configuration: dict[str, Any], expected: dict[str, A
         if configuration.get(name) != value:
             raise ValueError(
                 f"{path}: expected {name} {value}, got one made with {configuration.get(name)}; "
-                "give another --out"
+                "give another path"
             )
 
 
