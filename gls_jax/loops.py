@@ -1,14 +1,39 @@
-"""Carries of loops under `jax.shard_map`."""
+"""Loops: carries under `jax.shard_map`, and maps in batches."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
-__all__ = ["varying_like"]
+__all__ = ["map_in_batches", "varying_like"]
 
 Carry = TypeVar("Carry")
+
+
+def map_in_batches(function: Callable[[Any], Any], rows: Any, most_at_once: int) -> Any:
+    """`jax.lax.map` over the first axis, with up to `most_at_once` rows in one step.
+
+    Args:
+        function: of one row.
+        rows: pytree of arrays with one leading axis, of length at least 1.
+        most_at_once: the most rows of a step; 1 uses no `vmap`, which would cost time.
+    """
+    size = jax.tree.leaves(rows)[0].shape[0]
+    if most_at_once <= 1:
+        return jax.lax.map(function, rows)
+    if size <= most_at_once:
+        return jax.vmap(function)(rows)
+    # Steps of one size, so that one program is compiled. The last row fills up the last step.
+    num_steps = -(-size // most_at_once)
+    batch_size = -(-size // num_steps)
+    if size % batch_size:
+        indices = jnp.minimum(jnp.arange(num_steps * batch_size), size - 1)
+        rows = jax.tree.map(lambda row: row[indices], rows)
+    values = jax.lax.map(function, rows, batch_size=batch_size)
+    return jax.tree.map(lambda value: value[:size], values)
 
 
 def varying_like(carry: Carry, *operands: object) -> Carry:

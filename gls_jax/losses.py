@@ -16,13 +16,10 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from gls_jax import checks, schemes
-from gls_jax.loops import varying_like
+from gls_jax import checks, schemes, work_shape
+from gls_jax.loops import map_in_batches, varying_like
 
 __all__ = ["acceptance"]
-
-# Largest number of logits in one step of the loop over positions; measured on XLA:CPU.
-_LOGITS_PER_STEP = 2**18
 
 
 def acceptance(
@@ -167,8 +164,10 @@ def _over_positions(
 ) -> Float[Array, " R"]:
     """`vmap(function)` over the positions `[R, N]`, a few at a time."""
     num_positions, num_tokens = rows[0].shape
-    most = max(1, min(num_positions, _LOGITS_PER_STEP // num_tokens))
+    most = min(num_positions, work_shape.current().positions_at_once(num_tokens))
     # A divisor of the number of positions, so that all steps run one program.
     batch_size = max(n for n in range(1, most + 1) if num_positions % n == 0)
-    # A `vmap` over one position costs time.
-    return jax.lax.map(function, rows, batch_size=batch_size if batch_size > 1 else None)
+    if batch_size < most // 2:
+        # No good divisor. That steps are few matters more on an accelerator than a copy of rows.
+        batch_size = most
+    return map_in_batches(function, rows, batch_size)

@@ -24,6 +24,7 @@ from gls_jax import (
     sampling,
     schemes,
     trials,
+    work_shape,
 )
 from gls_jax.compression import symbol_coding
 from gls_jax.decoding import engine, preparation
@@ -132,10 +133,17 @@ def test_searches_of_the_codec(search):
     density = compression.gaussian_density
 
     def both(keys, rows, message, count):
-        sent = symbol_coding._encode_indices((), (keys, rows), count, code=code, density=density)
+        sent = symbol_coding._encode_indices(
+            (), (keys, rows), count, code=code, density=density, shape=work_shape.current()
+        )
         bins = symbol_coding._symbol_bins((), (keys, sent), count, num_bins=4)
         return bins, symbol_coding._decode_indices(
-            ((), 1), (keys, rows, message), count, code=code, density=density
+            ((), 1),
+            (keys, rows, message),
+            count,
+            code=code,
+            density=density,
+            shape=work_shape.current(),
         )
 
     lower(both, keys, rows, jnp.zeros(8, jnp.int32), 8)
@@ -224,7 +232,8 @@ def test_programs_behind_files_and_figures():
     lower(partial(costs._calls, batch=1, size=2, slots=4), target, 3)
     pairs = LOG_P[None], LOG_Q[None]
     for name in conditional.NAMES:
-        lower(partial(conditional._kernels, scheme=name, num_drafts=DRAFTS), *pairs)
+        kernels = partial(conditional._kernels, scheme=name, num_drafts=DRAFTS)
+        lower(partial(kernels, shape=work_shape.current()), *pairs)
     curve = partial(schemes.get("gls").acceptance_curve, num_drafts=(DRAFTS,))
     lower(lambda *pairs: jax.lax.map(lambda pair: curve(*pair), pairs), *pairs)
     lower(lambda p, q: specinfer_wor.acceptance_estimate(KEY, p, q, DRAFTS, 4), LOG_P, LOG_Q)

@@ -1,5 +1,6 @@
 """Simulated acceptances: the trials are those of the scheme, however the work is cut."""
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import races, schemes, trials
+from gls_jax import races, schemes, trials, work_shape
 from gls_jax.exact import batched
 from gls_jax.trials import trial_loop
 from tests.problems import PROBLEMS, logs
@@ -43,21 +44,16 @@ def test_trials_are_those_of_the_scheme():
     assert int(result.num_trials) == 5000
 
 
-def clear_programs():
-    """The chunk size is a constant of both programs, and the outer holds a trace of the inner."""
-    trial_loop._count_in_shards.clear_cache()
-    trial_loop.count_accepted.clear_cache()
+def change_cpu_shape(monkeypatch, **sizes):
+    monkeypatch.setattr(work_shape, "CPU", dataclasses.replace(work_shape.CPU, **sizes))
 
 
 @pytest.mark.parametrize(("per_chunk", "per_call"), [(7, 1), (2**22, 2**30)])
 def test_chunks_do_not_change_the_count(monkeypatch, per_chunk, per_call):
     whole = {name: float(estimate(scheme=name, num_drafts=1).mean) for name in ("gls", "single")}
-    monkeypatch.setattr(trial_loop, "_NUMBERS_PER_CHUNK", per_chunk)
-    monkeypatch.setattr(trial_loop, "_NOISE_PER_CALL", per_call)
-    clear_programs()
+    change_cpu_shape(monkeypatch, trial_numbers=per_chunk, noise_per_report=per_call)
     for name, mean in whole.items():
         assert float(estimate(scheme=name, num_drafts=1).mean) == mean
-    clear_programs()
 
 
 @pytest.mark.parametrize("scheme", ["gls", "gls_strong", "poisson", "gumbel_topk", "naive"])
@@ -103,7 +99,7 @@ def test_thousands_of_pairs_compile_once():
 
 
 def test_progress_rises_to_the_total(monkeypatch):
-    monkeypatch.setattr(trial_loop, "_NOISE_PER_CALL", 1)  # a report every 1,024 trials
+    change_cpu_shape(monkeypatch, noise_per_report=1)  # a report every 1,024 trials
     seen = []
     estimate(num_trials=5000, progress=lambda done, total: seen.append((done, total)))
     assert len(seen) == 5 and seen[-1] == (5000, 5000)
@@ -130,9 +126,13 @@ def test_the_last_trials_of_2_to_the_31_are_counted():
     """The number of chunks must not overflow there."""
     keys = jax.random.split(KEY, 1)
     log_q = jnp.asarray(Q)[None]
-    plan = trial_loop.Plan(scheme=schemes.get("gls"), num_drafts=(2,), method="noise")
-    accepted = trial_loop.count_accepted(keys, log_q, log_q, 2**31 - 11, 2**31 - 1, plan=plan)
-    assert accepted.tolist() == [[10]]
+    for shape in (work_shape.CPU, work_shape.accelerator()):
+        program = trial_loop.TrialProgram(schemes.get("gls"), (2,), "noise", shape)
+        chunk = trial_loop.chunk_of(program, 1, log_q.shape[-1], 10)
+        accepted = trial_loop.count_accepted(
+            keys, log_q, log_q, 2**31 - 11, 2**31 - 1, program=program, chunk=chunk
+        )
+        assert accepted.tolist() == [[10]]
 
 
 def test_certain_outcomes_have_a_standard_error():

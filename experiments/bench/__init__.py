@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from experiments.bench import codec_suite, core_suite, decode_suite, devices_suite, schemes_suite
+from experiments.bench import (
+    codec_suite,
+    core_suite,
+    decode_suite,
+    devices_suite,
+    roofline_suite,
+    schemes_suite,
+)
 from experiments.bench.timing import Benchmark, Line, environment
 
 # Names of benchmarks and figures must not change: results are compared by them.
@@ -18,6 +25,7 @@ SUITES: dict[str, tuple[Benchmark, ...]] = {
     "decode": decode_suite.SUITE,
     "codec": codec_suite.SUITE,
     "devices": devices_suite.SUITE,
+    "roofline": roofline_suite.SUITE,
 }
 
 

@@ -27,7 +27,8 @@ class Bench:
     """Speed against peers measured in the same run, one JSON line for each benchmark.
 
     Attributes:
-        suites: Which benchmarks: `core`, `schemes`, `decode`, `codec`, `devices`, or `all`.
+        suites: Which benchmarks: `core`, `schemes`, `decode`, `codec`, `devices`,
+            `roofline` (a count instead of a clock), or `all`.
         repeats: Timed repetitions; figures are medians.
         out: A JSON file for all lines; it is written after every benchmark.
         against: Such a file of an earlier run: what changed since then is shown at the end.

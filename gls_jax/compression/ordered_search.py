@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from gls_jax import races
+from gls_jax import races, work_shape
 from gls_jax.compression.densities import Density
 from gls_jax.compression.list_code import ListCode, smallest_score
 from gls_jax.races import arrival_order
@@ -37,8 +37,8 @@ from gls_jax.typing import Index
 
 __all__ = ["decode_indices", "encode_indices"]
 
-# Visits in one step, over all lanes; those of a lane are divided among its streams.
-_VISITS_AT_ONCE = 2**14
+# The visits of a lane in one step are the same on every platform: they decide how the sums of
+# arrival times are rounded, and so they are part of the format. Only the number of lanes differs.
 # Visits of a lane in one step of the second pass: few symbols are left, and each needs many.
 _LONG_STEP = 4096
 # Steps of the first pass after which a symbol is left to the second pass.
@@ -137,7 +137,8 @@ def _search(code: ListCode, searches: Searches, density: Density, shared, count)
     index = jnp.full(num_symbols, _UNDECIDED, jnp.int32)
     advance = partial(_advance_lane, code, searches, density, shared)
     # The queue of the second pass has the symbols that the first one gave up.
-    for sizes in _passes(code, num_streams, is_decoder=searches.message is not None):
+    is_decoder = searches.message is not None
+    for sizes in _passes(code, num_symbols, num_streams, is_decoder=is_decoder):
         index = _run_pass(sizes, advance, num_streams, queue, count, index)
         is_undecided = (index == _UNDECIDED) & (jnp.arange(num_symbols) < count)
         queue = jnp.nonzero(is_undecided, size=num_symbols, fill_value=0)[0].astype(jnp.int32)
@@ -145,15 +146,16 @@ def _search(code: ListCode, searches: Searches, density: Density, shared, count)
     return index
 
 
-def _passes(code: ListCode, num_streams: int, *, is_decoder: bool) -> list[Pass]:
+def _passes(code: ListCode, num_symbols: int, num_streams: int, *, is_decoder: bool) -> list[Pass]:
     """The sizes of both passes, or of the first alone where it visits every candidate."""
+    visits = work_shape.current().visits
     # A decoder skips the candidates of other bins, so it takes about L times as many visits.
     decoder_step = max(32, min(256, 1 << code.num_bins.bit_length()))
     short_step = decoder_step if is_decoder else 64
     # The visits of a lane in one step are divided among the streams.
     step_size = max(8, short_step // num_streams)
     short_pass = Pass(
-        num_lanes=_VISITS_AT_ONCE // short_step,
+        num_lanes=min(num_symbols, visits // short_step),
         step_size=step_size,
         max_visited=_MAX_SHORT_STEPS * step_size,
     )
@@ -161,7 +163,7 @@ def _passes(code: ListCode, num_streams: int, *, is_decoder: bool) -> list[Pass]
     if short_pass.max_visited >= num_positions:
         return [short_pass]
     long_pass = Pass(
-        num_lanes=_VISITS_AT_ONCE // _LONG_STEP,
+        num_lanes=visits // _LONG_STEP,
         step_size=max(8, _LONG_STEP // num_streams),
         max_visited=num_positions,
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from gls_jax import checks, races
+from gls_jax import checks, races, work_shape
 from gls_jax.compression import dense_search, ordered_search
 from gls_jax.compression.densities import Density
 from gls_jax.compression.list_code import MAX_SIZE, ListCode
@@ -23,6 +23,7 @@ from gls_jax.compression.symbol_validation import (
     check_rows,
 )
 from gls_jax.typing import Numbers, Progress
+from gls_jax.work_shape import WorkShape
 
 __all__ = ["Received", "Sent", "decode", "encode", "keys_of_seed", "symbol_keys"]
 
@@ -107,7 +108,7 @@ def encode(
     encoder_code = dataclasses.replace(
         code, num_decoders=code.num_streams, num_bins=1, scheme="gls"
     )
-    run = partial(_encode_indices, code=encoder_code, density=density)
+    run = partial(_encode_indices, code=encoder_code, density=density, shape=work_shape.current())
     index = in_groups(run, shared, (keys, rows), progress)
     if (index < 0).any():
         raise ValueError(
@@ -155,15 +156,18 @@ def decode(
     # number of streams, a stream of ordered search does not.
     num_streams = 1 if code.search == "ordered" else code.num_streams
     decoder_code = dataclasses.replace(code, num_decoders=num_streams, scheme="gls")
-    run = partial(_decode_indices, code=decoder_code, density=density)
+    run = partial(_decode_indices, code=decoder_code, density=density, shape=work_shape.current())
     index, candidates = in_groups(run, (shared, stream), (keys, rows, message), progress)
     # NaN is put in by NumPy: in the program jax_debug_nans would raise an error.
     candidates = np.where(index[:, None] < 0, np.float32(np.nan), candidates)
     return Received(index=index, candidate=candidates)
 
 
-@partial(jax.jit, static_argnames=("code", "density"))
-def _encode_indices(shared, arrays, count, *, code: ListCode, density: Density) -> Int[Array, " n"]:
+@partial(jax.jit, static_argnames=("code", "density", "shape"))
+def _encode_indices(
+    shared, arrays, count, *, code: ListCode, density: Density, shape: WorkShape
+) -> Int[Array, " n"]:
+    del shape  # of the searches: another one is another program
     keys, rows = arrays
     if code.search == "ordered":
         return ordered_search.encode_indices(code, keys, density, shared, rows, count)
@@ -179,10 +183,11 @@ def _symbol_bins(_, arrays, count, *, num_bins: int) -> Int[Array, " n"]:
     return jax.vmap(lambda key, index: races.bins(key, index, num_bins))(*arrays)
 
 
-@partial(jax.jit, static_argnames=("code", "density"))
+@partial(jax.jit, static_argnames=("code", "density", "shape"))
 def _decode_indices(
-    shared, arrays, count, *, code: ListCode, density: Density
+    shared, arrays, count, *, code: ListCode, density: Density, shape: WorkShape
 ) -> tuple[Int[Array, " n"], Float[Array, "n D"]]:
+    del shape
     keys, rows, message = arrays
     shared, stream = shared
     if code.search == "ordered":

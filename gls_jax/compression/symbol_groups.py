@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gls_jax import work_shape
 from gls_jax.typing import Index, Progress
 
 __all__ = ["GROUP_SIZE", "in_groups", "over_lanes", "padded"]
 
 # Symbols in one call on a device. Part of the blob format (`block` of the header).
 GROUP_SIZE = 4096
-# Symbols that a dense search keeps in the cache at a time; divides GROUP_SIZE.
-_NUM_LANES = 8
 
 
 def in_groups(
@@ -72,10 +71,11 @@ def in_groups(
 def over_lanes(function: Callable[..., Any], rows: Any, count: Index) -> Any:
     """``function`` of the first `count` rows, a few at a time; other results are undefined."""
     shapes = jax.eval_shape(jax.vmap(function), *rows)
+    num_lanes = work_shape.current().dense_lanes  # divides GROUP_SIZE
 
     def step(number, results):
-        first = number * _NUM_LANES
-        lanes = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, _NUM_LANES), rows)
+        first = number * num_lanes
+        lanes = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, num_lanes), rows)
 
         def write(whole, part):
             return jax.lax.dynamic_update_slice_in_dim(whole, part, first, 0)
@@ -83,7 +83,7 @@ def over_lanes(function: Callable[..., Any], rows: Any, count: Index) -> Any:
         return jax.tree.map(write, results, jax.vmap(function)(*lanes))
 
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    return jax.lax.fori_loop(0, (count + _NUM_LANES - 1) // _NUM_LANES, step, zeros)
+    return jax.lax.fori_loop(0, (count + num_lanes - 1) // num_lanes, step, zeros)
 
 
 def _padded_group(rows: Any, start: int, count: int) -> Any:

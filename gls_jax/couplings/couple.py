@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gls_jax import checks, races
+from gls_jax import checks, races, work_shape
 from gls_jax.exact.ratio_order import excess
 from gls_jax.loops import varying_like
 from gls_jax.rejection import maximal_coupling
 from gls_jax.typing import LogProbs
+from gls_jax.work_shape import WorkShape
 
 __all__ = [
     "Coupled",
@@ -27,11 +29,10 @@ __all__ = [
 
 # The stream of darts that both parties look at first.
 SHARED_STREAM = 0
-# A step throws N darts, within these limits; measured on XLA:CPU.
+# Darts of a step, at least: one in N is under a curve.
 _FEWEST_PER_STEP = 16
-_MOST_PER_STEP = 4096
 # Numbers of darts are 32-bit integers, also that of the last dart of a step.
-MOST_DARTS = 2**31 - 1 - _MOST_PER_STEP
+MOST_DARTS = 2**31 - 1 - 2**16
 # A curve of mass 1 has no dart among 64 N with probability e^-64. The search ends there, also for
 # NaN, which never has one.
 _DARTS_PER_CATEGORY = 64
@@ -105,7 +106,8 @@ def weighted_minhash(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Cou
     """
     checks.key(key)
     log_p, log_q = checks.problem(log_p, log_q)
-    return Coupled(x=_first_dart(key, log_p), y=_first_dart(key, log_q))
+    shape = work_shape.current()
+    return Coupled(x=_first_dart(key, log_p, shape), y=_first_dart(key, log_q, shape))
 
 
 def first_dart(key: PRNGKeyArray, log_weights: LogProbs) -> Int[Array, ""]:
@@ -133,7 +135,7 @@ def first_dart(key: PRNGKeyArray, log_weights: LogProbs) -> Int[Array, ""]:
     checks.key(key)
     log_probs = checks.distribution(log_weights, "log_weights")
     checks.values(log_weights, "log_weights")
-    return _first_dart(key, log_probs)
+    return _first_dart(key, log_probs, work_shape.current())
 
 
 def maximal(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
@@ -261,8 +263,9 @@ def same_race(
     return Coupled(x=x, y=y)
 
 
-@jax.jit
-def _first_dart(key, log_weights) -> Int[Array, ""]:
+@partial(jax.jit, static_argnames="shape")
+def _first_dart(key, log_weights, shape: WorkShape) -> Int[Array, ""]:
+    del shape  # of the search: another one is another program
     curve = races.weights(log_weights)
     limit = min(_DARTS_PER_CATEGORY * log_weights.shape[0], MOST_DARTS)
     _, category, _ = first_under(races.stream_key(key, SHARED_STREAM), curve, limit)
@@ -302,7 +305,7 @@ def first_under(
 
 def dart_offsets(num_categories: int) -> Int[Array, " B"]:
     """Numbers of the darts that one step throws, counted from its first."""
-    block_size = min(max(num_categories, _FEWEST_PER_STEP), _MOST_PER_STEP)
+    block_size = min(max(num_categories, _FEWEST_PER_STEP), work_shape.current().most_darts)
     return jnp.arange(block_size, dtype=jnp.int32)
 
 

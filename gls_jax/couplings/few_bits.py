@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from gls_jax import checks, races
+from gls_jax import checks, races, work_shape
 from gls_jax.couplings.couple import (
     MOST_DARTS,
     SHARED_STREAM,
@@ -22,6 +22,7 @@ from gls_jax.couplings.couple import (
 )
 from gls_jax.loops import varying_like
 from gls_jax.typing import LogProbs
+from gls_jax.work_shape import WorkShape
 
 __all__ = ["dart_protocol", "dart_protocol_bits"]
 
@@ -90,7 +91,8 @@ def dart_protocol(
     """
     checks.key(key)
     log_p, log_q = checks.problem(log_p, log_q)
-    return _dart_protocol(key, log_p, log_q, _rice_code(log_p.shape[0], epsilon))
+    code = _rice_code(log_p.shape[0], epsilon)
+    return _dart_protocol(key, log_p, log_q, code, work_shape.current())
 
 
 def dart_protocol_bits(num_categories: int, epsilon: float) -> int:
@@ -183,8 +185,11 @@ def _second_step(key, p, q, code: _RiceCode, is_needed):
     return number, categories[0], bits + num_escapes * escape_length
 
 
-@partial(jax.jit, static_argnames="code")
-def _dart_protocol(key, log_p, log_q, code: _RiceCode) -> tuple[Coupled, Int[Array, ""]]:
+@partial(jax.jit, static_argnames=("code", "shape"))
+def _dart_protocol(
+    key, log_p, log_q, code: _RiceCode, shape: WorkShape
+) -> tuple[Coupled, Int[Array, ""]]:
+    del shape  # of the searches: another one is another program
     p = races.weights(log_p)
     q = races.weights(log_q)
     # Step 1: Alice's first dart, and whether Bob can take it.

@@ -35,9 +35,6 @@ from gls_jax.typing import Index
 
 __all__ = ["PARTS", "one_round", "prefill", "run", "seen_at_nodes"]
 
-# Prompt tokens that the models read in one call.
-_PREFILL = 256
-
 
 @partial(jax.jit, static_argnames="config")
 def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
@@ -56,10 +53,8 @@ def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
         text=Text(tokens=tokens, length=text.length, seen=seen),
         is_active=text.length < requests.max_lengths,
         has_invalid_logits=jnp.zeros(batch_size, bool),
-        target_cache=_filled_cache(requests.target, text, config.num_cache_slots),
-        drafter_caches=tuple(
-            _filled_cache(drafter, text, config.num_cache_slots) for drafter in requests.drafters
-        ),
+        target_cache=_filled_cache(config, requests.target, text),
+        drafter_caches=tuple(_filled_cache(config, drafter, text) for drafter in requests.drafters),
         spread_fit=initial_spread_fit(batch_size) if config.shape.margin else None,
         histogram=jnp.zeros((batch_size, config.shape.depth + 1), jnp.int32),
     )
@@ -228,12 +223,12 @@ def seen_at_nodes(text: Text, tree: Tree) -> Bool[Array, "B c N"] | None:
     return seen.at[rows, nodes, tree.tokens[:, None]].max(in_path)
 
 
-def _filled_cache(model: LanguageModel, text: Text, num_cache_slots: int):
+def _filled_cache(config: EngineConfig, model: LanguageModel, text: Text):
     """A cache with the prompts. They are read in parts, which bounds the memory for activations."""
     batch_size, prompt_size = text.tokens.shape
-    cache = model.init_cache(batch_size, num_cache_slots)
-    for start in range(0, prompt_size, _PREFILL):
-        tokens = text.tokens[:, start : start + _PREFILL]
+    cache = model.init_cache(batch_size, config.num_cache_slots)
+    for start in range(0, prompt_size, config.prefill_tokens):
+        tokens = text.tokens[:, start : start + config.prefill_tokens]
         positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = jnp.broadcast_to(positions, tokens.shape)
         # The logits are not used, and XLA does not compute them.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from gls_jax import checks, schemes
+from gls_jax import checks, schemes, work_shape
 from gls_jax.decoding import request_arrays
 from gls_jax.decoding.batch_sampling import BatchSampling
 from gls_jax.decoding.model import AnyModel, Drafters, LanguageModel
@@ -88,6 +88,7 @@ def prepare(
             shape=shape,
             drafter_chains=drafter_chains,
             num_cache_slots=num_cache_slots,
+            prefill_tokens=work_shape.current().prefill_tokens,
         ),
         requests=Requests(
             target=target,

@@ -27,12 +27,14 @@ class EngineConfig:
         shape: of the draft tree.
         drafter_chains: numbers of the chains that each drafter makes; a single drafter makes all.
         num_cache_slots: `S`, slots in each row of the caches.
+        prefill_tokens: prompt tokens that a model reads in one call.
     """
 
     scheme: Scheme
     shape: Shape
     drafter_chains: tuple[tuple[int, ...], ...]
     num_cache_slots: int
+    prefill_tokens: int
 
 
 class Requests(NamedTuple):

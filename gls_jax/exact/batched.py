@@ -13,12 +13,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gls_jax import work_shape
 from gls_jax.typing import LogProbs
+from gls_jax.work_shape import WorkShape
 
 if TYPE_CHECKING:
     from gls_jax import schemes
 
 __all__ = ["acceptance_curves", "over_pairs"]
+
+_LEAST_STEPS = 16
 
 
 def acceptance_curves(
@@ -27,7 +31,8 @@ def acceptance_curves(
     log_q: LogProbs,
     num_drafts: Sequence[int],
     *,
-    batch_size: int = 1,
+    batch_size: int | None = None,
+    memory_budget: int | None = None,
 ) -> np.ndarray:
     """Exact acceptance of every pair at every list length.
 
@@ -36,7 +41,9 @@ def acceptance_curves(
         log_p: draft log-probabilities `[M, N]`, or `[M, K, N]` for a scheme with `diverse=True`.
         log_q: target log-probabilities `[M, N]`.
         num_drafts: the list lengths.
-        batch_size: number of pairs that a device computes at the same time.
+        batch_size: number of pairs that a device computes at the same time; None is the number
+            that suits the platform (:mod:`gls_jax.work_shape`).
+        memory_budget: bytes for temporary arrays on a device; None is that of the platform.
 
     Returns:
         `f[M, len(num_drafts)]`.
@@ -57,6 +64,7 @@ def acceptance_curves(
         log_q,
         static=(tuple(num_drafts),),
         batch_size=batch_size,
+        memory_budget=memory_budget,
     )
 
 
@@ -64,7 +72,8 @@ def over_pairs(
     function: Callable[..., Any],
     *arrays: Any,
     static: tuple[Hashable, ...] = (),
-    batch_size: int = 1,
+    batch_size: int | None = None,
+    memory_budget: int | None = None,
 ) -> Any:
     """Apply a function of one pair to each of `M` pairs.
 
@@ -76,12 +85,27 @@ def over_pairs(
             once for each function object, shape and `static`: pass the same object every time.
         *arrays: arrays with a leading axis of length `M`.
         static: static arguments (hashable).
-        batch_size: number of pairs that a device computes at the same time.
+        batch_size, memory_budget: as in :func:`acceptance_curves`. The platform's number of pairs
+            is chosen for arrays whose last axis is that of the categories.
 
     Returns:
         The values of `function`, as NumPy arrays with a leading axis of length `M`.
     """
+    with work_shape.using(memory_budget=memory_budget) as shape:
+        return _over_pairs(function, arrays, static, batch_size, shape)
+
+
+def _over_pairs(
+    function: Callable[..., Any],
+    arrays: tuple[Any, ...],
+    static: tuple[Hashable, ...],
+    batch_size: int | None,
+    shape: WorkShape,
+) -> Any:
     num_pairs = len(arrays[0])
+    if batch_size is None:
+        most_categories = max((array.shape[-1] for array in arrays if array.ndim > 1), default=1)
+        batch_size = pairs_per_step(num_pairs, most_categories, shape)
     batch_size = min(batch_size, num_pairs)
     # XLA unrolls a loop of one iteration, and may then round sums differently. At least two batches
     # per device, all of one size, keep the values the same on any number of devices.
@@ -95,12 +119,23 @@ def over_pairs(
     shards = jax.device_put(padded, NamedSharding(mesh, PartitionSpec("pairs")))
     with jax.set_mesh(mesh):  # replaces a mesh that the caller may have set
         values = _over_shards(
-            shards, function=function, static=static, batch_size=batch_size, mesh=mesh
+            shards,
+            function=function,
+            static=static,
+            batch_size=batch_size,
+            mesh=mesh,
+            shape=shape,
         )
     return jax.tree.map(lambda value: np.asarray(value)[:num_pairs], values)
 
 
-@partial(jax.jit, static_argnames=("function", "static", "batch_size", "mesh"))
+def pairs_per_step(num_pairs: int, num_categories: int, shape: WorkShape) -> int:
+    """Pairs that a device computes at the same time, if the caller does not say it."""
+    # Not fewer steps than these, so that the batches are the same on up to eight devices.
+    return min(shape.pairs_at_once(num_categories), max(1, num_pairs // _LEAST_STEPS))
+
+
+@partial(jax.jit, static_argnames=("function", "static", "batch_size", "mesh", "shape"))
 def _over_shards(
     arrays,
     *,
@@ -108,7 +143,10 @@ def _over_shards(
     static: tuple,
     batch_size: int,
     mesh: Mesh,
+    shape: WorkShape,
 ):
+    del shape  # of the work in `function`: another one is another program
+
     def one_pair(rows):
         return function(*rows, *static)
 

@@ -15,7 +15,8 @@ for an emitted token `y`:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ __all__ = [
     "KERNEL_STEP",
     "LEAST_EMITTED",
     "add_bernoulli",
+    "add_bernoulli_to_arrays",
     "binomial_counts",
     "one_more",
     "poisson_cdf",
@@ -55,6 +57,18 @@ def add_bernoulli(counts: Array, probability: Array) -> Float[Array, "J ..."]:
         probability: that the variable is 1, `f[...]`.
     """
     return counts * (1 - probability) + one_more(counts) * probability
+
+
+def add_bernoulli_to_arrays(counts: Sequence[Array], probability: Array) -> tuple[Array, ...]:
+    """:func:`add_bernoulli` of a distribution in separate arrays, one for each count.
+
+    XLA fuses many such steps into one kernel; of the shifts of one array it makes a kernel each.
+    """
+    # From every count the event moves a part to the next one.
+    rest = 1 - probability
+    first = counts[0] * rest
+    others = [count * rest + lower * probability for lower, count in itertools.pairwise(counts)]
+    return first, *others
 
 
 def one_more(counts: Array) -> Float[Array, "J ..."]:

@@ -24,13 +24,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
-from gls_jax.exact.ratio_order import in_rows, ratio_order
-from gls_jax.loops import varying_like
+from gls_jax.exact.ratio_order import in_rows, nondecreasing_sum, ratio_order, search
 from gls_jax.typing import Index, LogProbs
 
 __all__ = [
@@ -40,6 +38,7 @@ __all__ = [
     "draw_target",
     "one_stream",
     "pair_tables",
+    "searchable_excess",
     "weight_table",
 ]
 
@@ -77,9 +76,20 @@ def weight_table(weights: Float[Array, " N"]) -> WeightTable:
     """Prepare weights for :func:`draw_index`."""
     # About as many rows as columns: the sums of both stay short.
     row_size = math.isqrt(weights.shape[0] - 1) + 1
-    within = _running_sum(in_rows(weights, row_size).T).T
-    before = jnp.concatenate([jnp.zeros(1, within.dtype), _running_sum(within[:-1, -1])])
+    within = nondecreasing_sum(in_rows(weights, row_size).T).T
+    before = jnp.concatenate([jnp.zeros(1, within.dtype), nondecreasing_sum(within[:-1, -1])])
     return WeightTable(within=within, before=before)
+
+
+def searchable_excess(p: Float[Array, " N"], ratio: Float[Array, " N"]) -> Float[Array, " N"]:
+    """The excess of :class:`gls_jax.exact.ratio_order.RatioOrder`, in sums that never decrease.
+
+    Args:
+        p: probabilities in ratio order, or some of them and 0 for the others.
+        ratio: in ascending order.
+    """
+    rises = nondecreasing_sum(p)[:-1] * jnp.diff(ratio)
+    return nondecreasing_sum(jnp.concatenate([jnp.zeros(1, p.dtype), rises]))
 
 
 def draw_index(
@@ -100,7 +110,7 @@ def draw_index(
     # The last row takes part with its first weights only.
     last_row_sum = table.within[last_row, last_column]
     goal = _fraction(u, table.before[last_row] + last_row_sum)
-    row = jnp.searchsorted(table.before, goal, side="right") - 1
+    row = search(table.before, goal, side="right") - 1
     row = jnp.minimum(row, last_row)
     row_sum = jnp.where(row == last_row, last_row_sum, table.within[row, -1])
     goal = _fraction(v, row_sum)
@@ -121,7 +131,7 @@ def pair_tables(log_p: LogProbs, log_q: LogProbs) -> PairTables:
     return PairTables(
         order=ranked.order,
         # A category that cannot be drafted never arrives.
-        excess=jnp.where(ranked.p > 0, ranked.excess, jnp.inf),
+        excess=jnp.where(ranked.p > 0, searchable_excess(ranked.p, ranked.ratio), jnp.inf),
         p=weight_table(ranked.p),
         q=weight_table(ranked.q),
     )
@@ -164,27 +174,11 @@ def one_stream(
     level = noise[1] / noise[0]  # the excess at the first arrival of another category
     u = -jnp.expm1(-noise[2:])
     target_index = draw_target(pair, u[0], u[1])
-    num_started = jnp.searchsorted(pair.excess, level)  # categories that can have arrived by then
+    num_started = search(pair.excess, level)  # categories that can have arrived by then
     other_index = draw_index(pair.p, num_started, u[2], u[3])
     # The target's own category arrives under `p` where the excess reaches its value.
     draft_index = jnp.where(level > pair.excess[target_index], target_index, other_index)
     return theta, pair.order[target_index], pair.order[draft_index]
-
-
-def _running_sum(rows: Float[Array, "T ..."]) -> Float[Array, "T ..."]:
-    """Cumulative sum along the first axis, one entry after the other.
-
-    With `jnp.cumsum` a weight of 0 may get an interval that a draw can fall into.
-    """
-    if rows.shape[0] == 0:
-        return rows
-
-    def add(total, row):
-        total = total + row
-        return total, total
-
-    start = varying_like(jnp.zeros_like(rows[0]), rows)
-    return jax.lax.scan(add, start, rows)[1]
 
 
 def _fraction(u, total):

@@ -18,12 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gls_jax import work_shape
 from gls_jax.loops import varying_like
 from gls_jax.races import LIGHTEST, weights
 
-__all__ = ["RatioOrder", "ascending", "cumulative", "excess", "in_rows", "ratio_order", "total"]
-
-_GROUP_SIZE = 32  # numbers that one row of a matrix product sums; measured on XLA:CPU
+__all__ = [
+    "RatioOrder",
+    "ascending",
+    "cumulative",
+    "excess",
+    "in_rows",
+    "nondecreasing_sum",
+    "ratio_order",
+    "search",
+    "total",
+]
 
 
 class RatioOrder(NamedTuple):
@@ -87,17 +96,26 @@ def ratio_order(
 
 
 def ascending(values: Float[Array, " N"]) -> Int[Array, " N"]:
-    """The indices of `jnp.argsort` (stable, NaN last), up to three times faster on XLA:CPU.
-
-    XLA:CPU sorts plain integers fastest. So this is a radix sort of the floats' bits, least
-    significant digit first. Each pass sorts one integer per value: the digit in its high bits, the
-    index of the value in its low bits.
-    """
+    """The indices of `jnp.argsort` (stable, NaN last), up to three times faster on XLA:CPU."""
+    values = values + 0  # -0 becomes 0
     if values.dtype != jnp.float32:
-        # Inside `jax.shard_map` JAX takes argsort's result to be the same on all devices, and
-        # gradients go wrong.
-        return varying_like(jnp.argsort(values).astype(jnp.int32), values)
-    bits = jax.lax.bitcast_convert_type(values + 0, jnp.uint32)  # -0 becomes 0
+        return _argsort(values)
+    return work_shape.by_platform(_radix_argsort, _argsort, values)
+
+
+def _argsort(values: Float[Array, " N"]) -> Int[Array, " N"]:
+    # Inside `jax.shard_map` JAX takes argsort's result to be the same on all devices, and
+    # gradients go wrong.
+    return varying_like(jnp.argsort(values).astype(jnp.int32), values)
+
+
+def _radix_argsort(values: Float[Array, " N"]) -> Int[Array, " N"]:
+    """A radix sort of the floats' bits, least significant digit first.
+
+    XLA:CPU sorts plain integers fastest. Each pass sorts one integer per value: the digit in its
+    high bits, the index of the value in its low bits.
+    """
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
     # Integers in the order of the floats: negative floats have all bits flipped, others the sign.
     sign = jnp.uint32(2**31)
     bits = jnp.where(bits < sign, bits | sign, ~bits)
@@ -120,14 +138,15 @@ def cumulative(
 ) -> Float[Array, " N"]:
     """`jnp.cumsum` of finite numbers, from the end if `reverse`; several times faster on XLA:CPU.
 
-    Each group of 32 is multiplied by a triangle of ones. The groups' totals are then summed in the
-    same way.
+    Each group of 32 (on accelerators 128) is multiplied by a triangle of ones. The groups' totals
+    are then summed in the same way.
     """
     size = values.shape[0]
-    triangle = np.tri(_GROUP_SIZE)
+    group_size = work_shape.current().row_sum
+    triangle = np.tri(group_size)
     if not reverse:
         triangle = triangle.T
-    groups = in_rows(values, _GROUP_SIZE)
+    groups = in_rows(values, group_size)
     within = jnp.matmul(groups, jnp.asarray(triangle, values.dtype), precision="highest")
     # The sums within a group are known; those of the groups before it are added.
     if len(groups) <= 1:
@@ -140,6 +159,38 @@ def cumulative(
         totals = cumulative(within[:, -1])
         other_groups = jnp.concatenate([zero, totals[:-1]])
     return (within + other_groups[:, None]).reshape(-1)[:size]
+
+
+def nondecreasing_sum(values: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
+    """Cumulative sum along the first axis of numbers that are at least 0, for drawing by inversion.
+
+    It never decreases, and a number of 0 leaves it as it is: no draw falls into an interval of
+    weight 0. `jnp.cumsum` promises neither. It is a tree of additions (Sklansky 1960) in an order
+    that no platform changes, in ``log2 N`` steps: with the total of the first half of a block,
+    which is its last sum, the sums of the second half become those of the block.
+    """
+    size = values.shape[0]
+    if size == 0:
+        return values
+    num_levels = (size - 1).bit_length()
+    padding = [(0, 2**num_levels - size), *[(0, 0)] * (values.ndim - 1)]
+    sums = jnp.pad(values, padding)
+    for level in range(num_levels):
+        halves = sums.reshape(-1, 2, 2**level, *values.shape[1:])
+        first, second = halves[:, 0], halves[:, 1]
+        # The barrier keeps XLA from computing all levels anew for every number, and from merging a
+        # product before the sum with it into one rounding.
+        first, second = jax.lax.optimization_barrier((first, second))
+        sums = jnp.stack([first, second + first[:, -1:]], axis=1).reshape(sums.shape)
+    return sums[:size]
+
+
+def search(
+    ascending: Float[Array, " N"], values: Float[Array, ...], *, side: str = "left"
+) -> Int[Array, ...]:
+    """`jnp.searchsorted`, without a loop where steps are dear."""
+    method = "scan_unrolled" if work_shape.current().is_wide else "scan"
+    return jnp.searchsorted(ascending, values, side=side, method=method)
 
 
 def total(values: Float[Array, " N"]) -> Float[Array, ""]:

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import checks, schemes
+from gls_jax import checks, schemes, work_shape
 from gls_jax.exact.counting import LEAST_EMITTED
+from gls_jax.loops import map_in_batches
 from gls_jax.schemes.function_types import EmittedTokenKernel
 from gls_jax.typing import LogProbs
+from gls_jax.work_shape import WorkShape
 
 __all__ = ["NAMES", "kernels"]
-
-_POSITIONS = 64  # in one step of the map
 
 
 def _known_kernels() -> dict[str, EmittedTokenKernel]:
@@ -60,13 +60,20 @@ def kernels(log_p: LogProbs, log_q: LogProbs, *, scheme: str, num_drafts: int) -
     # The text can have a token that is impossible when its distribution is read again: rounding at
     # the edge of top-k. It counts as barely possible.
     log_q = jnp.asarray(log_q).at[:, 0].max(LEAST_EMITTED)
-    return np.asarray(_kernels(jnp.asarray(log_p), log_q, scheme=scheme, num_drafts=num_drafts))
+    found = _kernels(
+        jnp.asarray(log_p),
+        log_q,
+        scheme=scheme,
+        num_drafts=num_drafts,
+        shape=work_shape.current(),
+    )
+    return np.asarray(found)
 
 
-@partial(jax.jit, static_argnames=("scheme", "num_drafts"))
-def _kernels(log_p, log_q, *, scheme: str, num_drafts: int):
+@partial(jax.jit, static_argnames=("scheme", "num_drafts", "shape"))
+def _kernels(log_p, log_q, *, scheme: str, num_drafts: int, shape: WorkShape):
     def kernel(pair):
         log_p, log_q = pair
         return _KERNELS[scheme](log_p, log_q, num_drafts)
 
-    return jnp.clip(jax.lax.map(kernel, (log_p, log_q), batch_size=_POSITIONS), 0, 1)
+    return jnp.clip(map_in_batches(kernel, (log_p, log_q), shape.kernel_positions), 0, 1)

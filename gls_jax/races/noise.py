@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from gls_jax import checks
+from gls_jax import checks, work_shape
 from gls_jax.loops import varying_like
 from gls_jax.races import threefry
 from gls_jax.races.keys import stream_words
@@ -24,8 +24,6 @@ __all__ = [
 
 LIGHTEST = -80.0
 """Log-probabilities below this (2e-35) count as zero: their arrival times would leave float32."""
-
-_CATEGORIES_PER_STEP = 2  # of the loop in `first_arrivals`; measured on XLA:CPU
 
 
 def exponentials(
@@ -141,8 +139,9 @@ def first_arrivals(
 ) -> tuple[tuple[Float[Array, " K"], Int[Array, " K"]], ...]:
     """Winners of every stream's race under several distributions.
 
-    One pass over the categories in `O(K)` memory, with the noise of :func:`exponentials`. A Monte
-    Carlo trial needs no more than this.
+    The noise is that of :func:`exponentials`. On a CPU this is one pass over the categories in
+    `O(K)` memory. On an accelerator it is one reduction over `[K, N]`, into which the noise is
+    fused. A Monte Carlo trial needs no more than this.
 
     Args:
         key: one typed threefry key.
@@ -168,9 +167,16 @@ def first_arrivals(
     if not log_weights:
         raise ValueError("log_weights: expected at least one distribution, got none")
     streams = stream_words(key, jnp.arange(checks.count(num_streams, "num_streams")))
-    num_categories = log_weights[0].shape[-1]
+    inverse_weights = tuple(_inverse(weights) for weights in log_weights)
+    return work_shape.by_platform(_leaders_in_steps, _leaders_at_once, streams, inverse_weights)
+
+
+def _leaders_in_steps(streams: threefry.Words, inverse_weights: tuple[jax.Array, ...]):
+    """The winners by a loop over the categories, which keeps the leaders so far."""
+    num_streams = streams[0].shape[0]
     # The loop runs over the categories, so they are the leading axis.
-    inverse_weights = tuple(jnp.moveaxis(_inverse(w), -1, 0) for w in log_weights)
+    inverse_weights = tuple(jnp.moveaxis(inverses, -1, 0) for inverses in inverse_weights)
+    num_categories = inverse_weights[0].shape[0]
 
     def step(leaders, column):
         category, inverses = column
@@ -184,11 +190,27 @@ def first_arrivals(
         return tuple(new_leaders), None
 
     no_arrival = (jnp.full(num_streams, jnp.inf, jnp.float32), jnp.zeros(num_streams, jnp.int32))
-    start = varying_like((no_arrival,) * len(log_weights), streams, inverse_weights)
+    start = varying_like((no_arrival,) * len(inverse_weights), streams, inverse_weights)
     columns = (jnp.arange(num_categories, dtype=jnp.int32), inverse_weights)
-    unroll = min(_CATEGORIES_PER_STEP, num_categories)
+    unroll = min(work_shape.current().categories_per_step, num_categories)
     leaders, _ = jax.lax.scan(step, start, columns, unroll=unroll)
     return leaders
+
+
+def _leaders_at_once(streams: threefry.Words, inverse_weights: tuple[jax.Array, ...]):
+    """The winners by reductions over all categories; the same as `_leaders_in_steps`."""
+    num_categories = inverse_weights[0].shape[-1]
+    categories = jnp.arange(num_categories, dtype=jnp.uint32)
+    noise = _noise_of(jax.tree.map(lambda word: word[:, None], streams), categories)
+    leaders = []
+    for inverses in inverse_weights:
+        # NaN is never ahead. `argmin` takes the first of equal arrivals, as the loop does, also
+        # where all are `inf`.
+        arrivals = noise * inverses
+        arrivals = jnp.where(jnp.isnan(arrivals), jnp.inf, arrivals)
+        leader = jnp.argmin(arrivals, axis=-1).astype(jnp.int32)
+        leaders.append((jnp.min(arrivals, axis=-1), leader))
+    return tuple(leaders)
 
 
 def _inverse(log_weights: Float[Array, "*k N"]) -> Float[Array, "*k N"]:

@@ -36,13 +36,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gls_jax import bounds, checks, races
+from gls_jax import bounds, checks, races, work_shape
 from gls_jax.exact import inversion
 from gls_jax.exact.counting import KERNEL_STEP, add_bernoulli, binomial_counts, with_empty_row
 from gls_jax.exact.quadrature import exponential_nodes
 from gls_jax.exact.ratio_order import RatioOrder, cumulative, ratio_order, total
+from gls_jax.loops import map_in_batches
 from gls_jax.sampling import draft_list, target_of_list
 from gls_jax.schemes.array_types import (
     Acceptances,
@@ -206,7 +208,11 @@ def _integral(
     terms: _Terms, matchable_q: Vector, cases: tuple[tuple[int, int], ...]
 ) -> Acceptances:
     nodes, weights = exponential_nodes(tuple(k for _, k in cases), matchable_q.dtype)
-    values = jax.lax.map(lambda m: _integrand(terms, matchable_q, m, cases), jnp.asarray(nodes))
+    values = map_in_batches(
+        lambda m: _integrand(terms, matchable_q, m, cases),
+        jnp.asarray(nodes),
+        work_shape.current().nodes_at_once(matchable_q.shape[0]),
+    )
     return jnp.sum(values * weights.T, axis=0)
 
 
@@ -217,25 +223,43 @@ def _integral_jvp(cases, primals, tangents):
     nodes, weights = exponential_nodes(tuple(k for _, k in cases), matchable_q.dtype)
     value_and_slopes = jax.value_and_grad(_weighted_integrand, argnums=(0, 1))
 
-    def add_node(sums, node):
-        m, node_weights = node
+    nodes_per_step = work_shape.current().nodes_at_once(matchable_q.shape[0])
+
+    def at_node(m, node_weights):
         # Case by case: `vmap` would cost a fifth more time where there is one case.
-        added = [
+        by_case = [
             value_and_slopes(terms, matchable_q, m, case, weight)
             for case, weight in zip(cases, node_weights, strict=True)
         ]
-        sums = jax.tree.map(lambda total, *parts: total + jnp.stack(parts), sums, *added)
-        return sums, None
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *by_case)
+
+    def add_nodes(sums, step):
+        if nodes_per_step == 1:
+            added = at_node(*step)
+        else:
+            by_node = jax.vmap(at_node)(*step)
+            added = jax.tree.map(lambda values: jnp.sum(values, axis=0), by_node)
+        return jax.tree.map(jnp.add, sums, added), None
 
     # Zeros made of the primals: inside `shard_map` they vary over the same devices.
     zeros = jnp.zeros(len(cases), matchable_q.dtype)
     zero_slopes = jax.tree.map(lambda field: zeros[:, None] * field, primals)
     zero_value = jnp.sum(zero_slopes[1], axis=1)
-    (value, slopes), _ = jax.lax.scan(add_node, (zero_value, zero_slopes), (nodes, weights.T))
+    steps = nodes, weights.T
+    if nodes_per_step > 1:
+        steps = jax.tree.map(lambda values: _in_steps(values, nodes_per_step), steps)
+    (value, slopes), _ = jax.lax.scan(add_nodes, (zero_value, zero_slopes), steps)
     products = jax.tree.map(
         lambda slope, tangent: jnp.sum(slope * tangent, axis=-1), slopes, tangents
     )
     return value, sum(jax.tree.leaves(products))
+
+
+def _in_steps(values: np.ndarray, most_per_step: int) -> np.ndarray:
+    """Nodes or their weights in steps of one size; nodes of weight 0 fill up the last."""
+    num_steps = -(-len(values) // most_per_step)
+    padding = [(0, -len(values) % num_steps), *[(0, 0)] * (values.ndim - 1)]
+    return np.pad(values, padding).reshape(num_steps, -1, *values.shape[1:])
 
 
 def _weighted_integrand(terms: _Terms, matchable_q, m, case: tuple[int, int], weight):
@@ -266,6 +290,7 @@ def _acceptance_diverse(
 
     The miss is a sum over the winning stream of its ``1 - e`` times the `G` of the other streams.
     """
+    shape = work_shape.current()
     ranked = jax.vmap(ratio_order, in_axes=(0, None))(log_p, log_q)
     terms = jax.vmap(_terms)(ranked)
     tokens = jnp.arange(log_q.shape[0], dtype=jnp.int32)
@@ -292,12 +317,15 @@ def _acceptance_diverse(
             return (product * stream_g, winner_sum), jnp.sum(q * winner_sum)
 
         start = jnp.ones_like(q), jnp.zeros_like(q)
-        _, missed = jax.lax.scan(add_stream, start, (g, not_e))
+        unroll = len(g) if shape.is_wide else 1
+        _, missed = jax.lax.scan(add_stream, start, (g, not_e), unroll=unroll)
         return missed
 
     list_lengths = tuple(range(1, log_p.shape[0] + 1))
     nodes, weights = exponential_nodes(list_lengths, log_q.dtype)
-    missed = jnp.sum(jax.lax.map(misses, jnp.asarray(nodes)) * weights.T, axis=0)
+    nodes_per_step = shape.nodes_at_once(log_p.size)
+    missed = map_in_batches(misses, jnp.asarray(nodes), nodes_per_step)
+    missed = jnp.sum(missed * weights.T, axis=0)
     return jnp.sum(q) - missed[jnp.asarray(num_drafts) - 1]
 
 

@@ -33,12 +33,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gls_jax import bounds, checks, races
+from gls_jax import bounds, checks, races, work_shape
 from gls_jax.exact import inversion
-from gls_jax.exact.counting import KERNEL_STEP, add_bernoulli, poisson_counts
+from gls_jax.exact.counting import (
+    KERNEL_STEP,
+    add_bernoulli,
+    add_bernoulli_to_arrays,
+    poisson_counts,
+)
 from gls_jax.exact.quadrature import exponential_nodes
-from gls_jax.exact.ratio_order import RatioOrder, ratio_order
-from gls_jax.loops import varying_like
+from gls_jax.exact.ratio_order import RatioOrder, ratio_order, search
+from gls_jax.loops import map_in_batches, varying_like
 from gls_jax.schemes.array_types import (
     Acceptances,
     AcceptedByLength,
@@ -127,7 +132,7 @@ def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Tri
     tail_p = ranked.p.at[head].set(0)
     q_table = inversion.weight_table(ranked.q)
     tail_table = inversion.weight_table(tail_p)
-    excess = _tail_excess(ranked, tail_p)
+    excess = inversion.searchable_excess(tail_p, ranked.ratio)
 
     def trial(key):
         # The target's token, its time theta, and the tokens of the head that come before it.
@@ -145,7 +150,7 @@ def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Tri
             noise = races.exponentials(races.stream_key(key, state.step), 1, 3)[0]
             u, v = -jnp.expm1(-noise[1:])
             # The arrival is one of the tokens whose races have begun by this time.
-            num_begun = jnp.searchsorted(excess, state.level / theta)
+            num_begun = search(excess, state.level / theta)
             arrival = inversion.draw_index(tail_table, num_begun, u, v)
             is_new = jnp.all(state.seen != arrival)
             # If it is not new, writing it once more changes nothing.
@@ -217,15 +222,15 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
     middles = jnp.arange(_NUM_CUTS, dtype=cumulative_q.dtype) + 0.5
     cuts = middles / _NUM_CUTS * cumulative_q[-1]
     last = num_categories - 1
-    grid = jnp.minimum(jnp.searchsorted(cumulative_q, cuts), last)
+    grid = jnp.minimum(search(cumulative_q, cuts), last)
     grid_before = jnp.maximum(grid - 1, 0)
     grid = jnp.sort(jnp.concatenate([jnp.array([0, last]), grid, grid_before]))
     lower, upper = _match_at(ranked, grid, HEAD_SIZE, num_drafts)
 
     # F decreases, so its value for a token is between those at the neighbouring grid indices.
     tokens = jnp.arange(num_categories)
-    before = jnp.searchsorted(grid, tokens, side="right") - 1
-    after = jnp.searchsorted(grid, tokens, side="left")
+    before = search(grid, tokens, side="right") - 1
+    after = search(grid, tokens, side="left")
     weights = matchable_q[:, None]
     return Interval(
         lower=jnp.sum(weights * lower[after], axis=0),
@@ -238,6 +243,7 @@ def _match_at(
     ranked: RatioOrder, indices: Int[Array, " T"], head_size: int, num_drafts: tuple[int, ...]
 ) -> tuple[Float[Array, "T C"], Float[Array, "T C"]]:
     """Both ends of `F` at indices in ratio order; equal if the head has every token."""
+    shape = work_shape.current()
     most_drafts = max(num_drafts)
     theta, (weights,) = exponential_nodes((1,), ranked.p.dtype)  # both [n]
     ratio = ranked.ratio[indices]
@@ -254,23 +260,33 @@ def _match_at(
         tail_counts = none.at[..., 0].set(1)
 
     # Then those of the head, one Bernoulli variable after the other.
-    head_tokens = ranked.p[head], ranked.ratio[head]
+    # They are added in groups; tokens of probability 0 fill up the last one.
+    group_size = min(shape.list_tokens, head_size)
+    head_groups = jax.tree.map(
+        lambda values: jnp.pad(values, (0, -head_size % group_size)).reshape(-1, group_size),
+        (ranked.p[head], ranked.ratio[head]),
+    )
 
     @jax.checkpoint  # otherwise the gradient keeps the counts after every token of the head
     def add_head(index_values):
         counts, index_ratio = index_values
 
-        def add_token(counts, token):
-            token_p, token_ratio = token
-            time_ahead = jnp.maximum(index_ratio - token_ratio, 0)
-            comes_before = -jnp.expm1(-theta * (token_p * time_ahead))
-            return add_bernoulli(counts, comes_before), None
+        def add_group(counts, group):
+            for token_p, token_ratio in zip(*group, strict=True):
+                time_ahead = jnp.maximum(index_ratio - token_ratio, 0)
+                comes_before = -jnp.expm1(-theta * (token_p * time_ahead))
+                counts = add_bernoulli_to_arrays(counts, comes_before)
+            return counts, None
 
-        start = varying_like(counts.T, counts, index_ratio, head_tokens)
-        counts, _ = jax.lax.scan(add_token, start, head_tokens)
-        return counts.T
+        if group_size > 1:
+            add_group = jax.checkpoint(add_group)
+        start = varying_like(tuple(counts.T), counts, index_ratio, head_groups)
+        counts, _ = jax.lax.scan(add_group, start, head_groups)
+        return jnp.stack(counts, axis=-1)
 
-    counts = jax.lax.map(add_head, (tail_counts, ratio), batch_size=_INDICES_PER_STEP)
+    most_indices = shape.problem_numbers // (len(theta) * most_drafts)
+    indices_per_step = max(_INDICES_PER_STEP, most_indices)
+    counts = map_in_batches(add_head, (tail_counts, ratio), indices_per_step)
 
     # The token is in the list if at most K - 1 others come before it.
     in_list = jnp.cumsum(counts, axis=-1)[..., jnp.asarray(num_drafts) - 1]  # [T, n, C]
@@ -315,7 +331,8 @@ def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
         return add_bernoulli(counts, probability), None
 
     none_before = jnp.zeros((num_drafts, len(theta)), p.dtype).at[0].set(1)
-    counts, _ = jax.lax.scan(add_token, none_before, comes_before)
+    unroll = min(work_shape.current().list_tokens, max(1, len(comes_before)))
+    counts, _ = jax.lax.scan(add_token, none_before, comes_before, unroll=unroll)
     # P(y is among the first 1, 2, ..., K tokens of the race).
     in_list = jnp.where(p[0] > 0, jnp.cumsum(counts @ weights), 0)
 

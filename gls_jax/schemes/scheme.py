@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from gls_jax import checks, races
+from gls_jax import checks, races, work_shape
 from gls_jax.schemes.draft_tree import ROOT, Path, Tree
 from gls_jax.schemes.function_types import (
     ExactAcceptance,
@@ -34,6 +34,7 @@ from gls_jax.schemes.function_types import (
 from gls_jax.schemes.tree_checks import checked_tree_problem
 from gls_jax.schemes.tree_walk import token_without_drafts, walk
 from gls_jax.typing import Index, LogProbs, Numbers
+from gls_jax.work_shape import WorkShape
 
 __all__ = ["Scheme"]
 
@@ -344,7 +345,12 @@ def _raise_if(reason: str | None) -> None:
         raise ValueError(reason)
 
 
-@partial(jax.jit, static_argnames=("function", "static"))
 def _compiled(function: Callable, arrays: tuple, static: tuple):
     """`function(*arrays, *static)`, compiled once per shape, also for callers outside `jit`."""
+    return _compiled_in_shape(function, arrays, static, work_shape.current())
+
+
+@partial(jax.jit, static_argnames=("function", "static", "shape"))
+def _compiled_in_shape(function: Callable, arrays: tuple, static: tuple, shape: WorkShape):
+    del shape  # of the work in `function`: another one is another program
     return function(*arrays, *static)

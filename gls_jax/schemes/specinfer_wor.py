@@ -28,10 +28,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from gls_jax import checks, races
+from gls_jax import checks, races, work_shape
 from gls_jax.estimate import Estimate
 from gls_jax.exact.ratio_order import ascending
-from gls_jax.loops import varying_like
+from gls_jax.loops import map_in_batches, varying_like
 from gls_jax.rejection import recursive_rejection
 from gls_jax.schemes.array_types import (
     Acceptances,
@@ -49,11 +49,11 @@ from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification, T
 from gls_jax.schemes.gumbel_topk import propose  # the ranks of one race
 from gls_jax.schemes.scheme import Scheme
 from gls_jax.typing import LogProbs
+from gls_jax.work_shape import WorkShape
 
 __all__ = ["SCHEME", "acceptance", "acceptance_estimate", "accepted", "propose", "verify"]
 
 _MAX_ENUMERATED = 2 * 10**7  # chains x categories: takes some seconds
-_CHUNK = 2**16  # numbers in one chunk of chains
 
 
 def verify(
@@ -129,7 +129,8 @@ def acceptance_estimate(
     if num_chains < 2:
         raise ValueError(f"num_chains: expected at least 2, got {num_chains}")
     log_p, log_q = checks.problem(log_p, log_q)
-    mean, error = _estimate(key, log_p, log_q, num_drafts, num_chains)
+    shape = work_shape.current()
+    mean, error = _estimate(key, log_p, log_q, num_drafts, num_chains, shape)
     return Estimate(mean, error, jnp.asarray(num_chains, jnp.int32))
 
 
@@ -252,8 +253,9 @@ def _missed(pair: _Pair, num_drafts: int) -> Scalar:
     missed_by_chain = partial(_missed_by_chain, pair, sums, length)
     if num_chains == 1:
         return missed_by_chain(jnp.zeros((), jnp.int32))
-    batch_size = max(1, min(num_chains, _CHUNK // num_categories))
-    return jnp.sum(jax.lax.map(missed_by_chain, jnp.arange(num_chains), batch_size=batch_size))
+    chains_at_once = max(1, work_shape.current().batch_numbers // num_categories)
+    chains = jnp.arange(num_chains)
+    return jnp.sum(map_in_batches(missed_by_chain, chains, chains_at_once))
 
 
 def _missed_by_chain(pair: _Pair, sums: _SuffixSums, length: int, index: IntScalar) -> Scalar:
@@ -294,8 +296,8 @@ def _missed_by_chain(pair: _Pair, sums: _SuffixSums, length: int, index: IntScal
     return chain_prob * jnp.where(rejection.pool_mass > 0, expected, mass)
 
 
-@partial(jax.jit, static_argnames=("num_drafts", "num_chains"))
-def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int):
+@partial(jax.jit, static_argnames=("num_drafts", "num_chains", "shape"))
+def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int, shape: WorkShape):
     """Mean and standard error of ``1 - Z(u_K)`` over random chains."""
     pair = _sorted_pair(log_p, log_q)
     num_categories = pair.p.shape[0]
@@ -317,8 +319,8 @@ def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int):
         (u, _), _ = jax.lax.scan(test, start, jnp.arange(num_tests))
         return _residual_mass(sums, u)
 
-    batch_size = max(1, min(num_chains, _CHUNK // num_categories))
-    missed = jax.lax.map(missed_by_random_chain, jnp.arange(num_chains), batch_size=batch_size)
+    chains_at_once = max(1, shape.batch_numbers // num_categories)
+    missed = map_in_batches(missed_by_random_chain, jnp.arange(num_chains), chains_at_once)
     return 1 - jnp.mean(missed), jnp.std(missed, ddof=1) / math.sqrt(num_chains)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from gls_jax import races
+from gls_jax import races, work_shape
 from gls_jax.loops import varying_like
 from gls_jax.schemes.array_types import (
     BoolScalar,
@@ -99,7 +100,21 @@ def walk(
         is_accepted=jnp.array(True),
     )
     start = varying_like(start, key, position, tree, log_p, log_q)
-    end = jax.lax.while_loop(lambda state: state.is_accepted, step, start)
+
+    def while_accepted(start: _WalkState) -> _WalkState:
+        return jax.lax.while_loop(lambda state: state.is_accepted, step, start)
+
+    def for_every_depth(start: _WalkState) -> _WalkState:
+        """The same in a fixed number of steps, so that no step waits for the host."""
+
+        def step_if_accepted(state: _WalkState, _):
+            after = step(state)
+            keep = partial(jnp.where, state.is_accepted)
+            return jax.tree.map(keep, after, state), None
+
+        return jax.lax.scan(step_if_accepted, start, None, length=tree.depth + 1)[0]
+
+    end = work_shape.by_platform(while_accepted, for_every_depth, start)
     return path_to(tree, end.last_node, end.token)
 
 
@@ -111,7 +126,8 @@ def path_to(tree: Tree, last_node: IntScalar, token: Token) -> Path:
         return parent, node
 
     start = varying_like(last_node.astype(jnp.int32), tree)
-    _, upward = jax.lax.scan(to_parent, start, None, length=tree.depth)
+    unroll = max(tree.depth, 1)
+    _, upward = jax.lax.scan(to_parent, start, None, length=tree.depth, unroll=unroll)
     length = jnp.sum(upward >= 0, dtype=jnp.int32)
     # Upward the path ends with -1s above the root; reversed, they come last.
     depth = jnp.arange(tree.depth, dtype=jnp.int32)

@@ -35,8 +35,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from gls_jax import checks, races
+from gls_jax import checks, races, work_shape
 from gls_jax.exact.ratio_order import ascending
+from gls_jax.loops import map_in_batches
 from gls_jax.rejection import maximal_coupling, residual
 from gls_jax.schemes.array_types import (
     Acceptances,
@@ -57,7 +58,6 @@ __all__ = ["SCHEME", "acceptance", "propose", "truncated_at", "verify"]
 
 _MAX_FREE_RANKS = 15
 _MAX_EXACT_CATEGORIES = 4096
-_CHUNK = 2**18  # numbers held at a time by the exact acceptance
 _NEGLIGIBLE = 1e-18  # smaller masses are treated as 0; squaring them in the gradient underflows
 
 
@@ -250,9 +250,9 @@ def _replacement_accepted(tree: _Subtree, q: Vector) -> Scalar:
         return jnp.sum(reject_prob * _selected_and_absent(tree, token))
 
     num_categories = q.shape[0]
-    batch_size = max(1, min(num_categories, _CHUNK // num_categories))
+    tokens_at_once = max(1, work_shape.current().batch_numbers // num_categories)
     tokens = jnp.arange(num_categories)
-    rejected_and_absent = jax.lax.map(rejected_without, tokens, batch_size=batch_size)
+    rejected_and_absent = map_in_batches(rejected_without, tokens, tokens_at_once)
 
     # The replacement is a sample of the residual, whichever token was rejected.
     rejected = jnp.sum(reject_prob * selected_p)

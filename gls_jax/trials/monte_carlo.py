@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from gls_jax import checks, races, schemes
+from gls_jax import checks, races, schemes, work_shape
 from gls_jax.estimate import Estimate
 from gls_jax.trials import trial_loop
 from gls_jax.trials.trial_loop import Method
@@ -40,6 +40,7 @@ def acceptance(
     num_drafts: int,
     num_trials: int,
     method: Method | None = None,
+    memory_budget: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -53,6 +54,8 @@ def acceptance(
         num_drafts: `K`.
         num_trials: number of independent trials.
         method: `"noise"` or `"inversion"`; None: the faster one that the scheme has.
+        memory_budget: bytes for temporary arrays on a device; None is that of the platform. The
+            results do not depend on it.
         devices: of this process, to spread the work over; all of them by default. The results do
             not depend on them.
         progress: called with `(trials done, num_trials)` about once a second.
@@ -86,6 +89,7 @@ def acceptance(
         num_drafts=(num_drafts,),
         num_trials=num_trials,
         method=method,
+        memory_budget=memory_budget,
         devices=devices,
         progress=progress,
     )
@@ -105,6 +109,7 @@ def sweep(
     num_drafts: Sequence[int],
     num_trials: int,
     method: Method | None = None,
+    memory_budget: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
@@ -118,6 +123,8 @@ def sweep(
         num_drafts: the list lengths; one pass over the largest counts for all.
         num_trials: independent trials per pair (shared by its list lengths).
         method: `"noise"` or `"inversion"`; None: the faster one that the scheme has.
+        memory_budget: bytes for temporary arrays on a device; None is that of the platform. The
+            results do not depend on it.
         devices: of this process, to spread the work over; all of them by default. The results do
             not depend on them.
         progress: called with `(trials done, all trials)` about once a second.
@@ -153,6 +160,7 @@ def sweep(
         num_drafts=num_drafts,
         num_trials=num_trials,
         method=method,
+        memory_budget=memory_budget,
         devices=devices,
         progress=progress,
     )
@@ -198,6 +206,7 @@ def _run(
     num_drafts,
     num_trials,
     method,
+    memory_budget,
     devices,
     progress,
 ) -> Estimate:
@@ -205,22 +214,28 @@ def _run(
     if not isinstance(scheme, schemes.Scheme):
         scheme = schemes.get(scheme)
     counts = checks.counts(num_drafts, "num_drafts")
-    # Hashable, because it is a static argument: one plan and one shape compile once.
-    plan = trial_loop.Plan(
-        scheme=scheme,
-        num_drafts=tuple(scheme.check_num_drafts(k) for k in counts),
-        method=trial_loop.chosen_method(scheme, log_q.shape[-1], method),
-    )
     num_trials = check_num_trials(num_trials)
-    # Inside `jax.jit` a new array is traced, also where every input is known.
-    arrays = (jnp.zeros(()), keys, log_p, log_q)
-    if any(isinstance(array, jax.core.Tracer) for array in arrays):
-        accepted = trial_loop.count_accepted(keys, log_p, log_q, 0, num_trials, plan=plan)
-        accepted = accepted.astype(log_q.dtype)
-    else:
-        accepted = trial_loop.count_on_devices(
-            keys, log_p, log_q, num_trials, plan, devices, progress
+    num_pairs, num_categories = log_q.shape
+    with work_shape.using(memory_budget=memory_budget) as shape:
+        # Hashable, because it is a static argument: one program and one shape compile once.
+        program = trial_loop.TrialProgram(
+            scheme=scheme,
+            num_drafts=tuple(scheme.check_num_drafts(k) for k in counts),
+            method=trial_loop.chosen_method(scheme, num_categories, method),
+            shape=shape,
         )
+        # Inside `jax.jit` a new array is traced, also where every input is known.
+        arrays = (jnp.zeros(()), keys, log_p, log_q)
+        if any(isinstance(array, jax.core.Tracer) for array in arrays):
+            chunk = trial_loop.chunk_of(program, num_pairs, num_categories, num_trials)
+            accepted = trial_loop.count_accepted(
+                keys, log_p, log_q, 0, num_trials, program=program, chunk=chunk
+            )
+            accepted = accepted.astype(log_q.dtype)
+        else:
+            accepted = trial_loop.count_on_devices(
+                keys, log_p, log_q, num_trials, program, devices, progress
+            )
     # One accepted and one rejected trial more keep the error of a rate near 0 or 1 from vanishing.
     rate = (accepted + 1) / (num_trials + 2)
     other_rate = (num_trials - accepted + 1) / (num_trials + 2)

@@ -1,4 +1,9 @@
-"""Counting accepted trials: in chunks that fit the cache, on all devices of the process."""
+"""Counting accepted trials: chunk after chunk, on all devices of the process.
+
+A chunk is a number of trials of a block of pairs, one trial in each lane. On a CPU it is small
+enough for the cache of a core, and a block is one pair. On an accelerator a chunk has about a
+million lanes, as far as memory permits, and a block as many pairs as fit.
+"""
 
 from __future__ import annotations
 
@@ -15,45 +20,60 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
 from gls_jax import checks, schemes
-from gls_jax.loops import varying_like
+from gls_jax.loops import map_in_batches, varying_like
 from gls_jax.typing import Progress
+from gls_jax.work_shape import WorkShape
 
 __all__ = [
     "Method",
-    "Plan",
+    "TrialProgram",
     "chosen_method",
     "count_accepted",
     "count_on_devices",
     "noise_per_trial",
 ]
 
-# Numbers that a chunk of trials holds at a time: about as many as fit the cache of a core.
-_NUMBERS_PER_CHUNK = 2**15
-# Exponentials that a device draws between two progress reports: about a second on two CPU cores.
-_NOISE_PER_CALL = 2**28
 # Least number of trials of a device between two progress reports.
 _FEWEST_PER_CALL = 1024
 # Least number of categories for which inversion is faster, in every scheme that has both methods.
+# The same on every platform, because the methods draw different numbers.
 _INVERSION_FROM = 32
 # Exponentials that take the time of one draft by inversion, at large vocabularies.
 _NOISE_PER_INVERSION = 128
+# Arrays of the size of a distribution that inversion holds for a pair, also while it sorts.
+_TABLE_ARRAYS = 12
+_FLOAT_BYTES = 4
 
 # How trials are drawn: from the noise of the scheme, or by inversion.
 Method = Literal["noise", "inversion"]
 
 
-class Plan(NamedTuple):
+class TrialProgram(NamedTuple):
     """The static arguments of a compiled program of trials.
 
     Attributes:
         scheme: the scheme to simulate.
         num_drafts: the list lengths.
         method: `"noise"` or `"inversion"`.
+        shape: how wide to compute.
     """
 
     scheme: schemes.Scheme
     num_drafts: tuple[int, ...]
     method: Method
+    shape: WorkShape
+
+
+class Chunk(NamedTuple):
+    """The size of a chunk.
+
+    Attributes:
+        num_pairs: pairs of a block.
+        num_trials: trials of each of them.
+    """
+
+    num_pairs: int
+    num_trials: int
 
 
 def noise_per_trial(
@@ -86,33 +106,63 @@ def count_on_devices(
     log_p: Float[Array, "M *k N"],
     log_q: Float[Array, "M N"],
     num_trials: int,
-    plan: Plan,
+    program: TrialProgram,
     devices: Sequence[jax.Device] | None,
     progress: Progress | None,
 ) -> np.ndarray:
     """Accepted trials `f64[M, C]` of every pair and list length, in calls of about a second."""
     num_pairs, num_categories = log_q.shape
-    most_drafts = max(plan.num_drafts)
+    most_drafts = max(program.num_drafts)
     mesh = _mesh(num_pairs, devices)
     pairs = jax.device_put((keys, log_p, log_q), NamedSharding(mesh, P("pairs")))
     fewest = _FEWEST_PER_CALL
-    if plan.method == "inversion":
+    if program.method == "inversion":
         # Every call sorts each pair. As many trials as categories make that a small part.
         fewest = max(fewest, num_categories)
-    noise_of_pair = noise_per_trial(plan.scheme, most_drafts, num_categories, plan.method)
-    trials_per_device = max(fewest, _NOISE_PER_CALL // (num_pairs * noise_of_pair))
-    trials_per_call = mesh.size * trials_per_device
-    accepted = np.zeros((num_pairs, len(plan.num_drafts)), np.int64)
+    noise_of_pair = noise_per_trial(program.scheme, most_drafts, num_categories, program.method)
+    noise_per_call = program.shape.noise_per_report
+    trials_per_device = max(fewest, noise_per_call // (num_pairs * noise_of_pair))
+    trials_per_call = min(mesh.size * trials_per_device, num_trials)
+    pairs_of_device = num_pairs // mesh.shape["pairs"]
+    trials_of_device = -(-trials_per_call // mesh.shape["trials"])
+    chunk = chunk_of(program, pairs_of_device, num_categories, trials_of_device)
+    accepted = np.zeros((num_pairs, len(program.num_drafts)), np.int64)
     for start in range(0, num_trials, trials_per_call):
         stop = min(start + trials_per_call, num_trials)
         # Each device of a group runs a part of the call's trials.
         limits = np.linspace(start, stop, mesh.shape["trials"] + 1).astype(np.int32)
         with jax.set_mesh(mesh):  # replaces a mesh that the caller may have set
-            counts = _count_in_shards(*pairs, limits[:-1], limits[1:], mesh=mesh, plan=plan)
+            counts = _count_in_shards(
+                *pairs, limits[:-1], limits[1:], mesh=mesh, program=program, chunk=chunk
+            )
         accepted += np.asarray(counts).sum(0)
         if progress is not None:
             progress(stop * num_pairs, num_trials * num_pairs)
     return accepted.astype(np.float64)
+
+
+def chunk_of(program: TrialProgram, num_pairs: int, num_categories: int, num_trials: int) -> Chunk:
+    """The chunk for that many pairs and trials of each."""
+    shape = program.shape
+    trials = program.scheme.trials
+    most_drafts = max(program.num_drafts)
+    if program.method == "inversion":
+        # A few random numbers and indices, whatever the number of categories.
+        numbers_per_trial = 32 * most_drafts if shape.is_wide else 4
+    elif trials is not None and trials.streaming and not shape.is_wide:
+        numbers_per_trial = most_drafts
+    else:
+        # The noise of all streams.
+        numbers_per_trial = most_drafts * num_categories
+    num_lanes = max(1, min(shape.most_trials, shape.trial_numbers // numbers_per_trial))
+    if not shape.is_wide:
+        return Chunk(num_pairs=1, num_trials=num_lanes)
+    pair_bytes = _TABLE_ARRAYS * _FLOAT_BYTES * num_categories
+    most_pairs = max(1, shape.memory_budget // pair_bytes)
+    pairs_at_once = min(num_pairs, most_pairs, num_lanes)
+    # No more lanes than trials. A power of two, so that few programs are compiled.
+    trials_at_once = min(num_lanes // pairs_at_once, 1 << (num_trials - 1).bit_length())
+    return Chunk(num_pairs=pairs_at_once, num_trials=trials_at_once)
 
 
 def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
@@ -126,15 +176,18 @@ def _mesh(num_pairs: int, devices: Sequence[jax.Device] | None) -> Mesh:
     return Mesh(np.reshape(devices, (num_groups, -1)), ("pairs", "trials"))
 
 
-@partial(jax.jit, static_argnames=("mesh", "plan"))
-def _count_in_shards(keys, log_p, log_q, starts, stops, *, mesh: Mesh, plan: Plan):
+@partial(jax.jit, static_argnames=("mesh", "program", "chunk"))
+def _count_in_shards(
+    keys, log_p, log_q, starts, stops, *, mesh: Mesh, program: TrialProgram, chunk: Chunk
+):
     """Accepted trials `i32[T, M, C]` of `T` ranges of trials.
 
     Every device counts one range for one group of pairs.
     """
 
     def count(keys, log_p, log_q, start, stop):
-        return count_accepted(keys, log_p, log_q, start[0], stop[0], plan=plan)[None]
+        counts = count_accepted(keys, log_p, log_q, start[0], stop[0], program=program, chunk=chunk)
+        return counts[None]
 
     pairs = P("pairs")
     ranges = P("trials")
@@ -147,52 +200,46 @@ def _count_in_shards(keys, log_p, log_q, starts, stops, *, mesh: Mesh, plan: Pla
     return sharded_count(keys, log_p, log_q, starts, stops)
 
 
-@partial(jax.jit, static_argnames="plan")
-def count_accepted(keys, log_p, log_q, start, stop, *, plan: Plan):
+@partial(jax.jit, static_argnames=("program", "chunk"))
+def count_accepted(keys, log_p, log_q, start, stop, *, program: TrialProgram, chunk: Chunk):
     """Accepted trials `i32[M, C]` among the trials start..stop-1 of every pair."""
     start = jnp.asarray(start, jnp.int32)
     stop = jnp.asarray(stop, jnp.int32)
-    most_drafts = max(plan.num_drafts)
-    chunk_size = _trials_per_chunk(plan, log_q.shape[-1])
+    return count_in_chunks(keys, log_p, log_q, start, stop, program, chunk)
+
+
+def count_in_chunks(keys, log_p, log_q, start, stop, program: TrialProgram, chunk: Chunk):
+    """:func:`count_accepted`, not compiled; limits that are Python integers give a known length."""
+    most_drafts = max(program.num_drafts)
     # Not rounded up by an addition, which would overflow near 2^31 trials.
-    num_chunks = (stop - start - 1) // chunk_size + 1
+    num_chunks = (stop - start - 1) // chunk.num_trials + 1
+    start = jnp.asarray(start, jnp.int32)
+    stop = jnp.asarray(stop, jnp.int32)
 
     def count_of_pair(pair):
         key, log_p, log_q = pair
         trial: Callable[..., jax.Array]
-        if plan.method == "noise":
-            trial = partial(plan.scheme.accepted, log_p=log_p, log_q=log_q, num_drafts=most_drafts)
+        if program.method == "noise":
+            trial = partial(
+                program.scheme.accepted, log_p=log_p, log_q=log_q, num_drafts=most_drafts
+            )
         else:
             # Sorted once for all trials.
-            trial = plan.scheme.inversion_trial(log_p, log_q, most_drafts)
+            trial = program.scheme.inversion_trial(log_p, log_q, most_drafts)
 
         def is_accepted(index):
             by_length = trial(jax.random.fold_in(key, index))
             # The last chunk is filled up with trials that do not count.
             is_counted = index < stop.astype(jnp.uint32)
-            return by_length[jnp.asarray(plan.num_drafts) - 1] & is_counted
+            return by_length[jnp.asarray(program.num_drafts) - 1] & is_counted
 
-        def add_chunk(chunk, accepted):
-            first = (start + chunk * chunk_size).astype(jnp.uint32)
-            indices = first + jnp.arange(chunk_size, dtype=jnp.uint32)
+        def add_chunk(number, accepted):
+            first = (start + number * chunk.num_trials).astype(jnp.uint32)
+            indices = first + jnp.arange(chunk.num_trials, dtype=jnp.uint32)
             return accepted + jnp.sum(jax.vmap(is_accepted)(indices), axis=0, dtype=jnp.int32)
 
-        zero = jnp.zeros(len(plan.num_drafts), jnp.int32)
+        zero = jnp.zeros(len(program.num_drafts), jnp.int32)
         zero = varying_like(zero, key, log_p, log_q, start, stop)
         return jax.lax.fori_loop(0, num_chunks, add_chunk, zero)
 
-    return jax.lax.map(count_of_pair, (keys, log_p, log_q))
-
-
-def _trials_per_chunk(plan: Plan, num_categories: int) -> int:
-    """Number of trials that run at the same time, so that their numbers fit the cache."""
-    trials = plan.scheme.trials
-    if plan.method == "inversion":
-        # A few random numbers and indices, whatever the number of categories.
-        numbers_per_trial = 4
-    elif trials is not None and trials.streaming:
-        numbers_per_trial = max(plan.num_drafts)
-    else:
-        # The noise of all streams.
-        numbers_per_trial = max(plan.num_drafts) * num_categories
-    return max(1, min(4096, _NUMBERS_PER_CHUNK // numbers_per_trial))
+    return map_in_batches(count_of_pair, (keys, log_p, log_q), chunk.num_pairs)

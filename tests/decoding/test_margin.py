@@ -25,6 +25,7 @@ def margin_drafts():
         shape=shape_of(scheme, 1, 1, margin_tree),
         drafter_chains=((0,),),
         num_cache_slots=num_cache_slots,
+        prefill_tokens=256,
     )
     sampling = BatchSampling(
         temperature=jnp.ones(batch),

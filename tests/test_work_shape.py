@@ -1,0 +1,263 @@
+"""Results do not depend on the shape of work: the twins of every algorithm, both on the CPU.
+
+Integers are compared exactly. Exact values and gradients may differ by rounding.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gls_jax import compression, couplings, decoding, losses, races, schemes, trials, work_shape
+from gls_jax.compression import GaussianCodec
+from gls_jax.exact import batched, ratio_order
+from gls_jax.planner import conditional
+from tests.problems import PROBLEMS, logs
+
+KEY = races.new_key(5)
+SHAPES = [("cpu", None), ("cuda", None), ("tpu", 2**20)]
+ROUNDING = 2e-6
+
+
+def pairs(num_pairs, num_categories, spread=2.0):
+    logits = spread * jax.random.normal(
+        races.new_key(num_categories), (2, num_pairs, num_categories)
+    )
+    return jax.nn.log_softmax(logits)
+
+
+def in_every_shape(function):
+    """The results of the function in the shape of a CPU, and in those of two accelerators."""
+    results = []
+    for platform, budget in SHAPES:
+        with work_shape.using(platform, budget):
+            results.append(jax.tree.map(np.asarray, function()))
+    return results
+
+
+def assert_same(function):
+    narrow, *wide = in_every_shape(function)
+    for result in wide:
+        jax.tree.map(np.testing.assert_array_equal, narrow, result)
+
+
+def assert_close(function, tolerance=ROUNDING):
+    narrow, *wide = in_every_shape(function)
+    for result in wide:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), narrow, result
+        )
+
+
+def test_the_shapes_differ():
+    with work_shape.using("cpu") as narrow, work_shape.using("cuda") as wide:
+        assert work_shape.current() == wide != narrow
+        with work_shape.using(memory_budget=2**20) as small:
+            assert small.is_wide and small.trial_numbers < wide.trial_numbers
+    assert work_shape.current() == work_shape.CPU
+    with pytest.raises(ValueError, match=r"memory_budget: expected at least 2\^20 bytes, got 1000"):
+        work_shape.accelerator(1000)
+
+
+def test_first_arrivals():
+    """Also with impossible categories, ties, NaN, and nothing that can arrive."""
+    log_p, log_q = pairs(1, 700)[:, 0]
+    strange = log_p.at[:300].set(-jnp.inf).at[400].set(jnp.nan)
+    laws = (log_p, log_q, strange, jnp.full(700, -jnp.inf), jnp.tile(log_q, (3, 1)))
+    assert_same(lambda: jax.jit(lambda: races.first_arrivals(KEY, 3, *laws))())
+
+
+def test_sorting():
+    values = jax.random.normal(KEY, (999,)).round(1)
+    values = values.at[:5].set(jnp.array([jnp.nan, jnp.inf, -jnp.inf, -0.0, 0.0]))
+    assert_same(lambda: ratio_order.ascending(values))
+    assert (ratio_order.ascending(values) == jnp.argsort(values + 0)).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64, 1000])
+def test_sums_for_inversion_never_decrease(size):
+    """And a weight of 0 has no interval."""
+    weights = jnp.exp(5 * jax.random.normal(KEY, (size, 2)))
+    weights = weights.at[1::3].set(0)
+    sums = np.asarray(ratio_order.nondecreasing_sum(weights))
+    steps = np.diff(sums, axis=0)
+    assert (steps >= 0).all() and (steps[0::3] == 0).all()
+    exact = np.cumsum(np.asarray(weights, np.float64), axis=0)
+    np.testing.assert_allclose(sums, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", schemes.NAMES)
+def test_trials(name):
+    """The same trials are accepted, by noise and by inversion, for many pairs and for one."""
+    scheme = schemes.get(name)
+    if name == "optimal":
+        pytest.skip("its verification is a program of the host")
+    lengths = (1,) if scheme.max_drafts == 1 else (1, 3)
+    methods = ["noise"]
+    if scheme.trials is not None and scheme.trials.inversion is not None:
+        methods.append("inversion")
+    for method in methods:
+        log_p, log_q = pairs(5, 40)
+        assert_same(
+            lambda log_p=log_p, log_q=log_q, method=method: trials.sweep(
+                KEY, log_p, log_q, scheme=name, num_drafts=lengths, num_trials=150, method=method
+            )
+        )
+
+
+def test_trials_of_a_vocabulary():
+    log_p, log_q = pairs(2, 5000)
+    for name in ("gls", "gumbel_topk"):
+        assert_same(
+            lambda name=name: trials.sweep(
+                KEY, log_p, log_q, scheme=name, num_drafts=(4,), num_trials=300
+            )
+        )
+
+
+def test_trials_do_not_depend_on_the_budget():
+    log_p, log_q = pairs(3, 300)
+
+    def run(budget):
+        options = {"scheme": "gls", "num_drafts": (4,), "num_trials": 500}
+        return trials.sweep(KEY, log_p, log_q, **options, memory_budget=budget).mean.tolist()
+
+    with work_shape.using("cuda"):
+        assert run(2**20) == run(2**30)
+    assert run(None) == run(2**20)
+
+
+@pytest.mark.parametrize("name", schemes.NAMES)
+def test_exact_acceptances(name):
+    scheme = schemes.get(name)
+    for num_categories in (10, 600, 3000):
+        most_drafts = scheme.max_drafts or 5
+        lengths = [
+            k
+            for k in (1, 2, 5)
+            if k <= most_drafts and scheme.acceptance_limit(num_categories, k) is None
+        ]
+        if not lengths:
+            continue
+        log_p, log_q = pairs(3, num_categories)
+        assert_close(
+            lambda log_p=log_p, log_q=log_q, lengths=lengths: batched.acceptance_curves(
+                scheme, log_p, log_q, lengths
+            )
+        )
+
+
+def test_edges_of_exact_acceptances():
+    for p, q in PROBLEMS.values():
+        for name in ("gls", "gumbel_topk", "poisson"):
+            scheme = schemes.get(name)
+            assert_close(
+                lambda p=p, q=q, scheme=scheme: scheme.acceptance_curve(logs(p), logs(q), (1, 4))
+            )
+
+
+@pytest.mark.parametrize("name", ["gls", "gumbel_topk", "poisson"])
+def test_losses_and_their_gradients(name):
+    draft, target = pairs(7, 1000)
+
+    def loss(draft, target):
+        return losses.acceptance(draft, target, scheme=name, num_drafts=4).sum()
+
+    assert_close(lambda: jax.jit(jax.value_and_grad(loss, (0, 1)))(draft, target), tolerance=1e-5)
+
+
+def test_drafts_of_separate_distributions():
+    log_p, log_q = pairs(4, 50)
+    assert_close(lambda: schemes.get("gls").acceptance(log_p, log_q[0], 4))
+
+
+@pytest.mark.parametrize("name", conditional.NAMES)
+def test_kernels_of_the_planner(name):
+    num_drafts = min(schemes.get(name).max_drafts or 3, 3)
+    log_p, log_q = pairs(70, 20)
+    assert_close(lambda: conditional.kernels(log_p, log_q, scheme=name, num_drafts=num_drafts))
+
+
+def test_darts():
+    log_p, log_q = pairs(1, 9000)[:, 0]
+    assert_same(lambda: couplings.weighted_minhash(KEY, log_p, log_q))
+    assert_same(lambda: couplings.dart_protocol(KEY, log_p, log_q, 0.01))
+
+
+@pytest.mark.parametrize("search", ["ordered", "dense"])
+def test_codec(search):
+    code = compression.ListCode(num_decoders=3, num_candidates=2**13, num_bins=16, search=search)
+    means = 2 * jax.random.normal(KEY, (700, 1))
+    keys = compression.symbol_keys(KEY, 700)
+    rows = compression.Normal(means, jnp.full_like(means, 0.01))
+    wide_rows = compression.Normal(means + 0.1, jnp.full_like(means, 0.3))
+
+    def to_bins_and_back():
+        density = compression.gaussian_density
+        sent = compression.encode(code, keys, density, (), rows)
+        received = compression.decode(code, keys, sent.message, 1, density, (), wide_rows)
+        return sent, received
+
+    assert_same(to_bins_and_back)
+
+
+def test_blobs():
+    codec = GaussianCodec(2, 2**12, 16, 0.01, 0.5)
+    source = np.random.default_rng(0).normal(size=200).astype(np.float32)
+
+    def to_bytes_and_back():
+        blob = codec.encode(1, source)
+        return np.frombuffer(blob, np.uint8), codec.decode(blob, source + 0.5, 1).index
+
+    assert_same(to_bytes_and_back)
+
+
+@pytest.mark.parametrize("name", [*schemes.NAMES, *schemes.PATH_NAMES])
+def test_verification_of_a_batch_of_trees(name):
+    """Trees of several depths, some with chains that repeat one another."""
+    scheme = schemes.get(name)
+    if name == "optimal":
+        pytest.skip("its verification is a program of the host")
+    num_chains = min(scheme.max_drafts or 3, 3)
+    num_rows, num_categories, length = 40, 5, 3
+    log_p, log_q = pairs(1, num_categories, spread=0.5)[:, 0]
+
+    def one_row(key):
+        drafts = jnp.stack(
+            [
+                scheme.propose(scheme.draft_key(key, 0, depth, 0), log_p, num_chains)
+                for depth in range(length)
+            ],
+            axis=1,
+        )
+        tree = schemes.chains(drafts, ranked=scheme.ranked)
+        nodes = tree.tokens.shape[0]
+        return scheme.verify_tree(
+            key, 0, tree, jnp.tile(log_p, (nodes, 1)), jnp.tile(log_q, (nodes + 1, 1))
+        )
+
+    keys = jax.random.split(KEY, num_rows)
+    assert_same(lambda: jax.jit(jax.vmap(one_row))(keys))
+
+
+def test_texts():
+    """Prompts longer than what is read in one call, on a CPU, and texts that end early."""
+    table = 2 * jax.random.normal(KEY, (11, 11))
+    model = decoding.from_function(lambda params, tokens: params[tokens], table, 11)
+    prompts = [[t % 11 for t in range(300)], [1, 2]]
+
+    def texts():
+        found = decoding.generate(
+            KEY,
+            model,
+            model,
+            prompts,
+            scheme="gls",
+            num_drafts=2,
+            draft_length=2,
+            max_new_tokens=6,
+            stop_tokens=(3,),
+        )
+        return found.tokens, found.lengths, found.metrics.block_efficiency
+
+    assert_same(texts)
