@@ -22,13 +22,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup versions values demo test peers lint bench dist constraints clean
+.PHONY: help setup versions values demo test peers lint bench accelerator dist constraints clean
 
 help:
 	@echo "make demo   set up and draw acceptance against K on random pairs and on a language model, into results/"
 	@echo "make test   set up and run the tests          TESTS=tests/schemes runs some of them"
 	@echo "make lint   format check, lint and types      make peers  tests against torch and transformers"
 	@echo "make bench  speed against peers, into results/bench.json; AGAINST=earlier.json compares"
+	@echo "make accelerator  correctness and speed on a GPU or TPU, or smaller on a CPU, into results/accelerator.json"
 	@echo "make setup  everything for demo and tests     make clean  remove all environments and results"
 	@echo "make dist   sdist and wheel, into dist/       make constraints  write the installed versions to .ci/constraints/"
 	@echo
@@ -77,6 +78,10 @@ lint: $(VENV)/ready
 AGAINST ?= $(wildcard experiments/gallery/bench.json)
 bench: $(VENV)/ready-peers
 	$(BIN)/python -m experiments bench all --out results/bench.json $(if $(AGAINST),--against $(AGAINST))
+
+# Without an environment of its own it runs where it is: a machine with an accelerator may have no network.
+accelerator:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.accelerator --out results/accelerator.json $(OPTIONS)
 
 dist: $(VENV)/ready
 	$(BIN)/python -m build --no-isolation

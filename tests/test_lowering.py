@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 
 from gls_jax import (
     bounds,
@@ -29,6 +30,7 @@ from gls_jax import (
 from gls_jax.compression import symbol_coding
 from gls_jax.decoding import engine, preparation
 from gls_jax.distributions import dump_writer
+from gls_jax.models import decoding_adapter
 from gls_jax.planner import conditional, costs
 from gls_jax.schemes import specinfer_wor
 
@@ -108,6 +110,39 @@ def decode_loop(**options):
     options = decoding.DecodeOptions(**drafting | sampling | options)
     prepared = preparation.prepare(KEY, model, model, [[1], [2, 3]], None, options)
     return prepared.config, prepared.requests, prepared.text
+
+
+def test_target_call_on_a_mesh_of_accelerators():
+    """2 x 4 devices that this machine does not have: weights and cache are split over both axes."""
+    config = models.Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=4,
+    )
+    axes = ("data", "model")
+    mesh = AbstractMesh((2, 4), axes, axis_types=(AxisType.Auto,) * 2)
+    transformer = nnx.eval_shape(
+        lambda: models.Transformer(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    )
+    graph, params = nnx.split(transformer)
+
+    def placed(path, leaf):
+        names = [str(part.key) for part in path if hasattr(part, "key")]
+        layout = models.sharding.parameter_sharding(".".join(names), config, mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+    params = jax.tree_util.tree_map_with_path(placed, params)
+    apply = decoding_adapter.Apply(graph, mesh)
+    cache = jax.eval_shape(lambda: decoding_adapter.InitCache(config, jnp.bfloat16)(4, 16))
+    tokens = jax.ShapeDtypeStruct((4, 3), jnp.int32)
+    call = jax.jit(lambda params, tokens, cache: apply(params, tokens, tokens, None, cache))
+    program = call.trace(params, tokens, cache).lower(lowering_platforms=("tpu",)).as_text()
+    assert program.count('"model"') >= 9 and program.count('"data"') >= 4
+    logits, _ = jax.eval_shape(call, params, tokens, cache)
+    assert logits.dtype == jnp.float32
 
 
 def test_decode_loop():

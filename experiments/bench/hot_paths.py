@@ -25,7 +25,21 @@ from gls_jax.loops import map_in_batches
 from gls_jax.models import decoding_adapter
 from gls_jax.trials import trial_loop
 
-__all__ = ["HOT_PATHS", "SELECTION", "TARGET_CALL", "HotPath", "random_arrays"]
+__all__ = [
+    "BILLION",
+    "HOT_PATHS",
+    "SELECTION",
+    "TARGET_CALL",
+    "HotPath",
+    "Program",
+    "codec_program",
+    "exact_program",
+    "loss_program",
+    "random_arrays",
+    "round_program",
+    "separate_drafts_program",
+    "trials_program",
+]
 
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -66,8 +80,12 @@ def _random_array(array: Any) -> Any:
         return compression.Normal(mean, jnp.full_like(mean, 0.01))
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return jax.random.split(key, array.shape)
+    if array.dtype == jnp.bool_:
+        return jnp.ones(array.shape, bool)
     if jnp.issubdtype(array.dtype, jnp.integer):
         return jnp.zeros(array.shape, array.dtype)
+    if array.ndim == 0 or array.shape[-1] < 2:
+        return jnp.ones(array.shape, array.dtype)
     # Spread as in a language model.
     return jax.nn.log_softmax(2.5 * jax.random.normal(jax.random.fold_in(key, 1), array.shape))
 
@@ -84,7 +102,7 @@ def _key() -> Any:
     return jax.eval_shape(lambda: races.new_key(0))
 
 
-def _trials(
+def trials_program(
     scheme: str,
     method: trial_loop.Method,
     *,
@@ -106,12 +124,14 @@ def _trials(
     return sweep, (_keys(num_pairs), pairs, pairs)
 
 
-def _exact(scheme: str, *, num_pairs: int = 256, num_drafts: int = 8) -> Program:
+def exact_program(
+    scheme: str, *, num_pairs: int = 256, num_categories: int = VOCABULARY, num_drafts: int = 8
+) -> Program:
     """Exact acceptances of many pairs, in blocks within the memory budget."""
     curve = partial(schemes.get(scheme).acceptance_curve, num_drafts=(num_drafts,))
     shape = work_shape.current()
-    pairs_at_once = batched.pairs_per_step(num_pairs, VOCABULARY, shape)
-    pairs = _distributions(num_pairs, VOCABULARY)
+    pairs_at_once = batched.pairs_per_step(num_pairs, num_categories, shape)
+    pairs = _distributions(num_pairs, num_categories)
 
     def curves(log_p, log_q):
         return map_in_batches(lambda pair: curve(*pair), (log_p, log_q), pairs_at_once)
@@ -119,13 +139,13 @@ def _exact(scheme: str, *, num_pairs: int = 256, num_drafts: int = 8) -> Program
     return curves, (pairs, pairs)
 
 
-def _exact_separate(num_drafts: int = 8) -> Program:
+def separate_drafts_program(num_drafts: int = 8) -> Program:
     """GLS with a separate distribution for each draft."""
     acceptance = partial(schemes.get("gls").acceptance, num_drafts=num_drafts)
     return acceptance, (_distributions(num_drafts, VOCABULARY), _distributions(VOCABULARY))
 
 
-def _loss(
+def loss_program(
     scheme: str, *, num_positions: int = 256, num_tokens: int = 49_152, num_drafts: int = 4
 ) -> Program:
     """Value and gradient of the exact acceptance as a loss."""
@@ -137,7 +157,7 @@ def _loss(
     return jax.value_and_grad(loss), (logits, logits)
 
 
-def _codec(search: str, *, num_candidates: int, decodes: bool) -> Program:
+def codec_program(search: str, *, num_candidates: int, decodes: bool) -> Program:
     """One group of symbols to messages, or a decoder's choice from messages."""
     code = compression.ListCode(4, num_candidates, 64, search=search)
     rows = compression.Normal(_distributions(GROUP_SIZE, 1), _distributions(GROUP_SIZE, 1))
@@ -175,17 +195,18 @@ def _abstract_model(config: models.Config, dtype: Any) -> decoding.LanguageModel
     )
 
 
-def _round(
+def round_program(
     part: str,
     *,
-    top_k: int | None,
+    top_k: int | None = None,
     scheme: str = "gls",
+    config: models.Config = BILLION,
     batch: int = 64,
     num_drafts: int = 8,
     length: int = 4,
 ) -> Program:
     """A part of a round of the decode loop: `read` (the target's call) or `select`."""
-    model = _abstract_model(BILLION, jnp.bfloat16)
+    model = _abstract_model(config, jnp.bfloat16)
     options = decoding.DecodeOptions(
         scheme=scheme,
         num_drafts=num_drafts,
@@ -195,26 +216,26 @@ def _round(
     )
     small = decoding.from_function(
         lambda params, tokens: params[tokens],
-        jax.ShapeDtypeStruct((BILLION.vocab_size,) * 2, jnp.float32),
-        BILLION.vocab_size,
+        jax.ShapeDtypeStruct((config.vocab_size,) * 2, jnp.float32),
+        config.vocab_size,
     )
     prepared = preparation.prepare(
         races.new_key(0), small, small, [[1] * 64] * batch, None, options
     )
-    config = prepared.config
+    engine_config = prepared.config
     requests = prepared.requests._replace(target=model)
     draft, read, select = engine.PARTS
-    state = jax.eval_shape(partial(engine.prefill, config), requests, prepared.text)
+    state = jax.eval_shape(partial(engine.prefill, engine_config), requests, prepared.text)
     bare = state._replace(drafter_caches=(), target_cache=None)
     drafts, drafter_caches = jax.eval_shape(
-        partial(draft, config), requests, bare, state.drafter_caches
+        partial(draft, engine_config), requests, bare, state.drafter_caches
     )
     if part == "read":
-        return partial(read, config), (requests, bare, drafts.tree, state.target_cache)
+        return partial(read, engine_config), (requests, bare, drafts.tree, state.target_cache)
     logits, target_cache = jax.eval_shape(
-        partial(read, config), requests, bare, drafts.tree, state.target_cache
+        partial(read, engine_config), requests, bare, drafts.tree, state.target_cache
     )
-    return partial(select, config), (
+    return partial(select, engine_config), (
         requests,
         bare,
         drafts,
@@ -229,69 +250,73 @@ TARGET_CALL = "target call, 1.1e9 parameters, batch 64, K=8, L=4"
 SELECTION = "selection, gls, batch 64, K=8, L=4, V=49,152"
 HOT_PATHS: Mapping[str, HotPath] = {
     "trials by noise, N=10, K=8, 100 pairs x 10,000": HotPath(
-        partial(_trials, "gls", "noise", num_categories=10),
+        partial(trials_program, "gls", "noise", num_categories=10),
         most_steps=16,
         least_width=2**18,
-        make_part=partial(_trials, "gls", "noise", num_categories=10),
+        make_part=partial(trials_program, "gls", "noise", num_categories=10),
     ),
     f"trials by inversion, N={VOCABULARY}, K=8, 100 pairs x 10,000": HotPath(
-        partial(_trials, "gls", "inversion", num_categories=VOCABULARY),
+        partial(trials_program, "gls", "inversion", num_categories=VOCABULARY),
         most_steps=16,
         least_width=2**18,
-        make_part=partial(_trials, "gls", "inversion", num_categories=VOCABULARY, num_pairs=10),
+        make_part=partial(
+            trials_program, "gls", "inversion", num_categories=VOCABULARY, num_pairs=10
+        ),
         num_parts=10,
     ),
     f"gumbel_topk trials by inversion, N={VOCABULARY}, K=8, 100 pairs x 10,000": HotPath(
-        partial(_trials, "gumbel_topk", "inversion", num_categories=VOCABULARY),
+        partial(trials_program, "gumbel_topk", "inversion", num_categories=VOCABULARY),
         data_steps=(16, 16),
         make_part=partial(
-            _trials, "gumbel_topk", "inversion", num_categories=VOCABULARY, num_pairs=10
+            trials_program, "gumbel_topk", "inversion", num_categories=VOCABULARY, num_pairs=10
         ),
         num_parts=10,
     ),
     f"exact gls, N={VOCABULARY}, K=8, 256 pairs": HotPath(
-        partial(_exact, "gls"),
+        partial(exact_program, "gls"),
         most_steps=64,
-        make_part=partial(_exact, "gls", num_pairs=8),
+        make_part=partial(exact_program, "gls", num_pairs=8),
         num_parts=32,
     ),
     f"exact gumbel_topk, N={VOCABULARY}, K=8, 256 pairs": HotPath(
-        partial(_exact, "gumbel_topk"),
+        partial(exact_program, "gumbel_topk"),
         most_steps=300,
-        make_part=partial(_exact, "gumbel_topk", num_pairs=8),
+        make_part=partial(exact_program, "gumbel_topk", num_pairs=8),
         num_parts=32,
     ),
     f"exact gls of 8 separate drafts, N={VOCABULARY}": HotPath(
-        _exact_separate, most_steps=64, make_part=_exact_separate
+        separate_drafts_program, most_steps=64, make_part=separate_drafts_program
     ),
     "loss of gls, 256 x 49,152, K=4": HotPath(
-        partial(_loss, "gls"), make_part=partial(_loss, "gls", num_positions=8), num_parts=32
+        partial(loss_program, "gls"),
+        make_part=partial(loss_program, "gls", num_positions=8),
+        num_parts=32,
     ),
     "loss of gumbel_topk, 256 x 49,152, K=4": HotPath(
-        partial(_loss, "gumbel_topk"),
-        make_part=partial(_loss, "gumbel_topk", num_positions=8),
+        partial(loss_program, "gumbel_topk"),
+        make_part=partial(loss_program, "gumbel_topk", num_positions=8),
         num_parts=32,
     ),
     "ordered encoding, N=2^20, 4,096 symbols": HotPath(
-        partial(_codec, "ordered", num_candidates=2**20, decodes=False),
+        partial(codec_program, "ordered", num_candidates=2**20, decodes=False),
         data_steps=(32, 8),
-        make_part=partial(_codec, "ordered", num_candidates=2**20, decodes=False),
+        make_part=partial(codec_program, "ordered", num_candidates=2**20, decodes=False),
     ),
     "ordered decoding, N=2^20, 4,096 symbols": HotPath(
-        partial(_codec, "ordered", num_candidates=2**20, decodes=True),
+        partial(codec_program, "ordered", num_candidates=2**20, decodes=True),
         data_steps=(64, 16),
-        make_part=partial(_codec, "ordered", num_candidates=2**20, decodes=True),
+        make_part=partial(codec_program, "ordered", num_candidates=2**20, decodes=True),
     ),
     "dense encoding, N=2^15, 4,096 symbols": HotPath(
-        partial(_codec, "dense", num_candidates=2**15, decodes=False),
-        make_part=partial(_codec, "dense", num_candidates=2**15, decodes=False),
+        partial(codec_program, "dense", num_candidates=2**15, decodes=False),
+        make_part=partial(codec_program, "dense", num_candidates=2**15, decodes=False),
     ),
-    TARGET_CALL: HotPath(partial(_round, "read", top_k=None)),
-    SELECTION: HotPath(partial(_round, "select", top_k=None)),
+    TARGET_CALL: HotPath(partial(round_program, "read")),
+    SELECTION: HotPath(partial(round_program, "select")),
     "selection after top-k, gls, batch 64, K=8, L=4, V=49,152": HotPath(
-        partial(_round, "select", top_k=50)
+        partial(round_program, "select", top_k=50)
     ),
     "selection, gumbel_topk, batch 64, K=8, L=4, V=49,152": HotPath(
-        partial(_round, "select", top_k=None, scheme="gumbel_topk")
+        partial(round_program, "select", scheme="gumbel_topk")
     ),
 }

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.extend
 import numpy as np
 
 __all__ = ["DEVICES", "Device", "ProgramCount", "count", "lowers_for_accelerators"]
@@ -131,18 +132,26 @@ def lowers_for_accelerators(function: Callable[..., Any], *arrays: Any) -> bool:
 def _loops(jaxpr: Any) -> Iterator[_Loop]:
     """The outermost loops of a traced program."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan":
-            parameters = equation.params
-            length, unroll = parameters["length"], max(1, int(parameters["unroll"]))
-            if unroll < length:
-                yield _Loop(parameters["jaxpr"], length, unroll)
-            else:  # no loop is left
-                yield from list(_loops(parameters["jaxpr"].jaxpr)) * length
-        elif equation.primitive.name == "while":
-            yield _Loop(equation.params["body_jaxpr"], length=None)
-        else:
-            for part in _parts(equation):
-                yield from _loops(part)
+        loop = _as_loop(equation)
+        if loop is not None:
+            yield loop
+            continue
+        # XLA copies the body of a `scan` that is unrolled as a whole.
+        num_copies = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for part in _parts(equation):
+            yield from list(_loops(part)) * num_copies
+
+
+def _as_loop(equation: Any) -> _Loop | None:
+    """The loop that an operation is; None for other operations, and where no loop is left."""
+    parameters = equation.params
+    if equation.primitive.name == "while":
+        return _Loop(parameters["body_jaxpr"], length=None)
+    if equation.primitive.name == "scan":
+        unroll = max(1, int(parameters["unroll"]))
+        if unroll < parameters["length"]:
+            return _Loop(parameters["jaxpr"], parameters["length"], unroll)
+    return None
 
 
 def _parts(equation: Any) -> Iterator[Any]:
@@ -203,7 +212,7 @@ def _width(jaxpr: Any) -> int:
     """Elements of the largest array that a program computes, outside its loops."""
     sizes = [1]
     for equation in jaxpr.eqns:
-        if equation.primitive.name in ("scan", "while"):
+        if _as_loop(equation) is not None:
             continue
         inner = [_width(part) for part in _parts(equation)]
         sizes += inner or [int(np.prod(out.aval.shape)) for out in equation.outvars]

