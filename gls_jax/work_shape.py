@@ -48,6 +48,7 @@ class WorkShape:
         memory_budget: bytes for the temporary arrays of one program.
         trial_numbers: numbers that a chunk of trials holds in one array.
         most_trials: most trials of a chunk, over all of its pairs.
+        study_blocks: blocks of 32 pairs, at most, that a study computes in one call.
         noise_per_report: exponentials that a device draws between two progress reports.
         categories_per_step: categories that a race looks at in one step of its loop.
         row_sum: numbers that one row of a matrix product adds up, in cumulative sums.
@@ -66,6 +67,7 @@ class WorkShape:
     memory_budget: int
     trial_numbers: int
     most_trials: int
+    study_blocks: int
     noise_per_report: int
     categories_per_step: int
     row_sum: int
@@ -102,6 +104,7 @@ CPU = WorkShape(
     memory_budget=_DEFAULT_BUDGET,
     trial_numbers=2**15,  # fit the cache of a core
     most_trials=2**12,
+    study_blocks=1,
     noise_per_report=2**28,  # about a second on two cores
     categories_per_step=2,
     row_sum=32,
@@ -137,6 +140,7 @@ def accelerator(memory_budget: int = _DEFAULT_BUDGET) -> WorkShape:
         memory_budget=budget,
         trial_numbers=numbers,
         most_trials=2**20,
+        study_blocks=2**6,
         noise_per_report=2**34,
         categories_per_step=1,
         row_sum=128,  # the width of a TPU's matrix unit

@@ -81,7 +81,7 @@ def test_a_model_pair(tmp_path, capsys):
 def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
     ask = [*SMALL, "--schemes", "gls", "naive"]
     assert acceptance("--out", tmp_path / "whole", *ask) == 0
-    block, calls = acceptance_study._compute_block, []
+    block, calls = acceptance_study._compute_blocks, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -89,7 +89,7 @@ def test_resume_after_an_interrupt(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return block(*arguments)
 
-    monkeypatch.setattr(acceptance_study, "_compute_block", interrupted)
+    monkeypatch.setattr(acceptance_study, "_compute_blocks", interrupted)
     assert acceptance("--out", tmp_path / "cut", *ask) == 130
     assert "--resume continues from here" in capsys.readouterr().err
     assert acceptance("--out", tmp_path / "cut", *ask, "--resume") == 0

@@ -53,8 +53,8 @@ def _programs(is_small: bool) -> Mapping[str, Callable[[], hot_paths.Program]]:
         "loss of gls, 4 x 300": partial(
             hot_paths.loss_program, "gls", num_positions=4, num_tokens=300
         ),
-        "ordered encoding, N=2^10": partial(
-            hot_paths.codec_program, "ordered", num_candidates=2**10, decodes=False
+        "dense encoding, N=2^9": partial(
+            hot_paths.codec_program, "dense", num_candidates=2**9, decodes=False
         ),
         "selection, batch 2": partial(
             hot_paths.round_program, "select", config=_TINY, batch=2, num_drafts=2, length=2

@@ -19,7 +19,14 @@ import jax
 import jax.extend
 import numpy as np
 
-__all__ = ["DEVICES", "Device", "ProgramCount", "count", "lowers_for_accelerators"]
+__all__ = [
+    "DEVICES",
+    "Device",
+    "ProgramCount",
+    "count",
+    "lowers_for_accelerators",
+    "steps_and_width",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +116,7 @@ def count(function: Callable[..., Any], *arrays: Any, unknown_trips: int = 1) ->
         *arrays: pytrees of arrays or of `jax.ShapeDtypeStruct`.
         unknown_trips: how often loops run whose number of iterations only their data know.
     """
-    traced = jax.jit(function).trace(*arrays)
+    traced = _trace(function, arrays)
     compiled = traced.lower().compile()
     steps, has_unknown_loops = _steps(traced.jaxpr, unknown_trips)
     operations, bytes_accessed = _work(traced.jaxpr, compiled, unknown_trips)
@@ -123,10 +130,31 @@ def count(function: Callable[..., Any], *arrays: Any, unknown_trips: int = 1) ->
     )
 
 
+def steps_and_width(function: Callable[..., Any], *arrays: Any) -> tuple[int, int]:
+    """The steps and the width of :func:`count`, which need no compilation."""
+    traced = _trace(function, arrays)
+    steps, _ = _steps(traced.jaxpr, unknown_trips=1)
+    return steps, _narrowest(traced.jaxpr, steps, unknown_trips=1)
+
+
 def lowers_for_accelerators(function: Callable[..., Any], *arrays: Any) -> bool:
     """Whether JAX makes programs of it for CUDA and for TPU, which takes none of these devices."""
-    exported = jax.export.export(jax.jit(function), platforms=("cuda", "tpu"))(*arrays)
+    flat, leaves = _flattened(function, arrays)
+    exported = jax.export.export(jax.jit(flat), platforms=("cuda", "tpu"))(*leaves)
     return exported.platforms == ("cuda", "tpu")
+
+
+def _trace(function: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
+    flat, leaves = _flattened(function, arrays)
+    return jax.jit(flat).trace(*leaves)
+
+
+def _flattened(
+    function: Callable[..., Any], arrays: tuple[Any, ...]
+) -> tuple[Callable[..., Any], list[Any]]:
+    """The function of the leaves: JAX puts into records what is no array to annotated fields."""
+    leaves, structure = jax.tree.flatten(arrays)
+    return lambda *leaves: function(*jax.tree.unflatten(structure, leaves)), leaves
 
 
 def _loops(jaxpr: Any) -> Iterator[_Loop]:
@@ -184,9 +212,11 @@ def _work(closed: Any, compiled: Any, unknown_trips: int) -> tuple[float, float]
         compiled_body = body.lower(*loop.body.in_avals).compile()
         body_operations, body_bytes = _work(loop.body, compiled_body, unknown_trips)
         once_operations, once_bytes = _once(compiled_body)
-        # XLA has counted one step of the loop, with the loops inside it once.
-        operations += max(0.0, iterations * body_operations - loop.unroll * once_operations)
-        bytes_accessed += max(0.0, iterations * body_bytes - loop.unroll * once_bytes)
+        # XLA has counted one step of the loop, with the loops inside it once, and the iterations
+        # that are left after the last full step.
+        num_counted = loop.unroll + iterations % loop.unroll
+        operations += max(0.0, iterations * body_operations - num_counted * once_operations)
+        bytes_accessed += max(0.0, iterations * body_bytes - num_counted * once_bytes)
     return operations, bytes_accessed
 
 

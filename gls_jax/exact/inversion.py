@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -81,15 +82,26 @@ def weight_table(weights: Float[Array, " N"]) -> WeightTable:
     return WeightTable(within=within, before=before)
 
 
-def searchable_excess(p: Float[Array, " N"], ratio: Float[Array, " N"]) -> Float[Array, " N"]:
+def searchable_excess(table: WeightTable, ratio: Float[Array, " N"]) -> Float[Array, " N"]:
     """The excess of :class:`gls_jax.exact.ratio_order.RatioOrder`, in sums that never decrease.
 
     Args:
-        p: probabilities in ratio order, or some of them and 0 for the others.
+        table: of the probabilities in ratio order, or of some of them and 0 for the others.
         ratio: in ascending order.
     """
-    rises = nondecreasing_sum(p)[:-1] * jnp.diff(ratio)
-    return nondecreasing_sum(jnp.concatenate([jnp.zeros(1, p.dtype), rises]))
+    mass = _running_sums(table)[: len(ratio) - 1]
+    rises = jax.lax.optimization_barrier(mass * jnp.diff(ratio))
+    none = jnp.zeros(1, rises.dtype)
+    sums = _running_sums(weight_table(jnp.concatenate([none, rises])))
+    return sums[: len(ratio)]
+
+
+def _running_sums(table: WeightTable) -> Float[Array, " RS"]:
+    """The cumulative sums of a table in one array; they never decrease."""
+    before = table.before[:, None]
+    after = jnp.append(table.before[1:], table.before[-1] + table.within[-1, -1])
+    # Rounded sums of a row may pass the first one of the next row.
+    return jnp.clip(before + table.within, before, after[:, None]).reshape(-1)
 
 
 def draw_index(
@@ -128,11 +140,12 @@ def pair_tables(log_p: LogProbs, log_q: LogProbs) -> PairTables:
     log_p = checks.distribution(log_p, "log_p")
     log_q = checks.distribution(log_q, "log_q")
     ranked = ratio_order(*checks.same_categories(log_p, log_q))
+    p_table = weight_table(ranked.p)
     return PairTables(
         order=ranked.order,
         # A category that cannot be drafted never arrives.
-        excess=jnp.where(ranked.p > 0, searchable_excess(ranked.p, ranked.ratio), jnp.inf),
-        p=weight_table(ranked.p),
+        excess=jnp.where(ranked.p > 0, searchable_excess(p_table, ranked.ratio), jnp.inf),
+        p=p_table,
         q=weight_table(ranked.q),
     )
 

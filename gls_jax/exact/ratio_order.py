@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from gls_jax import work_shape
 from gls_jax.loops import varying_like
@@ -186,7 +186,7 @@ def nondecreasing_sum(values: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
 
 
 def search(
-    ascending: Float[Array, " N"], values: Float[Array, ...], *, side: str = "left"
+    ascending: Num[Array, " N"], values: Num[Array, ...], *, side: str = "left"
 ) -> Int[Array, ...]:
     """`jnp.searchsorted`, without a loop where steps are dear."""
     method = "scan_unrolled" if work_shape.current().is_wide else "scan"

@@ -132,7 +132,7 @@ def inversion_trial(log_p: DraftLogProbs, log_q: Vector, num_drafts: int) -> Tri
     tail_p = ranked.p.at[head].set(0)
     q_table = inversion.weight_table(ranked.q)
     tail_table = inversion.weight_table(tail_p)
-    excess = inversion.searchable_excess(tail_p, ranked.ratio)
+    excess = inversion.searchable_excess(tail_table, ranked.ratio)
 
     def trial(key):
         # The target's token, its time theta, and the tokens of the head that come before it.

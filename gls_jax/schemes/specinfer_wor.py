@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from gls_jax import checks, races, work_shape
 from gls_jax.estimate import Estimate
-from gls_jax.exact.ratio_order import ascending
+from gls_jax.exact.ratio_order import ascending, search
 from gls_jax.loops import map_in_batches, varying_like
 from gls_jax.rejection import recursive_rejection
 from gls_jax.schemes.array_types import (
@@ -187,7 +187,7 @@ def _suffix_sums(values: Vector) -> Float[Array, " N+1"]:
 
 def _residual_mass(sums: _SuffixSums, u: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """`Z(u)`: only tokens with a ratio above u contribute, and they come last."""
-    first = jnp.searchsorted(sums.ratio, u, side="right")
+    first = search(sums.ratio, u, side="right")
     return jnp.maximum(sums.q[first] - u * sums.p[first], 0)
 
 

@@ -2,7 +2,8 @@
 
 The work is cut into blocks of pairs under one scheme, and the blocks are shared among the
 processes. After each block a process replaces its `cells.partial.<process>.npz` in the output
-folder, so a run that is stopped loses at most one block per process. Trials are keyed by pair and
+folder, so a run that is stopped loses at most one block per process (on an accelerator, which
+computes 64 blocks in one call, so many). Trials are keyed by pair and
 trial index: a resumed run, on any number of processes and devices, gives the numbers of an
 uninterrupted one.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gls_jax import bounds, checks, races, schemes, trials
+from gls_jax import bounds, checks, races, schemes, trials, work_shape
 from gls_jax.distributions.pairs import Pairs
 from gls_jax.exact import batched
 from gls_jax.runs import cluster, files
@@ -131,11 +133,14 @@ def run(
         if unknown.size:
             grid.write(process)  # fails before the work if the folder cannot be written
         blocks = unknown[cluster.shard(unknown.size)]
-        for num_computed, block_index in enumerate(blocks, 1):
-            block = grid.blocks[block_index]
-            scheme_name = study.schemes[block.scheme]
-            values = _compute_block(study, scheme_name, pairs, block.pairs, block_size)
-            grid.put(int(block_index), values)
+        num_computed = 0
+        for group in _groups(blocks, grid):
+            num_computed += len(group)
+            scheme_name = study.schemes[grid.blocks[group[0]].scheme]
+            slices = [grid.blocks[block_index].pairs for block_index in group]
+            values = _compute_blocks(study, scheme_name, pairs, slices, block_size)
+            for block_index, block_values in zip(group, values, strict=True):
+                grid.put(int(block_index), block_values)
             grid.write(process)
             if progress is not None:
                 progress(scheme_name, num_known + num_computed, num_known + len(blocks))
@@ -195,12 +200,21 @@ def _block_size(study: Study, pairs: Pairs) -> int:
     return max(1, min(num_pairs, 32, _BLOCK_NOISE // (study.num_trials * noise_per_trial)))
 
 
-def _compute_block(
-    study: Study, scheme_name: str, pairs: Pairs, block: slice, block_size: int
-) -> dict[str, np.ndarray]:
-    """The values of one block, `f[pairs, list lengths]`, by field."""
-    # The last block is filled up with its last pair: one shape, one compilation.
-    indices = np.minimum(np.arange(block.start, block.start + block_size), block.stop - 1)
+def _groups(blocks: np.ndarray, grid: ResultsGrid) -> Iterator[list[int]]:
+    """The blocks in groups of one scheme that are computed in one call."""
+    most_blocks = work_shape.current().study_blocks
+    for _, same_scheme in itertools.groupby(blocks, lambda index: grid.blocks[index].scheme):
+        yield from _batched(same_scheme, most_blocks)
+
+
+def _compute_blocks(
+    study: Study, scheme_name: str, pairs: Pairs, blocks: Sequence[slice], block_size: int
+) -> list[dict[str, np.ndarray]]:
+    """The values of each block, `f[pairs, list lengths]`, by field."""
+    # A last block is filled up with its last pair: few shapes, few compilations.
+    indices = np.concatenate(
+        [np.minimum(block.start + np.arange(block_size), block.stop - 1) for block in blocks]
+    )
     log_p, log_q = jnp.asarray(pairs.log_p[indices]), jnp.asarray(pairs.log_q[indices])
     num_drafts, num_categories = study.num_drafts, log_q.shape[1]
     scheme = schemes.get(scheme_name)
@@ -227,8 +241,19 @@ def _compute_block(
         )
         values["simulated"] = estimate.mean
         values["standard_error"] = estimate.standard_error
-    num_pairs = block.stop - block.start
-    return {field: np.asarray(array)[:num_pairs] for field, array in values.items()}
+    by_block = []
+    for number, block in enumerate(blocks):
+        start = number * block_size
+        part = slice(start, start + block.stop - block.start)
+        by_block.append({field: np.asarray(array)[part] for field, array in values.items()})
+    return by_block
+
+
+def _batched(items: Iterable[int], size: int) -> Iterator[list[int]]:
+    """`itertools.batched` of Python 3.12."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 def _bound_curve(log_p, log_q, scheme_name: str, num_drafts: tuple[int, ...]) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import bounds, schemes
+from gls_jax import bounds, schemes, work_shape
 from gls_jax.distributions import pairs
 from gls_jax.exact import batched
 
@@ -60,6 +60,10 @@ def bits():
                     schemes.get(name), *laws, COUNTS, batch_size=batch_size
                 )
                 found.append(curves.tobytes().hex())
+        # The batches that suit an accelerator.
+        with work_shape.using("cuda"):
+            curves = batched.acceptance_curves(schemes.get("gls"), *laws, COUNTS)
+            found.append(curves.tobytes().hex())
     return found
 
 

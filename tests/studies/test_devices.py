@@ -24,18 +24,21 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import jax, numpy as np
-from gls_jax import trials
+from gls_jax import trials, work_shape
 from gls_jax.studies import acceptance_study
 from tests.studies.test_devices import STUDY, EIGHT, PAIRS
 
 CASES = (  # scheme, pairs, categories, trials, list lengths, devices: what divides and not, by noise and by inversion
     ("gumbel_topk", 6, 7, 1001, (1, 3), (1, 2, 4, 8)), ("single", 1, 7, 999, (1,), (1, 8)),
-    ("gls", 8, 40, 77, (2,), (1, 8)), ("gls", 1, 500, 3001, (4,), (1, 8)),
+    ("gls", 8, 40, 77, (2,), (1, 8)), ("gls", 1, 500, 3001, (4,), (1, 2, 4, 8)),
 )
 for scheme, pairs, size, count, drafts, numbers in CASES:
     log_probs = jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(pairs), (2, pairs, size)))
-    rows = [trials.sweep(jax.random.key(1), *log_probs, scheme=scheme, num_drafts=drafts, num_trials=count,
-                         devices=jax.devices()[:number]) for number in numbers]
+    rows = []
+    for platform in ("cpu", "cuda"):
+        with work_shape.using(platform):
+            rows += [trials.sweep(jax.random.key(1), *log_probs, scheme=scheme, num_drafts=drafts, num_trials=count,
+                                  devices=jax.devices()[:number]) for number in numbers]
     bits = [[bytes(np.asarray(x)).hex() for x in row] for row in rows]
     print(json.dumps([scheme, np.asarray(rows[0].mean).tolist(), bits]))
 acceptance_study.run(STUDY, PAIRS, Path(sys.argv[1]) / "nine")
@@ -60,7 +63,7 @@ def eight(tmp_path_factory):
 
 def test_sweeps_are_the_same_on_any_number_of_devices(eight):
     lines, _ = eight
-    assert [len(rows) for _, _, rows in lines] == [4, 2, 2, 2]
+    assert [len(rows) for _, _, rows in lines] == [8, 4, 4, 8]  # in the shapes of both platforms
     for scheme, means, (alone, *shared) in lines:
         assert all(0 < mean < 1 for row in means for mean in row), (scheme, means)
         assert all(row == alone for row in shared), scheme

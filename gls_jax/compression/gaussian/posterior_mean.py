@@ -24,7 +24,7 @@ __all__ = ["posterior_mean"]
 _HALF_WIDTH = 4.0  # of the grid, in standard deviations of the source given side information
 _POINTS_PER_DEVIATION = 8.0  # of the target
 _MAX_POINTS = 2**15
-_ENCODINGS_AT_ONCE = 2**19
+_ENCODINGS_AT_ONCE = 2**19  # groups of symbols go to the devices one after the other
 
 
 def posterior_mean(observed: Observation) -> Float[np.ndarray, " n"]:
