@@ -47,9 +47,6 @@ def _programs(is_small: bool) -> Mapping[str, Callable[[], hot_paths.Program]]:
         "exact gls, N=300": partial(
             hot_paths.exact_program, "gls", num_pairs=2, num_categories=300
         ),
-        "exact gumbel_topk, N=600": partial(
-            hot_paths.exact_program, "gumbel_topk", num_pairs=2, num_categories=600
-        ),
         "loss of gls, 4 x 300": partial(
             hot_paths.loss_program, "gls", num_positions=4, num_tokens=300
         ),
