@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 
 from experiments import output, shared
 from experiments.output import column, select
-from gls_jax import bounds, couplings, trials
+from gls_jax import bounds, couplings, trials, work_shape
 from gls_jax.distributions import pairs
 from gls_jax.exact import batched
+from gls_jax.loops import map_in_batches
 from gls_jax.typing import Report
 
 # Each coupling, and the exact probability that its two samples agree.
@@ -36,8 +37,6 @@ COUPLINGS = {
 
 # Positions that are simulated between two progress reports.
 _BLOCK = 16
-# Numbers of noise in memory. With a whole vocabulary that is one repetition at a time.
-_BATCH_NUMBERS = 2**14
 
 
 class Row(NamedTuple):
@@ -181,9 +180,9 @@ def agreement(keys, log_p, log_q, *, coupling, num_trials: int):
             x, y = coupling(jax.random.fold_in(key, index), p, q)
             return x == y
 
-        # Memory is bounded: as many repetitions at a time as `_BATCH_NUMBERS` allows.
-        batch_size = max(1, min(num_trials, _BATCH_NUMBERS // p.shape[0]))
-        return jnp.sum(jax.lax.map(agree, jnp.arange(num_trials), batch_size=batch_size))
+        # Memory is bounded: as many repetitions at a time as suit the platform.
+        most_at_once = max(1, work_shape.current().trial_numbers // p.shape[0])
+        return jnp.sum(map_in_batches(agree, jnp.arange(num_trials), most_at_once))
 
     return jax.lax.map(count, (keys, log_p, log_q))
 

@@ -56,6 +56,7 @@ class WorkShape:
             node of the quadrature is computed in a step.
         batch_numbers: the same for a batch of positions or chains, such as those of a loss.
         list_tokens: tokens that the exact acceptance of `gumbel_topk` adds to a list in one step.
+        list_indices: indices in ratio order at which it does so in one step, at least.
         kernel_positions: positions whose emitted-token kernels are computed in one step.
         most_darts: most darts thrown in one step, at most 2^16.
         visits: visits of candidates in one step of an ordered search, over all lanes.
@@ -74,6 +75,7 @@ class WorkShape:
     problem_numbers: int
     batch_numbers: int
     list_tokens: int
+    list_indices: int
     kernel_positions: int
     most_darts: int
     visits: int
@@ -83,6 +85,10 @@ class WorkShape:
     def nodes_at_once(self, num_categories: int) -> int:
         """Nodes of a quadrature over `N` categories in one step of an exact acceptance."""
         return max(1, self.problem_numbers // num_categories)
+
+    def indices_at_once(self, numbers_per_index: int) -> int:
+        """Indices in ratio order whose distributions of counts are computed in one step."""
+        return max(self.list_indices, self.problem_numbers // numbers_per_index)
 
     def pairs_at_once(self, num_categories: int) -> int:
         """Pairs of distributions whose exact acceptances are computed in one step."""
@@ -111,6 +117,7 @@ CPU = WorkShape(
     problem_numbers=1,
     batch_numbers=2**18,
     list_tokens=2,
+    list_indices=27,  # divides 1,026, the number of indices at a vocabulary
     kernel_positions=64,
     most_darts=2**12,
     visits=2**14,
@@ -149,6 +156,7 @@ def accelerator(memory_budget: int = _DEFAULT_BUDGET) -> WorkShape:
         problem_numbers=min(2**22, numbers),
         batch_numbers=min(2**24, numbers),
         list_tokens=16,
+        list_indices=1,
         kernel_positions=2**12,
         most_darts=2**16,
         visits=2**18,

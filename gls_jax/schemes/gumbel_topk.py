@@ -75,7 +75,6 @@ MAX_EXACT_CATEGORIES = 512
 # In a larger vocabulary: tokens that are Bernoulli variables, and parts of the target's mass.
 HEAD_SIZE = 256
 _NUM_CUTS = 512
-_INDICES_PER_STEP = 27  # divides 2 _NUM_CUTS + 2, the size of the grid
 _TRIAL_HEAD_SIZE = 64  # heaviest tokens, with one exponential each in a trial by inversion
 
 
@@ -284,8 +283,7 @@ def _match_at(
         counts, _ = jax.lax.scan(add_group, start, head_groups)
         return jnp.stack(counts, axis=-1)
 
-    most_indices = shape.problem_numbers // (len(theta) * most_drafts)
-    indices_per_step = max(_INDICES_PER_STEP, most_indices)
+    indices_per_step = shape.indices_at_once(len(theta) * most_drafts)
     counts = map_in_batches(add_head, (tail_counts, ratio), indices_per_step)
 
     # The token is in the list if at most K - 1 others come before it.
