@@ -27,6 +27,7 @@ token.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -242,7 +243,6 @@ def _match_at(
     ranked: RatioOrder, indices: Int[Array, " T"], head_size: int, num_drafts: tuple[int, ...]
 ) -> tuple[Float[Array, "T C"], Float[Array, "T C"]]:
     """Both ends of `F` at indices in ratio order; equal if the head has every token."""
-    shape = work_shape.current()
     most_drafts = max(num_drafts)
     theta, (weights,) = exponential_nodes((1,), ranked.p.dtype)  # both [n]
     ratio = ranked.ratio[indices]
@@ -259,30 +259,9 @@ def _match_at(
         tail_counts = none.at[..., 0].set(1)
 
     # Then those of the head, one Bernoulli variable after the other.
-    # They are added in groups; tokens of probability 0 fill up the last one.
+    shape = work_shape.current()
     group_size = min(shape.list_tokens, head_size)
-    head_groups = jax.tree.map(
-        lambda values: jnp.pad(values, (0, -head_size % group_size)).reshape(-1, group_size),
-        (ranked.p[head], ranked.ratio[head]),
-    )
-
-    @jax.checkpoint  # otherwise the gradient keeps the counts after every token of the head
-    def add_head(index_values):
-        counts, index_ratio = index_values
-
-        def add_group(counts, group):
-            for token_p, token_ratio in zip(*group, strict=True):
-                time_ahead = jnp.maximum(index_ratio - token_ratio, 0)
-                comes_before = -jnp.expm1(-theta * (token_p * time_ahead))
-                counts = add_bernoulli_to_arrays(counts, comes_before)
-            return counts, None
-
-        if group_size > 1:
-            add_group = jax.checkpoint(add_group)
-        start = varying_like(tuple(counts.T), counts, index_ratio, head_groups)
-        counts, _ = jax.lax.scan(add_group, start, head_groups)
-        return jnp.stack(counts, axis=-1)
-
+    add_head = partial(_add_head, group_size, theta, (ranked.p[head], ranked.ratio[head]))
     indices_per_step = shape.indices_at_once(len(theta) * most_drafts)
     counts = map_in_batches(add_head, (tail_counts, ratio), indices_per_step)
 
@@ -304,6 +283,43 @@ def _match_at(
     # At a fixed index the probability decreases in theta, and so may its bound.
     ceiling = jax.lax.cummin(jnp.minimum(ceiling, 1), axis=1)
     return lower, jnp.einsum("tnc,n->tc", ceiling, weights, precision="highest")
+
+
+@partial(jax.checkpoint, static_argnums=0)  # the gradient keeps no counts of single tokens
+def _add_head(
+    group_size: int,
+    theta: Float[Array, " n"],
+    head: tuple[Vector, Vector],
+    index: tuple[Float[Array, "n K"], Scalar],
+) -> Float[Array, "n K"]:
+    """The tokens of the head that come before the token of an index, added to those of the tail.
+
+    Args:
+        group_size: tokens added in one step.
+        theta: arrival times of the target's token.
+        head: probability and ratio of each token of the head.
+        index: the distribution of the tail's count at each `theta`, and the ratio of the index.
+    """
+    counts, index_ratio = index
+    # Tokens of probability 0 fill up the last group.
+    missing = -head[0].shape[0] % group_size
+    groups = jax.tree.map(
+        lambda values: jnp.pad(values, (0, missing)).reshape(-1, group_size), head
+    )
+
+    def add_group(counts, group):
+        for token_p, token_ratio in zip(*group, strict=True):
+            time_ahead = jnp.maximum(index_ratio - token_ratio, 0)
+            comes_before = -jnp.expm1(-theta * (token_p * time_ahead))
+            counts = add_bernoulli_to_arrays(counts, comes_before)
+        return counts, None
+
+    if group_size > 1:
+        add_group = jax.checkpoint(add_group)
+    # One array for each count: XLA then makes one kernel of a group.
+    start = varying_like(tuple(counts.T), counts, index_ratio, groups)
+    counts, _ = jax.lax.scan(add_group, start, groups)
+    return jnp.stack(counts, axis=-1)
 
 
 def _tail_excess(ranked: RatioOrder, tail_p: Vector) -> Vector:
