@@ -5,6 +5,7 @@
 # CONSTRAINTS  a file of exact versions, such as those of .ci/constraints/ that the tests passed with; again in a
 #          separate environment. Default: what pip takes today.
 # TESTS    files or folders to test; default: all.
+# OPTIONS  of `make accelerator`: --small.
 PYTHON ?= python3
 CONSTRAINTS ?=
 TESTS ?=
@@ -79,7 +80,7 @@ AGAINST ?= $(wildcard experiments/gallery/bench.json)
 bench: $(VENV)/ready-peers
 	$(BIN)/python -m experiments bench all --out results/bench.json $(if $(AGAINST),--against $(AGAINST))
 
-# Without an environment of its own it runs where it is: a machine with an accelerator may have no network.
+# This one makes no environment: a machine with an accelerator may have no network. Without one it uses PYTHON.
 accelerator:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m experiments.accelerator --out results/accelerator.json $(OPTIONS)
 

@@ -28,6 +28,7 @@ from gls_jax.distributions import pairs
 from gls_jax.exact import batched
 from gls_jax.loops import map_in_batches
 from gls_jax.typing import Report
+from gls_jax.work_shape import WorkShape
 
 # Each coupling, and the exact probability that its two samples agree.
 COUPLINGS = {
@@ -161,6 +162,7 @@ class Daliri:
                 log_q,
                 coupling=COUPLINGS[coupling][0],
                 num_trials=self.num_trials,
+                shape=work_shape.current(),
             )
             configuration = (coupling, self.num_trials, self.seed, drafter, start, log_p, log_q)
             num_agreed = compute_once(compute, "agreement", *configuration)
@@ -169,8 +171,8 @@ class Daliri:
         return counts
 
 
-@partial(jax.jit, static_argnames=("coupling", "num_trials"))
-def agreement(keys, log_p, log_q, *, coupling, num_trials: int):
+@partial(jax.jit, static_argnames=("coupling", "num_trials", "shape"))
+def agreement(keys, log_p, log_q, *, coupling, num_trials: int, shape: WorkShape):
     """In how many of `num_trials` runs of the coupling the samples agree, `i32[M]`."""
 
     def count(pair):
@@ -181,7 +183,7 @@ def agreement(keys, log_p, log_q, *, coupling, num_trials: int):
             return x == y
 
         # Memory is bounded: as many repetitions at a time as suit the platform.
-        most_at_once = max(1, work_shape.current().trial_numbers // p.shape[0])
+        most_at_once = max(1, shape.trial_numbers // p.shape[0])
         return jnp.sum(map_in_batches(agree, jnp.arange(num_trials), most_at_once))
 
     return jax.lax.map(count, (keys, log_p, log_q))

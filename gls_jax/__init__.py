@@ -19,7 +19,8 @@ Mathematics:
 Estimates:
 
 * :mod:`gls_jax.trials`: Monte Carlo acceptance, in one call, for arrays in memory;
-* :mod:`gls_jax.estimate`: the result type of a simulation.
+* :mod:`gls_jax.estimate`: the result type of a simulation;
+* :mod:`gls_jax.work_shape`: how much is computed at the same time, on a CPU and on an accelerator.
 
 Uses:
 
@@ -58,6 +59,7 @@ from gls_jax import (
     rejection,
     schemes,
     trials,
+    work_shape,
 )
 from gls_jax.checks import check_log_probs
 from gls_jax.sampling import ListSample, list_sample
@@ -86,6 +88,7 @@ __all__ = [
     "schemes",
     "studies",
     "trials",
+    "work_shape",
 ]
 
 

@@ -19,14 +19,18 @@ def map_in_batches(function: Callable[[Any], Any], rows: Any, most_at_once: int)
     Args:
         function: of one row.
         rows: pytree of arrays with one leading axis, of length at least 1.
-        most_at_once: the most rows of a step; 1 uses no `vmap`, which would cost time.
+        most_at_once: the most rows of a step. With 1 there is no `vmap`: over one row it would be
+            slower than none.
+
+    Returns:
+        What `function` returns, with a leading axis of the rows.
     """
     size = jax.tree.leaves(rows)[0].shape[0]
     if most_at_once <= 1:
         return jax.lax.map(function, rows)
     if size <= most_at_once:
         return jax.vmap(function)(rows)
-    # Steps of one size, so that one program is compiled. The last row fills up the last step.
+    # Steps of one size, so that one program is compiled. Copies of the last row fill up the last.
     num_steps = -(-size // most_at_once)
     batch_size = -(-size // num_steps)
     if size % batch_size:

@@ -1,16 +1,18 @@
-"""How much work runs at the same time: the one place that knows what a platform likes.
+"""Sizes of blocks of work: the one place that knows what a platform likes.
 
 The same work has two shapes. A core of a CPU wants arrays that stay in its cache, and many short
-steps cost it nothing. An accelerator wants few steps, because each is the launch of a kernel, about
-10 microseconds on a GPU; and it wants every step to be wide, because it has 10^5 threads to fill.
-So sizes of blocks are taken from here, and where the platforms need different algorithms,
-:func:`by_platform` chooses when a function is lowered.
+steps cost it nothing. An accelerator wants few steps, because each launches kernels, which takes
+about 10 microseconds on a GPU; and it wants every step to be wide, because it has 10^5 threads to
+fill. So sizes that depend on the platform are taken from here, and where the platforms need
+different algorithms, :func:`by_platform` chooses when a function is lowered.
 
 Results do not depend on the shape: accepted trials, indices and tokens are the same integers, and
 exact values differ by rounding, at most 2e-6 in float32.
 
-A shape is read when a function is traced. It is that of JAX's default backend, unless
-:func:`using` sets another one.
+A shape is read when a function is traced. It is that of JAX's default backend (also under
+`jax.default_device`), unless :func:`using` sets another one. A new thread begins without what
+:func:`using` has set. Functions of this library that are compiled and read the shape take it as a
+static argument, so that it is part of the compilation key.
 """
 
 from __future__ import annotations
@@ -29,37 +31,45 @@ __all__ = ["CPU", "WorkShape", "accelerator", "by_platform", "current", "for_pla
 
 Result = TypeVar("Result")
 
+_PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 _DEFAULT_BUDGET = 2**31
 _LEAST_BUDGET = 2**20
+# Sizes are those of float32. With x64 the arrays take twice the memory.
 _FLOAT_BYTES = 4
-# An exact acceptance holds about so many arrays at the same time, and no quadrature has more nodes.
-_LIVE_ARRAYS = 8
-_MOST_NODES = 128
+# Arrays that trials hold at the same time, and an exact acceptance.
+_TRIAL_ARRAYS = 4
+_EXACT_ARRAYS = 8
+# Numbers that an exact acceptance holds for each category in one array, at most, for K up to 16:
+# some 70 nodes of a quadrature; for `gumbel_topk` also its counts, at up to 1,026 categories.
+_NUMBERS_PER_CATEGORY = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkShape:
-    """Sizes of blocks of work. Hashable: programs that depend on it take it as a static argument.
+    """Sizes of blocks of work.
 
     A *number* is a float32 or an integer of 32 bits.
 
     Attributes:
         is_wide: few wide steps, where an algorithm has such a form.
-        memory_budget: bytes for the temporary arrays of one program.
+        memory_budget: bytes for the temporary arrays of one program. On a CPU it has no effect:
+            blocks that fit a cache are small.
         trial_numbers: numbers that a chunk of trials holds in one array.
         most_trials: most trials of a chunk, over all of its pairs.
-        study_blocks: blocks of 32 pairs, at most, that a study computes in one call.
+        study_blocks: most blocks (of up to 32 pairs each) that a study computes in one call.
         noise_per_report: exponentials that a device draws between two progress reports.
-        categories_per_step: categories that a race looks at in one step of its loop.
+        categories_per_step: categories that a race looks at in one step, where it is a loop.
         row_sum: numbers that one row of a matrix product adds up, in cumulative sums.
-        problem_numbers: numbers in one array of an exact acceptance, for one pair; at least one
-            node of the quadrature is computed in a step.
-        batch_numbers: the same for a batch of positions or chains, such as those of a loss.
-        list_tokens: tokens that the exact acceptance of `gumbel_topk` adds to a list in one step.
-        list_indices: indices in ratio order at which it does so in one step, at least.
+        problem_numbers: numbers in one array of an exact acceptance, for one pair; 1 is one node of
+            the quadrature at a time.
+        batch_numbers: numbers in one array of a batch: of chains of rejections, of tokens of
+            `weighted_importance` and, on a CPU, of positions of a loss.
+        list_tokens: tokens by which a distribution of counts grows in one step: in the exact
+            acceptance and the kernel of `gumbel_topk`, and in its optimum.
+        list_indices: fewest indices in ratio order at which that happens in one step.
         kernel_positions: positions whose emitted-token kernels are computed in one step.
         most_darts: most darts thrown in one step, at most 2^16.
-        visits: visits of candidates in one step of an ordered search, over all lanes.
+        visits: candidates that an ordered search visits in one step, over all lanes.
         dense_lanes: symbols of a dense search that are computed at the same time.
         prefill_tokens: prompt tokens that a model reads in one call.
     """
@@ -94,8 +104,9 @@ class WorkShape:
         """Pairs of distributions whose exact acceptances are computed in one step."""
         if not self.is_wide:
             return 1
-        numbers = min(_MOST_NODES * num_categories, max(num_categories, self.problem_numbers))
-        return max(1, self.memory_budget // (_LIVE_ARRAYS * _FLOAT_BYTES * numbers))
+        numbers = _NUMBERS_PER_CATEGORY * num_categories
+        numbers = min(numbers, max(num_categories, self.problem_numbers))
+        return max(1, self.memory_budget // (_EXACT_ARRAYS * _FLOAT_BYTES * numbers))
 
     def positions_at_once(self, num_categories: int) -> int:
         """Positions whose losses and gradients are computed in one step."""
@@ -114,7 +125,7 @@ CPU = WorkShape(
     noise_per_report=2**28,  # about a second on two cores
     categories_per_step=2,
     row_sum=32,
-    problem_numbers=1,
+    problem_numbers=1,  # one node
     batch_numbers=2**18,
     list_tokens=2,
     list_indices=27,  # divides 1,026, the number of indices at a vocabulary
@@ -133,6 +144,9 @@ def accelerator(memory_budget: int = _DEFAULT_BUDGET) -> WorkShape:
     Args:
         memory_budget: bytes for the temporary arrays of one program, at least 2^20.
 
+    Raises:
+        ValueError: a smaller budget.
+
     >>> from gls_jax import work_shape
     >>> work_shape.accelerator(2**30).trial_numbers
     67108864
@@ -140,15 +154,14 @@ def accelerator(memory_budget: int = _DEFAULT_BUDGET) -> WorkShape:
     budget = checks.count(memory_budget, "memory_budget")
     if budget < _LEAST_BUDGET:
         raise ValueError(f"memory_budget: expected at least 2^20 bytes, got {budget}")
-    # The programs hold a few arrays of such a size at the same time.
-    numbers = budget // (4 * _FLOAT_BYTES)
+    numbers = budget // (_TRIAL_ARRAYS * _FLOAT_BYTES)
     return WorkShape(
         is_wide=True,
         memory_budget=budget,
         trial_numbers=numbers,
         most_trials=2**20,
         study_blocks=2**6,
-        noise_per_report=2**34,
+        noise_per_report=2**34,  # a fraction of a second by the count; not timed
         categories_per_step=1,
         row_sum=128,  # the width of a TPU's matrix unit
         # Enough to fill the threads of a GPU. More pairs fill the memory, not more nodes, so that
@@ -166,17 +179,19 @@ def accelerator(memory_budget: int = _DEFAULT_BUDGET) -> WorkShape:
 
 
 def for_platform(platform: str, memory_budget: int | None = None) -> WorkShape:
-    """The shape for a platform by its name in JAX: `cpu`, or `gpu`, `cuda`, `rocm`, `tpu`.
+    """The shape for a platform.
 
     Args:
-        platform: its name; every other one than `cpu` is an accelerator.
-        memory_budget: bytes for the temporary arrays of one program; None is 2 GiB.
+        platform: its name in JAX, one of `cpu`, `gpu`, `cuda`, `rocm` and `tpu`.
+        memory_budget: bytes for the temporary arrays of one program; None is 2 GiB. It has no
+            effect for `cpu`.
+
+    Raises:
+        ValueError: another name, or a budget below 2^20.
     """
-    budget = _DEFAULT_BUDGET if memory_budget is None else memory_budget
-    wide = accelerator(budget)
-    if platform != "cpu":
-        return wide
-    return dataclasses.replace(CPU, memory_budget=wide.memory_budget)
+    checks.one_of(platform, _PLATFORMS, "platform")
+    wide = accelerator(_DEFAULT_BUDGET if memory_budget is None else memory_budget)
+    return CPU if platform == "cpu" else wide
 
 
 class _Choice(NamedTuple):
@@ -203,15 +218,21 @@ def using(platform: str | None = None, memory_budget: int | None = None) -> Iter
 
     Args:
         platform: its name in JAX; None keeps the platform.
-        memory_budget: bytes for the temporary arrays of one program; None keeps the budget.
+        memory_budget: bytes for the temporary arrays of one program; None keeps the budget. It has
+            no effect for the shape of a CPU.
+
+    Raises:
+        ValueError: as :func:`for_platform`.
 
     >>> import jax
     >>> from gls_jax import races, work_shape
     >>> log_p = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (1000,)))
-    >>> race = lambda: races.first_arrivals(jax.random.key(1), 4, log_p)[0][1].tolist()
+    >>> def winners():
+    ...     ((_, categories),) = races.first_arrivals(jax.random.key(1), 4, log_p)
+    ...     return categories.tolist()
     >>> with work_shape.using("cuda"):
-    ...     on_accelerators = race()
-    >>> on_accelerators == race()
+    ...     on_accelerators = winners()
+    >>> on_accelerators == winners()
     True
     """
     earlier = _choice.get()
@@ -235,7 +256,12 @@ def by_platform(
 ) -> Result:
     """`narrow(*operands)` on a CPU, `wide(*operands)` elsewhere; decided when it is lowered.
 
-    Both return the same. Inside ``using(platform)`` that platform decides.
+    Inside ``using(platform)`` that platform decides.
+
+    Args:
+        narrow, wide: functions of arrays that return the same integers, and floats that are equal
+            up to rounding.
+        *operands: their arguments, pytrees of arrays.
     """
     choice = _choice.get()
     if choice is not None and choice.has_platform:

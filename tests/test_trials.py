@@ -128,7 +128,7 @@ def test_the_last_trials_of_2_to_the_31_are_counted():
     log_q = jnp.asarray(Q)[None]
     for shape in (work_shape.CPU, work_shape.accelerator()):
         program = trial_loop.TrialProgram(schemes.get("gls"), (2,), "noise", shape)
-        chunk = trial_loop.chunk_of(program, 1, log_q.shape[-1], 10)
+        chunk = trial_loop.chunk_of(program, 1, log_q.shape[1:], 10)
         accepted = trial_loop.count_accepted(
             keys, log_q, log_q, 2**31 - 11, 2**31 - 1, program=program, chunk=chunk
         )

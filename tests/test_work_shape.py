@@ -1,14 +1,26 @@
-"""Results do not depend on the shape of work: the twins of every algorithm, both on the CPU.
+"""Results do not depend on the shape of work: both forms of every algorithm, on the CPU.
 
 Integers are compared exactly. Exact values and gradients may differ by rounding.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import compression, couplings, decoding, losses, races, schemes, trials, work_shape
+from gls_jax import (
+    compression,
+    couplings,
+    decoding,
+    loops,
+    losses,
+    races,
+    schemes,
+    trials,
+    work_shape,
+)
 from gls_jax.distributions.pairs import Pairs
 from gls_jax.exact import batched, ratio_order
 from gls_jax.planner import conditional
@@ -67,8 +79,8 @@ def test_first_arrivals():
     """Also with impossible categories, ties, NaN, and nothing that can arrive."""
     log_p, log_q = pairs(1, 700)[:, 0]
     strange = log_p.at[:300].set(-jnp.inf).at[400].set(jnp.nan)
-    laws = (log_p, log_q, strange, jnp.full(700, -jnp.inf), jnp.tile(log_q, (3, 1)))
-    assert_same(lambda: jax.jit(lambda: races.first_arrivals(KEY, 3, *laws))())
+    log_weights = (log_p, log_q, strange, jnp.full(700, -jnp.inf), jnp.tile(log_q, (3, 1)))
+    assert_same(lambda: jax.jit(lambda: races.first_arrivals(KEY, 3, *log_weights))())
 
 
 def test_sorting():
@@ -129,7 +141,34 @@ def test_trials_do_not_depend_on_the_budget():
 
     with work_shape.using("cuda"):
         assert run(2**20) == run(2**30)
-    assert run(None) == run(2**20)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_categories"),
+    [
+        ("gls", 20),
+        ("gls", 5000),
+        ("gumbel_topk", 20),
+        ("gumbel_topk", 600),
+        ("gumbel_topk", 20_000),
+    ],
+)
+def test_memory_of_exact_acceptances(name, num_categories):
+    """It stays within the budget, however many pairs there are."""
+    budget, num_pairs = 2**28, 4000
+    log_probs = jax.ShapeDtypeStruct((num_pairs, num_categories), jnp.float32)
+    with work_shape.using("cuda", budget) as shape:
+        pairs_at_once = batched.pairs_per_step(num_pairs, num_categories, shape)
+
+        def curves(log_p, log_q):
+            def curve(pair):
+                return schemes.get(name).acceptance_curve(*pair, (8,))
+
+            return loops.map_in_batches(curve, (log_p, log_q), pairs_at_once)
+
+        compiled = jax.jit(curves).lower(log_probs, log_probs).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < budget
+    assert pairs_at_once * num_categories > 20_000  # and the steps are wide
 
 
 @pytest.mark.parametrize("name", schemes.NAMES)
@@ -235,21 +274,47 @@ def test_verification_of_a_batch_of_trees(name):
     assert_same(lambda: jax.jit(jax.vmap(one_row))(keys))
 
 
-def test_studies(tmp_path):
-    """Blocks computed one by one and all in one call; the last one is not full."""
-    study = acceptance_study.Study(
-        schemes=("gls", "naive"), num_drafts=(1, 3), num_trials=50, seed=1
-    )
+@pytest.mark.parametrize("interrupted_after", [None, 1])
+def test_studies(tmp_path, monkeypatch, interrupted_after):
+    """Blocks computed one by one and all in one call, at once or resumed; the last is not full."""
+    study = acceptance_study.Study(("gls", "naive"), (1, 3), 50, seed=1)
     log_p, log_q = map(np.asarray, pairs(70, 12))
     study_pairs = Pairs(log_p=log_p, log_q=log_q)
 
-    def simulated():
-        rows = acceptance_study.run(
-            study, study_pairs, tmp_path / str(len(list(tmp_path.iterdir())))
-        )
-        return [row.simulated for row in rows]
+    def columns(folder, **options):
+        rows = acceptance_study.run(study, study_pairs, folder, **options)
+        return [(row.simulated, row.exact, row.bound or 0) for row in rows]
 
-    assert_same(simulated)
+    with work_shape.using("cpu"):
+        narrow = np.array(columns(tmp_path / "narrow"))
+    with work_shape.using("cuda"):
+        wide = np.array(columns(tmp_path / "wide"))
+    np.testing.assert_array_equal(narrow[:, 0], wide[:, 0])
+    np.testing.assert_allclose(narrow, wide, rtol=0, atol=ROUNDING)
+    if interrupted_after is None:
+        return
+
+    # The second call of a run with calls of one block is interrupted; the rest is one call.
+    compute, calls = acceptance_study._compute_blocks, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) > interrupted_after:
+            raise KeyboardInterrupt
+        return compute(*arguments)
+
+    wide_shape = work_shape.accelerator()
+    with monkeypatch.context() as patch, work_shape.using("cuda"):
+        patch.setattr(acceptance_study, "_compute_blocks", interrupted)
+        patch.setattr(
+            work_shape, "current", lambda: dataclasses.replace(wide_shape, study_blocks=2)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            columns(tmp_path / "cut")
+    with work_shape.using("cuda"):
+        columns(tmp_path / "cut", resume=True)
+    for name in ("cells.npz", "acceptance.csv"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "wide" / name).read_bytes()
 
 
 def test_texts():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,15 +12,18 @@ from typing import Any
 
 import jax
 
-import gls_jax
+from experiments.bench.timing import Line, environment
 from gls_jax import work_shape
 from gls_jax.runs import files
 
-Line = dict[str, object]
-
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run both parts and write the file; 1 if an integer differs from that of the CPU."""
+    """Run both parts and write the file.
+
+    Returns:
+        The exit code: 1 if the results differ from those of the CPU by more than rounding can, or
+        were not compared; 2 for bad input.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m experiments.accelerator", description="Correctness and speed on a device."
     )
@@ -32,12 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     is_small = options.small or is_cpu
     try:
         files.check_file(options.out)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"accelerator: error: {files.one_line(error)}", file=sys.stderr)
         return 2
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    found: dict[str, Any] = {"environment": _environment(is_small)}
+    found: dict[str, Any] = {"environment": environment() | {"is_small": is_small}}
     # A CPU stands in for an accelerator.
     with work_shape.using("gpu" if is_cpu else None):
         for name, part in (("correctness", _correctness), ("speed", _speed)):
@@ -45,27 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
             for line in _lines_of(part, is_small):
                 print(json.dumps(line), flush=True)
                 found[name].append(line)
-                # A run that is interrupted is not lost.
-                options.out.write_text(json.dumps(found, indent=1) + "\n")
+                # The file has all lines so far.
+                _write(options.out, found)
     found["seconds"] = round(time.perf_counter() - start, 1)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
-    wrong = [line for line in found["correctness"] if line.get("different_integers")]
-    print(f"{options.out}: {found['seconds']} s, {len(wrong)} functions with other integers")
-    return 1 if wrong else 0
+    _write(options.out, found)
+    num_bad = sum(not line.get("is_good") for line in found["correctness"])
+    print(f"{options.out}: {found['seconds']} s, {num_bad} functions with other results")
+    return 1 if num_bad else 0
 
 
-def _environment(is_small: bool) -> Line:
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "devices": jax.device_count(),
-        "is_small": is_small,
-        "shape_of": "accelerators",
-        "gls_jax": gls_jax.__version__,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-    }
+def _write(path: Path, found: dict[str, Any]) -> None:
+    text = json.dumps(found, indent=1) + "\n"
+    files.write_whole(path, lambda file: file.write(text), mode="w")
 
 
 def _lines_of(part: Callable[[bool], Iterator[Line]], is_small: bool) -> Iterator[Line]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import jax
@@ -12,13 +11,13 @@ import numpy as np
 from flax import nnx
 
 from experiments.bench import hot_paths, program_count
+from experiments.bench.hot_paths import HotPath
+from experiments.bench.timing import Line, rounded_median, time_call, waiting
 from gls_jax import decoding, models, races
 
 __all__ = ["measure"]
 
 _TURNS = 3
-Line = dict[str, object]
-
 _TINY = models.Config(
     vocab_size=300,
     hidden_size=32,
@@ -31,17 +30,17 @@ _TINY = models.Config(
 
 def measure(is_small: bool) -> Iterator[Line]:
     """One line for each program: the time of its first and of later calls, and predicted times."""
-    for name, make in _programs(is_small).items():
-        yield {"program": name} | _measured(make)
+    for name, path in _programs(is_small).items():
+        yield {"program": name} | _measured(path)
     for batch in (1, 4) if is_small else (1, 8, 64):
         yield _decoding(batch, is_small)
 
 
-def _programs(is_small: bool) -> Mapping[str, Callable[[], hot_paths.Program]]:
+def _programs(is_small: bool) -> Mapping[str, HotPath]:
     if not is_small:
-        return {name: path.make for name, path in hot_paths.HOT_PATHS.items()}
+        return hot_paths.HOT_PATHS
     trials = partial(hot_paths.trials_program, "gls", num_pairs=4, num_trials=500)
-    return {
+    programs = {
         "trials by noise, N=10": partial(trials, "noise", num_categories=10),
         "trials by inversion, N=300": partial(trials, "inversion", num_categories=300),
         "exact gls, N=300": partial(
@@ -57,26 +56,24 @@ def _programs(is_small: bool) -> Mapping[str, Callable[[], hot_paths.Program]]:
             hot_paths.round_program, "select", config=_TINY, batch=2, num_drafts=2, length=2
         ),
     }
+    return {name: HotPath(make) for name, make in programs.items()}
 
 
-def _measured(make: Callable[[], hot_paths.Program]) -> Line:
-    function, shapes = make()
-    counted = program_count.count(function, *shapes)
+def _measured(path: HotPath) -> Line:
+    function, shapes = path.make()
+    counted = program_count.count(function, *shapes, unknown_trips=path.data_steps[1])
     arrays = jax.block_until_ready(hot_paths.random_arrays(shapes))
-    call = jax.jit(function)
-    seconds = []
-    for _ in range(1 + _TURNS):
-        start = time.perf_counter()
-        jax.block_until_ready(call(*arrays))
-        seconds.append(time.perf_counter() - start)
+    call = waiting(jax.jit(function), *arrays)
+    first_call = time_call(call)
+    seconds = [time_call(call) for _ in range(_TURNS)]
     predicted = {
         f"predicted_{name}_milliseconds": round(1e3 * device.seconds(counted), 3)
         for name, device in program_count.DEVICES.items()
     }
     return {
         "steps": counted.steps,
-        "first_call_seconds": round(seconds[0], 2),
-        "milliseconds": round(1e3 * float(np.median(seconds[1:])), 3),
+        "first_call_seconds": round(first_call, 2),
+        "milliseconds": round(1e3 * rounded_median(seconds, 6), 3),
         **predicted,
     }
 
@@ -92,7 +89,7 @@ def _decoding(batch: int, is_small: bool) -> Line:
     drafter = models.keep_layers(target, kept_layers)
     prompts = np.random.default_rng(0).integers(1, config.vocab_size, (batch, 16))
     line: Line = {"program": f"decoding, batch {batch}"}
-    for name, drafters in (("plain", None), ("gls, K=8, L=4", models.language_model(drafter))):
+    for name, drafters in (("plain", None), ("gls_8_chains_of_4", models.language_model(drafter))):
         generate = partial(
             decoding.generate,
             races.new_key(0),
@@ -104,9 +101,6 @@ def _decoding(batch: int, is_small: bool) -> Line:
             draft_length=4,
             max_new_tokens=num_new,
         )
-        generate()  # compiles
-        start = time.perf_counter()
-        found = jax.block_until_ready(generate().lengths)
-        seconds = time.perf_counter() - start
-        line[f"{name}: tokens_per_second"] = round(float(found.sum()) / seconds, 1)
+        num_tokens = int(generate().lengths.sum())  # compiles
+        line[f"{name}_tokens_per_second"] = round(num_tokens / time_call(generate), 1)
     return line

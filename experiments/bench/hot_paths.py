@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,6 @@ from gls_jax.trials import trial_loop
 __all__ = [
     "BILLION",
     "HOT_PATHS",
-    "SELECTION",
-    "TARGET_CALL",
     "HotPath",
     "Program",
     "codec_program",
@@ -55,7 +53,7 @@ class HotPath:
         most_steps: the most sequential steps on an accelerator; None if nothing is asked.
         least_width: the least number of lanes of a step on an accelerator.
         data_steps: iterations of a loop whose number only the data know, on a CPU and on an
-            accelerator; typical values, seen in runs.
+            accelerator; typical values.
         make_part: makes a part of the program that a CPU computes in seconds; None if it cannot.
         num_parts: parts of the whole.
     """
@@ -86,8 +84,10 @@ def _random_array(array: Any) -> Any:
         return jnp.zeros(array.shape, array.dtype)
     if array.ndim == 0 or array.shape[-1] < 2:
         return jnp.ones(array.shape, array.dtype)
-    # Spread as in a language model.
-    return jax.nn.log_softmax(2.5 * jax.random.normal(jax.random.fold_in(key, 1), array.shape))
+    # Log-probabilities, spread as in a language model. Weights and caches are such numbers, too:
+    # the time does not depend on them.
+    log_probs = jax.nn.log_softmax(2.5 * jax.random.normal(jax.random.fold_in(key, 1), array.shape))
+    return log_probs.astype(array.dtype)
 
 
 def _distributions(*shape: int) -> Any:
@@ -95,11 +95,7 @@ def _distributions(*shape: int) -> Any:
 
 
 def _keys(*shape: int) -> Any:
-    return jax.eval_shape(lambda: jax.random.split(races.new_key(0), shape or 1))
-
-
-def _key() -> Any:
-    return jax.eval_shape(lambda: races.new_key(0))
+    return jax.eval_shape(lambda: jax.random.split(races.new_key(0), shape))
 
 
 def trials_program(
@@ -111,11 +107,14 @@ def trials_program(
     num_trials: int = 10_000,
     num_drafts: int = 8,
 ) -> Program:
-    """A sweep of `num_trials` trials of each pair."""
+    """A sweep of `num_trials` trials of each pair, in one call.
+
+    The limits of the trials are constants here, so that the length of the loop is known.
+    """
     program = trial_loop.TrialProgram(
         schemes.get(scheme), (num_drafts,), method, work_shape.current()
     )
-    chunk = trial_loop.chunk_of(program, num_pairs, num_categories, num_trials)
+    chunk = trial_loop.chunk_of(program, num_pairs, (num_categories,), num_trials)
 
     def sweep(keys, log_p, log_q):
         return trial_loop.count_in_chunks(keys, log_p, log_q, 0, num_trials, program, chunk)
@@ -196,7 +195,7 @@ def _abstract_model(config: models.Config, dtype: Any) -> decoding.LanguageModel
 
 
 def round_program(
-    part: str,
+    part: Literal["read", "select"],
     *,
     top_k: int | None = None,
     scheme: str = "gls",
@@ -246,8 +245,6 @@ def round_program(
 
 
 # Names must not change: results are compared by them.
-TARGET_CALL = "target call, 1.1e9 parameters, batch 64, K=8, L=4"
-SELECTION = "selection, gls, batch 64, K=8, L=4, V=49,152"
 HOT_PATHS: Mapping[str, HotPath] = {
     "trials by noise, N=10, K=8, 100 pairs x 10,000": HotPath(
         partial(trials_program, "gls", "noise", num_categories=10),
@@ -311,12 +308,14 @@ HOT_PATHS: Mapping[str, HotPath] = {
         partial(codec_program, "dense", num_candidates=2**15, decodes=False),
         make_part=partial(codec_program, "dense", num_candidates=2**15, decodes=False),
     ),
-    TARGET_CALL: HotPath(partial(round_program, "read")),
-    SELECTION: HotPath(partial(round_program, "select")),
+    "target call, 1.1e9 parameters, batch 64, K=8, L=4": HotPath(partial(round_program, "read")),
+    "selection, gls, batch 64, K=8, L=4, V=49,152": HotPath(
+        partial(round_program, "select"), data_steps=(4, 1)
+    ),
     "selection after top-k, gls, batch 64, K=8, L=4, V=49,152": HotPath(
-        partial(round_program, "select", top_k=50)
+        partial(round_program, "select", top_k=50), data_steps=(4, 1)
     ),
     "selection, gumbel_topk, batch 64, K=8, L=4, V=49,152": HotPath(
-        partial(round_program, "select", scheme="gumbel_topk")
+        partial(round_program, "select", scheme="gumbel_topk"), data_steps=(4, 1)
     ),
 }

@@ -1,12 +1,13 @@
 """What a program does, counted without running it: sequential steps, width, operations, bytes.
 
 A program is traced for a shape of work, and its loops are found in the traced form, where their
-lengths are known. Operations and bytes are those that XLA counts in the compiled program. XLA
-counts the body of a loop once, so each body is compiled by itself as well, and counted as often as
-it runs.
+lengths are known. A *sequential step* is one step of a loop, whatever it does; loops inside it are
+counted instead of it. A loop that is unrolled as a whole is no loop, and a sort is none either.
 
-The compiler is that of the CPU, also for a shape of an accelerator: its fusions stand in for those
-of a GPU. So bytes are an estimate, and times that are computed from them are no measurements.
+Operations and bytes are those that XLA counts in the compiled program. XLA counts the body of a
+loop once, so each body is compiled by itself as well, and counted as often as it runs. The compiler
+is that of JAX's default backend. On a CPU its fusions stand in for those of an accelerator. So
+bytes are an estimate, and times that are computed from them are no measurements.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Device:
 
     Attributes:
         bytes_per_second: of its memory.
-        operations_per_second: in float32, one for each element of an elementwise operation.
+        operations_per_second: in float32.
         step_seconds: of a sequential step, however little it does.
     """
 
@@ -52,8 +53,10 @@ class Device:
         return working + program.steps * self.step_seconds
 
 
-# From the vendors' data sheets: memory and float32 rates, for TPU v5e that of its vector unit as
-# far as it is known. The time of a step on a GPU is that of a few kernel launches.
+# Rounded down from the vendors' data sheets. Their float32 rates count a fused multiplication and
+# addition as two operations, and integer operations are slower: in that the times are optimistic.
+# For TPU v5e it is the rate of the vector unit, as far as it is known. A step on a GPU is taken for
+# a few launches of kernels.
 DEVICES = {
     "h100": Device(3.0e12, 60e12, 10e-6),
     "h200": Device(4.8e12, 60e12, 10e-6),
@@ -66,11 +69,11 @@ class ProgramCount:
     """The count of a program.
 
     Attributes:
-        steps: sequential steps: the iterations of its loops, inner ones counted in every outer one,
-            and one for everything outside loops.
+        steps: sequential steps, and one for everything outside loops.
         width: elements of the largest array in a step, in the narrowest loop that has at least a
             tenth of the steps; without loops, that of the program.
-        operations: elementwise operations and those of matrix products.
+        operations: one for each element of an elementwise operation, two for each product and sum
+            of a matrix product.
         bytes_accessed: read and written.
         temporary_bytes: memory for intermediate arrays.
         has_unknown_loops: whether a loop runs as often as its data ask for, so that its steps are
@@ -103,8 +106,11 @@ class _Loop:
         """Number of iterations."""
         return unknown_trips if self.length is None else self.length
 
-    def steps(self, unknown_trips: int) -> int:
-        """Number of steps, those of loops in the body not counted."""
+    def total_steps(self, unknown_trips: int, body_steps: int) -> int:
+        """Number of steps, if the body has `body_steps` with the one outside its own loops."""
+        if body_steps > 1:
+            # The loops inside run in every iteration, also where several are unrolled.
+            return self.iterations(unknown_trips) * (body_steps - 1)
         return -(-self.iterations(unknown_trips) // self.unroll)
 
 
@@ -131,7 +137,7 @@ def count(function: Callable[..., Any], *arrays: Any, unknown_trips: int = 1) ->
 
 
 def steps_and_width(function: Callable[..., Any], *arrays: Any) -> tuple[int, int]:
-    """The steps and the width of :func:`count`, which need no compilation."""
+    """`(steps, width)` of :func:`count`, for which nothing is compiled."""
     traced = _trace(function, arrays)
     steps, _ = _steps(traced.jaxpr, unknown_trips=1)
     return steps, _narrowest(traced.jaxpr, steps, unknown_trips=1)
@@ -152,7 +158,11 @@ def _trace(function: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
 def _flattened(
     function: Callable[..., Any], arrays: tuple[Any, ...]
 ) -> tuple[Callable[..., Any], list[Any]]:
-    """The function of the leaves: JAX puts into records what is no array to annotated fields."""
+    """The function of flat arrays, and these.
+
+    While JAX traces, it makes records of placeholders that are no arrays, and the records of this
+    library may check the types of their fields.
+    """
     leaves, structure = jax.tree.flatten(arrays)
     return lambda *leaves: function(*jax.tree.unflatten(structure, leaves)), leaves
 
@@ -197,8 +207,7 @@ def _steps(closed: Any, unknown_trips: int) -> tuple[int, bool]:
     has_unknown_loops = False
     for loop in _loops(closed.jaxpr):
         body_steps, body_is_unknown = _steps(loop.body, unknown_trips)
-        # The one step outside the loops of a body is the iteration itself, unless it has loops.
-        steps += loop.steps(unknown_trips) * max(1, body_steps - 1)
+        steps += loop.total_steps(unknown_trips, body_steps)
         has_unknown_loops |= body_is_unknown or loop.length is None
     return steps, has_unknown_loops
 
@@ -231,10 +240,10 @@ def _narrowest(closed: Any, all_steps: int, unknown_trips: int, outer_steps: int
     """Elements of the largest array in a step of the narrowest loop that matters."""
     widths = []
     for loop in _loops(closed.jaxpr):
-        steps = outer_steps * loop.steps(unknown_trips)
         body_steps, _ = _steps(loop.body, unknown_trips)
-        if steps * max(1, body_steps - 1) >= all_steps / 10:
-            widths.append(_narrowest(loop.body, all_steps, unknown_trips, steps))
+        if outer_steps * loop.total_steps(unknown_trips, body_steps) >= all_steps / 10:
+            iterations = outer_steps * loop.iterations(unknown_trips)
+            widths.append(_narrowest(loop.body, all_steps, unknown_trips, iterations))
     return min(widths, default=_width(closed.jaxpr))
 
 

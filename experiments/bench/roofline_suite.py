@@ -33,6 +33,7 @@ def hot_path(repeats: int, *, name: str) -> Line:
     line: Line = {
         "benchmark": f"roofline: {name}",
         "steps_on_cpu": narrow.steps,
+        "steps_on_cpu_depend_on_data": narrow.has_unknown_loops,
         "steps": wide.steps,
         "most_steps": path.most_steps,
         "steps_depend_on_data": wide.has_unknown_loops,
@@ -44,7 +45,7 @@ def hot_path(repeats: int, *, name: str) -> Line:
     }
     for device_name, device in program_count.DEVICES.items():
         line[f"{device_name}_milliseconds"] = round(1e3 * device.seconds(wide), 3)
-    line["cpu_milliseconds"] = _milliseconds_here(name, repeats)
+    line["milliseconds_here"] = _milliseconds_here(name, repeats)
     return line
 
 

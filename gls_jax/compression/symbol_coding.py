@@ -167,7 +167,7 @@ def decode(
 def _encode_indices(
     shared, arrays, count, *, code: ListCode, density: Density, shape: WorkShape
 ) -> Int[Array, " n"]:
-    del shape  # of the searches: another one is another program
+    del shape  # part of the compilation key: it is read while the program is traced
     keys, rows = arrays
     if code.search == "ordered":
         return ordered_search.encode_indices(code, keys, density, shared, rows, count)

@@ -265,7 +265,7 @@ def same_race(
 
 @partial(jax.jit, static_argnames="shape")
 def _first_dart(key, log_weights, shape: WorkShape) -> Int[Array, ""]:
-    del shape  # of the search: another one is another program
+    del shape  # part of the compilation key: it is read while the program is traced
     curve = races.weights(log_weights)
     limit = min(_DARTS_PER_CATEGORY * log_weights.shape[0], MOST_DARTS)
     _, category, _ = first_under(races.stream_key(key, SHARED_STREAM), curve, limit)

@@ -189,7 +189,7 @@ def _second_step(key, p, q, code: _RiceCode, is_needed):
 def _dart_protocol(
     key, log_p, log_q, code: _RiceCode, shape: WorkShape
 ) -> tuple[Coupled, Int[Array, ""]]:
-    del shape  # of the searches: another one is another program
+    del shape  # part of the compilation key: it is read while the program is traced
     p = races.weights(log_p)
     q = races.weights(log_q)
     # Step 1: Alice's first dart, and whether Bob can take it.

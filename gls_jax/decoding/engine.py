@@ -227,8 +227,9 @@ def _filled_cache(config: EngineConfig, model: LanguageModel, text: Text):
     """A cache with the prompts. They are read in parts, which bounds the memory for activations."""
     batch_size, prompt_size = text.tokens.shape
     cache = model.init_cache(batch_size, config.num_cache_slots)
-    for start in range(0, prompt_size, config.prefill_tokens):
-        tokens = text.tokens[:, start : start + config.prefill_tokens]
+    num_read = config.work.prefill_tokens
+    for start in range(0, prompt_size, num_read):
+        tokens = text.tokens[:, start : start + num_read]
         positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = jnp.broadcast_to(positions, tokens.shape)
         # The logits are not used, and XLA does not compute them.

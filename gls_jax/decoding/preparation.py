@@ -88,7 +88,7 @@ def prepare(
             shape=shape,
             drafter_chains=drafter_chains,
             num_cache_slots=num_cache_slots,
-            prefill_tokens=work_shape.current().prefill_tokens,
+            work=work_shape.current(),
         ),
         requests=Requests(
             target=target,

@@ -11,6 +11,7 @@ from gls_jax.decoding.batch_sampling import BatchSampling
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.tree_shape import Shape
 from gls_jax.schemes import Scheme, Tree
+from gls_jax.work_shape import WorkShape
 
 __all__ = ["Caches", "Drafts", "EngineConfig", "Requests", "State", "Text"]
 
@@ -27,14 +28,14 @@ class EngineConfig:
         shape: of the draft tree.
         drafter_chains: numbers of the chains that each drafter makes; a single drafter makes all.
         num_cache_slots: `S`, slots in each row of the caches.
-        prefill_tokens: prompt tokens that a model reads in one call.
+        work: how wide to compute.
     """
 
     scheme: Scheme
     shape: Shape
     drafter_chains: tuple[tuple[int, ...], ...]
     num_cache_slots: int
-    prefill_tokens: int
+    work: WorkShape
 
 
 class Requests(NamedTuple):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gls_jax import work_shape
+from gls_jax.loops import map_in_batches
 from gls_jax.typing import LogProbs
 from gls_jax.work_shape import WorkShape
 
 if TYPE_CHECKING:
     from gls_jax import schemes
 
-__all__ = ["acceptance_curves", "over_pairs"]
+__all__ = ["acceptance_curves", "over_pairs", "pairs_per_step"]
 
+# At least so many steps where the platform chooses the batches. Up to eight devices then have two
+# batches each, as is needed below.
 _LEAST_STEPS = 16
 
 
@@ -41,9 +45,9 @@ def acceptance_curves(
         log_p: draft log-probabilities `[M, N]`, or `[M, K, N]` for a scheme with `diverse=True`.
         log_q: target log-probabilities `[M, N]`.
         num_drafts: the list lengths.
-        batch_size: number of pairs that a device computes at the same time; None is the number
-            that suits the platform (:mod:`gls_jax.work_shape`).
-        memory_budget: bytes for temporary arrays on a device; None is that of the platform.
+        batch_size: number of pairs that a device computes at the same time. None is the number
+            that suits the platform (:mod:`gls_jax.work_shape`), at most a sixteenth of the pairs.
+        memory_budget: bytes for temporary arrays on an accelerator; None is 2 GiB.
 
     Returns:
         `f[M, len(num_drafts)]`.
@@ -85,11 +89,13 @@ def over_pairs(
             once for each function object, shape and `static`: pass the same object every time.
         *arrays: arrays with a leading axis of length `M`.
         static: static arguments (hashable).
-        batch_size, memory_budget: as in :func:`acceptance_curves`. The platform's number of pairs
-            is chosen for arrays whose last axis is that of the categories.
+        batch_size, memory_budget: as in :func:`acceptance_curves`.
 
     Returns:
         The values of `function`, as NumPy arrays with a leading axis of length `M`.
+
+    Raises:
+        ValueError: a memory budget below 2^20 bytes.
     """
     with work_shape.using(memory_budget=memory_budget) as shape:
         return _over_pairs(function, arrays, static, batch_size, shape)
@@ -104,8 +110,9 @@ def _over_pairs(
 ) -> Any:
     num_pairs = len(arrays[0])
     if batch_size is None:
-        most_categories = max((array.shape[-1] for array in arrays if array.ndim > 1), default=1)
-        batch_size = pairs_per_step(num_pairs, most_categories, shape)
+        # With a separate distribution for each draft, all of them.
+        numbers_per_pair = max(math.prod(array.shape[1:]) for array in arrays)
+        batch_size = pairs_per_step(num_pairs, numbers_per_pair, shape)
     batch_size = min(batch_size, num_pairs)
     # XLA unrolls a loop of one iteration, and may then round sums differently. At least two batches
     # per device, all of one size, keep the values the same on any number of devices.
@@ -129,10 +136,15 @@ def _over_pairs(
     return jax.tree.map(lambda value: np.asarray(value)[:num_pairs], values)
 
 
-def pairs_per_step(num_pairs: int, num_categories: int, shape: WorkShape) -> int:
-    """Pairs that a device computes at the same time, if the caller does not say it."""
-    # Not fewer steps than these, so that the batches are the same on up to eight devices.
-    return min(shape.pairs_at_once(num_categories), max(1, num_pairs // _LEAST_STEPS))
+def pairs_per_step(num_pairs: int, numbers_per_pair: int, shape: WorkShape) -> int:
+    """Pairs that a device computes at the same time, if the caller does not say it.
+
+    Args:
+        num_pairs: `M`.
+        numbers_per_pair: categories, times distributions of drafts if there are several.
+        shape: of the work.
+    """
+    return min(shape.pairs_at_once(numbers_per_pair), max(1, num_pairs // _LEAST_STEPS))
 
 
 @partial(jax.jit, static_argnames=("function", "static", "batch_size", "mesh", "shape"))
@@ -145,14 +157,13 @@ def _over_shards(
     mesh: Mesh,
     shape: WorkShape,
 ):
-    del shape  # of the work in `function`: another one is another program
+    del shape  # part of the compilation key: `function` reads it while it is traced
 
     def one_pair(rows):
         return function(*rows, *static)
 
     def over_shard(arrays):
-        # A vmap over a batch of one is slower than no vmap.
-        return jax.lax.map(one_pair, arrays, batch_size=batch_size if batch_size > 1 else None)
+        return map_in_batches(one_pair, arrays, batch_size)
 
     # `check_vma` refuses loops in `function` whose first carry is a constant. No check is
     # needed: no value moves between the devices.

@@ -62,9 +62,13 @@ def add_bernoulli(counts: Array, probability: Array) -> Float[Array, "J ..."]:
 def add_bernoulli_to_arrays(counts: Sequence[Array], probability: Array) -> tuple[Array, ...]:
     """:func:`add_bernoulli` of a distribution in separate arrays, one for each count.
 
-    XLA fuses many such steps into one kernel; of the shifts of one array it makes a kernel each.
+    XLA fuses many of these into one kernel. With all counts in one array each addition is a kernel
+    of its own.
+
+    Args:
+        counts: probabilities of the counts `0, ..., J - 1`, `J` arrays `f[...]`.
+        probability: that the variable is 1, `f[...]`.
     """
-    # From every count the event moves a part to the next one.
     rest = 1 - probability
     first = counts[0] * rest
     others = [count * rest + lower * probability for lower, count in itertools.pairwise(counts)]

@@ -85,15 +85,23 @@ def weight_table(weights: Float[Array, " N"]) -> WeightTable:
 def searchable_excess(table: WeightTable, ratio: Float[Array, " N"]) -> Float[Array, " N"]:
     """The excess of :class:`gls_jax.exact.ratio_order.RatioOrder`, in sums that never decrease.
 
+    So it can be searched, and it has the same bits wherever it is computed.
+
     Args:
-        table: of the probabilities in ratio order, or of some of them and 0 for the others.
-        ratio: in ascending order.
+        table: of the probabilities in ratio order. Where some of them are 0 in the table, the
+            excess is that of the others.
+        ratio: `f[N]`, in ascending order.
+
+    Returns:
+        `f[N]`.
     """
+    # h rises by P_t (r_{t+1} - r_t) from each index to the next.
     mass = _running_sums(table)[: len(ratio) - 1]
-    rises = jax.lax.optimization_barrier(mass * jnp.diff(ratio))
+    rises = mass * jnp.maximum(jnp.diff(ratio), 0)
+    # The excess at the first index is 0. A product must not be rounded together with a sum.
     none = jnp.zeros(1, rises.dtype)
-    sums = _running_sums(weight_table(jnp.concatenate([none, rises])))
-    return sums[: len(ratio)]
+    rises = jax.lax.optimization_barrier(jnp.concatenate([none, rises]))
+    return _running_sums(weight_table(rises))[: len(ratio)]
 
 
 def _running_sums(table: WeightTable) -> Float[Array, " RS"]:
@@ -195,5 +203,5 @@ def one_stream(
 
 
 def _fraction(u, total):
-    """`u total`, kept below `total` also where the product is rounded up."""
+    """`u * total`, kept below `total` also where the product is rounded up."""
     return jnp.minimum(u * total, jnp.nextafter(total, jnp.zeros_like(total)))

@@ -138,6 +138,8 @@ def cumulative(
 ) -> Float[Array, " N"]:
     """`jnp.cumsum` of finite numbers, from the end if `reverse`; several times faster on XLA:CPU.
 
+    For the exact formulas. Draws by inversion need :func:`nondecreasing_sum`.
+
     Each group of 32 (on accelerators 128) is multiplied by a triangle of ones. The groups' totals
     are then summed in the same way.
     """
@@ -166,8 +168,8 @@ def nondecreasing_sum(values: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
 
     It never decreases, and a number of 0 leaves it as it is: no draw falls into an interval of
     weight 0. `jnp.cumsum` promises neither. It is a tree of additions (Sklansky 1960) in an order
-    that no platform changes, in ``log2 N`` steps: with the total of the first half of a block,
-    which is its last sum, the sums of the second half become those of the block.
+    that no platform changes, of depth ``log2 N``. Each level joins two neighbouring blocks: the
+    last sum of the first one is added to every sum of the second.
     """
     size = values.shape[0]
     if size == 0:
@@ -178,19 +180,19 @@ def nondecreasing_sum(values: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
     for level in range(num_levels):
         halves = sums.reshape(-1, 2, 2**level, *values.shape[1:])
         first, second = halves[:, 0], halves[:, 1]
-        # The barrier keeps XLA from computing all levels anew for every number, and from merging a
-        # product before the sum with it into one rounding.
+        # The barrier keeps XLA from computing all levels anew for every number, and from making one
+        # operation of a product and this sum, which would be rounded once.
         first, second = jax.lax.optimization_barrier((first, second))
         sums = jnp.stack([first, second + first[:, -1:]], axis=1).reshape(sums.shape)
     return sums[:size]
 
 
 def search(
-    ascending: Num[Array, " N"], values: Num[Array, ...], *, side: str = "left"
+    sorted_values: Num[Array, " N"], values: Num[Array, ...], *, side: str = "left"
 ) -> Int[Array, ...]:
-    """`jnp.searchsorted`, without a loop where steps are dear."""
+    """`jnp.searchsorted`, as a loop on a CPU and written out on an accelerator."""
     method = "scan_unrolled" if work_shape.current().is_wide else "scan"
-    return jnp.searchsorted(ascending, values, side=side, method=method)
+    return jnp.searchsorted(sorted_values, values, side=side, method=method)
 
 
 def total(values: Float[Array, " N"]) -> Float[Array, ""]:

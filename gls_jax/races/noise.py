@@ -140,8 +140,8 @@ def first_arrivals(
     """Winners of every stream's race under several distributions.
 
     The noise is that of :func:`exponentials`. On a CPU this is one pass over the categories in
-    `O(K)` memory. On an accelerator it is one reduction over `[K, N]`, into which the noise is
-    fused. A Monte Carlo trial needs no more than this.
+    `O(K)` memory. On an accelerator it is a few reductions over `[K, N]`, into which XLA can fuse
+    the noise. A Monte Carlo trial needs no more than this.
 
     Args:
         key: one typed threefry key.
@@ -167,7 +167,7 @@ def first_arrivals(
     if not log_weights:
         raise ValueError("log_weights: expected at least one distribution, got none")
     streams = stream_words(key, jnp.arange(checks.count(num_streams, "num_streams")))
-    inverse_weights = tuple(_inverse(weights) for weights in log_weights)
+    inverse_weights = tuple(_inverse(log_w) for log_w in log_weights)
     return work_shape.by_platform(_leaders_in_steps, _leaders_at_once, streams, inverse_weights)
 
 
@@ -204,12 +204,12 @@ def _leaders_at_once(streams: threefry.Words, inverse_weights: tuple[jax.Array, 
     noise = _noise_of(jax.tree.map(lambda word: word[:, None], streams), categories)
     leaders = []
     for inverses in inverse_weights:
-        # NaN is never ahead. `argmin` takes the first of equal arrivals, as the loop does, also
-        # where all are `inf`.
-        arrivals = noise * inverses
-        arrivals = jnp.where(jnp.isnan(arrivals), jnp.inf, arrivals)
-        leader = jnp.argmin(arrivals, axis=-1).astype(jnp.int32)
-        leaders.append((jnp.min(arrivals, axis=-1), leader))
+        # NaN is never ahead. `argmin` takes the first of equal times, as the loop does, also where
+        # all are `inf`.
+        times = noise * inverses
+        times = jnp.where(jnp.isnan(times), jnp.inf, times)
+        leader = jnp.argmin(times, axis=-1).astype(jnp.int32)
+        leaders.append((jnp.min(times, axis=-1), leader))
     return tuple(leaders)
 
 

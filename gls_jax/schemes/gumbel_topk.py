@@ -285,12 +285,14 @@ def _match_at(
     return lower, jnp.einsum("tnc,n->tc", ceiling, weights, precision="highest")
 
 
-@partial(jax.checkpoint, static_argnums=0)  # the gradient keeps no counts of single tokens
+# Of two nested checkpoints this one keeps nothing of a group for the gradient, and the one inside
+# nothing of a token.
+@partial(jax.checkpoint, static_argnums=0)
 def _add_head(
     group_size: int,
     theta: Float[Array, " n"],
     head: tuple[Vector, Vector],
-    index: tuple[Float[Array, "n K"], Scalar],
+    tail_counts_and_ratio: tuple[Float[Array, "n K"], Scalar],
 ) -> Float[Array, "n K"]:
     """The tokens of the head that come before the token of an index, added to those of the tail.
 
@@ -298,15 +300,17 @@ def _add_head(
         group_size: tokens added in one step.
         theta: arrival times of the target's token.
         head: probability and ratio of each token of the head.
-        index: the distribution of the tail's count at each `theta`, and the ratio of the index.
+        tail_counts_and_ratio: the distribution of the tail's count at each `theta`, and the ratio
+            of the index.
     """
-    counts, index_ratio = index
+    counts, index_ratio = tail_counts_and_ratio
     # Tokens of probability 0 fill up the last group.
     missing = -head[0].shape[0] % group_size
     groups = jax.tree.map(
         lambda values: jnp.pad(values, (0, missing)).reshape(-1, group_size), head
     )
 
+    @jax.checkpoint
     def add_group(counts, group):
         for token_p, token_ratio in zip(*group, strict=True):
             time_ahead = jnp.maximum(index_ratio - token_ratio, 0)
@@ -314,12 +318,10 @@ def _add_head(
             counts = add_bernoulli_to_arrays(counts, comes_before)
         return counts, None
 
-    if group_size > 1:
-        add_group = jax.checkpoint(add_group)
     # One array for each count: XLA then makes one kernel of a group.
     start = varying_like(tuple(counts.T), counts, index_ratio, groups)
-    counts, _ = jax.lax.scan(add_group, start, groups)
-    return jnp.stack(counts, axis=-1)
+    all_counts, _ = jax.lax.scan(add_group, start, groups)
+    return jnp.stack(all_counts, axis=-1)
 
 
 def _tail_excess(ranked: RatioOrder, tail_p: Vector) -> Vector:

@@ -352,5 +352,5 @@ def _compiled(function: Callable, arrays: tuple, static: tuple):
 
 @partial(jax.jit, static_argnames=("function", "static", "shape"))
 def _compiled_in_shape(function: Callable, arrays: tuple, static: tuple, shape: WorkShape):
-    del shape  # of the work in `function`: another one is another program
+    del shape  # part of the compilation key: it is read while the program is traced
     return function(*arrays, *static)

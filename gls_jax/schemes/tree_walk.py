@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -105,12 +104,16 @@ def walk(
         return jax.lax.while_loop(lambda state: state.is_accepted, step, start)
 
     def for_every_depth(start: _WalkState) -> _WalkState:
-        """The same in a fixed number of steps, so that no step waits for the host."""
+        """The same in a fixed number of steps: a condition would be read by the host in each.
+
+        Steps after the last acceptance change nothing.
+        """
 
         def step_if_accepted(state: _WalkState, _):
-            after = step(state)
-            keep = partial(jnp.where, state.is_accepted)
-            return jax.tree.map(keep, after, state), None
+            def if_accepted(new, old):
+                return jnp.where(state.is_accepted, new, old)
+
+            return jax.tree.map(if_accepted, step(state), state), None
 
         return jax.lax.scan(step_if_accepted, start, None, length=tree.depth + 1)[0]
 

@@ -1,11 +1,10 @@
 """An acceptance study: pairs x schemes x list lengths, exact and simulated, to one CSV file.
 
 The work is cut into blocks of pairs under one scheme, and the blocks are shared among the
-processes. After each block a process replaces its `cells.partial.<process>.npz` in the output
-folder, so a run that is stopped loses at most one block per process (on an accelerator, which
-computes 64 blocks in one call, so many). Trials are keyed by pair and
-trial index: a resumed run, on any number of processes and devices, gives the numbers of an
-uninterrupted one.
+processes. After each call a process replaces its `cells.partial.<process>.npz` in the output
+folder. So a run that is stopped loses at most the blocks of one call per process: one block on a
+CPU, up to 64 on an accelerator. Trials are keyed by pair and trial index: a resumed run, on any
+number of processes and devices, gives the numbers of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from gls_jax.typing import Report
 
 __all__ = ["Row", "Study", "computable_lengths", "none_if_nan", "run"]
 
-_FORMAT = 2  # of the results: raised whenever the same configuration would give other numbers
-# Exponential variables simulated in one block: some seconds of work, the most that a stop loses.
+_FORMAT = 3  # of the results: raised whenever the same configuration would give other numbers
+# Exponential variables simulated in one block: some seconds of work on a CPU.
 _BLOCK_NOISE = 2**30
 
 
@@ -132,18 +131,18 @@ def run(
         num_known = int(grid.done.sum())
         if unknown.size:
             grid.write(process)  # fails before the work if the folder cannot be written
-        blocks = unknown[cluster.shard(unknown.size)]
+        block_indices = unknown[cluster.shard(unknown.size)].tolist()
         num_computed = 0
-        for group in _groups(blocks, grid):
+        for group in _groups(block_indices, grid):
             num_computed += len(group)
             scheme_name = study.schemes[grid.blocks[group[0]].scheme]
             slices = [grid.blocks[block_index].pairs for block_index in group]
             values = _compute_blocks(study, scheme_name, pairs, slices, block_size)
             for block_index, block_values in zip(group, values, strict=True):
-                grid.put(int(block_index), block_values)
+                grid.put(block_index, block_values)
             grid.write(process)
             if progress is not None:
-                progress(scheme_name, num_known + num_computed, num_known + len(blocks))
+                progress(scheme_name, num_known + num_computed, num_known + len(block_indices))
         # All blocks are written: the first process merges them and reports.
         cluster.barrier()
         if not cluster.is_primary():
@@ -200,20 +199,37 @@ def _block_size(study: Study, pairs: Pairs) -> int:
     return max(1, min(num_pairs, 32, _BLOCK_NOISE // (study.num_trials * noise_per_trial)))
 
 
-def _groups(blocks: np.ndarray, grid: ResultsGrid) -> Iterator[list[int]]:
+def _groups(block_indices: list[int], grid: ResultsGrid) -> Iterator[list[int]]:
     """The blocks in groups of one scheme that are computed in one call."""
     most_blocks = work_shape.current().study_blocks
-    for _, same_scheme in itertools.groupby(blocks, lambda index: grid.blocks[index].scheme):
-        yield from _batched(same_scheme, most_blocks)
+    for _, same_scheme in itertools.groupby(
+        block_indices, lambda block_index: grid.blocks[block_index].scheme
+    ):
+        remaining = list(same_scheme)
+        for start in range(0, len(remaining), most_blocks):
+            yield remaining[start : start + most_blocks]
 
 
 def _compute_blocks(
-    study: Study, scheme_name: str, pairs: Pairs, blocks: Sequence[slice], block_size: int
+    study: Study, scheme_name: str, pairs: Pairs, slices: Sequence[slice], block_size: int
 ) -> list[dict[str, np.ndarray]]:
     """The values of each block, `f[pairs, list lengths]`, by field."""
-    # A last block is filled up with its last pair: few shapes, few compilations.
+    # Where a call has several blocks, a batch of pairs is a block: its values then do not depend on
+    # what else is in the call. A call of one block is filled up with a copy of it, because XLA
+    # unrolls a loop of one step, and may then round sums differently.
+    shape = work_shape.current()
+    batch_size = None
+    computed_slices = list(slices)
+    if shape.study_blocks > 1:
+        batch_size = min(block_size, shape.pairs_at_once(pairs.log_q.shape[1]))
+        if len(slices) == 1:
+            computed_slices = [*slices, *slices]
+    # A last block is filled up with its last pair: blocks of one size, and few compilations.
     indices = np.concatenate(
-        [np.minimum(block.start + np.arange(block_size), block.stop - 1) for block in blocks]
+        [
+            np.minimum(block.start + np.arange(block_size), block.stop - 1)
+            for block in computed_slices
+        ]
     )
     log_p, log_q = jnp.asarray(pairs.log_p[indices]), jnp.asarray(pairs.log_q[indices])
     num_drafts, num_categories = study.num_drafts, log_q.shape[1]
@@ -221,11 +237,15 @@ def _compute_blocks(
     values: dict = {}
     if scheme.exact is not None and scheme.exact.bound is not None:
         static = (scheme_name, num_drafts)
-        values["bound"] = batched.over_pairs(_bound_curve, log_p, log_q, static=static)
+        values["bound"] = batched.over_pairs(
+            _bound_curve, log_p, log_q, static=static, batch_size=batch_size
+        )
     # At some list lengths a scheme may be too slow or too large for this number of categories.
     known_lengths = computable_lengths(scheme, num_drafts, num_categories)
     if known_lengths:
-        curves = batched.acceptance_curves(scheme, log_p, log_q, known_lengths)
+        curves = batched.acceptance_curves(
+            scheme, log_p, log_q, known_lengths, batch_size=batch_size
+        )
         values["exact"] = np.full((len(log_q), len(num_drafts)), np.nan)
         values["exact"][:, np.isin(num_drafts, known_lengths)] = curves
     # Each pair has a separate key, so that blocks of any size have the same trials.
@@ -241,19 +261,13 @@ def _compute_blocks(
         )
         values["simulated"] = estimate.mean
         values["standard_error"] = estimate.standard_error
+    # Without the copies that filled up the blocks.
     by_block = []
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(slices):
         start = number * block_size
         part = slice(start, start + block.stop - block.start)
         by_block.append({field: np.asarray(array)[part] for field, array in values.items()})
     return by_block
-
-
-def _batched(items: Iterable[int], size: int) -> Iterator[list[int]]:
-    """`itertools.batched` of Python 3.12."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
 
 
 def _bound_curve(log_p, log_q, scheme_name: str, num_drafts: tuple[int, ...]) -> jax.Array:

@@ -54,11 +54,11 @@ def acceptance(
         num_drafts: `K`.
         num_trials: number of independent trials.
         method: `"noise"` or `"inversion"`; None: the faster one that the scheme has.
-        memory_budget: bytes for temporary arrays on a device; None is that of the platform. The
-            results do not depend on it.
+        memory_budget: bytes for temporary arrays on an accelerator; None is 2 GiB. The results do
+            not depend on it.
         devices: of this process, to spread the work over; all of them by default. The results do
             not depend on them.
-        progress: called with `(trials done, num_trials)` about once a second.
+        progress: called with `(trials done, num_trials)` about once a second on a CPU.
 
     Returns:
         :class:`Estimate` of scalars; the standard error is that of the rate ``(accepted + 1) /
@@ -123,11 +123,11 @@ def sweep(
         num_drafts: the list lengths; one pass over the largest counts for all.
         num_trials: independent trials per pair (shared by its list lengths).
         method: `"noise"` or `"inversion"`; None: the faster one that the scheme has.
-        memory_budget: bytes for temporary arrays on a device; None is that of the platform. The
-            results do not depend on it.
+        memory_budget: bytes for temporary arrays on an accelerator; None is 2 GiB. The results do
+            not depend on it.
         devices: of this process, to spread the work over; all of them by default. The results do
             not depend on them.
-        progress: called with `(trials done, all trials)` about once a second.
+        progress: called with `(trials done, all trials)` about once a second on a CPU.
 
     Returns:
         :class:`Estimate` of `f[M, len(num_drafts)]`.
@@ -227,7 +227,7 @@ def _run(
         # Inside `jax.jit` a new array is traced, also where every input is known.
         arrays = (jnp.zeros(()), keys, log_p, log_q)
         if any(isinstance(array, jax.core.Tracer) for array in arrays):
-            chunk = trial_loop.chunk_of(program, num_pairs, num_categories, num_trials)
+            chunk = trial_loop.chunk_of(program, num_pairs, log_p.shape[1:], num_trials)
             accepted = trial_loop.count_accepted(
                 keys, log_p, log_q, 0, num_trials, program=program, chunk=chunk
             )

@@ -25,10 +25,13 @@ from gls_jax.typing import Progress
 from gls_jax.work_shape import WorkShape
 
 __all__ = [
+    "Chunk",
     "Method",
     "TrialProgram",
     "chosen_method",
+    "chunk_of",
     "count_accepted",
+    "count_in_chunks",
     "count_on_devices",
     "noise_per_trial",
 ]
@@ -40,9 +43,12 @@ _FEWEST_PER_CALL = 1024
 _INVERSION_FROM = 32
 # Exponentials that take the time of one draft by inversion, at large vocabularies.
 _NOISE_PER_INVERSION = 128
-# Arrays of the size of a distribution that inversion holds for a pair, also while it sorts.
-_TABLE_ARRAYS = 12
-_FLOAT_BYTES = 4
+# Bytes for each category that inversion holds for a pair: about 12 arrays, also while it sorts.
+_TABLE_BYTES = 48
+# Numbers that a trial by inversion holds. On a CPU XLA keeps most of them in registers. On an
+# accelerator, for each draft: its exponentials, their bits, and the indices of its searches.
+_INVERSION_NUMBERS = 4
+_INVERSION_NUMBERS_PER_DRAFT = 32
 
 # How trials are drawn: from the noise of the scheme, or by inversion.
 Method = Literal["noise", "inversion"]
@@ -119,13 +125,17 @@ def count_on_devices(
     if program.method == "inversion":
         # Every call sorts each pair. As many trials as categories make that a small part.
         fewest = max(fewest, num_categories)
-    noise_of_pair = noise_per_trial(program.scheme, most_drafts, num_categories, program.method)
-    noise_per_call = program.shape.noise_per_report
-    trials_per_device = max(fewest, noise_per_call // (num_pairs * noise_of_pair))
-    trials_per_call = min(mesh.size * trials_per_device, num_trials)
-    pairs_of_device = num_pairs // mesh.shape["pairs"]
-    trials_of_device = -(-trials_per_call // mesh.shape["trials"])
-    chunk = chunk_of(program, pairs_of_device, num_categories, trials_of_device)
+    cost_of_trial = noise_per_trial(program.scheme, most_drafts, num_categories, program.method)
+    # Trials of all pairs that one device computes in a call; several devices compute more.
+    trials_of_one = max(fewest, program.shape.noise_per_report // (num_pairs * cost_of_trial))
+    trials_per_call = min(mesh.size * trials_of_one, num_trials)
+    # A device has a part of the pairs, and a part of the trials of each.
+    chunk = chunk_of(
+        program,
+        num_pairs // mesh.shape["pairs"],
+        log_p.shape[1:],
+        -(-trials_per_call // mesh.shape["trials"]),
+    )
     accepted = np.zeros((num_pairs, len(program.num_drafts)), np.int64)
     for start in range(0, num_trials, trials_per_call):
         stop = min(start + trials_per_call, num_trials)
@@ -141,26 +151,37 @@ def count_on_devices(
     return accepted.astype(np.float64)
 
 
-def chunk_of(program: TrialProgram, num_pairs: int, num_categories: int, num_trials: int) -> Chunk:
-    """The chunk for that many pairs and trials of each."""
+def chunk_of(
+    program: TrialProgram, num_pairs: int, draft_shape: tuple[int, ...], num_trials: int
+) -> Chunk:
+    """The chunk for that many pairs and trials of each.
+
+    Args:
+        program: what is simulated.
+        num_pairs: pairs of the call.
+        draft_shape: of the draft distributions of one pair, `[N]` or `[K, N]`.
+        num_trials: trials of each pair in the call.
+    """
     shape = program.shape
     trials = program.scheme.trials
     most_drafts = max(program.num_drafts)
     if program.method == "inversion":
-        # A few random numbers and indices, whatever the number of categories.
-        numbers_per_trial = 32 * most_drafts if shape.is_wide else 4
+        # Whatever the number of categories.
+        numbers_per_trial = _INVERSION_NUMBERS
+        if shape.is_wide:
+            numbers_per_trial = _INVERSION_NUMBERS_PER_DRAFT * most_drafts
     elif trials is not None and trials.streaming and not shape.is_wide:
         numbers_per_trial = most_drafts
     else:
         # The noise of all streams.
-        numbers_per_trial = most_drafts * num_categories
+        numbers_per_trial = most_drafts * draft_shape[-1]
     num_lanes = max(1, min(shape.most_trials, shape.trial_numbers // numbers_per_trial))
     if not shape.is_wide:
         return Chunk(num_pairs=1, num_trials=num_lanes)
-    pair_bytes = _TABLE_ARRAYS * _FLOAT_BYTES * num_categories
-    most_pairs = max(1, shape.memory_budget // pair_bytes)
+    most_pairs = max(1, shape.memory_budget // (_TABLE_BYTES * math.prod(draft_shape)))
     pairs_at_once = min(num_pairs, most_pairs, num_lanes)
-    # No more lanes than trials. A power of two, so that few programs are compiled.
+    # No more lanes than trials, rounded up to a power of two: few programs are compiled, and up to
+    # half of the lanes of the only chunk compute trials that do not count.
     trials_at_once = min(num_lanes // pairs_at_once, 1 << (num_trials - 1).bit_length())
     return Chunk(num_pairs=pairs_at_once, num_trials=trials_at_once)
 
@@ -202,14 +223,27 @@ def _count_in_shards(
 
 @partial(jax.jit, static_argnames=("program", "chunk"))
 def count_accepted(keys, log_p, log_q, start, stop, *, program: TrialProgram, chunk: Chunk):
-    """Accepted trials `i32[M, C]` among the trials start..stop-1 of every pair."""
+    """Accepted trials `i32[M, C]` among the trials start..stop-1 of every pair.
+
+    Args:
+        keys: one for each of `M` pairs.
+        log_p: `[M, N]`, or `[M, K, N]` for one distribution per draft.
+        log_q: `[M, N]`.
+        start, stop: limits of the trials, integers.
+        program: what is simulated, for `C` list lengths.
+        chunk: trials that are computed at the same time.
+    """
     start = jnp.asarray(start, jnp.int32)
     stop = jnp.asarray(stop, jnp.int32)
     return count_in_chunks(keys, log_p, log_q, start, stop, program, chunk)
 
 
 def count_in_chunks(keys, log_p, log_q, start, stop, program: TrialProgram, chunk: Chunk):
-    """:func:`count_accepted`, not compiled; limits that are Python integers give a known length."""
+    """:func:`count_accepted`, not compiled.
+
+    With limits that are Python integers the length of the loop is known, which a count of the
+    program's steps needs.
+    """
     most_drafts = max(program.num_drafts)
     # Not rounded up by an addition, which would overflow near 2^31 trials.
     num_chunks = (stop - start - 1) // chunk.num_trials + 1

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import schemes
+from gls_jax import schemes, work_shape
 from gls_jax.decoding import MarginTree, margin
 from gls_jax.decoding.batch_sampling import BatchSampling
 from gls_jax.decoding.state import EngineConfig, Requests, Text
@@ -25,7 +25,7 @@ def margin_drafts():
         shape=shape_of(scheme, 1, 1, margin_tree),
         drafter_chains=((0,),),
         num_cache_slots=num_cache_slots,
-        prefill_tokens=256,
+        work=work_shape.current(),
     )
     sampling = BatchSampling(
         temperature=jnp.ones(batch),

@@ -17,10 +17,11 @@ def test_the_small_form(tmp_path, capsys, monkeypatch):
         monkeypatch.setenv(name, value)
     out = tmp_path / "results" / "accelerator.json"
     assert entry.main(["--out", str(out)]) == 0
-    assert "0 functions with other integers" in capsys.readouterr().out
+    assert "0 functions with other results" in capsys.readouterr().out
     found = json.loads(out.read_text())
-    assert found["environment"]["platform"] == "cpu" and found["environment"]["is_small"]
+    assert found["environment"]["device"] == "cpu" and found["environment"]["is_small"]
     assert not [line for line in found["correctness"] + found["speed"] if "skipped" in line]
+    assert all(line["is_good"] for line in found["correctness"])
     assert sum(line["integers"] for line in found["correctness"]) > 500
     assert all(line["different_integers"] == 0 for line in found["correctness"])
     assert all(line["largest_error"] < 1e-5 for line in found["correctness"])
@@ -30,13 +31,29 @@ def test_the_small_form(tmp_path, capsys, monkeypatch):
 
 
 def test_differences_are_counted():
-    expected = {"f/0": np.array([1, 2, 3]), "f/1": np.array([0.5, np.inf])}
-    arrays = [np.array([1, 5, 4]), np.array([0.75, np.inf])]
+    expected = {"f/0": np.array([1, 2, 3]), "f/1": np.array([0.5, np.inf, np.nan])}
+    arrays = [np.array([1, 5, 4]), np.array([0.75, np.inf, np.nan]), np.array([1])]
     assert correctness._differences("f", arrays, expected) == {
         "integers": 3,
         "different_integers": 2,
+        "other_shapes": 1,
         "largest_error": 0.25,
+        "is_good": False,
     }
+    nan = correctness._differences("f", [expected["f/0"], np.array([np.nan] * 3)], expected)
+    assert nan["largest_error"] == np.inf and not nan["is_good"]
+    assert correctness._differences("f", [expected["f/0"], expected["f/1"]], expected)["is_good"]
+    failed = correctness._differences("f", "ValueError: no", expected)
+    assert failed == {"error": "ValueError: no", "is_good": False}
+
+
+def test_nothing_compared_is_no_success(tmp_path, monkeypatch):
+    def missing(is_small):
+        raise ModuleNotFoundError("no", name="flax")
+
+    monkeypatch.setattr(entry, "_correctness", missing)
+    monkeypatch.setattr(entry, "_speed", missing)
+    assert entry.main(["--out", str(tmp_path / "a.json")]) == 1
 
 
 def test_a_file_that_cannot_be_written(tmp_path, capsys):

@@ -19,13 +19,16 @@ def test_a_loop_of_matrix_products():
     counted = count(program, jnp.ones((n, n)))
     assert counted.steps == length + 1 and counted.width == n * n
     assert counted.operations == pytest.approx(length * (2 * n**3 + n * n), rel=0.01)
-    # Read twice and written twice, by the sine and by the product.
+    # The sine reads one array and writes one, the product reads two and writes one.
     assert counted.bytes_accessed == pytest.approx(length * 5 * 4 * n * n, rel=0.3)
     assert not counted.has_unknown_loops
 
 
 def test_a_race():
-    """By hand: threefry has 20 rounds of 5 operations and 5 additions of keys, for one number."""
+    """By hand, for one number: threefry has 20 rounds of 5 operations, and 5 times adds 2 or 3 keys.
+
+    Then come some ten for the uniform number, its logarithm, the time and the comparisons.
+    """
     num_streams, size = 8, 5000
     log_q = jnp.full(size, -jnp.log(size))
     with work_shape.using("cuda"):
@@ -61,6 +64,8 @@ def test_loops_in_loops_and_loops_that_only_the_data_know():
         x = jax.lax.scan(inner, x, None, length=3)[0]
         return jax.lax.while_loop(lambda c: c.sum() < 9, lambda c: c * 2, x)
 
+    partly = jax.jit(lambda x: jax.lax.scan(inner, x, None, length=4, unroll=2)[0])
+    assert count(partly, jnp.ones(100)).steps == 1 + 4 * 5
     counted = count(program, jnp.ones(100), unknown_trips=20)
     assert counted.steps == 1 + 3 * 5 + 20 and counted.has_unknown_loops
     assert counted.operations >= (3 * 5 + 20) * 100
