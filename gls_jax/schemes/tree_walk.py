@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -103,22 +105,25 @@ def walk(
     def while_accepted(start: _WalkState) -> _WalkState:
         return jax.lax.while_loop(lambda state: state.is_accepted, step, start)
 
-    def for_every_depth(start: _WalkState) -> _WalkState:
-        """The same in a fixed number of steps: a condition would be read by the host in each.
-
-        Steps after the last acceptance change nothing.
-        """
-
-        def step_if_accepted(state: _WalkState, _):
-            def if_accepted(new, old):
-                return jnp.where(state.is_accepted, new, old)
-
-            return jax.tree.map(if_accepted, step(state), state), None
-
-        return jax.lax.scan(step_if_accepted, start, None, length=tree.depth + 1)[0]
-
-    end = work_shape.by_platform(while_accepted, for_every_depth, start)
+    end = work_shape.by_platform(while_accepted, partial(_at_every_depth, step, tree.depth), start)
     return path_to(tree, end.last_node, end.token)
+
+
+def _at_every_depth(
+    step: Callable[[_WalkState], _WalkState], depth: int, start: _WalkState
+) -> _WalkState:
+    """The walk in a fixed number of steps: a condition would be read by the host in each.
+
+    Steps after the last acceptance change nothing.
+    """
+
+    def step_if_accepted(state: _WalkState, _):
+        def if_accepted(new, old):
+            return jnp.where(state.is_accepted, new, old)
+
+        return jax.tree.map(if_accepted, step(state), state), None
+
+    return jax.lax.scan(step_if_accepted, start, None, length=depth + 1)[0]
 
 
 def path_to(tree: Tree, last_node: IntScalar, token: Token) -> Path:

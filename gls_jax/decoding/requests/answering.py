@@ -128,13 +128,8 @@ def answer(
         request.number: request_hash(request, configuration, text_options.seed)
         for request in requests
     }
-    # Several processes exchange their results through files.
-    if path is None and cluster.size() > 1:
-        raise ValueError("path: expected a file for the results of all processes, got None")
+    _make_folder(path)
     is_primary = cluster.index() == 0
-    if path is not None:
-        files.check_folder(path.parent)
-        path.parent.mkdir(parents=True, exist_ok=True)
     with files.alone(path) if path is not None and is_primary else nullcontext():
         # Several processes cannot append to one file: each writes a separate part.
         process = cluster.index() if cluster.size() > 1 else None
@@ -171,6 +166,16 @@ def answer(
         timer=timer,
         problem=_problem(results, share, requests if is_primary else (), path),
     )
+
+
+def _make_folder(path: Path | None) -> None:
+    """The folder of the results, if they go to a file."""
+    if path is not None:
+        files.check_folder(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif cluster.size() > 1:
+        # Several processes exchange their results through files.
+        raise ValueError("path: expected a file for the results of all processes, got None")
 
 
 def _keep(
