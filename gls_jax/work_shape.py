@@ -207,7 +207,10 @@ _choice: contextvars.ContextVar[_Choice | None] = contextvars.ContextVar("_choic
 def current() -> WorkShape:
     """The shape of work now: that of :func:`using`, or that of JAX's default backend."""
     choice = _choice.get()
-    return for_platform(jax.default_backend()) if choice is None else choice.shape
+    if choice is not None:
+        return choice.shape
+    # Also a backend of a name that is not known here is taken for an accelerator.
+    return CPU if jax.default_backend() == "cpu" else accelerator()
 
 
 @contextlib.contextmanager
