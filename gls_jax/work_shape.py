@@ -21,13 +21,23 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from gls_jax import checks
 
-__all__ = ["CPU", "WorkShape", "accelerator", "by_platform", "current", "for_platform", "using"]
+__all__ = [
+    "CPU",
+    "WorkShape",
+    "accelerator",
+    "by_platform",
+    "compiled",
+    "current",
+    "for_platform",
+    "using",
+]
 
 Result = TypeVar("Result")
 
@@ -270,3 +280,20 @@ def by_platform(
     if choice is not None and choice.has_platform:
         return (wide if choice.shape.is_wide else narrow)(*operands)
     return jax.lax.platform_dependent(*operands, cpu=narrow, default=wide)
+
+
+def compiled(
+    function: Callable[..., Any], arrays: tuple[Any, ...], static: tuple[Any, ...] = ()
+) -> Any:
+    """``function(*arrays, *static)``, compiled, also for callers outside `jax.jit`.
+
+    It is compiled once for each function object, shapes of the arrays, static arguments and shape
+    of work. Static arguments are hashable.
+    """
+    return _compiled(function, arrays, static, current())
+
+
+@partial(jax.jit, static_argnames=("function", "static", "shape"))
+def _compiled(function: Callable, arrays: tuple, static: tuple, shape: WorkShape):
+    del shape  # part of the compilation key: it is read while the program is traced
+    return function(*arrays, *static)

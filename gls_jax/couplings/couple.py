@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ from gls_jax.exact.ratio_order import excess
 from gls_jax.loops import varying_like
 from gls_jax.rejection import maximal_coupling
 from gls_jax.typing import LogProbs
-from gls_jax.work_shape import WorkShape
 
 __all__ = [
     "Coupled",
@@ -106,8 +104,9 @@ def weighted_minhash(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Cou
     """
     checks.key(key)
     log_p, log_q = checks.problem(log_p, log_q)
-    shape = work_shape.current()
-    return Coupled(x=_first_dart(key, log_p, shape), y=_first_dart(key, log_q, shape))
+    x = work_shape.compiled(_first_dart, (key, log_p))
+    y = work_shape.compiled(_first_dart, (key, log_q))
+    return Coupled(x=x, y=y)
 
 
 def first_dart(key: PRNGKeyArray, log_weights: LogProbs) -> Int[Array, ""]:
@@ -135,7 +134,7 @@ def first_dart(key: PRNGKeyArray, log_weights: LogProbs) -> Int[Array, ""]:
     checks.key(key)
     log_probs = checks.distribution(log_weights, "log_weights")
     checks.values(log_weights, "log_weights")
-    return _first_dart(key, log_probs, work_shape.current())
+    return work_shape.compiled(_first_dart, (key, log_probs))
 
 
 def maximal(key: PRNGKeyArray, log_p: LogProbs, log_q: LogProbs) -> Coupled:
@@ -263,9 +262,7 @@ def same_race(
     return Coupled(x=x, y=y)
 
 
-@partial(jax.jit, static_argnames="shape")
-def _first_dart(key, log_weights, shape: WorkShape) -> Int[Array, ""]:
-    del shape  # part of the compilation key: it is read while the program is traced
+def _first_dart(key, log_weights) -> Int[Array, ""]:
     curve = races.weights(log_weights)
     limit = min(_DARTS_PER_CATEGORY * log_weights.shape[0], MOST_DARTS)
     _, category, _ = first_under(races.stream_key(key, SHARED_STREAM), curve, limit)

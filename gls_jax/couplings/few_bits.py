@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,7 +21,6 @@ from gls_jax.couplings.couple import (
 )
 from gls_jax.loops import varying_like
 from gls_jax.typing import LogProbs
-from gls_jax.work_shape import WorkShape
 
 __all__ = ["dart_protocol", "dart_protocol_bits"]
 
@@ -92,7 +90,7 @@ def dart_protocol(
     checks.key(key)
     log_p, log_q = checks.problem(log_p, log_q)
     code = _rice_code(log_p.shape[0], epsilon)
-    return _dart_protocol(key, log_p, log_q, code, work_shape.current())
+    return work_shape.compiled(_dart_protocol, (key, log_p, log_q), (code,))
 
 
 def dart_protocol_bits(num_categories: int, epsilon: float) -> int:
@@ -185,11 +183,7 @@ def _second_step(key, p, q, code: _RiceCode, is_needed):
     return number, categories[0], bits + num_escapes * escape_length
 
 
-@partial(jax.jit, static_argnames=("code", "shape"))
-def _dart_protocol(
-    key, log_p, log_q, code: _RiceCode, shape: WorkShape
-) -> tuple[Coupled, Int[Array, ""]]:
-    del shape  # part of the compilation key: it is read while the program is traced
+def _dart_protocol(key, log_p, log_q, code: _RiceCode) -> tuple[Coupled, Int[Array, ""]]:
     p = races.weights(log_p)
     q = races.weights(log_q)
     # Step 1: Alice's first dart, and whether Bob can take it.

@@ -13,8 +13,7 @@ it by walking down from the root. `block` and `traversal` compare whole paths an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -34,7 +33,6 @@ from gls_jax.schemes.function_types import (
 from gls_jax.schemes.tree_checks import checked_tree_problem
 from gls_jax.schemes.tree_walk import token_without_drafts, walk
 from gls_jax.typing import Index, LogProbs, Numbers
-from gls_jax.work_shape import WorkShape
 
 __all__ = ["Scheme"]
 
@@ -108,7 +106,7 @@ class Scheme:
         owner = f"scheme '{self.name}'"
         log_probs = checks.draft_distributions(log_p, num_drafts, diverse=self.diverse, owner=owner)
         checks.values(log_p, "log_p")
-        return _compiled(self.propose_fn, (key, log_probs), (num_drafts,))
+        return work_shape.compiled(self.propose_fn, (key, log_probs), (num_drafts,))
 
     def verify(
         self,
@@ -151,7 +149,7 @@ class Scheme:
         if self.needs_draft_probs:
             checks.possible_tokens(drafts, log_p, active, races.LIGHTEST, "drafts")
         _raise_if(verification.limit(num_categories, num_drafts))
-        return _compiled(verification.verify, (key, drafts, log_p, log_q, active), ())
+        return work_shape.compiled(verification.verify, (key, drafts, log_p, log_q, active), ())
 
     def acceptance(self, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
         """Exact probability that the emitted token is among the drafts.
@@ -180,7 +178,7 @@ class Scheme:
         lengths = tuple(self.check_num_drafts(k) for k in checks.counts(num_drafts, "num_drafts"))
         log_p, log_q = self._problem(log_p, log_q, max(lengths))
         _raise_if(exact.limit(log_q.shape[0], max(lengths)))
-        curve = _compiled(exact.curve, (log_p, log_q), (lengths,))
+        curve = work_shape.compiled(exact.curve, (log_p, log_q), (lengths,))
         return jnp.clip(curve, 0, 1)
 
     def accepted(
@@ -191,7 +189,7 @@ class Scheme:
         verification = self._token_verification("accepted")
         log_p, log_q, num_drafts = self._trial_inputs(log_p, log_q, num_drafts)
         if self.trials is not None:
-            return _compiled(self.trials.accepted, (key, log_p, log_q), (num_drafts,))
+            return work_shape.compiled(self.trials.accepted, (key, log_p, log_q), (num_drafts,))
         drafts = self.propose_fn(key, log_p, num_drafts)
 
         def any_accepted(k: int):
@@ -270,13 +268,13 @@ class Scheme:
         log_p, log_q = checked_tree_problem(self, key, position, tree, log_p, log_q)
         if tree.tokens.shape[0] == 0:
             root = (key, position, log_q[ROOT])
-            token = _compiled(token_without_drafts, root, (self, tree.list_size))
+            token = work_shape.compiled(token_without_drafts, root, (self, tree.list_size))
             return Path(jnp.zeros(tree.depth, jnp.int32) - 1, jnp.zeros((), jnp.int32), token)
         arrays = (key, position, tree, log_p, log_q)
         if isinstance(self.verification, PathVerification):
-            return _compiled(self.verification.verify_tree, arrays, ())
+            return work_shape.compiled(self.verification.verify_tree, arrays, ())
         _raise_if(self.verification.limit(log_q.shape[1], tree.list_size))
-        return _compiled(walk, arrays, (self.verification.verify, self.diverse))
+        return work_shape.compiled(walk, arrays, (self.verification.verify, self.diverse))
 
     def draft_key(
         self, key: PRNGKeyArray, start: Index, position: Index, parent: Index
@@ -343,14 +341,3 @@ class Scheme:
 def _raise_if(reason: str | None) -> None:
     if reason is not None:
         raise ValueError(reason)
-
-
-def _compiled(function: Callable, arrays: tuple, static: tuple):
-    """`function(*arrays, *static)`, compiled once per shape, also for callers outside `jit`."""
-    return _compiled_in_shape(function, arrays, static, work_shape.current())
-
-
-@partial(jax.jit, static_argnames=("function", "static", "shape"))
-def _compiled_in_shape(function: Callable, arrays: tuple, static: tuple, shape: WorkShape):
-    del shape  # part of the compilation key: it is read while the program is traced
-    return function(*arrays, *static)
