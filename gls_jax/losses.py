@@ -164,7 +164,7 @@ def _over_positions(
 ) -> Float[Array, " R"]:
     """`vmap(function)` over the positions `[R, N]`, a few at a time."""
     num_positions, num_tokens = rows[0].shape
-    most = min(num_positions, work_shape.current().positions_at_once(num_tokens))
+    most = max(1, min(num_positions, work_shape.current().positions_at_once(num_tokens)))
     # A divisor of the number of positions, so that all steps run one program.
     batch_size = max(n for n in range(1, most + 1) if num_positions % n == 0)
     if batch_size < most // 2:
