@@ -62,8 +62,9 @@ class WorkShape:
 
     Attributes:
         is_wide: few wide steps, where an algorithm has such a form.
-        memory_budget: bytes for the temporary arrays of one program. On a CPU it has no effect:
-            blocks that fit a cache are small.
+        memory_budget: bytes for the temporary arrays of one program of trials, exact acceptances,
+            losses or kernels, with lists of up to 16 drafts. On a CPU it has no effect: blocks that
+            fit a cache are small. The searches of a codec take up to 300 MB, whatever it is.
         trial_numbers: numbers that a chunk of trials holds in one array.
         most_trials: most trials of a chunk, over all of its pairs.
         study_blocks: most blocks (of up to 32 pairs each) that a study computes in one call.
@@ -77,7 +78,7 @@ class WorkShape:
         list_tokens: tokens by which a distribution of counts grows in one step: in the exact
             acceptance and the kernel of `gumbel_topk`, and in its optimum.
         list_indices: fewest indices in ratio order at which that happens in one step.
-        kernel_positions: positions whose emitted-token kernels are computed in one step.
+        kernel_positions: most positions whose emitted-token kernels are computed in one step.
         most_darts: most darts thrown in one step, at most 2^16.
         visits: candidates that an ordered search visits in one step, over all lanes.
         dense_lanes: symbols of a dense search that are computed at the same time.
@@ -118,12 +119,27 @@ class WorkShape:
         numbers = min(numbers, max(num_categories, self.problem_numbers))
         return max(1, self.memory_budget // (_EXACT_ARRAYS * _FLOAT_BYTES * numbers))
 
+    def rows_at_once(self, num_categories: int) -> int:
+        """Rows of `N` numbers that an exact acceptance computes in one step: chains, tokens."""
+        if not self.is_wide:
+            return max(1, self.batch_numbers // num_categories)
+        # As many as `pairs_at_once` allows for.
+        return max(1, min(_NUMBERS_PER_CATEGORY, self.problem_numbers // num_categories))
+
+    def kernel_positions_at_once(self, num_categories: int) -> int:
+        """Positions whose emitted-token kernels are computed in one step."""
+        if not self.is_wide:
+            return self.kernel_positions
+        # That of `poisson` holds three times as many numbers as an exact acceptance.
+        position_bytes = 3 * _NUMBERS_PER_CATEGORY * _FLOAT_BYTES * num_categories
+        return max(1, min(self.kernel_positions, self.memory_budget // position_bytes))
+
     def positions_at_once(self, num_categories: int) -> int:
         """Positions whose losses and gradients are computed in one step."""
         if not self.is_wide:
             return max(1, self.batch_numbers // num_categories)
-        # A gradient holds twice as many arrays.
-        return max(1, self.pairs_at_once(num_categories) // 2)
+        # A gradient holds up to four times as many arrays.
+        return max(1, self.pairs_at_once(num_categories) // 4)
 
 
 CPU = WorkShape(
@@ -227,7 +243,8 @@ def current() -> WorkShape:
 def using(platform: str | None = None, memory_budget: int | None = None) -> Iterator[WorkShape]:
     """A context in which functions are traced with another shape of work.
 
-    A program that you compiled with `jax.jit` keeps the shape that it was traced with.
+    A program that you compiled with `jax.jit` keeps the shape that it was traced with, and its
+    derivatives keep the one in which they were first taken.
 
     Args:
         platform: its name in JAX; None keeps the platform.

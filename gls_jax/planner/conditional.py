@@ -76,4 +76,5 @@ def _kernels(log_p, log_q, *, scheme: str, num_drafts: int, shape: WorkShape):
         log_p, log_q = pair
         return _KERNELS[scheme](log_p, log_q, num_drafts)
 
-    return jnp.clip(map_in_batches(kernel, (log_p, log_q), shape.kernel_positions), 0, 1)
+    positions_at_once = shape.kernel_positions_at_once(log_q.shape[-1])
+    return jnp.clip(map_in_batches(kernel, (log_p, log_q), positions_at_once), 0, 1)

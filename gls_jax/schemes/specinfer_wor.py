@@ -253,7 +253,7 @@ def _missed(pair: _Pair, num_drafts: int) -> Scalar:
     missed_by_chain = partial(_missed_by_chain, pair, sums, length)
     if num_chains == 1:
         return missed_by_chain(jnp.zeros((), jnp.int32))
-    chains_at_once = max(1, work_shape.current().batch_numbers // num_categories)
+    chains_at_once = work_shape.current().rows_at_once(num_categories)
     chains = jnp.arange(num_chains)
     return jnp.sum(map_in_batches(missed_by_chain, chains, chains_at_once))
 
@@ -319,7 +319,7 @@ def _estimate(key, log_p, log_q, num_drafts: int, num_chains: int, shape: WorkSh
         (u, _), _ = jax.lax.scan(test, start, jnp.arange(num_tests))
         return _residual_mass(sums, u)
 
-    chains_at_once = max(1, shape.batch_numbers // num_categories)
+    chains_at_once = shape.rows_at_once(num_categories)
     missed = map_in_batches(missed_by_random_chain, jnp.arange(num_chains), chains_at_once)
     return 1 - jnp.mean(missed), jnp.std(missed, ddof=1) / math.sqrt(num_chains)
 

@@ -250,7 +250,7 @@ def _replacement_accepted(tree: _Subtree, q: Vector) -> Scalar:
         return jnp.sum(reject_prob * _selected_and_absent(tree, token))
 
     num_categories = q.shape[0]
-    tokens_at_once = max(1, work_shape.current().batch_numbers // num_categories)
+    tokens_at_once = work_shape.current().rows_at_once(num_categories)
     tokens = jnp.arange(num_categories)
     rejected_and_absent = map_in_batches(rejected_without, tokens, tokens_at_once)
 
