@@ -19,8 +19,7 @@ Mathematics:
 Estimates:
 
 * :mod:`gls_jax.trials`: Monte Carlo acceptance, in one call, for arrays in memory;
-* :mod:`gls_jax.estimate`: the result type of a simulation;
-* :mod:`gls_jax.work_shape`: how much is computed at the same time, on a CPU and on an accelerator.
+* :mod:`gls_jax.estimate`: the result type of a simulation.
 
 Uses:
 
@@ -34,6 +33,7 @@ Data and tools:
 * :mod:`gls_jax.studies`: acceptance of many pairs, in resumable runs that write files;
 * :mod:`gls_jax.planner`: predicted speed of decoding, for every scheme and draft shape;
 * :mod:`gls_jax.runs`: the machinery of long runs: files, resuming, several processes;
+* :mod:`gls_jax.work_shape`: how much is computed at the same time, on a CPU and on an accelerator;
 * :mod:`gls_jax.cli`: the command `gls-jax`.
 
 Internal helpers: :mod:`gls_jax.checks` (input validation), :mod:`gls_jax.extras` (optional

@@ -40,9 +40,9 @@ def acceptance(
     the loss of `single` is the total variation distance, and `spectr` extends it to K drafts.
 
     Cost of value and gradient for 256 positions of 49,152 tokens, K = 4, compared with a KL loss
-    (two CPU cores, jax 0.10.2 and 0.12.0.1): `poisson` takes 6 to 10 times as long, `gls` 50 to 65
-    times, `gumbel_topk` 660 to 700 times. Their temporaries are 70, 93 and 178 MB, including 50 MB
-    for the gradient. Call it under `jit`.
+    (two CPU cores): `poisson` takes 6 to 11 times as long and `gls` 50 to 65 times, with jax 0.10.2
+    and 0.12.0.1; `gumbel_topk` 490 times, with jax 0.10.2. Their temporaries are 69, 92 and 121 MB
+    with jax 0.10.2, including 50 MB for the gradient. Call it under `jit`.
 
     The loss is differentiable in both logits. If the target is fixed,
     `jax.lax.stop_gradient(target_logits)` halves the memory. Three things to know:

@@ -21,7 +21,9 @@ from gls_jax.typing import Index
 
 __all__ = ["BinMembers", "bin_members", "decode_index", "encode_index"]
 
-_MAX_BLOCK = 4096  # candidates at a time: a few such arrays fit a core's cache
+# Candidates at a time for one symbol: a few such arrays fit the cache of a core. The same on every
+# platform; an accelerator searches more symbols at the same time.
+_MAX_BLOCK = 4096
 _WORD_BITS = 32
 
 
