@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gls_jax import checks, races, work_shape
+from gls_jax import checks, races
 from gls_jax.exact.counting import add_bernoulli
 from gls_jax.exact.ratio_order import RatioOrder, excess, ratio_order
 from gls_jax.loops import varying_like
@@ -304,8 +304,7 @@ def optimum_distinct(
 
     start = jnp.zeros((num_drafts, times.shape[0]), log_q.dtype).at[0].set(1)
     start = varying_like(start, ranked)
-    unroll = min(work_shape.current().list_tokens, outside.size)
-    _, contained = jax.lax.scan(add_category, start, (ranked.p, outside), unroll=unroll)
+    _, contained = jax.lax.scan(add_category, start, (ranked.p, outside))
     return _optimum(ranked, contained)
 
 

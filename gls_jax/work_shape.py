@@ -75,8 +75,8 @@ class WorkShape:
             the quadrature at a time.
         batch_numbers: numbers in one array of a batch: of chains of rejections, of tokens of
             `weighted_importance` and, on a CPU, of positions of a loss.
-        list_tokens: tokens by which a distribution of counts grows in one step: in the exact
-            acceptance and the kernel of `gumbel_topk`, and in its optimum.
+        list_tokens: tokens by which a distribution of counts grows in one step, in the exact
+            acceptance of `gumbel_topk`.
         list_indices: fewest indices in ratio order at which that happens in one step.
         kernel_positions: most positions whose emitted-token kernels are computed in one step.
         most_darts: most darts thrown in one step, at most 2^16.

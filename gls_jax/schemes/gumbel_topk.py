@@ -347,8 +347,7 @@ def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
         return add_bernoulli(counts, probability), None
 
     none_before = jnp.zeros((num_drafts, len(theta)), p.dtype).at[0].set(1)
-    unroll = min(work_shape.current().list_tokens, max(1, len(comes_before)))
-    counts, _ = jax.lax.scan(add_token, none_before, comes_before, unroll=unroll)
+    counts, _ = jax.lax.scan(add_token, none_before, comes_before)
     # P(y is among the first 1, 2, ..., K tokens of the race).
     in_list = jnp.where(p[0] > 0, jnp.cumsum(counts @ weights), 0)
 
