@@ -37,7 +37,7 @@ from gls_jax.schemes.gumbel_topk import in_order
 __all__ = ["Evidence", "candidate_rule", "initial_fit", "log_estimate", "most_likely", "update_fit"]
 
 # The grid of pairs (sharpness, spread), and the centre of its prior.
-_SHARPNESSES = np.geomspace(0.6, 2.4, 9)
+_SHARPNESSES = np.array([0.6, 0.7, 0.85, 1, 1.15, 1.3, 1.5, 1.75, 2.1])
 _SPREADS = np.geomspace(0.2, 6, 14)
 GRID = np.stack(np.meshgrid(_SHARPNESSES, _SPREADS, indexing="ij"), -1).reshape(-1, 2)
 GRID = GRID.astype(np.float32)
