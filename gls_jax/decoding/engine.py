@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool
 
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.drafting import draft_chains, draft_static_tree
-from gls_jax.decoding.margin import draft_margin_tree, initial_spread_fit, update_spread_fit
+from gls_jax.decoding.margin import draft_dynamic_tree, initial_spread_fit, update_spread_fit
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.state import Drafts, EngineConfig, Requests, State, Text
 from gls_jax.decoding.tree_shape import ancestors
@@ -55,7 +55,7 @@ def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
         has_invalid_logits=jnp.zeros(batch_size, bool),
         target_cache=_filled_cache(config, requests.target, text),
         drafter_caches=tuple(_filled_cache(config, drafter, text) for drafter in requests.drafters),
-        spread_fit=initial_spread_fit(batch_size) if config.shape.margin else None,
+        spread_fit=initial_spread_fit(config.shape.dynamic, batch_size),
         histogram=jnp.zeros((batch_size, config.shape.depth + 1), jnp.int32),
     )
 
@@ -102,8 +102,8 @@ def one_round(
 
 def _draft(config: EngineConfig, requests: Requests, state: State, drafter_caches):
     """The drafts of this round, in the shape that is configured, and the drafters' caches."""
-    if config.shape.margin and state.spread_fit is not None:
-        return draft_margin_tree(config, requests, state.text, drafter_caches, state.spread_fit)
+    if config.shape.dynamic:
+        return draft_dynamic_tree(config, requests, state.text, drafter_caches, state.spread_fit)
     if config.shape.is_chains:
         return draft_chains(config, requests, state.text, drafter_caches)
     if config.shape.widths:

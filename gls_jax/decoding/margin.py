@@ -1,8 +1,10 @@
-"""Margin trees: the shared noise tells the drafter which tokens the target will probably emit.
+"""Dynamic trees: the drafter chooses the nodes that the target will most probably emit.
 
-:class:`MarginTree` explains the method. In a round the drafter makes *candidates*, the first M
-ranks of the race at every node that it reads, and the most probable of them become the tree. A
-candidate's number is its index in the list of all candidates of the round, level by level.
+:class:`DynamicTree` explains the method. In a round the drafter makes *candidates*, the first M
+tokens of the scheme's list at every node that it reads, and the most probable of them become the
+tree. A candidate's number is its index in the list of all candidates of the round, level by level.
+
+Kinds of trees differ in one thing, how probable a candidate is at its node: see `_candidates_at`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from gls_jax import races
 from gls_jax.decoding.batch_sampling import add_tokens
 from gls_jax.decoding.drafting import DrafterState, join_levels, read_level, read_root
 from gls_jax.decoding.state import Caches, Drafts, EngineConfig, Requests, Text
-from gls_jax.decoding.tree_shape import MarginTree
+from gls_jax.decoding.tree_shape import DynamicTree, MarginTree
 from gls_jax.schemes import Path, Scheme, Tree
 
-__all__ = ["Candidates", "draft_margin_tree", "initial_spread_fit", "update_spread_fit"]
+__all__ = ["Candidates", "draft_dynamic_tree", "initial_spread_fit", "update_spread_fit"]
 
 TAUS = np.geomspace(0.05, 5, 24).astype(np.float32)
 """The spreads `tau` of ``log q - log p`` among which the most likely one is chosen."""
@@ -39,8 +41,9 @@ class Candidates(NamedTuple):
     """All candidates of a round, in lists of siblings; parents come before their children.
 
     Attributes:
-        tokens: `i32[B, E, M]`, the first M ranks of the race at each of E nodes.
-        scores: `f32[B, E, M]`, ``log p - log E`` of each, decreasing; `-inf` where there is none.
+        tokens: `i32[B, E, M]`, the first M of the list at each of E nodes.
+        scores: `f32[B, E, M]`, ``log p - log E`` of each in a margin tree, `log p` in a best-first
+            tree; decreasing, and `-inf` where there is none.
         nodes: `i32[B, E]`, the tree node at which each list was made: -1 for the root, -2 for a
             candidate that is not in the tree.
     """
@@ -85,38 +88,42 @@ class _Frontier(NamedTuple):
     drafter: DrafterState
 
 
-def initial_spread_fit(batch_size: int) -> Float[Array, "B G"]:
-    """Log-prior of each `tau`, from which the first round starts."""
+def initial_spread_fit(tree: DynamicTree | None, batch_size: int) -> Float[Array, "B G"] | None:
+    """Log-prior of each `tau`, from which the first round starts; None if it is no margin tree."""
+    if not isinstance(tree, MarginTree):
+        return None
     log_prior = -4 * jnp.log(jnp.asarray(TAUS) / _TYPICAL_TAU) ** 2
     return jnp.broadcast_to(log_prior, (batch_size, len(TAUS)))
 
 
-def draft_margin_tree(
+def draft_dynamic_tree(
     config: EngineConfig,
     requests: Requests,
     text: Text,
     drafter_caches: Caches,
-    spread_fit: Float[Array, "B G"],
+    spread_fit: Float[Array, "B G"] | None,
 ) -> tuple[Drafts, Caches]:
     """A tree of the nodes that the target will most probably emit, made by a single drafter.
 
     Args:
-        config: its shape is a margin tree.
+        config: its shape is a dynamic tree.
         requests: the models and their parameters.
         text: the texts so far.
         drafter_caches: that of the drafter.
-        spread_fit: log-likelihood of each `tau` so far.
+        spread_fit: log-likelihood of each `tau` so far; None if it is no margin tree.
 
     Returns:
         The drafts, and the drafter's cache after the round.
     """
     (drafter,) = requests.drafters
     (drafter_cache,) = drafter_caches
-    shape = config.shape.margin
-    assert shape is not None  # this function is for margin trees only
+    shape = config.shape.dynamic
+    assert shape is not None  # this function is for dynamic trees only
     batch_size = len(text.length)
     # The most likely spread of each request so far.
-    tau = jnp.asarray(TAUS)[jnp.argmax(spread_fit, axis=-1)][:, None, None]
+    tau = None
+    if spread_fit is not None:
+        tau = jnp.asarray(TAUS)[jnp.argmax(spread_fit, axis=-1)][:, None, None]
 
     # The candidates of the root.
     logits, state = read_root(drafter, drafter_cache, text, 2, config.num_cache_slots)
@@ -201,7 +208,7 @@ def _candidates_at(
     parent_log_prob,
     tau,
 ) -> _Level:
-    """The first M ranks of the race at each node, and how probable they are.
+    """The first M of the scheme's list at each node, and how probable they are.
 
     Args:
         config, requests: of the round.
@@ -210,13 +217,15 @@ def _candidates_at(
         seen: `bool[B, F, N]`, the tokens of the text at each node; None without a penalty.
         parents: the number of each node.
         parent_log_prob: `f32[B, F]`, estimated log-probability of the path to each node.
-        tau: `f32[B, 1, 1]`.
+        tau: `f32[B, 1, 1]` in a margin tree; None in a best-first tree, where the probability of
+            a candidate is its draft probability.
     """
     sampling = requests.sampling
     log_p = sampling.log_probs(logits, sampling.draft_temperature, seen)
-    ranks = partial(_first_ranks, config.scheme, config.shape.list_size)
-    tokens, scores = jax.vmap(ranks)(requests.keys, positions, log_p)
-    log_prob = parent_log_prob[..., None] + jax.nn.log_softmax(scores / tau, axis=-1)
+    candidates = partial(_first_of_list, config.scheme, config.shape.list_size)
+    tokens, scores = jax.vmap(candidates)(requests.keys, positions, log_p)
+    log_prob = scores if tau is None else jax.nn.log_softmax(scores / tau, axis=-1)
+    log_prob = parent_log_prob[..., None] + log_prob
     return _Level(
         tokens=tokens,
         scores=scores,
@@ -226,13 +235,14 @@ def _candidates_at(
     )
 
 
-def _first_ranks(scheme: Scheme, num_children: int, key, position, log_p):
-    """Tokens and scores `[F, M]` of the first M ranks at the nodes of one request."""
+def _first_of_list(scheme: Scheme, num_children: int, key, position, log_p):
+    """Tokens and scores `[F, M]` of the first M of the list at the nodes of one request."""
     key = races.position_key(key, position)
     tokens = jax.vmap(lambda log_p: scheme.propose(key, log_p, num_children))(log_p)
-    # The same race again: `propose` does not return its arrivals.
-    arrivals = races.arrivals(races.exponentials(key, 1, log_p.shape[-1])[0], log_p)
-    scores = -jnp.log(jnp.take_along_axis(arrivals, tokens, axis=-1))
+    scores = jnp.take_along_axis(log_p, tokens, axis=-1)
+    if scheme.samples_drafts:
+        # The same race again: `propose` does not return its noise.
+        scores -= jnp.log(races.exponentials(key, 1, log_p.shape[-1])[0][tokens])
     # A list with fewer than M possible tokens repeats the first.
     is_repeated = (tokens == tokens[:, :1]) & (jnp.arange(num_children) > 0)
     return tokens, jnp.where(is_repeated, -jnp.inf, scores)
@@ -267,7 +277,7 @@ def _most_probable(log_prob, count: int):
     return indices, _take(log_prob, indices)
 
 
-def _keep_best(shape: MarginTree, text: Text, levels: _Level) -> Drafts:
+def _keep_best(shape: DynamicTree, text: Text, levels: _Level) -> Drafts:
     """The most probable candidates as a tree; `levels` are joined.
 
     A candidate is at most as probable as its parent and as the ranks before it. So the parents of

@@ -104,7 +104,7 @@ class Drafts(NamedTuple):
         cache_slots: `i32[B, n]`, slot of each node in the cache of a single drafter; -1 where the
             drafter has not read the node.
         is_invalid: `bool[B, depth]`, whether a drafter's logits were invalid, by depth.
-        candidates: of a margin tree, for the update of the spread fit; None for other shapes.
+        candidates: of a dynamic tree, for the update of the spread fit; None for other shapes.
     """
 
     tree: Tree

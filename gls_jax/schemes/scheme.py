@@ -58,6 +58,8 @@ class Scheme:
             values; None for schemes that verify whole paths.
         trials: ``accepted(key, log_p, log_q, num_drafts) -> bool[K]``, one trial for every list
             length; None where `propose` and `verify` are called for each length.
+        samples_drafts: whether each draft is a sample of `p`; otherwise `propose` chooses the
+            drafts without noise and ignores its key.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Scheme:
     verification: TokenVerification | PathVerification = dataclasses.field(repr=False)
     exact: ExactAcceptance | None = dataclasses.field(default=None, repr=False)
     trials: Trials | None = dataclasses.field(default=None, repr=False)
+    samples_drafts: bool = True
 
     @property
     def verifies_tokens(self) -> bool:

@@ -1,4 +1,4 @@
-"""Margin trees: their shape, which candidates they keep, and what they learn."""
+"""Dynamic trees: their shape, which candidates they keep, and what margin trees learn."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gls_jax import schemes, work_shape
-from gls_jax.decoding import MarginTree, margin
+from gls_jax.decoding import BestFirstTree, DecodeOptions, MarginTree, engine, margin, preparation
 from gls_jax.decoding.batch_sampling import BatchSampling
 from gls_jax.decoding.state import EngineConfig, Requests, Text
 from gls_jax.decoding.tree_shape import shape_of
@@ -15,14 +15,21 @@ from tests.decoding import language
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.fixture(scope="module")
-def margin_drafts():
-    batch, num_cache_slots = 50, 12
-    scheme = schemes.get("gumbel_topk")
-    margin_tree = MarginTree(7, 3, frontier=2, children=3)
+TREES = {
+    "margin": ("gumbel_topk", MarginTree(7, 3, frontier=2, children=3)),
+    "best-first": ("topk", BestFirstTree(7, 3, frontier=2, children=3)),
+}
+
+
+@pytest.fixture(scope="module", params=TREES)
+def dynamic_drafts(request):
+    """A tree, and the drafts of 50 requests whose texts have one of four tokens."""
+    batch, num_cache_slots = 52, 12
+    scheme_name, tree = TREES[request.param]
+    scheme = schemes.get(scheme_name)
     config = EngineConfig(
         scheme=scheme,
-        shape=shape_of(scheme, 1, 1, margin_tree),
+        shape=shape_of(scheme, 1, 1, tree),
         drafter_chains=((0,),),
         num_cache_slots=num_cache_slots,
         work=work_shape.current(),
@@ -40,44 +47,50 @@ def margin_drafts():
         max_lengths=jnp.full(batch, 12),
         stop_tokens=jnp.full((batch, 1), -1),
     )
-    text = Text(
-        tokens=jnp.ones((batch, 12), jnp.int32), length=jnp.ones(batch, jnp.int32), seen=None
-    )
+    tokens = jnp.broadcast_to(jnp.arange(batch)[:, None] % language.TOKENS, (batch, 12))
+    text = Text(tokens=tokens, length=jnp.ones(batch, jnp.int32), seen=None)
     caches = (language.drafters[0].init_cache(batch, num_cache_slots),)
-    spread_fit = margin.initial_spread_fit(batch)
-    drafts, _ = margin.draft_margin_tree(config, requests, text, caches, spread_fit)
-    return margin_tree, drafts
+    spread_fit = margin.initial_spread_fit(tree, batch)
+    drafts, _ = margin.draft_dynamic_tree(config, requests, text, caches, spread_fit)
+    return tree, drafts
 
 
-def test_margin_trees_are_trees(margin_drafts):
+def test_dynamic_trees_are_trees(dynamic_drafts):
     """Parents are used and come before their children, ranks have no gaps, and the whole budget is used.
 
     The shape changes from round to round.
     """
-    trees = margin_drafts[1].tree
-    for row in range(50):
+    trees = dynamic_drafts[1].tree
+    for row in range(52):
         tree = jax.tree.map(lambda x, row=row: x[row], trees)
         tree.check()
         assert tree.alive.all()
         for parent in np.unique(tree.parents):
             ranks = np.sort(np.asarray(tree.draft_index)[np.asarray(tree.parents) == parent])
             np.testing.assert_array_equal(ranks, np.arange(len(ranks)))
-    assert len(np.unique(np.asarray(trees.parents), axis=0)) > 5
+    num_shapes = len(np.unique(np.asarray(trees.parents), axis=0))
+    # Without noise the shape depends on the text alone.
+    assert num_shapes > (1 if isinstance(dynamic_drafts[0], BestFirstTree) else 5)
 
 
-def test_margin_trees_keep_the_most_probable(margin_drafts):
+def test_dynamic_trees_keep_the_most_probable(dynamic_drafts):
     """The slow way: the probability of every candidate, multiplied along its path."""
-    shape, drafts = margin_drafts
-    tau = float(margin.TAUS[int(margin.initial_spread_fit(1)[0].argmax())])
+    shape, drafts = dynamic_drafts
+    tau = None
+    if isinstance(shape, MarginTree):
+        tau = float(margin.TAUS[int(margin.initial_spread_fit(shape, 1)[0].argmax())])
     for row in range(10):
         candidates = jax.tree.map(
             lambda x, row=row: np.asarray(x[row], np.float64), drafts.candidates
         )
         is_real = np.isfinite(candidates.scores[:, 0])
-        margins = candidates.scores[is_real] - candidates.scores[is_real, :1]
-        weights = np.exp(margins / tau)
         local = np.zeros(candidates.scores.shape)
-        local[is_real] = weights / weights.sum(1, keepdims=True)
+        if tau is None:
+            local[is_real] = np.exp(candidates.scores[is_real])
+        else:
+            margins = candidates.scores[is_real] - candidates.scores[is_real, :1]
+            weights = np.exp(margins / tau)
+            local[is_real] = weights / weights.sum(1, keepdims=True)
         tree = jax.tree.map(lambda x, row=row: np.asarray(x[row]), drafts.tree)
         # Tree node, root included: the list of candidates there.
         list_at = {
@@ -98,6 +111,35 @@ def test_margin_trees_keep_the_most_probable(margin_drafts):
         assert min(probability[1:]) >= max(not_kept) - 1e-6
 
 
+def test_best_first_trees_are_the_likeliest_paths():
+    """Against all paths of the language, where the frontier leaves nothing out."""
+    # The text is one token, 3: there is none before it.
+    p = language.DRAFTS[0]
+    after_root = p[0, 0, 3]
+    probabilities = {}
+    for x in range(language.TOKENS):
+        probabilities[(x,)] = after_root[x]
+        for y in range(language.TOKENS):
+            probabilities[x, y] = after_root[x] * p[1, 3, x, y]
+    expected = sorted(probabilities, key=probabilities.get, reverse=True)[:6]
+    prepared = preparation.prepare(
+        jax.random.key(0),
+        language.target,
+        language.drafters[0],
+        [[3]],
+        None,
+        DecodeOptions(scheme="topk", tree=BestFirstTree(6, 2, frontier=4, children=4)),
+    )
+    config, requests, text, _ = prepared
+    state = engine.prefill(config, requests, text)
+    drafts, _ = engine.PARTS[0](config, requests, state, state.drafter_caches)
+    tokens, parents = (np.asarray(x[0]) for x in (drafts.tree.tokens, drafts.tree.parents))
+    paths = [()]
+    for token, parent in zip(tokens.tolist(), parents.tolist(), strict=True):
+        paths.append((*paths[parent], token))
+    assert set(paths[1:]) == set(expected)
+
+
 def test_the_spread_is_learned():
     """Emitted tokens that follow softmax(s / tau) lead to that tau."""
     rng = np.random.default_rng(0)
@@ -116,7 +158,7 @@ def test_the_spread_is_learned():
         length=jnp.zeros(400, jnp.int32),
         token=jnp.asarray(emitted[:, 0]),
     )
-    before = margin.initial_spread_fit(400)
+    before = margin.initial_spread_fit(MarginTree(), 400)
     tokens = jnp.asarray(emitted)
     fit = margin.update_spread_fit(before, candidates, path, tokens, jnp.ones(400, bool))
     tau = margin.TAUS[int((fit - before).sum(0).argmax())]

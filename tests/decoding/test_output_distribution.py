@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gls_jax import decoding, schemes
-from gls_jax.decoding import MarginTree
+from gls_jax.decoding import BestFirstTree, MarginTree
 from gls_jax.decoding.cache import with_length
 from tests import oracles
 from tests.decoding import language
@@ -56,12 +56,9 @@ def shapes(scheme):
         return [dict(num_drafts=1, draft_length=2)]
     chains = [dict(num_drafts=3, draft_length=2)]
     trees = [dict(tree=(2, 2))] if scheme.ranked else []
-    margins = (
-        [dict(tree=MarginTree(6, 3, frontier=2, children=3))]
-        if scheme.name == "gumbel_topk"
-        else []
-    )
-    return chains + trees + margins
+    kinds = {"gumbel_topk": [MarginTree], "topk": [BestFirstTree]}.get(scheme.name, [])
+    dynamic = [dict(tree=kind(6, 3, frontier=2, children=3)) for kind in kinds]
+    return chains + trees + dynamic
 
 
 SCHEMES = [schemes.get(name) for name in (*schemes.NAMES, *schemes.PATH_NAMES)]
