@@ -18,14 +18,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax import work_shape
 from gls_jax.exact.ratio_order import RatioOrder, cumulative, search
 from gls_jax.loops import varying_like
 from gls_jax.schemes.array_types import Drafts, Scalar, Vector
 
-__all__ = ["ClipRatios", "Layout", "clip_ratios", "draw_priorities", "lay_out"]
+__all__ = [
+    "ClipRatios",
+    "Exchanges",
+    "Layout",
+    "clip_ratios",
+    "draw_priorities",
+    "exchanges",
+    "lay_out",
+]
 
 
 class ClipRatios(NamedTuple):
@@ -127,6 +135,22 @@ def _places(start: Vector, length: Vector, area: Vector) -> _Places:
     return _Places(start=start, length=length, area_below=area_below, area=area)
 
 
+class Exchanges(NamedTuple):
+    """The places of drafts, and their exchanges. Every field is `[n]`.
+
+    Attributes:
+        place: of each draft.
+        partner: the place of its partner.
+        needed, possible: the exchange has probability ``needed / possible``, both of which are at
+            least 0 up to rounding.
+    """
+
+    place: Float[Array, " n"]
+    partner: Float[Array, " n"]
+    needed: Float[Array, " n"]
+    possible: Float[Array, " n"]
+
+
 def draw_priorities(
     layout: Layout, indices: Drafts, uniforms: Float[Array, "2 K"]
 ) -> Float[Array, " K"]:
@@ -137,13 +161,20 @@ def draw_priorities(
         indices: of the drafts in ratio order.
         uniforms: private noise, a row for the places and one for the exchanges.
     """
+    drawn = exchanges(layout, indices, uniforms[0])
+    is_exchanged = uniforms[1] * drawn.possible < drawn.needed
+    return jnp.where(is_exchanged, drawn.partner, drawn.place)
+
+
+def exchanges(layout: Layout, indices: Int[Array, " n"], uniforms: Float[Array, " n"]) -> Exchanges:
+    """The places of these tokens, given by indices in ratio order, and their exchanges."""
     num_drafts = layout.num_drafts
     density = layout.density[indices]
     own_raised = _of_tokens(layout.raised, indices)
     own_lowered = _of_tokens(layout.lowered, indices)
 
     # The place of each draft, and the area of its kind below it.
-    from_start = uniforms[0] * layout.p[indices]
+    from_start = uniforms * layout.p[indices]
     is_raised = from_start < own_raised.length
     own = _select(is_raised, own_raised, own_lowered)
     distance = jnp.where(is_raised, from_start, from_start - own_raised.length)
@@ -165,15 +196,18 @@ def draw_priorities(
     partner_distance = _distance_with_area(partner, partner_density, -sign, area_below, num_drafts)
     partner_place = partner.start + partner_distance
 
-    # The exchange has probability (rho(u) - m(u)) / (m(v) - m(u)); both are positive if u is
-    # raised, and negative if it is lowered.
+    # The probability (rho(u) - m(u)) / (m(v) - m(u)), of which both are negative if u is lowered.
     own_m = _density_of_largest(place, num_drafts)
     partner_m = _density_of_largest(partner_place, num_drafts)
-    is_exchanged = uniforms[1] * sign * (partner_m - own_m) < sign * (density - own_m)
-    return jnp.where(is_exchanged, partner_place, place)
+    return Exchanges(
+        place=place,
+        partner=partner_place,
+        needed=sign * (density - own_m),
+        possible=sign * (partner_m - own_m),
+    )
 
 
-def _of_tokens(places: _Places, indices: Drafts) -> _Places:
+def _of_tokens(places: _Places, indices: Int[Array, " n"]) -> _Places:
     return jax.tree.map(lambda field: field[indices], places)
 
 
