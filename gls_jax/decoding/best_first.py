@@ -73,10 +73,18 @@ class Lists(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """The lists so far, the number of calls that made them, and the drafter's cache."""
+    """A search for the most probable nodes.
+
+    Attributes:
+        lists: so far.
+        num_calls: `i32[]`, calls that made them.
+        own_calls: `i32[B]`, in how many of them a request had nodes to read.
+        cache: the drafter's.
+    """
 
     lists: Lists
     num_calls: Array
+    own_calls: Array
     cache: Any
 
 
@@ -95,7 +103,7 @@ def draft_dynamic_tree(
         requests: the models and their parameters.
         text: the texts so far.
         drafter_caches: that of the drafter.
-        is_active: requests that have not ended; for the others nothing more is read.
+        is_active: requests that have not ended; for the others no nodes are read.
         rule: makes the candidates at nodes.
 
     Returns:
@@ -110,21 +118,21 @@ def draft_dynamic_tree(
     logits, state = read_root(drafter, drafter_cache, text, 2, config.num_cache_slots)
     depths = jnp.zeros_like(text.length)[:, None]
     root = rule(logits, text.seen, depths)
-    search = _Search(_lists_of_root(shape, root), jnp.int32(1), state.cache)
+    search = _Search(
+        lists=_lists_of_root(shape, root),
+        num_calls=jnp.int32(1),
+        own_calls=jnp.ones_like(text.length),
+        cache=state.cache,
+    )
     search = varying_like(search, text, root, drafter_cache, requests.keys)
 
     # Each of the others reads the most probable candidates.
     def is_unfinished(search: _Search):
-        # A child is at most as probable as its parent, so it is not in the tree if the parent is
-        # behind the last of the tree.
-        log_prob = search.lists.candidates.log_prob
-        last_kept = _largest(log_prob, shape.budget)[0][:, -1]
-        is_promising = _unread(shape, search.lists) > last_kept[:, None, None]
-        is_waiting = jnp.any(is_promising, axis=(1, 2)) & is_active
+        is_waiting = jnp.isfinite(_worth_reading(shape, search.lists, is_active))
         return (search.num_calls < shape.depth) & jnp.any(is_waiting)
 
     def next_call(search: _Search):
-        return _read_more(config, requests, text, rule, search)
+        return _read_more(config, requests, text, is_active, rule, search)
 
     search = jax.lax.while_loop(is_unfinished, next_call, search)
     drafts = _keep_best(shape, text, search)
@@ -162,15 +170,28 @@ def _special_numbers(num_lists: int, num_children: int) -> tuple[int, int]:
     return num_candidates, num_candidates + 1
 
 
-def _unread(shape: DynamicTree, lists: Lists):
-    """Log-probabilities of the candidates that may be read; `-inf` for the others."""
+def _worth_reading(shape: DynamicTree, lists: Lists, is_active: Bool[Array, " B"]):
+    """Log-probabilities of the candidates that are worth a read; `-inf` for the others.
+
+    What is read for a request does not depend on the others of its batch.
+    """
+    log_prob = lists.candidates.log_prob
     # Children of a candidate are one deeper, and must be within the depth.
     may_be_read = ~lists.is_read & (lists.depths[..., None] + 1 < shape.depth)
-    return jnp.where(may_be_read, lists.candidates.log_prob, -jnp.inf)
+    # A child is at most as probable as its parent, so it is not in the tree if the parent is behind
+    # the last of the tree.
+    last_kept = _largest(log_prob, shape.budget)[0][:, -1, None, None]
+    may_be_read &= (log_prob > last_kept) & is_active[:, None, None]
+    return jnp.where(may_be_read, log_prob, -jnp.inf)
 
 
 def _read_more(
-    config: EngineConfig, requests: Requests, text: Text, rule: CandidateRule, search: _Search
+    config: EngineConfig,
+    requests: Requests,
+    text: Text,
+    is_active: Bool[Array, " B"],
+    rule: CandidateRule,
+    search: _Search,
 ) -> _Search:
     """The F most probable candidates read, and their lists added."""
     (drafter,) = requests.drafters
@@ -181,7 +202,7 @@ def _read_more(
     rows = jnp.arange(batch_size)[:, None]
 
     # The nodes: their numbers, the lists that they are in, and how probable they are.
-    log_prob, numbers = _largest(_unread(shape, lists), shape.frontier)
+    log_prob, numbers = _largest(_worth_reading(shape, lists, is_active), shape.frontier)
     list_of_node = numbers // num_children
     tokens = _take(lists.candidates.tokens.reshape(batch_size, -1), numbers)
     depths = _take(lists.depths, list_of_node) + 1
@@ -204,7 +225,7 @@ def _read_more(
     logits, state = read_level(drafter, state, text, depths - 1, tokens)
 
     on_path |= own_lists_only
-    # The new lists. Where fewer than F candidates were left, a list has no node and is empty.
+    # The new lists. Where fewer than F candidates are worth it, a list has no node and is empty.
     made = rule(logits, _seen_at(text, lists, own_lists, tokens, on_path), depths)
     made = made._replace(log_prob=made.log_prob + log_prob[..., None])
     is_node = jnp.isfinite(log_prob)
@@ -221,7 +242,12 @@ def _read_more(
         is_ancestor=add(lists.is_ancestor, on_path),
         is_read=is_read.reshape(lists.is_read.shape),
     )
-    return _Search(lists=new_lists, num_calls=search.num_calls + 1, cache=state.cache)
+    return _Search(
+        lists=new_lists,
+        num_calls=search.num_calls + 1,
+        own_calls=search.own_calls + jnp.any(is_node, axis=-1).astype(jnp.int32),
+        cache=state.cache,
+    )
 
 
 def _seen_at(text: Text, lists: Lists, own_lists, tokens, on_path):
@@ -293,7 +319,7 @@ def _keep_best(shape: DynamicTree, text: Text, search: _Search) -> Drafts:
         cache_slots=_take(cache_slots, kept),
         # No dynamic tree is verified with the draft distributions.
         is_invalid=jnp.zeros((batch_size, shape.depth), bool),
-        num_calls=search.num_calls,
+        num_calls=search.own_calls,
         list_nodes=list_nodes,
         candidates=lists.candidates,
     )

@@ -105,7 +105,7 @@ class Drafts(NamedTuple):
         cache_slots: `i32[B, n]`, slot of each node in the cache of a single drafter; -1 where the
             drafter has not read the node.
         is_invalid: `bool[B, depth]`, whether a drafter's logits were invalid, by depth.
-        num_calls: `i32[]`, calls of drafters that made the drafts.
+        num_calls: `i32[B]` or an int, calls of drafters that made the drafts of each request.
         list_nodes: `i32[B, E]`, of a dynamic tree, the tree node at which each list of candidates
             was made: -1 for the root, -2 for a candidate that is not in the tree.
         candidates: of a dynamic tree, its :class:`gls_jax.decoding.best_first.Candidates`.
