@@ -76,6 +76,11 @@ class Caller:
         if noise == "seed":
             self.calls = "called in a Python loop with seeds"
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether many trials are one call; False before the first call."""
+        return self._compiled is not None
+
     def answers(
         self,
         keys: Key[Array, " T"],

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, races, schemes
-from gls_jax.conformance import evidence, ragged_kind, token_kind
-from gls_jax.conformance.calling import Caller, Noise
+from gls_jax.conformance import evidence, ragged_kind, suspects, token_kind
+from gls_jax.conformance.calling import Caller, Noise, VerifierError
+from gls_jax.conformance.problem_set import LARGE
 from gls_jax.conformance.report import CheckResult, Finding, Report
 from gls_jax.conformance.session import Options, Outcome, Session
 from gls_jax.typing import Report as ProgressReport
@@ -132,41 +134,53 @@ def _claimed_acceptance(acceptance: str | Callable[..., Any] | None):
 
 def _judged(outcomes: list[Outcome]) -> tuple[tuple[CheckResult, ...], tuple[Finding, ...]]:
     """Every outcome with its status, and one finding for each check that failed."""
+    # The false-failure rate of the report is divided among all tests.
     num_tests = sum(outcome.p_value is not None for outcome in outcomes)
     alpha = evidence.FALSE_FAILURE_RATE / max(num_tests, 1)
-    results = tuple(_result(outcome, alpha) for outcome in outcomes)
     failed: dict[str, list[Outcome]] = {}
-    for outcome, result in zip(outcomes, results, strict=True):
-        if result.status == "failed":
+    for outcome in outcomes:
+        if outcome.has_failed(alpha):
             failed.setdefault(outcome.check, []).append(outcome)
-    return results, tuple(_finding(group, alpha) for group in failed.values())
+    findings = tuple(_finding(group, alpha) for group in failed.values())
+    return tuple(_result(outcome, alpha) for outcome in outcomes), findings
 
 
 def _result(outcome: Outcome, alpha: float) -> CheckResult:
+    status: Literal["passed", "failed", "noted", "skipped"] = "passed"
     if outcome.is_skipped:
         status = "skipped"
-    elif outcome.failure is not None or (outcome.p_value is not None and outcome.p_value < alpha):
+    elif outcome.has_failed(alpha):
         status = "failed"
-    elif outcome.is_note:
+    elif outcome.is_wrong(alpha):
         status = "noted"
-    else:
-        status = "passed"
     bias = None
-    if outcome.num_cells is not None and not outcome.is_skipped:
+    # A distribution of one possible token has no bias but an impossible token.
+    if outcome.num_cells is not None and outcome.num_cells > 1:
         bias = evidence.smallest_bias(outcome.num_trials, outcome.num_cells, alpha)
     return CheckResult(
-        outcome.check,
-        outcome.problem,
-        status,  # type: ignore[arg-type]
-        outcome.num_trials,
-        outcome.detail or outcome.message,
-        outcome.p_value,
-        bias,
+        check=outcome.check,
+        problem=outcome.problem,
+        status=status,
+        num_trials=outcome.num_trials,
+        detail=outcome.failure or outcome.detail or outcome.message,
+        p_value=outcome.p_value,
+        smallest_bias=bias,
     )
 
 
 def _finding(failed: list[Outcome], alpha: float) -> Finding:
+    """All failures of one check, with the smallest failing problem."""
+    worst = min(failed, key=lambda outcome: (outcome.problem in LARGE, outcome.failure is None))
+    smaller = None
+    if worst.smaller is not None:
+        # What went wrong before is reported, whatever happens to smaller problems.
+        with contextlib.suppress(VerifierError):
+            smaller = worst.smaller(alpha)
+    shown = smaller or worst
+    message = shown.failure or shown.message
+    counted = [outcome.counted for outcome in failed if outcome.counted is not None]
+    names = suspects.fitting(counted)
+    if names:
+        message += f"; the counts with one draft fit: {'; or: '.join(names)}"
     problems = tuple(dict.fromkeys(outcome.problem for outcome in failed))
-    worst = failed[0]
-    message = worst.failure or worst.message
-    return Finding(worst.check, worst.problem, message, problems, dict(worst.example))
+    return Finding(shown.check, worst.problem, message, problems, dict(shown.example))

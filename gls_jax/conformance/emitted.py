@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,18 +13,49 @@ from gls_jax import bounds
 from gls_jax.conformance import evidence
 from gls_jax.conformance.calling import VerifierError
 from gls_jax.conformance.problem_set import Pair
+from gls_jax.conformance.same_key import Way
 from gls_jax.conformance.session import Example, Outcome
 
-__all__ = ["acceptance", "checked_tokens", "distribution", "logs"]
+__all__ = [
+    "DISTRIBUTION",
+    "acceptance",
+    "checked_tokens",
+    "described_key",
+    "described_probs",
+    "distribution",
+    "logs",
+    "repeats",
+    "shared_noise",
+]
 
 DISTRIBUTION = "emitted distribution"
 _ROUNDING = 1e-5  # of an exact acceptance in float32
+_MOST_SHOWN = 64  # categories of a distribution that is printed
 
 
 def logs(probs: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
     """Log-probabilities in float32, `-inf` where the probability is zero."""
     with np.errstate(divide="ignore"):
         return np.log(probs).astype(np.float32)
+
+
+def described_key(key) -> str:
+    """How to make a key again."""
+    first, second = np.asarray(jax.random.key_data(key)).tolist()
+    return f"jax.random.wrap_key_data(np.array([{first}, {second}], np.uint32))"
+
+
+def described_probs(**arrays: Float[np.ndarray, "*rows N"]) -> Example:
+    """Distributions as lists of six digits; long ones are described."""
+    example = {}
+    for name, array in arrays.items():
+        if array.shape[-1] > _MOST_SHOWN:
+            example[name] = f"f32{list(array.shape)} of gls_jax.conformance.problem_set.LARGE"
+        else:
+            example[name] = np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[float])(
+                array
+            ).tolist()
+    return example
 
 
 def checked_tokens(answers: np.ndarray, num_categories: int) -> Int[np.ndarray, " T"]:
@@ -42,7 +74,7 @@ def checked_tokens(answers: np.ndarray, num_categories: int) -> Int[np.ndarray, 
 def distribution(
     pair: Pair,
     tokens: Int[np.ndarray, " T"],
-    example: Callable[[int], Example],
+    example: Callable[[int | None], Example],
     *,
     check: str = DISTRIBUTION,
 ) -> Outcome:
@@ -62,22 +94,21 @@ def distribution(
         len(tokens),
         p_value=evidence.p_value(counts, probs),
         num_cells=int((probs > 0).sum()),
-        message=worst_cell(pair, counts),
+        message=_worst_cell(pair, counts),
+        example=example(None),
     )
 
 
-def worst_cell(pair: Pair, counts: Int[np.ndarray, " C"]) -> str:
+def _worst_cell(pair: Pair, counts: Int[np.ndarray, " C"]) -> str:
     """The cell whose count is farthest from its expectation, in standard deviations."""
     probs, total = pair.cell_probs(), counts.sum()
     deviations = (counts - total * probs) / np.sqrt(total * probs * (1 - probs) + 1e-9)
     cell = int(np.abs(deviations).argmax())
     tokens = np.flatnonzero(pair.cells == cell)
-    which = f"token {tokens[0]}"
-    if len(tokens) > 1:
-        which = f"tokens {tokens[0]} to {tokens[-1]}"
+    which = f"token {tokens[0]} was" if len(tokens) == 1 else f"{len(tokens)} tokens were"
     return (
-        f"{which}: emitted with frequency {counts[cell] / total:.4f}, target probability "
-        f"{probs[cell]:.4f}, {total} trials, p-value below the limit"
+        f"{which} emitted with frequency {counts[cell] / total:.4f} in {total:,} trials, target "
+        f"probability {probs[cell]:.4g}"
     )
 
 
@@ -99,8 +130,7 @@ def acceptance(
             pair.name,
             num_trials,
             detail=f"accepted {rate:.4f}, optimum {optimum:.4f} for {num_drafts} drafts",
-            p_value=evidence.rate_p_value(count, num_trials, 0, optimum + _ROUNDING),
-            num_cells=2,
+            p_value=evidence.rate_p_value(count, num_trials, 0, min(optimum + _ROUNDING, 1)),
             message=f"accepted {rate:.4f}, more than any lossless verifier can ({optimum:.4f})",
         )
     ]
@@ -119,3 +149,47 @@ def acceptance(
             )
         )
     return outcomes
+
+
+def repeats(
+    problem: str,
+    first: np.ndarray,
+    second: np.ndarray,
+    backwards: np.ndarray,
+    example: Callable[[int | None], Example],
+) -> list[Outcome]:
+    """Answers to the same trials: again, and with the trials in reverse order."""
+    outcomes = []
+    for check, others, what in (
+        ("same key, same answer", second, "the same arguments once more"),
+        ("other calls do not matter", backwards, "the same arguments, in another order of calls,"),
+    ):
+        differs = (first != others).reshape(len(first), -1).any(1)
+        outcome = Outcome(check, problem, len(first))
+        if differs.any():
+            trial = int(differs.argmax())
+            outcome.failure = (
+                f"{what} gave {others[trial].tolist()} after {first[trial].tolist()}, "
+                f"in {differs.sum()} of {len(first)} trials"
+            )
+            outcome.example = example(trial)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def shared_noise(outcome: Outcome, way: Way, example: Example) -> Outcome:
+    """The outcome on drafts from the verifier's own key, under a name of its own."""
+    outcome.check = "noise shared with the proposal"
+    told = outcome.failure or outcome.message
+    advice = (
+        f"drafts from {way.name} of the verifier's key: {told}; draw from a key that no drafter "
+        "uses, or say separate_keys=True if none ever sees this key"
+    )
+    outcome.failure = advice if outcome.failure is not None else None
+    outcome.message = advice
+    outcome.example = example
+    outcome.smaller = None
+    if not way.is_finding:
+        outcome.check = f"noise shared with {way.name.split('(')[0]}"
+        outcome.never_fails = True
+    return outcome

@@ -64,7 +64,7 @@ def smallest_bias(num_trials: int, num_cells: int, alpha: float) -> float:
 
     >>> from gls_jax.conformance import evidence
     >>> round(evidence.smallest_bias(100_000, 6, 1e-8), 3)
-    0.016
+    0.017
     """
     degrees = num_cells - 1
     if degrees < 1 or num_trials < 1:

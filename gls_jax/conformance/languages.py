@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -140,8 +139,6 @@ assert {name for name in LANGUAGES} <= set(SMALL)
 
 def large_language(name: str) -> tuple[Language, Pair]:
     """A problem of :data:`LARGE`, the same at every position, and its cells."""
-    pair = _LARGE[name]()
+    size, make = LARGE[name]
+    pair = make(size)
     return Language(name, pair.p[None, None], pair.q[None, None]), pair
-
-
-_LARGE: dict[str, Callable[[], Pair]] = LARGE

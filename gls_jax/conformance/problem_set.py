@@ -89,9 +89,9 @@ SMALL: dict[str, Pair] = {name: pair_of(name, *pair) for name, pair in _SMALL_WE
 """Problems of six categories."""
 
 
-def _flat_tail() -> Pair:
+def _flat_tail(size: int) -> Pair:
     """A vocabulary in which no token but three has more than 1e-5."""
-    size, heavy = 150_000, 3
+    heavy = 3
     half = (size - heavy) // 2
     tail_p = np.where(np.arange(size - heavy) < half, 2.0, 1.0)
     p = np.append([0.10, 0.01, 0.03], 0.86 * tail_p / tail_p.sum())
@@ -101,9 +101,9 @@ def _flat_tail() -> Pair:
     return pair_of("flat tail", p, q, np.append(np.arange(heavy), pieces))
 
 
-def _zero_noise() -> Pair:
-    """One token of probability 1 among 200,000 of 1e-30: noise of exactly 0 lets those win."""
-    size, sure, drafted = 200_000, 123_456, 7
+def _zero_noise(size: int) -> Pair:
+    """One token of probability 1 among many of 1e-30: noise of exactly 0 lets those win."""
+    sure, drafted = size // 2, 7
     q = np.full(size, 1e-30)
     q[sure] = 1
     p = np.zeros(size)
@@ -111,5 +111,11 @@ def _zero_noise() -> Pair:
     return pair_of("zero noise", p, q, (np.arange(size) == sure).astype(int))
 
 
-LARGE: dict[str, Callable[[], Pair]] = {"flat tail": _flat_tail, "zero noise": _zero_noise}
-"""Problems of a vocabulary, made when they are needed."""
+LARGE: dict[str, tuple[int, Callable[[int], Pair]]] = {
+    "flat tail": (150_000, _flat_tail),
+    "zero noise": (200_000, _zero_noise),
+}
+"""Problems of a vocabulary: its size, and the function that makes them of any size."""
+
+ZERO_UNIFORM = pair_of("uniforms of 0", _padded([1]), _padded([0, 2, 3, 5]))
+"""The token that is always drafted has target probability 0, and is the first one."""

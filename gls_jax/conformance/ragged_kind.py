@@ -140,12 +140,12 @@ def run(session: Session, caller: Caller) -> None:
     for name, language in LANGUAGES.items():
         if options.wants(name):
             calls = _Calls(session, language, num_calls, _GROUPS)
-            session.attempt(name, partial(_check, session, caller, calls), calls.example)
+            session.step(name, partial(_check, session, caller, calls))
     for name in LARGE:
         if options.wants(name):
             language, _ = large_language(name)
             calls = _Calls(session, language, min(_LARGE_CALLS, num_calls), 1)
-            session.attempt(name, partial(_check_large, session, caller, calls), calls.example)
+            session.step(name, partial(_check_large, session, caller, calls))
 
 
 def _check(session: Session, caller: Caller, calls: _Calls) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import textwrap
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -93,6 +94,9 @@ class Report:
 
     def __str__(self) -> str:
         verdict = "nothing found" if self.passed else f"{len(self.findings)} found"
+        skipped = {result.problem for result in self.checks if result.status == "skipped"}
+        if skipped:
+            verdict += f", {len(skipped)} problems not tried"
         head = f"{self.verifier}, kind {self.kind}, seed {self.seed}: {verdict}"
         lines = [head, f"{self.calls}; {self.seconds:.0f} s", "", *_table(self.checks), ""]
         for number, finding in enumerate(self.findings, 1):
@@ -133,15 +137,17 @@ def _row(name: str, results: list[CheckResult]) -> tuple[str, str, str, str, str
         outcome = f"FAILED on '{failed[0]}'{others}"
     elif not done:
         outcome = f"skipped: {results[0].detail}"
-    elif all(result.status == "noted" for result in done):
-        outcome = f"noted: {done[0].detail}"
+    elif any(result.status == "noted" for result in done):
+        outcome = f"noted: {next(r.detail for r in done if r.status == 'noted')}"
     else:
         outcome = "passed"
     skipped = len(results) - len(done)
     if done and skipped:
         outcome += f" ({skipped} skipped: {_first_skipped(results)})"
-    # The coarsest test of the row says what the row can promise.
-    sees = f"{max(biases):.2g}" if biases else ""
+    # The numbers of each problem are in `checks`.
+    sees = ""
+    if biases:
+        sees = f"{statistics.median(biases):.2g}"
     trials = f"{sum(result.num_trials for result in done):,}"
     return name, str(len(done)), trials, sees, outcome
 

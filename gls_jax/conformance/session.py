@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,18 @@ from jaxtyping import Array, Key, PRNGKeyArray
 
 from gls_jax import races
 from gls_jax.conformance.calling import Noise, VerifierError
+from gls_jax.conformance.suspects import Counted
 from gls_jax.typing import Report as ProgressReport
 
-__all__ = ["Example", "Options", "Outcome", "Session"]
+__all__ = ["USABLE", "Example", "Options", "Outcome", "Session"]
 
 Example = Mapping[str, Any]
 
 # A problem gets at most this part of the time limit, of which the calls before it left some.
 _SHARE = 1 / 30
+_FEWER_TRIALS = 3_000
+
+USABLE = "usable answers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +54,9 @@ class Options:
 class Outcome:
     """One check on one problem, before all p-values are known that the report divides by.
 
-    `failure` is a certain failure, `p_value` is judged later, where `message` says what failed.
-    `smaller(alpha)` looks for a smaller problem that fails, and gives its message and example.
+    `failure` is a certain failure; `p_value` is judged later, and `message` says what failed then.
+    What `never_fails` is noted only. `counted` is what :mod:`gls_jax.conformance.suspects` look at,
+    and ``smaller(alpha)`` looks for a smaller problem that fails.
     """
 
     check: str
@@ -60,11 +66,20 @@ class Outcome:
     p_value: float | None = None
     num_cells: int | None = None
     failure: str | None = None
-    is_note: bool = False
+    never_fails: bool = False
     is_skipped: bool = False
     message: str = ""
     example: Example = dataclasses.field(default_factory=dict)
-    smaller: Callable[[float], tuple[str, str, Example] | None] | None = None
+    counted: Counted | None = None
+    smaller: Callable[[float], Outcome | None] | None = None
+
+    def is_wrong(self, alpha: float) -> bool:
+        """Whether a lossless verifier would not do this."""
+        return self.failure is not None or (self.p_value is not None and self.p_value < alpha)
+
+    def has_failed(self, alpha: float) -> bool:
+        """Whether this is a finding."""
+        return self.is_wrong(alpha) and not self.never_fails
 
 
 class Session:
@@ -99,26 +114,48 @@ class Session:
         """Seconds that the next problem may take."""
         return max(self.options.time_limit * _SHARE, 0.1)
 
-    def attempt(
-        self, problem: str, run: Callable[[], None], example: Callable[[int], Example]
-    ) -> None:
-        """Run one problem; a verifier that gives no usable answer to it is an outcome.
+    @property
+    def fewer_trials(self) -> int:
+        """Of checks beside the main ones, where a trial is a call of its own."""
+        return min(_FEWER_TRIALS, self.options.num_trials)
+
+    def step(self, problem: str, run: Callable[[], None]) -> None:
+        """Run one step of the check, unless the time is over."""
+        if time.monotonic() > self._end:
+            self.skip(problem, f"after the time limit of {self.options.time_limit:g} s")
+        else:
+            run()
+
+    def skip(self, problem: str, reason: str) -> None:
+        """Record a problem that is not tried."""
+        skipped = Outcome(USABLE, problem, detail=reason, is_skipped=True)
+        if skipped not in self.outcomes:
+            self.outcomes.append(skipped)
+
+    def skips_size(self, problem: str, size: int) -> bool:
+        """Whether a vocabulary is larger than the verifier takes, which is recorded then."""
+        largest = self.options.max_vocabulary
+        is_skipped = largest is not None and size > largest
+        if is_skipped:
+            self.skip(problem, f"its {size:,} tokens are more than max_vocabulary ({largest})")
+        return is_skipped
+
+    @contextmanager
+    def usable_answers(
+        self, problem: str, example: Callable[[int | None], Example]
+    ) -> Iterator[Outcome]:
+        """Record whether the verifier answers; the outcome is for the number of its trials.
 
         Args:
             problem: its name.
-            run: records outcomes, or raises :class:`VerifierError`.
             example: the arguments of a trial, for the report.
         """
-        if time.monotonic() > self._end:
-            late = f"after the time limit of {self.options.time_limit:g} s"
-            self.outcomes.append(Outcome("usable answers", problem, detail=late, is_skipped=True))
-            return
+        outcome = Outcome(USABLE, problem)
         try:
-            run()
+            yield outcome
         except VerifierError as error:
-            message, inputs = str(error), example(error.trial)
-            failed = Outcome("usable answers", problem, failure=message, example=inputs)
-            self.outcomes.append(failed)
+            outcome.failure, outcome.example = str(error), example(error.trial)
+        self.outcomes.append(outcome)
 
     def progress(self, name: str, done: int, total: int) -> None:
         """Tell the caller how far the check has come."""
