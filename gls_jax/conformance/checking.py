@@ -137,6 +137,10 @@ def _judged(outcomes: list[Outcome]) -> tuple[tuple[CheckResult, ...], tuple[Fin
     # The false-failure rate of the report is divided among all tests.
     num_tests = sum(outcome.p_value is not None for outcome in outcomes)
     alpha = evidence.FALSE_FAILURE_RATE / max(num_tests, 1)
+    wrong = {(outcome.check, outcome.problem) for outcome in outcomes if outcome.has_failed(alpha)}
+    for outcome in outcomes:
+        # A consequence of what is reported anyway.
+        outcome.never_fails |= (outcome.follows, outcome.problem) in wrong
     failed: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.has_failed(alpha):
@@ -170,7 +174,7 @@ def _result(outcome: Outcome, alpha: float) -> CheckResult:
 
 def _finding(failed: list[Outcome], alpha: float) -> Finding:
     """All failures of one check, with the smallest failing problem."""
-    worst = min(failed, key=lambda outcome: (outcome.problem in LARGE, outcome.failure is None))
+    worst = min(failed, key=lambda outcome: (outcome.problem in LARGE, outcome.num_cells or 0))
     smaller = None
     if worst.smaller is not None:
         # What went wrong before is reported, whatever happens to smaller problems.

@@ -18,7 +18,9 @@ from gls_jax.conformance.session import Example, Outcome
 
 __all__ = [
     "DISTRIBUTION",
+    "ZERO_UNIFORM_ADVICE",
     "acceptance",
+    "acceptance_rate",
     "checked_tokens",
     "described_key",
     "described_probs",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 DISTRIBUTION = "emitted distribution"
+ZERO_UNIFORM_ADVICE = ", where jax.random.uniform of this key, or of one split from it, is 0"
 _ROUNDING = 1e-5  # of an exact acceptance in float32
 _MOST_SHOWN = 64  # categories of a distribution that is printed
 
@@ -121,6 +124,13 @@ def acceptance(
     """How often a draft was emitted: against a claimed value, and never above the optimum."""
     num_trials, num_drafts = drafts.shape
     count = int((drafts == tokens[:, None]).any(1).sum())
+    return acceptance_rate(pair, num_drafts, count, num_trials, exact)
+
+
+def acceptance_rate(
+    pair: Pair, num_drafts: int, count: int, num_trials: int, exact: Callable[..., float] | None
+) -> list[Outcome]:
+    """:func:`acceptance` of a count of trials in which a draft was accepted."""
     rate = count / num_trials
     log_p, log_q = jnp.asarray(logs(pair.p)), jnp.asarray(logs(pair.q))
     optimum = float(bounds.optimum_iid(log_p, log_q, num_drafts))
@@ -132,6 +142,7 @@ def acceptance(
             detail=f"accepted {rate:.4f}, optimum {optimum:.4f} for {num_drafts} drafts",
             p_value=evidence.rate_p_value(count, num_trials, 0, min(optimum + _ROUNDING, 1)),
             message=f"accepted {rate:.4f}, more than any lossless verifier can ({optimum:.4f})",
+            follows=DISTRIBUTION,
         )
     ]
     if exact is not None:
@@ -189,6 +200,7 @@ def shared_noise(outcome: Outcome, way: Way, example: Example) -> Outcome:
     outcome.message = advice
     outcome.example = example
     outcome.smaller = None
+    outcome.follows = DISTRIBUTION
     if not way.is_finding:
         outcome.check = f"noise shared with {way.name.split('(')[0]}"
         outcome.never_fails = True

@@ -9,7 +9,7 @@ seeds. A test ``u <= q / p`` then accepts a token of target probability 0, and a
 from __future__ import annotations
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from gls_jax import races
@@ -35,4 +35,4 @@ def keys() -> Key[Array, " S"]:
     >>> float(jax.random.uniform(hard_keys.keys()[0]))
     0.0
     """
-    return jax.vmap(races.new_key)(np.array(SEEDS, np.uint32))
+    return jax.vmap(races.new_key)(jnp.array(SEEDS, jnp.uint32))

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
-from gls_jax.conformance.problem_set import LARGE, SMALL, Pair, draws
+from gls_jax.conformance.problem_set import LARGE, Pair, draws
 
 __all__ = ["LANGUAGES", "LENGTH", "Language", "complete", "large_language", "text_probs"]
 
@@ -112,14 +112,16 @@ def _repeated(weights: list[list[float]]) -> np.ndarray:
     """Distributions that depend on the position alone, the weights taken in turn."""
     rows = np.array([weights[i % len(weights)] for i in range(LENGTH + 1)], np.float64)
     rows = rows / rows.sum(-1, keepdims=True)
-    return np.tile(rows[:, None], (1, _TOKENS + 1, 1)).astype(np.float32)
+    return rows[:, None].astype(np.float32)
 
 
 _PLAIN = _mixed(3, 1.5), _mixed(4, 1.5)
+_TWO = _repeated([[1, 1], [3, 1]]), _repeated([[9, 1], [1, 2]])
 LANGUAGES: dict[str, Language] = {
     name: Language(name, p, q)
     for name, (p, q) in {
         "plain": _PLAIN,
+        "two tokens": _TWO,
         "peaked": (_mixed(5, 0.4), _mixed(6, 0.4)),
         "equal": (_PLAIN[1], _PLAIN[1]),
         "ties": (_repeated([[1, 1, 2]]), _repeated([[2, 1, 1]])),
@@ -131,10 +133,7 @@ LANGUAGES: dict[str, Language] = {
         "rare drafts": (_repeated([[1 - 3e-5, 1e-5, 2e-5]]), _repeated([[5, 3, 2]])),
     }.items()
 }
-"""Problems of three tokens and up to three drafts in a chain."""
-
-# The same names as for one token where the distributions are alike.
-assert {name for name in LANGUAGES} <= set(SMALL)
+"""Problems of two or three tokens and up to three drafts in a chain."""
 
 
 def large_language(name: str) -> tuple[Language, Pair]:

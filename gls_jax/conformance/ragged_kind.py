@@ -2,182 +2,237 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Int
 
-from gls_jax.conformance import emitted, evidence
-from gls_jax.conformance.calling import Caller, VerifierError, seeds_of
-from gls_jax.conformance.languages import (
-    LANGUAGES,
-    LENGTH,
-    Language,
-    complete,
-    large_language,
-    text_probs,
-)
-from gls_jax.conformance.problem_set import LARGE
-from gls_jax.conformance.session import Example, Outcome, Session
+from gls_jax.conformance import emitted, evidence, hard_keys, same_key
+from gls_jax.conformance.calling import Caller
+from gls_jax.conformance.languages import LANGUAGES, Language, large_language, text_probs
+from gls_jax.conformance.problem_set import LARGE, pair_of
+from gls_jax.conformance.ragged_calls import LENGTHS, Calls
+from gls_jax.conformance.session import Outcome, Session
 
 __all__ = ["run"]
 
-# Drafts of four neighbours; one without drafts, and one that has the longest chain.
-_LENGTHS = (3, 0, 1, 2)
-_GROUPS = 128  # of such four, in one call
-_LARGE_CALLS = 300
-
-
-class _Calls:
-    """Calls of one problem, each with many requests of ragged lengths."""
-
-    def __init__(self, session: Session, language: Language, num_calls: int, num_groups: int):
-        self.language = language
-        self.num_drafts = np.tile(np.array(_LENGTHS, np.int32), num_groups)
-        self.keys: Key[Array, " C"] = session.keys(num_calls, "verify", language.name)
-        shape = (num_calls, len(self.num_drafts))
-        self._completion = session.uniforms((*shape, LENGTH + 1), "completion", language.name)
-        uniforms = session.uniforms((*shape, LENGTH + 1), "drafts", language.name)
-        # Every request drafts the longest chain, of which it uses the beginning.
-        self.chains = np.full((*shape, LENGTH), -1, np.int32)
-        previous = np.full(shape, -1)
-        self.bonus = language.target_tokens(0, previous, uniforms[..., LENGTH])
-        for position in range(LENGTH):
-            drafts = language.draft_tokens(position, previous, uniforms[..., position])
-            self.chains[..., position] = drafts
-            previous = drafts
-            # The bonus token follows the last draft of the request.
-            bonus = language.target_tokens(position + 1, previous, uniforms[..., LENGTH])
-            self.bonus = np.where(self.num_drafts == position + 1, bonus, self.bonus)
-        self.chains[:, np.arange(LENGTH) >= self.num_drafts[:, None]] = -1
-
-    def arguments(self, call: int) -> tuple[np.ndarray, ...]:
-        """The arguments after the key."""
-        chains = self.chains[call]
-        is_draft = chains >= 0
-        previous = np.pad(chains, ((0, 0), (1, 0)), constant_values=-1)[:, :LENGTH]
-        draft_rows, target_rows = [
-            np.stack([rows(t, previous[:, t]) for t in range(LENGTH)], 1)[is_draft]
-            for rows in (self.language.draft_rows, self.language.target_rows)
-        ]
-        bonus = self.bonus[call].astype(np.int32)
-        return chains[is_draft], self.num_drafts, draft_rows, target_rows, bonus
-
-    def emitted(self, caller: Caller, seconds: float) -> Int[np.ndarray, "C B W"]:
-        """What each request emitted, after a look at its form."""
-        answers = caller.batches(self.keys, self.arguments, seconds=seconds)
-        self._check_form(answers)
-        return answers[..., : LENGTH + 1]
-
-    def texts(self, answers: np.ndarray, request: int, length: int) -> Int[np.ndarray, "C length"]:
-        """Texts of one request of every call, completed by the target."""
-        uniforms = self._completion[: len(answers), request, :length]
-        return complete(self.language, answers[:, request], length, uniforms)
-
-    def example(self, call: int, request: int | None = None) -> Example:
-        """One request of a call, or the first four."""
-        last = len(_LENGTHS) if request is None else request + 1
-        first = 0 if request is None else request
-        arrays = self.arguments(call)
-        ends = np.cumsum(self.num_drafts)
-        rows = slice(ends[first] - self.num_drafts[first], ends[last - 1])
-        return {
-            "seed of the key": seeds_of(self.keys[call : call + 1])[0],
-            "draft_tokens": arrays[0][rows].tolist(),
-            "num_draft_tokens": self.num_drafts[first:last].tolist(),
-            "draft_probs": arrays[2][rows].tolist(),
-            "target_probs": arrays[3][rows].tolist(),
-            "bonus_tokens": arrays[4][first:last].tolist(),
-        }
-
-    def _check_form(self, answers: np.ndarray) -> None:
-        """Accepted drafts, one more token, then -1; the bonus token where all are accepted."""
-        num_requests, least = len(self.num_drafts), LENGTH + 1
-        shape = list(answers.shape[1:])
-        is_table = answers.ndim == 3 and shape[0] == num_requests and shape[1] >= least
-        if not is_table or not np.issubdtype(answers.dtype, np.integer):
-            expected = f"expected integers of shape [{num_requests}, {least}] or wider"
-            raise VerifierError(f"{expected}, got {answers.dtype} of shape {shape}")
-        lengths = (answers >= 0).sum(-1)
-        places = np.arange(answers.shape[2])
-        last = np.take_along_axis(answers, np.maximum(lengths - 1, 0)[..., None], -1)[..., 0]
-        chains, bonus = self.chains[: len(answers)], self.bonus[: len(answers)]
-        accepted = places[:LENGTH] < lengths[..., None] - 1
-        is_padding = places >= lengths[..., None]
-        faults = {
-            "expected at least one token": lengths < 1,
-            "expected at most its drafts and one token": lengths > self.num_drafts + 1,
-            "expected tokens first, and then only -1": (
-                (answers != -1) & is_padding | (answers < 0) & ~is_padding
-            ).any(-1),
-            f"expected tokens within 0..{self.language.num_categories - 1}": (
-                answers >= self.language.num_categories
-            ).any(-1),
-            "expected its own drafts before the last token": (
-                accepted & (answers[..., :LENGTH] != chains)
-            ).any(-1),
-            "expected its bonus token after all drafts": (
-                (lengths == self.num_drafts + 1) & (last != bonus)
-            ),
-        }
-        for message, is_faulty in faults.items():
-            if is_faulty.any():
-                call, request = (int(i) for i in np.argwhere(is_faulty)[0])
-                got = answers[call, request].tolist()
-                bonus_token = self.bonus[call, request]
-                drafts = self.chains[call, request][: self.num_drafts[request]].tolist()
-                raise VerifierError(
-                    f"{message}, got {got} for drafts {drafts} and bonus token {bonus_token}",
-                    call,
-                )
+_GROUPS = 128  # of four requests, in one call
+_LARGE_CALLS = 600
+_ZERO_UNIFORM = "disjoint"  # drafts always what the target never emits
+# Neighbours that are this dependent make every count wrong that takes them together.
+_DEPENDENT = 1e-9
 
 
 def run(session: Session, caller: Caller) -> None:
     """All checks of kind `ragged`."""
     options = session.options
-    num_requests = _GROUPS * len(_LENGTHS)
-    num_calls = max(1, options.num_trials // num_requests)
-    for name, language in LANGUAGES.items():
-        if options.wants(name):
-            calls = _Calls(session, language, num_calls, _GROUPS)
-            session.step(name, partial(_check, session, caller, calls))
+    languages = [language for name, language in LANGUAGES.items() if options.wants(name)]
+    steps: list[tuple[str, Callable[[], None]]] = []
+    # The neighbours come first: whether requests of one call can be counted together.
+    for language in languages[:1]:
+        steps.append((language.name, partial(_neighbours, session, caller, language)))
+        steps.append((language.name, partial(_repeated, session, caller, language)))
+    for language in languages:
+        steps.append((language.name, partial(_problem, session, caller, language)))
+    for language in languages[:1]:
+        for way in same_key.ways(options.noise) if not options.separate_keys else ():
+            steps.append((language.name, partial(_from_same_key, session, caller, language, way)))
+    if options.noise == "key" and options.wants(_ZERO_UNIFORM):
+        steps.append((_ZERO_UNIFORM, partial(_zero_uniform, session, caller)))
     for name in LARGE:
         if options.wants(name):
-            language, _ = large_language(name)
-            calls = _Calls(session, language, min(_LARGE_CALLS, num_calls), 1)
-            session.step(name, partial(_check_large, session, caller, calls))
+            steps.append((name, partial(_large, session, caller, name)))
+    for number, (name, step) in enumerate(steps):
+        session.progress("problems", number, len(steps))
+        session.step(name, step)
 
 
-def _check(session: Session, caller: Caller, calls: _Calls) -> None:
-    answers = calls.emitted(caller, session.share)
-    for request, length in enumerate(_LENGTHS):
-        if length:
-            session.outcomes.append(_text_outcome(calls, answers, request, length + 1))
+def _sizes(session: Session) -> tuple[int, int]:
+    """Number of calls and of groups in each; one group where neighbours depend on each other."""
+    num_trials = session.options.num_trials
+    if session.has_dependent_neighbours:
+        return session.fewer_trials, 1
+    num_groups = min(_GROUPS, max(1, num_trials // len(LENGTHS)))
+    return max(1, num_trials // (num_groups * len(LENGTHS))), num_groups
 
 
-def _text_outcome(calls: _Calls, answers: np.ndarray, first: int, length: int) -> Outcome:
-    """Texts of the requests with as many drafts, completed, against the target's texts."""
-    language = calls.language
-    requests = range(first, answers.shape[1], len(_LENGTHS))
-    texts = np.concatenate([calls.texts(answers, request, length) for request in requests])
+def _problem(session: Session, caller: Caller, language: Language) -> None:
+    """Texts of requests with one, two and three drafts, and how often the first is accepted."""
+    calls = Calls(session, language, *_sizes(session))
+    with session.usable_answers(language.name, calls.example) as usable:
+        answers = calls.answers(caller, session.share)
+        usable.num_trials = answers.shape[0] * answers.shape[1]
+        for request in np.argsort(LENGTHS)[1:].tolist():
+            session.outcomes.append(_text_outcome(calls, answers, request))
+        # A request with a draft has a second token only if its first draft is accepted.
+        seconds = answers[:, calls.num_drafts > 0, 1]
+        pair = pair_of(language.name, language.p[0, 0], language.q[0, 0])
+        is_accepted = seconds >= 0
+        exact = session.options.acceptance
+        outcomes = emitted.acceptance_rate(pair, 1, int(is_accepted.sum()), is_accepted.size, exact)
+        for outcome in outcomes:
+            outcome.example = calls.example(None, request=2)
+        session.outcomes += outcomes
+
+
+def _text_outcome(calls: Calls, answers: np.ndarray, first: int) -> Outcome:
+    """Texts of all requests with as many drafts, completed, against the target's texts."""
+    language, length = calls.language, LENGTHS[first] + 1
+    requests = range(first, answers.shape[1], len(LENGTHS))
+    texts = np.stack([calls.texts(answers, request, length) for request in requests], 1)
+    size = language.num_categories
+    numbers = texts @ size ** np.arange(length - 1, -1, -1)
     probs = text_probs(language, length)
-    numbers = texts @ language.num_categories ** np.arange(length - 1, -1, -1)
-    counts = np.bincount(numbers, minlength=len(probs))
-    p_value = evidence.p_value(counts, probs)
-    return Outcome(
+    outcome = Outcome(
         emitted.DISTRIBUTION,
         language.name,
-        len(texts),
-        p_value=p_value,
+        numbers.size,
         num_cells=int((probs > 0).sum()),
-        message=f"texts of {length} tokens after {length - 1} drafts differ from the target's",
-        example=calls.example(0, first),
+        example=calls.example(None, first),
+    )
+    is_impossible = probs[numbers] == 0
+    if is_impossible.any():
+        call, row = (int(i) for i in np.argwhere(is_impossible)[0])
+        got = answers[call, requests[row]].tolist()
+        outcome.failure = f"emitted {got}, a text of target probability 0"
+        outcome.example = calls.example(call, requests[row])
+        return outcome
+    counts = np.bincount(numbers.ravel(), minlength=len(probs))
+    outcome.p_value = evidence.p_value(counts, probs)
+    outcome.message = _worst_text(counts, probs, size, length)
+    if length == 2:
+        first_tokens = np.bincount(texts[..., 0].ravel(), minlength=size)
+        outcome.counted = (language.p[0, 0], language.q[0, 0], first_tokens)
+    return outcome
+
+
+def _worst_text(counts: np.ndarray, probs: np.ndarray, size: int, length: int) -> str:
+    """The text whose count is farthest from its expectation."""
+    total = counts.sum()
+    deviations = (counts - total * probs) / np.sqrt(total * probs * (1 - probs) + 1e-9)
+    worst = int(np.abs(deviations).argmax())
+    text = [worst // size**place % size for place in range(length - 1, -1, -1)]
+    return (
+        f"after {length - 1} drafts, the text {text} had frequency {counts[worst] / total:.4f} in "
+        f"{total:,} requests, target probability {probs[worst]:.4f}"
     )
 
 
-def _check_large(session: Session, caller: Caller, calls: _Calls) -> None:
-    answers = calls.emitted(caller, session.share)
-    _, pair = large_language(calls.language.name)
-    first_tokens = answers[:, np.array(_LENGTHS) > 0, 0].ravel()
-    example = partial(calls.example, request=2)
-    session.outcomes.append(emitted.distribution(pair, first_tokens, lambda _: example(0)))
+def _neighbours(session: Session, caller: Caller, language: Language) -> None:
+    """Whether a request's tokens depend on its neighbours: on their arguments, or by their noise."""
+    calls = Calls(session, language, *_sizes(session))
+    is_kept = np.arange(len(calls.num_drafts)) % 4 >= 2
+    with session.usable_answers(language.name, calls.example):
+        answers = calls.answers(caller, math.inf)
+        calls.change(~is_kept)
+        among_others = calls.answers(caller, math.inf)
+        calls.change(None)
+        session.outcomes.append(_inputs_of_neighbours(calls, answers, among_others, is_kept))
+        independence = _independence(calls, answers)
+        session.outcomes.append(independence)
+        p_value = independence.p_value
+        session.has_dependent_neighbours = p_value is not None and p_value < _DEPENDENT
+
+
+def _inputs_of_neighbours(calls: Calls, answers, among_others, is_kept) -> Outcome:
+    """Answers of requests that kept their arguments, while their neighbours' changed."""
+    differs = (answers != among_others).any(-1) & is_kept
+    outcome = Outcome("neighbours' arguments do not matter", calls.language.name, answers.shape[0])
+    if differs.any():
+        call, request = (int(i) for i in np.argwhere(differs)[0])
+        outcome.failure = (
+            f"request {request} got {among_others[call, request].tolist()} after "
+            f"{answers[call, request].tolist()}, when only other requests changed"
+        )
+        outcome.example = calls.example(call)
+    return outcome
+
+
+def _independence(calls: Calls, answers: Int[np.ndarray, "C B W"]) -> Outcome:
+    """First tokens of two neighbours against the product of their distributions.
+
+    Requests 2 and 3 of a group stand side by side, and both have drafts. The first token of each is
+    a sample of the target, so that nothing is known about the pair but that.
+    """
+    size = calls.language.num_categories
+    probs = calls.language.q[0, 0].astype(np.float64)
+    left, right = answers[:, 2::4, 0], answers[:, 3::4, 0]
+    # One pair a call: were all of one call dependent, a count over them would exaggerate.
+    pairs = (left * size + right).ravel()
+    counts = np.bincount(pairs, minlength=size**2)
+    joint = np.outer(probs, probs).ravel()
+    expected = _with_margins(counts.reshape(size, size), joint.reshape(size, size))
+    return Outcome(
+        "neighbours are independent",
+        calls.language.name,
+        len(pairs),
+        p_value=evidence.p_value(counts, expected.ravel()),
+        num_cells=size**2,
+        message="the first tokens of neighbouring requests depend on each other; the same random "
+        "numbers for several requests?",
+        example=calls.example(None),
+    )
+
+
+def _with_margins(counts: np.ndarray, joint: np.ndarray) -> np.ndarray:
+    """The product of the observed margins, so that a wrong margin is not called dependence."""
+    total = max(counts.sum(), 1)
+    product = np.outer(counts.sum(1) / total, counts.sum(0) / total)
+    return np.where(joint > 0, product, 0) if product.sum() > 0 else joint
+
+
+def _repeated(session: Session, caller: Caller, language: Language) -> None:
+    """The same calls once more, and in reverse order."""
+    calls = Calls(session, language, *_sizes(session))
+    with session.usable_answers(language.name, calls.example):
+        first = calls.answers(caller, math.inf)
+        second = calls.answers(caller, math.inf)
+        calls.reverse()
+        backwards = calls.answers(caller, math.inf)
+        calls.reverse()
+        session.outcomes += emitted.repeats(language.name, first, second, backwards, calls.example)
+
+
+def _from_same_key(session: Session, caller: Caller, language: Language, way: same_key.Way) -> None:
+    """Drafts from the key of the call."""
+    calls = Calls(session, language, *_sizes(session), way=way)
+    with session.usable_answers(language.name, calls.example):
+        answers = calls.answers(caller, session.share)
+        for request in np.argsort(LENGTHS)[1:].tolist():
+            outcome = _text_outcome(calls, answers, request)
+            example = calls.example(None, request)
+            session.outcomes.append(emitted.shared_noise(outcome, way, example))
+
+
+def _zero_uniform(session: Session, caller: Caller) -> None:
+    """Keys of which a uniform is exactly 0, and drafts that must never be emitted."""
+    keys = hard_keys.keys()
+    calls = Calls(session, LANGUAGES[_ZERO_UNIFORM], len(keys), _sizes(session)[1], keys=keys)
+    with session.usable_answers(_ZERO_UNIFORM, calls.example):
+        outcome = _text_outcome(calls, calls.answers(caller, session.share), 0)
+        outcome.check = "noise of exactly 0"
+        # The keys are chosen, so that only what is impossible counts.
+        outcome.p_value = outcome.num_cells = None
+        if outcome.failure is not None:
+            outcome.failure += emitted.ZERO_UNIFORM_ADVICE
+        session.outcomes.append(outcome)
+
+
+def _large(session: Session, caller: Caller, name: str) -> None:
+    """First tokens over a vocabulary."""
+    if session.skips_size(name, LARGE[name][0]):
+        return
+    language, pair = large_language(name)
+    num_calls = min(_LARGE_CALLS, max(1, session.options.num_trials // len(LENGTHS)))
+    calls = Calls(session, language, num_calls, 1)
+    check = "noise of exactly 0" if name == "zero noise" else emitted.DISTRIBUTION
+    with session.usable_answers(name, calls.example) as usable:
+        answers = calls.answers(caller, session.share)
+        usable.num_trials = answers.shape[0] * answers.shape[1]
+        first_tokens = answers[:, calls.num_drafts > 0, 0].ravel()
+        example = partial(calls.example, None, request=2)
+        session.outcomes.append(
+            emitted.distribution(pair, first_tokens, lambda _: example(), check=check)
+        )

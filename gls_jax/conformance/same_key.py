@@ -18,7 +18,7 @@ from gls_jax import races
 from gls_jax.conformance.calling import Noise, seeds_of
 from gls_jax.conformance.problem_set import draws
 
-__all__ = ["Way", "drafts_of", "ways"]
+__all__ = ["Way", "drafts_of", "noise_of", "ways"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ _OF_KEYS = (
     Way(
         "jax.random.exponential(key, ...)", lambda k, r, n: jax.random.exponential(k, (r, n)), True
     ),
-    Way("jax.random.uniform(key, ...)", lambda k, r, n: jax.random.uniform(k, (r,)), True),
+    Way("jax.random.uniform(key, ...)", lambda key, r, n: jax.random.uniform(key, (r,)), True),
     Way("gls_jax.races.exponentials(key, ...)", races.exponentials, False),
 )
 _OF_SEEDS = (

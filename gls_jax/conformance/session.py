@@ -55,7 +55,8 @@ class Outcome:
     """One check on one problem, before all p-values are known that the report divides by.
 
     `failure` is a certain failure; `p_value` is judged later, and `message` says what failed then.
-    What `never_fails` is noted only. `counted` is what :mod:`gls_jax.conformance.suspects` look at,
+    What `never_fails` is noted only, and so is what `follows` another check that failed on the same
+    problem. `counted` is what :mod:`gls_jax.conformance.suspects` look at,
     and ``smaller(alpha)`` looks for a smaller problem that fails.
     """
 
@@ -67,6 +68,7 @@ class Outcome:
     num_cells: int | None = None
     failure: str | None = None
     never_fails: bool = False
+    follows: str | None = None
     is_skipped: bool = False
     message: str = ""
     example: Example = dataclasses.field(default_factory=dict)
@@ -91,6 +93,7 @@ class Session:
         self._key = key
         self._end = time.monotonic() + options.time_limit
         self._report = report
+        self.has_dependent_neighbours = False
 
     def key(self, *names: str | int) -> PRNGKeyArray:
         """A key of its own for everything with a name, whatever else is checked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
@@ -53,11 +54,12 @@ class _Trials:
 
     def example(self, trial: int | None) -> Example:
         """The arguments of one trial, or those that all trials share."""
-        example: dict = {"N": len(self.pair.q), "K": self.num_drafts}
+        example: dict[str, Any] = {"N": len(self.pair.q), "K": self.num_drafts}
         if trial is not None:
             example["key"] = emitted.described_key(self.keys[trial])
             example["drafts"] = self.drafts[trial].tolist()
-        return example | emitted.described_probs(draft_probs=self.rows, target_probs=self.pair.q)
+        example.update(emitted.described_probs(draft_probs=self.rows, target_probs=self.pair.q))
+        return example
 
 
 def _draft_rows(pair: Pair, num_drafts: int, diverse: bool) -> Float[np.ndarray, "K N"]:
