@@ -172,8 +172,8 @@ class Caller:
 
     def _compiled_answers(self, keys, varying, fixed, seconds: float) -> np.ndarray:
         compiled = self._compiled
-        largest = max(np.size(array) // len(keys) for array in varying)
-        largest = max(largest, *(np.size(array) for array in fixed))
+        sizes = [np.size(array) // len(keys) for array in varying]
+        largest = max(1, *sizes, *(np.size(array) for array in fixed))
         chunk = min(len(keys), max(1, _NUMBERS_PER_CALL // largest))
         answers: list[np.ndarray] = []
         deadline = None

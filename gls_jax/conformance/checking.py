@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, races, schemes
-from gls_jax.conformance import evidence, ragged_kind, suspects, token_kind
+from gls_jax.conformance import evidence, ragged_kind, suspects, token_kind, tree_kind
 from gls_jax.conformance.calling import Caller, Noise, VerifierError
 from gls_jax.conformance.problem_set import LARGE
 from gls_jax.conformance.report import CheckResult, Finding, Report
@@ -19,7 +19,11 @@ from gls_jax.typing import Report as ProgressReport
 
 __all__ = ["KINDS", "check"]
 
-_RUNS = {"token": token_kind.run, "ragged": ragged_kind.run}
+_RUNS = {
+    "token": token_kind.run,
+    "ragged": ragged_kind.run,
+    "tree": tree_kind.run,
+}
 
 KINDS: tuple[str, ...] = tuple(_RUNS)
 """The kinds of verifiers."""
@@ -140,7 +144,8 @@ def _judged(outcomes: list[Outcome]) -> tuple[tuple[CheckResult, ...], tuple[Fin
     wrong = {(outcome.check, outcome.problem) for outcome in outcomes if outcome.has_failed(alpha)}
     for outcome in outcomes:
         # A consequence of what is reported anyway.
-        outcome.never_fails |= (outcome.follows, outcome.problem) in wrong
+        if (outcome.follows, outcome.problem) in wrong and outcome.is_wrong(alpha):
+            outcome.never_fails, outcome.failure = True, f"see {outcome.follows}"
     failed: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.has_failed(alpha):

@@ -18,7 +18,7 @@ from gls_jax.conformance.session import Example, Outcome
 
 __all__ = [
     "DISTRIBUTION",
-    "ZERO_UNIFORM_ADVICE",
+    "ZERO_NOISE",
     "acceptance",
     "acceptance_rate",
     "checked_tokens",
@@ -26,12 +26,13 @@ __all__ = [
     "described_probs",
     "distribution",
     "logs",
+    "of_zero_uniforms",
     "repeats",
     "shared_noise",
 ]
 
 DISTRIBUTION = "emitted distribution"
-ZERO_UNIFORM_ADVICE = ", where jax.random.uniform of this key, or of one split from it, is 0"
+ZERO_NOISE = "noise of exactly 0"
 _ROUNDING = 1e-5  # of an exact acceptance in float32
 _MOST_SHOWN = 64  # categories of a distribution that is printed
 
@@ -186,6 +187,15 @@ def repeats(
             outcome.example = example(trial)
         outcomes.append(outcome)
     return outcomes
+
+
+def of_zero_uniforms(outcome: Outcome) -> Outcome:
+    """The outcome on chosen keys, of which only what is impossible counts."""
+    outcome.check = ZERO_NOISE
+    outcome.p_value = outcome.num_cells = None
+    if outcome.failure is not None:
+        outcome.failure += ", where jax.random.uniform of this key, or of one split from it, is 0"
+    return outcome
 
 
 def shared_noise(outcome: Outcome, way: Way, example: Example) -> Outcome:

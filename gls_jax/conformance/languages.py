@@ -32,7 +32,13 @@ class Language:
 
     @property
     def num_categories(self) -> int:
+        """`N`."""
         return self.q.shape[-1]
+
+    @property
+    def is_one_distribution(self) -> bool:
+        """Whether all positions are alike, as in a problem of the size of a vocabulary."""
+        return self.q.shape[:2] == (1, 1)
 
     def draft_rows(self, position: int, previous: Int[np.ndarray, ...]) -> np.ndarray:
         """The drafter's distributions after some tokens, `f32[..., N]`."""

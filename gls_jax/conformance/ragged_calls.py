@@ -99,13 +99,16 @@ class Calls:
         chains = self.chains[call]
         is_draft = chains >= 0
         previous = np.pad(chains, ((0, 0), (1, 0)), constant_values=-1)[:, :LENGTH]
-        places = [(request, t) for request, t in np.argwhere(is_draft)]
-        draft_rows, target_rows = (
-            np.stack([rows(t, previous[request, t]) for request, t in places])
-            if len(places) < 16
-            else np.stack([rows(t, previous[:, t]) for t in range(LENGTH)], 1)[is_draft]
-            for rows in (self.language.draft_rows, self.language.target_rows)
-        )
+        if self.language.is_one_distribution:
+            # Views: a row for every draft would take long to write.
+            shape = (int(is_draft.sum()), self.language.num_categories)
+            draft_rows = np.broadcast_to(self.language.p[0, 0], shape)
+            target_rows = np.broadcast_to(self.language.q[0, 0], shape)
+        else:
+            draft_rows, target_rows = (
+                np.stack([rows(t, previous[:, t]) for t in range(LENGTH)], 1)[is_draft]
+                for rows in (self.language.draft_rows, self.language.target_rows)
+            )
         drafts, bonus = chains[is_draft], self.bonus[call].astype(np.int32)
         if self._is_changed is not None:
             # The next token in place of each one, and distributions shifted likewise.

@@ -11,10 +11,11 @@ from jaxtyping import Int
 
 from gls_jax.conformance import emitted, evidence, hard_keys, same_key
 from gls_jax.conformance.calling import Caller
-from gls_jax.conformance.languages import LANGUAGES, Language, large_language, text_probs
+from gls_jax.conformance.languages import LANGUAGES, Language, large_language
 from gls_jax.conformance.problem_set import LARGE, pair_of
 from gls_jax.conformance.ragged_calls import LENGTHS, Calls
 from gls_jax.conformance.session import Outcome, Session
+from gls_jax.conformance.text_outcomes import text_outcome
 
 __all__ = ["run"]
 
@@ -82,46 +83,24 @@ def _text_outcome(calls: Calls, answers: np.ndarray, first: int) -> Outcome:
     language, length = calls.language, LENGTHS[first] + 1
     requests = range(first, answers.shape[1], len(LENGTHS))
     texts = np.stack([calls.texts(answers, request, length) for request in requests], 1)
-    size = language.num_categories
-    numbers = texts @ size ** np.arange(length - 1, -1, -1)
-    probs = text_probs(language, length)
-    outcome = Outcome(
-        emitted.DISTRIBUTION,
-        language.name,
-        numbers.size,
-        num_cells=int((probs > 0).sum()),
-        example=calls.example(None, first),
-    )
-    is_impossible = probs[numbers] == 0
-    if is_impossible.any():
-        call, row = (int(i) for i in np.argwhere(is_impossible)[0])
-        got = answers[call, requests[row]].tolist()
-        outcome.failure = f"emitted {got}, a text of target probability 0"
-        outcome.example = calls.example(call, requests[row])
-        return outcome
-    counts = np.bincount(numbers.ravel(), minlength=len(probs))
-    outcome.p_value = evidence.p_value(counts, probs)
-    outcome.message = _worst_text(counts, probs, size, length)
+    texts = texts.reshape(-1, length)
+
+    def example(trial: int | None):
+        if trial is None:
+            return calls.example(None, first)
+        call, row = divmod(trial, len(requests))
+        return calls.example(call, requests[row])
+
+    what = f"after a chain of {length - 1}"
+    outcome = text_outcome(emitted.DISTRIBUTION, language, texts, what, example)
     if length == 2:
-        first_tokens = np.bincount(texts[..., 0].ravel(), minlength=size)
+        first_tokens = np.bincount(texts[:, 0], minlength=language.num_categories)
         outcome.counted = (language.p[0, 0], language.q[0, 0], first_tokens)
     return outcome
 
 
-def _worst_text(counts: np.ndarray, probs: np.ndarray, size: int, length: int) -> str:
-    """The text whose count is farthest from its expectation."""
-    total = counts.sum()
-    deviations = (counts - total * probs) / np.sqrt(total * probs * (1 - probs) + 1e-9)
-    worst = int(np.abs(deviations).argmax())
-    text = [worst // size**place % size for place in range(length - 1, -1, -1)]
-    return (
-        f"after {length - 1} drafts, the text {text} had frequency {counts[worst] / total:.4f} in "
-        f"{total:,} requests, target probability {probs[worst]:.4f}"
-    )
-
-
 def _neighbours(session: Session, caller: Caller, language: Language) -> None:
-    """Whether a request's tokens depend on its neighbours: on their arguments, or by their noise."""
+    """Whether a request depends on its neighbours: on their arguments, or by shared noise."""
     calls = Calls(session, language, *_sizes(session))
     is_kept = np.arange(len(calls.num_drafts)) % 4 >= 2
     with session.usable_answers(language.name, calls.example):
@@ -159,7 +138,6 @@ def _independence(calls: Calls, answers: Int[np.ndarray, "C B W"]) -> Outcome:
     size = calls.language.num_categories
     probs = calls.language.q[0, 0].astype(np.float64)
     left, right = answers[:, 2::4, 0], answers[:, 3::4, 0]
-    # One pair a call: were all of one call dependent, a count over them would exaggerate.
     pairs = (left * size + right).ravel()
     counts = np.bincount(pairs, minlength=size**2)
     joint = np.outer(probs, probs).ravel()
@@ -212,12 +190,7 @@ def _zero_uniform(session: Session, caller: Caller) -> None:
     calls = Calls(session, LANGUAGES[_ZERO_UNIFORM], len(keys), _sizes(session)[1], keys=keys)
     with session.usable_answers(_ZERO_UNIFORM, calls.example):
         outcome = _text_outcome(calls, calls.answers(caller, session.share), 0)
-        outcome.check = "noise of exactly 0"
-        # The keys are chosen, so that only what is impossible counts.
-        outcome.p_value = outcome.num_cells = None
-        if outcome.failure is not None:
-            outcome.failure += emitted.ZERO_UNIFORM_ADVICE
-        session.outcomes.append(outcome)
+        session.outcomes.append(emitted.of_zero_uniforms(outcome))
 
 
 def _large(session: Session, caller: Caller, name: str) -> None:
@@ -227,7 +200,7 @@ def _large(session: Session, caller: Caller, name: str) -> None:
     language, pair = large_language(name)
     num_calls = min(_LARGE_CALLS, max(1, session.options.num_trials // len(LENGTHS)))
     calls = Calls(session, language, num_calls, 1)
-    check = "noise of exactly 0" if name == "zero noise" else emitted.DISTRIBUTION
+    check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
     with session.usable_answers(name, calls.example) as usable:
         answers = calls.answers(caller, session.share)
         usable.num_trials = answers.shape[0] * answers.shape[1]

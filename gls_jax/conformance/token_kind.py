@@ -167,16 +167,8 @@ def _zero_uniform(session: Session, caller: Caller, num_drafts: int) -> None:
     trials.keys = keys
     with session.usable_answers(ZERO_UNIFORM.name, trials.example):
         tokens = trials.tokens(caller, session.share)
-        outcome = emitted.distribution(
-            ZERO_UNIFORM, tokens, trials.example, check="noise of exactly 0"
-        )
-        # The keys are chosen, so that only what is impossible counts.
-        outcome.p_value = outcome.num_cells = None
-        if outcome.failure is not None:
-            outcome.failure += (
-                ", where jax.random.uniform of this key, or of one split from it, is 0"
-            )
-        session.outcomes.append(outcome)
+        outcome = emitted.distribution(ZERO_UNIFORM, tokens, trials.example)
+        session.outcomes.append(emitted.of_zero_uniforms(outcome))
 
 
 def _large(session: Session, caller: Caller, name: str, most: int) -> None:
@@ -186,7 +178,7 @@ def _large(session: Session, caller: Caller, name: str, most: int) -> None:
         return
     num_trials = min(_LARGE_TRIALS, session.options.num_trials)
     trials = _Trials(session, make(size), min(most, _LARGE_DRAFTS), num_trials)
-    check = "noise of exactly 0" if name == "zero noise" else emitted.DISTRIBUTION
+    check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
     with session.usable_answers(name, trials.example) as usable:
         tokens = trials.tokens(caller, session.share)
         usable.num_trials = len(tokens)
