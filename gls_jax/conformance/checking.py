@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, races, schemes
-from gls_jax.conformance import evidence, ragged_kind, suspects, token_kind, tree_kind
+from gls_jax.conformance import evidence, ragged_kind, shared_kind, suspects, token_kind, tree_kind
 from gls_jax.conformance.calling import Caller, Noise, VerifierError
 from gls_jax.conformance.problem_set import LARGE
 from gls_jax.conformance.report import CheckResult, Finding, Report
@@ -23,6 +23,7 @@ _RUNS = {
     "token": token_kind.run,
     "ragged": ragged_kind.run,
     "tree": tree_kind.run,
+    "shared": shared_kind.run,
 }
 
 KINDS: tuple[str, ...] = tuple(_RUNS)
