@@ -183,18 +183,15 @@ class Caller:
         sizes = [np.size(array) // num_trials for array in varying]
         largest = max(1, *sizes, *(np.size(array) for array in fixed))
         # All calls have one size, so that a shape is compiled once however many trials there are.
-        chunk = min(num_trials, _TRIALS_PER_CALL, max(1, _NUMBERS_PER_CALL // largest))
+        chunk = min(_TRIALS_PER_CALL, max(1, _NUMBERS_PER_CALL // largest))
         answers: list[np.ndarray] = []
-        num_done = 0
         deadline = None
-        while num_done < num_trials:
-            # The last call repeats some trials of the one before it.
-            start = min(num_done, num_trials - chunk)
-            rows = slice(start, start + chunk)
+        for start in range(0, num_trials, chunk):
+            # The last call is filled up with its last trial.
+            rows = np.minimum(np.arange(start, start + chunk), num_trials - 1)
             arguments = (keys[rows], *(array[rows] for array in varying), *fixed)
             found = limited(partial(self._call, compiled, arguments), self._seconds)
-            answers.append(found[num_done - start :])
-            num_done = start + chunk
+            answers.append(found[: num_trials - start])
             # The first call also compiles, and does not count.
             deadline = deadline or time.monotonic() + seconds
             if time.monotonic() > deadline:

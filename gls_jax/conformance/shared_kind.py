@@ -15,10 +15,13 @@ from gls_jax.conformance import emitted, evidence, hard_keys
 from gls_jax.conformance.calling import Caller, VerifierError
 from gls_jax.conformance.problem_set import LARGE, SMALL, ZERO_UNIFORM, Pair
 from gls_jax.conformance.session import Example, Outcome, Session
-from gls_jax.conformance.shared_texts import check_texts
+from gls_jax.conformance.shared_texts import TEXT_NAMES, check_texts
 from gls_jax.conformance.shrinking import smallest
 
-__all__ = ["run"]
+__all__ = ["PROBLEMS", "run"]
+
+PROBLEMS: tuple[str, ...] = tuple(dict.fromkeys((*SMALL, ZERO_UNIFORM.name, *LARGE, *TEXT_NAMES)))
+"""Names of the problems."""
 
 _MOST_DRAFTS = 4
 _LARGE_DRAFTS = 2
@@ -107,8 +110,8 @@ def run(session: Session, caller: Caller) -> None:
         callers = _Callers(session, scheme, caller)
         for num_drafts in sorted({1, most}):
             for pair in pairs:
-                step = partial(_problem, session, scheme, callers, pair, num_drafts)
-                steps.append((pair.name, step))
+                run_one = partial(_problem, session, scheme, callers, pair, num_drafts)
+                steps.append((pair.name, run_one))
         for pair in pairs[:1]:
             steps.append((pair.name, partial(_repeated, session, scheme, callers, pair, most)))
             steps.append((pair.name, partial(_invariance, session, scheme, callers, pair, most)))
@@ -282,7 +285,7 @@ def _large(session: Session, scheme: Any, callers: _Callers, name: str, most: in
     num_trials = min(_LARGE_TRIALS, session.options.num_trials)
     trials = _Trials(session, scheme, make(size), num_drafts, num_trials)
     with session.usable_answers(name, trials.example) as usable:
-        _, tokens = trials.run(callers, session.share)
+        _, tokens = trials.run(callers, session.large_share)
         usable.num_trials = len(tokens)
         check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
         outcome = emitted.distribution(trials.pair, tokens, trials.example, check=check)

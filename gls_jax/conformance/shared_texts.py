@@ -22,13 +22,15 @@ from gls_jax.conformance.session import Example, Session
 from gls_jax.conformance.text_outcomes import text_outcome
 from gls_jax.schemes import draft_tree
 
-__all__ = ["CHECK", "check_texts"]
+__all__ = ["CHECK", "TEXT_NAMES", "check_texts"]
 
 CHECK = "texts of several rounds"
 _CHAIN = 2  # drafts of a chain in a round
 _LENGTH = 3  # tokens of a text, so that it takes two rounds or three
 _MOST_CHAINS = 3
-_NAMES = ("plain", "similar rows")
+
+TEXT_NAMES = ("plain", "similar rows")
+"""The languages."""
 
 
 def check_texts(
@@ -42,7 +44,7 @@ def check_texts(
         # One compiled program for all languages.
         options = session.options
         texts = Caller(generate, noise="key", seconds=options.time_limit)
-        for name in _NAMES:
+        for name in TEXT_NAMES:
             if options.wants(name):
                 step = partial(_check, session, texts, caller, _language(name), num_chains)
                 steps.append((name, step))
