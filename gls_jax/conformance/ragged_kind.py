@@ -23,6 +23,7 @@ PROBLEMS: tuple[str, ...] = tuple(dict.fromkeys((*LANGUAGES, *LARGE)))
 """Names of the problems."""
 
 _GROUPS = 128  # of four requests, in one call
+_DEPENDENT_CALLS = 1_000  # of four requests, where requests of one call depend on each other
 _LARGE_CALLS = 600
 _ZERO_UNIFORM = "disjoint"  # drafts always what the target never emits
 # Neighbours that are this dependent make every count wrong that takes them together.
@@ -57,7 +58,7 @@ def _sizes(session: Session) -> tuple[int, int]:
     """Number of calls and of groups in each; one group where neighbours depend on each other."""
     num_trials = session.options.num_trials
     if session.has_dependent_neighbours:
-        return session.fewer_trials, 1
+        return min(_DEPENDENT_CALLS, num_trials), 1
     num_groups = min(_GROUPS, max(1, num_trials // len(LENGTHS)))
     return max(1, num_trials // (num_groups * len(LENGTHS))), num_groups
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -248,6 +249,11 @@ def _invariance(session: Session, scheme: Any, callers: _Callers, pair: Pair, mo
         if claim == "strong":
             other_drafts = ((drafts + 1) % len(pair.p)).astype(drafts.dtype)
             cases.append(("other drafts", verify(other_drafts, log_p)))
+        if claim == "strong" and _takes_active(scheme.verify):
+            first_active = np.arange(most) == 0
+            fixed = (log_p, log_q, first_active)
+            others = callers.verify.answers(keys, (drafts,), fixed, seconds=math.inf)
+            cases.append(("drafts that are no longer active", others))
         for what, others in cases:
             differs = others != tokens
             outcome = Outcome(f"{claim} invariance", pair.name, len(tokens))
@@ -259,6 +265,11 @@ def _invariance(session: Session, scheme: Any, callers: _Callers, pair: Pair, mo
                 )
                 outcome.example = trials.example(trial)
             session.outcomes.append(outcome)
+
+
+def _takes_active(verify: Callable[..., Any]) -> bool:
+    """Whether it takes the drafts that may still be accepted, as schemes of this library do."""
+    return "active" in inspect.signature(verify).parameters
 
 
 def _zero_uniform(session: Session, scheme: Any, callers: _Callers, num_drafts: int) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from gls_jax.conformance import evidence
 
-__all__ = ["Counted", "fitting"]
+__all__ = ["SUSPECTS", "Counted", "fitting"]
 
 Probs = Float[np.ndarray, " N"]
 Counted = tuple[Probs, Probs, Int[np.ndarray, " N"]]
@@ -67,7 +67,7 @@ def _not_normalised(token: int) -> Callable[[Probs, Probs], Probs]:
     return _on_rejection(replacement)
 
 
-_SUSPECTS: dict[str, Callable[[Probs, Probs], Probs]] = {
+SUSPECTS: dict[str, Callable[[Probs, Probs], Probs]] = {
     "a fresh sample of the target after a rejection, in place of the residual": _on_rejection(
         lambda p, q: q
     ),
@@ -84,6 +84,7 @@ _SUSPECTS: dict[str, Callable[[Probs, Probs], Probs]] = {
     "the test is p / q in place of q / p": _with_test(lambda p, q: _ratio(p, q)),
     "the test is the target probability alone, without dividing by p": _with_test(lambda p, q: q),
 }
+"""What each one emits, ``(p, q) -> f64[N]``."""
 
 
 def fitting(counted: Sequence[Counted]) -> list[str]:
@@ -96,7 +97,7 @@ def fitting(counted: Sequence[Counted]) -> list[str]:
     ['every draft is accepted, or the residual is (p - q)+']
     """
     names = []
-    for name, emits in _SUSPECTS.items():
+    for name, emits in SUSPECTS.items():
         are_explained = []
         for p, q, counts in counted:
             probs = np.maximum(emits(p.astype(np.float64), q.astype(np.float64)), 0)

@@ -168,7 +168,7 @@ def test_a_defect_of_several_drafts_is_found(change, expected_check):
     ],
 )
 def test_a_defect_that_takes_a_vocabulary_is_found(verifier, problem, expected_check):
-    report = check(verifier, problems=(problem,), num_trials=600, max_drafts=1, time_limit=20)
+    report = check(verifier, problems=(problem,), num_trials=300, max_drafts=1, time_limit=600)
     assert [finding.check for finding in report.findings] == [expected_check]
 
 
