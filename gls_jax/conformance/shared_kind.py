@@ -78,6 +78,7 @@ class _Callers:
         self._options = session.options
         self._both: dict[int, Caller] = {}
         self.verify = self._new(scheme.verify)
+        self.verify_active = self._new(scheme.verify)  # with one argument more
 
     def propose_and_verify(self, num_drafts: int) -> Caller:
         """Of ``(key, log_p, log_q) -> i32[K + 1]``, the drafts and then the token."""
@@ -252,7 +253,7 @@ def _invariance(session: Session, scheme: Any, callers: _Callers, pair: Pair, mo
         if claim == "strong" and _takes_active(scheme.verify):
             first_active = np.arange(most) == 0
             fixed = (log_p, log_q, first_active)
-            others = callers.verify.answers(keys, (drafts,), fixed, seconds=math.inf)
+            others = callers.verify_active.answers(keys, (drafts,), fixed, seconds=math.inf)
             cases.append(("drafts that are no longer active", others))
         for what, others in cases:
             differs = others != tokens

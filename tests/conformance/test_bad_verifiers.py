@@ -117,7 +117,7 @@ def emits_the_target(key, drafts, draft_probs, target_probs):
     ],
 )
 def test_a_wrong_call_is_refused(options, line):
-    with pytest.raises(ValueError, match="^[^\n]*$") as error:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
         check(emits_the_target, **options)
     assert line in str(error.value)
 

@@ -156,19 +156,15 @@ def test_a_defect_of_several_drafts_is_found(change, expected_check):
 
 
 @pytest.mark.parametrize(
-    ("verifier", "problem", "expected_check"),
+    ("verifier", "problem", "num_trials", "expected_check"),
     [
-        (in_float16, "flat tail", "emitted distribution"),
-        (partial(speculative, sample=race), "zero noise", "noise of exactly 0"),
-        (
-            partial(speculative, residual=lambda q, p: jnp.maximum(q - p, 1e-6)),
-            "zero noise",
-            "noise of exactly 0",
-        ),
+        (in_float16, "flat tail", 300, "emitted distribution"),
+        (partial(speculative, sample=race), "zero noise", 250, "noise of exactly 0"),
     ],
 )
-def test_a_defect_that_takes_a_vocabulary_is_found(verifier, problem, expected_check):
-    report = check(verifier, problems=(problem,), num_trials=300, max_drafts=1, time_limit=600)
+def test_a_defect_that_takes_a_vocabulary_is_found(verifier, problem, num_trials, expected_check):
+    # So much time that the number of trials does not depend on the machine.
+    report = check(verifier, (problem,), num_trials, max_drafts=1, time_limit=600)
     assert [finding.check for finding in report.findings] == [expected_check]
 
 
