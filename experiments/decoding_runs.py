@@ -34,6 +34,8 @@ class Setting(NamedTuple):
             return f"{self.num_drafts} x {self.length}"
         if isinstance(self.tree, decoding.MarginTree):
             return f"margin tree of {self.tree.budget}"
+        if isinstance(self.tree, decoding.BestFirstTree):
+            return f"best-first tree of {self.tree.budget}"
         return "tree " + "-".join(map(str, self.tree))
 
 

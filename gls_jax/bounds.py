@@ -11,7 +11,8 @@ max(q_i, q_j p_i / p_j)``. The acceptances are ordered:
     specinfer_wor <= optimum_distinct
     communication_free <= minhash
 
-(tested on random pairs; `specinfer <= spectr` is an observation). All functions take
+(tested on random pairs; `specinfer <= spectr` is an observation). `topk` is in no such order: its
+drafts are not samples of `p`, and its acceptance may exceed both optima. All functions take
 log-probabilities `[N]`, run under `jit` and `vmap` and are differentiable away from ties. All but
 `optimum_distinct` cost `O(N log N)`. If the drafts have different distributions, `log_p` is
 `[K, N]` and each stream contributes one term.

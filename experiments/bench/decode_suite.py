@@ -250,6 +250,7 @@ _CHAIN_SCHEMES = (
     "gls_strong",
     "poisson",
     "gumbel_topk",
+    "topk",
     "specinfer",
     "specinfer_wor",
     "spectr",

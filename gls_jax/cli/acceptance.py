@@ -36,7 +36,7 @@ class Acceptance:
     with log_p and log_q, or the folder of a dump (gls-jax dump). For a dump only exact acceptances
     are computed; those of each position are written to acceptance.npy.
     """
-    schemes: tuple[str, ...] = ("gls", "poisson", "gumbel_topk", "naive")
+    schemes: tuple[str, ...] = ("gls", "poisson", "gumbel_topk", "topk", "naive")
     """Schemes to compare."""
     num_drafts: tuple[int, ...] | None = None
     """List lengths K. Default: 1 to 20 for random pairs and files, 1 to 8 for models."""

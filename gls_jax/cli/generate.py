@@ -16,7 +16,8 @@ from gls_jax import schemes
 from gls_jax.cli.console import ERR, print_json, progress
 from gls_jax.cli.distributed import SINGLE_PROCESS, Distributed
 from gls_jax.cli.option_groups import DEFAULT_MODELS, ModelNames, top_k_or_all
-from gls_jax.decoding import DecodeOptions, MarginTree, requests
+from gls_jax.decoding import BestFirstTree, DecodeOptions, MarginTree, requests
+from gls_jax.decoding.tree_shape import DynamicTree
 
 __all__ = ["Generate"]
 
@@ -53,12 +54,15 @@ class Generate:
     """Drafts in a chain. Default: 4."""
     tree: str | None = None
     """In place of chains: children at each depth, such as `4,2,1`; or `margin`,
-    `margin:BUDGET,DEPTH`.
+    `margin:BUDGET,DEPTH`, for the scheme gumbel_topk; or `best-first`, `best-first:BUDGET,DEPTH`,
+    for the scheme topk.
     """
     temperature: float = 1.0
     """Temperature of the target; 0 is greedy."""
     draft_temperature: tuple[float, ...] | None = None
-    """Temperature of the drafter, one or K. Default: that of the target."""
+    """Temperature of the drafter, one or K. Default: that of the target; 1 for topk if that is
+    0.
+    """
     top_k: int = 0
     """Keep the k most probable tokens; 0 keeps all."""
     top_p: float | None = None
@@ -211,21 +215,26 @@ def _write(piece: str) -> None:
     sys.stdout.flush()
 
 
-def _parse_tree(text: str | None) -> list[int] | MarginTree | None:
-    """A tree such as `4,2,1`, `margin` or `margin:32,4`."""
+_DYNAMIC_TREES: dict[str, type[DynamicTree]] = {"margin": MarginTree, "best-first": BestFirstTree}
+
+
+def _parse_tree(text: str | None) -> list[int] | DynamicTree | None:
+    """A tree such as `4,2,1`, `margin`, `margin:32,4` or `best-first:32,4`."""
     if text is None:
         return None
-    if text == "margin":
-        return MarginTree()
-    is_margin = text.startswith("margin:")
-    # A margin tree has a budget and a depth, a static tree one width for each depth.
-    numbers = text.removeprefix("margin:").split(",")
-    if not all(number.isdecimal() for number in numbers) or (is_margin and len(numbers) != 2):
+    if text in _DYNAMIC_TREES:
+        return _DYNAMIC_TREES[text]()
+    kind, is_dynamic, sizes = text.rpartition(":")
+    # A dynamic tree has a budget and a depth, a static tree one width for each depth.
+    numbers = sizes.split(",")
+    has_kind = kind in _DYNAMIC_TREES and len(numbers) == 2 if is_dynamic else True
+    if not has_kind or not all(number.isdecimal() for number in numbers):
         raise ValueError(
-            f"tree: expected numbers such as 4,2,1, or margin, or margin:BUDGET,DEPTH, got {text!r}"
+            "tree: expected numbers such as 4,2,1, or margin or best-first, alone or followed by "
+            f":BUDGET,DEPTH, got {text!r}"
         )
-    sizes = [int(number) for number in numbers]
-    return MarginTree(*sizes) if is_margin else sizes
+    widths = [int(number) for number in numbers]
+    return _DYNAMIC_TREES[kind](*widths) if is_dynamic else widths
 
 
 def _summary_table(figures: dict[str, Any], title: str) -> Table:

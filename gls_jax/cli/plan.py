@@ -59,6 +59,7 @@ class Plan:
         "gls_strong",
         "poisson",
         "gumbel_topk",
+        "topk",
         "specinfer",
         "spectr",
     )

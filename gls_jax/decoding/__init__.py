@@ -62,10 +62,11 @@ from gls_jax.decoding.metrics import Metrics
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.options import DecodeOptions
 from gls_jax.decoding.sampling_parameters import check_sampling, log_probs
-from gls_jax.decoding.tree_shape import MarginTree
+from gls_jax.decoding.tree_shape import BestFirstTree, MarginTree
 from gls_jax.decoding.uncached import from_function, ngram_lookup
 
 __all__ = [
+    "BestFirstTree",
     "BrokenLogits",
     "DecodeOptions",
     "Generation",

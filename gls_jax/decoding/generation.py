@@ -16,7 +16,7 @@ from gls_jax.decoding.metrics import Metrics
 from gls_jax.decoding.model import AnyModel, Drafters
 from gls_jax.decoding.options import DecodeOptions
 from gls_jax.decoding.preparation import Prepared, prepare
-from gls_jax.decoding.tree_shape import MarginTree
+from gls_jax.decoding.tree_shape import DynamicTree
 from gls_jax.schemes import Scheme
 from gls_jax.typing import Numbers
 
@@ -65,7 +65,7 @@ def generate(
     scheme: str | Scheme = DecodeOptions.scheme,
     num_drafts: int = DecodeOptions.num_drafts,
     draft_length: int = DecodeOptions.draft_length,
-    tree: Sequence[int] | MarginTree | None = DecodeOptions.tree,
+    tree: Sequence[int] | DynamicTree | None = DecodeOptions.tree,
     max_new_tokens: Numbers = DecodeOptions.max_new_tokens,
     temperature: Numbers = DecodeOptions.temperature,
     draft_temperatures: Numbers | None = DecodeOptions.draft_temperatures,
@@ -220,6 +220,7 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
             calls_per_round=shape.depth * len(self._requests.drafters),
             rounds=int(histogram.sum(axis=1).max(initial=0)),
             seconds=None if self._seconds is None else dict(self._seconds),
+            measured_calls=np.asarray(self._state.draft_calls, np.int64),
         )
         tokens, lengths = jax.device_put((tokens, lengths))
         return Generation(tokens=tokens, lengths=lengths, metrics=metrics)

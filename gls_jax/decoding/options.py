@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from gls_jax.decoding.tree_shape import MarginTree
+from gls_jax.decoding.tree_shape import DynamicTree
 from gls_jax.schemes import Scheme
 from gls_jax.typing import Numbers
 
@@ -22,11 +22,12 @@ class DecodeOptions:
         scheme: name or :class:`gls_jax.schemes.Scheme`.
         num_drafts: K, the number of chains.
         draft_length: L, the length of each chain.
-        tree: numbers of children at each depth of a static tree, or a :class:`MarginTree`; replaces
-            the K chains of length L.
+        tree: numbers of children at each depth of a static tree, a :class:`MarginTree`, or a
+            :class:`BestFirstTree`; replaces the K chains of length L.
         max_new_tokens: one number, or one per request.
         temperature: of the target, 0 for greedy; one number, or one per request.
-        draft_temperatures: one number, or one per chain; None takes the target's.
+        draft_temperatures: one number, or one per chain; None takes the target's. `topk`, whose
+            drafts are not samples, takes 1 where the target's is 0.
         top_k: how many of the largest logits are kept, the same for all requests; None keeps all.
         top_p, min_p, repetition_penalty: one number, or one per request; see
             :func:`gls_jax.decoding.log_probs`.
@@ -41,7 +42,7 @@ class DecodeOptions:
     scheme: str | Scheme = "gumbel_topk"
     num_drafts: int = 1
     draft_length: int = 4
-    tree: Sequence[int] | MarginTree | None = None
+    tree: Sequence[int] | DynamicTree | None = None
     max_new_tokens: Numbers = 64
     temperature: Numbers = 1.0
     draft_temperatures: Numbers | None = None

@@ -62,15 +62,12 @@ def prepare(
     prompts, lengths = request_arrays.prompts(prompts, prompt_lengths, target.vocab_size)
     batch_size = len(lengths)
     shape = shape_of(scheme, num_drafts, options.draft_length, options.tree)
-    reason = scheme.verify_limit(target.vocab_size, shape.list_size)
-    if reason:
-        raise ValueError(reason)
     if not models:
         # Plain generation drafts nothing. Its token is still that of a list of this size.
         shape = Shape(widths=(), is_chains=False, list_size=shape.list_size)
 
     # The distributions that are sampled.
-    sampling = _batch_sampling(options, shape, batch_size, target.vocab_size)
+    sampling = _batch_sampling(options, scheme, shape, batch_size, target.vocab_size)
     if len(models) > 1 or sampling.draft_temperature.shape[1] > 1:
         _check_own_distributions(scheme, shape)
 
@@ -149,6 +146,7 @@ def _distinct_drafters(drafters: Drafters, target: LanguageModel, num_drafts: in
 
 def _batch_sampling(
     options: DecodeOptions,
+    scheme: Scheme,
     shape: Shape,
     batch_size: int,
     vocab_size: int,
@@ -173,7 +171,7 @@ def _batch_sampling(
         top_k = None
     return BatchSampling(
         **per_request,
-        draft_temperature=_draft_temperature(options, batch_size, shape),
+        draft_temperature=_draft_temperature(options, scheme, shape, batch_size),
         vocab_size=vocab_size,
         top_k=top_k,
     )
@@ -190,12 +188,17 @@ def _max_lengths(lengths: np.ndarray, num_new: np.ndarray, max_length: int | Non
     return np.minimum(lengths + num_new, max_length)
 
 
-def _draft_temperature(options: DecodeOptions, batch_size: int, shape: Shape) -> jax.Array:
+def _draft_temperature(
+    options: DecodeOptions, scheme: Scheme, shape: Shape, batch_size: int
+) -> jax.Array:
     """`f32[B, 1]`, or `f32[B, K]` where the chains differ."""
     # In plain generation draft temperatures have no effect, and are not checked.
     if options.draft_temperatures is None or shape.depth == 0:
         temperature = request_arrays.per_request(options.temperature, "temperature", batch_size)
         assert temperature is not None
+        # A list of the likeliest tokens needs several possible ones: at temperature 0 there is one.
+        if not scheme.samples_drafts:
+            temperature = jnp.where(temperature > 0, temperature, 1)
         return temperature[:, None]
     one_each = f"one for each of {shape.list_size} drafts"
     temperatures = request_arrays.as_numpy(

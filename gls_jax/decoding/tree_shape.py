@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
+from itertools import accumulate
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,32 +14,29 @@ from jaxtyping import Array, Bool, Int
 from gls_jax import checks
 from gls_jax.schemes import Scheme, Tree, branching
 
-__all__ = ["MarginTree", "Shape", "ancestors", "shape_of"]
+__all__ = ["BestFirstTree", "DynamicTree", "MarginTree", "Shape", "ancestors", "shape_of"]
+
+LARGEST_TREE = 4096
+"""Most nodes of a tree, and most that a drafter reads: the arrays of a round are that long."""
 
 
 @dataclasses.dataclass(frozen=True)
-class MarginTree:
-    """A tree whose shape is chosen anew in every round, for `gumbel_topk` (this library's method).
+class DynamicTree:
+    """A tree whose shape is chosen anew in every round; see its kinds below.
 
     Under a strongly invariant scheme the text never depends on the drafts. So the drafter may
-    choose any tree, and may look at its own distribution and at the shared noise while it
-    chooses. The noise is informative: the target emits ``argmax_i(log q_i - log E_i)``, and the
-    drafter sees ``s_i = log p_i - log E_i``. A wide margin between its first and second `s` means
-    that the target's token is almost surely the first. The probability of child `i` is estimated
-    as ``softmax(s_i / tau)`` over the first `children`, with the `tau` of maximum likelihood in
-    the rounds so far. Multiplied along the path it is the probability that the target emits the
-    path, and the `budget` most probable nodes are verified.
+    choose any tree, also one that depends on the tokens that it has drafted. It estimates how
+    probably the target emits each of the first `children` tokens at a node, multiplies along the
+    path, and the `budget` most probable nodes are verified. In each call the drafter reads the
+    `frontier` most probable nodes that it has not read, and it stops when no unread node could have
+    a child in the tree.
 
     Attributes:
         budget: nodes that the target verifies in a round.
-        depth: length of the longest path.
+        depth: length of the longest path, and most calls of the drafter.
         frontier: nodes that the drafter reads in one call; 0 takes a quarter of the budget, at most
             `children`.
         children: candidates at each node.
-
-    >>> from gls_jax import decoding
-    >>> decoding.MarginTree(budget=32, depth=4).frontier
-    8
     """
 
     budget: int = 32
@@ -46,56 +45,103 @@ class MarginTree:
     children: int = 8
 
     def __post_init__(self) -> None:
+        kind = type(self).__name__
         for name in ("budget", "depth", "children"):
-            object.__setattr__(self, name, checks.count(getattr(self, name), f"MarginTree.{name}"))
+            size = checks.count(getattr(self, name), f"{kind}.{name}")
+            if size > LARGEST_TREE:
+                raise ValueError(f"{kind}.{name}: expected at most {LARGEST_TREE}, got {size}")
+            object.__setattr__(self, name, size)
         frontier = self.frontier or min(self.children, max(1, self.budget // 4))
-        object.__setattr__(self, "frontier", checks.count(frontier, "MarginTree.frontier"))
+        object.__setattr__(self, "frontier", checks.count(frontier, f"{kind}.frontier"))
         if frontier > self.children:
             raise ValueError(
-                f"MarginTree.frontier: expected at most children ({self.children}), got {frontier}"
+                f"{kind}.frontier: expected at most children ({self.children}), got {frontier}"
             )
-        num_candidates = self.children * (1 + (self.depth - 1) * self.frontier)
+        if self.num_read > LARGEST_TREE:
+            raise ValueError(
+                f"{kind}.depth: expected (depth - 1) * frontier of at most {LARGEST_TREE}, "
+                f"got {self.num_read}"
+            )
+        num_candidates = self.children * (1 + self.num_read)
         if self.budget > num_candidates:
             raise ValueError(
-                "MarginTree.budget: expected at most children * (1 + (depth - 1) * frontier) = "
+                f"{kind}.budget: expected at most children * (1 + (depth - 1) * frontier) = "
                 f"{num_candidates}, got {self.budget}"
             )
+
+    @property
+    def num_read(self) -> int:
+        """Most nodes that the drafter reads in a round, after the text."""
+        return (self.depth - 1) * self.frontier
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginTree(DynamicTree):
+    """A dynamic tree that reads the shared noise, for `gumbel_topk` (this library's method).
+
+    The noise is informative: the target emits ``argmax_i(log q_i - log E_i)``, and the drafter sees
+    ``log p_i - log E_i``. A wide margin between its first and its second token means that the
+    target's token is almost surely the first. :mod:`gls_jax.decoding.margin` has the estimate and
+    how it is fitted to the rounds so far.
+
+    At temperature 0 nothing is random and the noise tells nothing. The drafter's distribution is a
+    point mass then, and the tree one chain of its likeliest tokens, unless `draft_temperatures`
+    says otherwise; a :class:`BestFirstTree` makes better use of the budget.
+
+    >>> from gls_jax import decoding
+    >>> decoding.MarginTree(budget=32, depth=4).frontier
+    8
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class BestFirstTree(DynamicTree):
+    """A dynamic tree of the likeliest paths under the draft distributions, for `topk`.
+
+    The probability of a child is its draft probability. The children of a node are the likeliest
+    tokens, so the tree has the paths with the largest products: the rule of EAGLE-2 (arXiv
+    2406.16858) and of DDTree. It is the baseline of a :class:`MarginTree` with as many nodes.
+
+    >>> from gls_jax import decoding
+    >>> decoding.BestFirstTree(budget=16, depth=3).children
+    8
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The shape of the drafts of a round: K chains, a static tree, a margin tree, or nothing.
+    """The shape of the drafts of a round: K chains, a static or a dynamic tree, or nothing.
 
     Attributes:
-        widths: numbers of children at each depth, `(K, 1, 1, ...)` for K chains; empty for a margin
-            tree and for plain generation.
+        widths: numbers of children at each depth, `(K, 1, 1, ...)` for K chains; empty for a
+            dynamic tree and for plain generation.
         is_chains: whether each child of the root begins a chain with a fixed draft index.
         list_size: length of the longest list proposed at one node.
-        margin: the margin tree, if it is one.
+        dynamic: the dynamic tree, if it is one.
     """
 
     widths: tuple[int, ...]
     is_chains: bool
     list_size: int
-    margin: MarginTree | None = None
+    dynamic: DynamicTree | None = None
 
     @property
     def depth(self) -> int:
         """Length of the longest path."""
-        return self.margin.depth if self.margin else len(self.widths)
+        return self.dynamic.depth if self.dynamic else len(self.widths)
 
     @property
     def num_nodes(self) -> int:
         """Nodes that the target verifies in one call."""
-        if self.margin:
-            return self.margin.budget
+        if self.dynamic:
+            return self.dynamic.budget
         return int(np.cumprod(self.widths).sum())
 
     @property
     def num_read(self) -> int:
         """Nodes that a drafter reads in a round."""
-        if self.margin:
-            return (self.margin.depth - 1) * self.margin.frontier
+        if self.dynamic:
+            return self.dynamic.num_read
         return self.num_nodes
 
     def tree(self) -> Tree:
@@ -115,7 +161,7 @@ def shape_of(
     scheme: Scheme,
     num_drafts: int,
     draft_length: int,
-    tree: Sequence[int] | MarginTree | None,
+    tree: Sequence[int] | DynamicTree | None,
 ) -> Shape:
     """The shape that these options describe.
 
@@ -125,21 +171,41 @@ def shape_of(
     if tree is None:
         scheme.check_num_drafts(num_drafts)
         length = checks.count(draft_length, "draft_length")
+        if num_drafts * length > LARGEST_TREE:
+            raise ValueError(
+                f"draft_length: expected num_drafts * draft_length of at most {LARGEST_TREE}, "
+                f"got {num_drafts * length}"
+            )
         widths = (num_drafts,) + (1,) * (length - 1)
         return Shape(widths=widths, is_chains=True, list_size=num_drafts)
-    if isinstance(tree, MarginTree):
-        # No field of a scheme says whether it fits a margin tree. Strong invariance allows nodes
-        # to be chosen by their tokens, and `ranked` gives each node the ranks of one race. But the
-        # scores are those of the race of `gumbel_topk`, with one exponential per token and
-        # distinct ranks; `poisson` has both fields and another race.
-        if scheme.name != "gumbel_topk":
-            raise ValueError(
-                f"tree: expected scheme 'gumbel_topk' for a margin tree, got '{scheme.name}'"
-            )
-        return Shape(widths=(), is_chains=False, list_size=tree.children, margin=tree)
+    if isinstance(tree, DynamicTree):
+        _check_fits(scheme, tree)
+        return Shape(widths=(), is_chains=False, list_size=tree.children, dynamic=tree)
     widths = checks.counts(tree, "tree")
     scheme.check_num_drafts(max(widths))
+    # Plain integers: those of NumPy would overflow.
+    num_nodes = sum(accumulate(widths, operator.mul))
+    if num_nodes > LARGEST_TREE:
+        raise ValueError(f"tree: expected at most {LARGEST_TREE} nodes, got {num_nodes}")
     return Shape(widths=widths, is_chains=False, list_size=max(widths))
+
+
+def _check_fits(scheme: Scheme, tree: DynamicTree) -> None:
+    """Raise `ValueError` for a dynamic tree whose candidates are not the lists of the scheme."""
+    if isinstance(tree, BestFirstTree):
+        # The lists are the likeliest tokens if no noise is in them.
+        if scheme.samples_drafts or not scheme.ranked:
+            raise ValueError(
+                f"tree: expected scheme 'topk' for a best-first tree, got '{scheme.name}'"
+            )
+    # No field of a scheme says whether it fits a margin tree. Strong invariance allows nodes to be
+    # chosen by their tokens, and `ranked` gives each node the ranks of one race. But the scores are
+    # those of the race of `gumbel_topk`, with one exponential per token and distinct ranks;
+    # `poisson` has both fields and another race.
+    elif scheme.name != "gumbel_topk":
+        raise ValueError(
+            f"tree: expected scheme 'gumbel_topk' for a margin tree, got '{scheme.name}'"
+        )
 
 
 def ancestors(parents: Int[Array, "*b n"], depth: int) -> Bool[Array, "*b c c"]:

@@ -261,11 +261,14 @@ def _measure_best(
     # The texts of the dump use other folds of this seed.
     key = races.private_key(races.new_key(request.dump.seed))
     text_numbers = jnp.arange(request.num_check_texts)
+    sampling = _decode_sampling(request.dump.sampling)
+    # The default as a number: the dump has one for all schemes, decoding one for each scheme.
+    sampling["draft_temperatures"] = request.dump.sampling.drafter_temperature
     keys = races.keys.fold_in_each(key, text_numbers)
     options = DecodeOptions(
         max_new_tokens=length,
         stop_tokens=target.config.eos_token_ids,
-        **_decode_sampling(request.dump.sampling),
+        **sampling,
     )
     prompts = [pair.tokenizer.encode(text).ids for text in PROMPTS]
     measured = {}

@@ -49,7 +49,7 @@ normalised (1, 0, 0). The next draft is tested against that: token 0 is accepted
 **Adding a scheme.** Write a file ``gls_jax/schemes/my_scheme.py`` with
 
 * ``propose(key, log_p, num_drafts)``, or import that of another scheme: `gls.propose` drafts
-  independent samples, `gumbel_topk.propose` distinct ones;
+  independent samples, `gumbel_topk.propose` distinct ones, `topk.propose` the likeliest tokens;
 * ``verify(key, drafts, log_p, log_q, active)``, which emits a sample of `q`;
 * ``acceptance(log_p, log_q, num_drafts: tuple)``, the exact acceptance for each list length;
 * ``SCHEME = Scheme(name="my_scheme", ..., propose_fn=propose,
@@ -74,6 +74,7 @@ from gls_jax.schemes import (
     specinfer,
     specinfer_wor,
     spectr,
+    topk,
     traversal,
     weighted_importance,
 )
@@ -100,6 +101,8 @@ _MODULES = (
     gumbel_topk,
     minhash,
     naive,
+    # without noise in the drafts
+    topk,
     # by tests that read the draft probabilities
     single,
     specinfer,

@@ -89,12 +89,26 @@ class Interval(NamedTuple):
 
 def propose(key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int) -> Drafts:
     num_categories = log_p.shape[0]
-    arrivals = races.arrivals(races.exponentials(key, 1, num_categories)[0], log_p)
-    _, tokens = jax.lax.top_k(-arrivals, min(num_drafts, num_categories))
+    return in_order(
+        -races.arrivals(races.exponentials(key, 1, num_categories)[0], log_p), num_drafts
+    )
+
+
+def in_order(scores: Vector, num_drafts: int) -> Drafts:
+    """The tokens of the K largest scores; `-inf` is the score of an impossible token.
+
+    Args:
+        scores: `[N]`.
+        num_drafts: `K`, static.
+
+    Returns:
+        `i32[K]`, ties by index. Fewer than K possible tokens: the rest of the list repeats the
+        first.
+    """
+    _, tokens = jax.lax.top_k(scores, min(num_drafts, scores.shape[0]))
     # Without the barrier XLA merges `tokens[0]` into the top-k, and then sorts everything.
     tokens = jax.lax.optimization_barrier(tokens)
-    # Fewer than K possible tokens: the rest of the list repeats the first.
-    tokens = jnp.where(jnp.isfinite(arrivals[tokens]), tokens, tokens[0])
+    tokens = jnp.where(jnp.isfinite(scores[tokens]), tokens, tokens[0])
     return jnp.concatenate([tokens, jnp.full(num_drafts - tokens.shape[0], tokens[0])])
 
 

@@ -7,9 +7,9 @@ with *merged* tails, one category for both.
 For the schemes in :data:`BRACKETED` the truth lies between the two values, because merging
 categories can only help them: single, spectr, minhash, naive, GLS, Poisson lists (checked in the
 tests on random distributions on whole vocabularies). For others the two need not bracket the truth.
-The lists of `gumbel_topk` and `specinfer_wor` have distinct tokens, and a tail takes one rank
-where many tokens might take several. The third and later tests of `specinfer` and the truncated
-program of `weighted_importance` are not monotone. Without truncated mass both values are
+The lists of `gumbel_topk`, `topk` and `specinfer_wor` have distinct tokens, and a tail takes one
+rank where many tokens might take several, or none. The third and later tests of `specinfer` and the
+truncated program of `weighted_importance` are not monotone. Without truncated mass both values are
 exact for every scheme; this is so with top-k sampling that keeps no more tokens than the dump.
 """
 

@@ -216,6 +216,15 @@ def test_resume_after_an_interrupt(args, tmp_path, capsys, monkeypatch):
         (["--scheme", "minhash", "--tree", "4,2"], "scheme 'minhash' takes at most 1, got 4"),
         (["--tree", "4,x"], "tree: expected numbers such as 4,2,1"),
         (["--tree", "margin:32"], "tree: expected numbers such as 4,2,1"),
+        (["--tree", "first:32,4"], "tree: expected numbers such as 4,2,1, or margin or best-first"),
+        (
+            ["--tree", "margin:1000000000,1000000000"],
+            "MarginTree.budget: expected at most 4096, got 1000000000",
+        ),
+        (
+            ["--tree", "best-first"],
+            "expected scheme 'topk' for a best-first tree, got 'gumbel_topk'",
+        ),
         (
             ["--tree", "4,2", "--drafts", "2"],
             "expected --tree, or --drafts and --length, got --tree combined with --drafts",

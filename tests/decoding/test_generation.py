@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gls_jax import decoding
-from gls_jax.decoding import MarginTree
+from gls_jax.decoding import BestFirstTree, MarginTree
 from tests.decoding.tiny_models import (
     CHAINS,
     KEY,
@@ -31,6 +31,8 @@ STRONG = [
     ("poisson", dict(tree=(3, 2, 1))),
     ("gumbel_topk", dict(tree=MarginTree(12, 3))),
     ("gumbel_topk", dict(num_drafts=4)),
+    ("topk", dict(tree=BestFirstTree(12, 3))),
+    ("topk", dict(num_drafts=3)),
     ("minhash", dict()),
 ]
 
@@ -60,6 +62,28 @@ def test_strong_schemes_give_the_text_of_plain_generation(scheme, shape):
         if name == "near":
             assert generation.metrics.block_efficiency > 1.5
     assert plain != texts(decoding.generate(jax.random.key(4), target, None, prompts, **options))
+
+
+def test_schemes_of_one_race_give_the_same_text(target, near):
+    """`topk` emits what `poisson` and `gumbel_topk` emit with the same key, whatever the drafts."""
+    prompts, options = random_prompts(ROWS), dict(CHAINS, max_new_tokens=10)
+    of_scheme = [
+        texts(decoding.generate(KEY, target, near, prompts, scheme=name, **options))
+        for name in ("topk", "poisson", "gumbel_topk")
+    ]
+    assert of_scheme[0] == of_scheme[1] == of_scheme[2]
+
+
+def test_topk_drafts_several_tokens_for_a_greedy_target(target, near):
+    """Its default draft temperature is the target's, and 1 where that is 0."""
+    prompts = random_prompts(ROWS)
+    options = dict(scheme="topk", tree=(3, 1), max_new_tokens=12, temperature=[0.0] * 7 + [0.8])
+    default = decoding.generate(KEY, target, near, prompts, **options)
+    one_draft = decoding.generate(KEY, target, near, prompts, **options | {"tree": (1, 1)})
+    assert texts(default) == texts(one_draft)
+    assert default.metrics.rounds < one_draft.metrics.rounds
+    stated = decoding.generate(KEY, target, near, prompts, draft_temperatures=1.0, **options)
+    assert (default.metrics.histogram[:7] == stated.metrics.histogram[:7]).all()
 
 
 def test_gls_depends_on_its_drafts_only(target, near):

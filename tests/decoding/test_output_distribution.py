@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gls_jax import decoding, schemes
-from gls_jax.decoding import MarginTree
+from gls_jax.decoding import BestFirstTree, MarginTree
 from gls_jax.decoding.cache import with_length
 from tests import oracles
 from tests.decoding import language
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ALPHA = 1e-9
 REQUESTS = 20_000
-# They solve a linear program, and search, at every tree node.
-FEWER = {"optimal": 1000, "weighted_importance": 5000}
+# It sorts at every tree node, for every comparison.
+FEWER = {"weighted_importance": 5000}
 NEW = 3
 PROMPTS = ([1, 2, 0], [3])  # every other request
 SHARED = dict(temperature=0.8, top_k=3, top_p=0.9, stop_tokens=(2,))
@@ -56,12 +56,9 @@ def shapes(scheme):
         return [dict(num_drafts=1, draft_length=2)]
     chains = [dict(num_drafts=3, draft_length=2)]
     trees = [dict(tree=(2, 2))] if scheme.ranked else []
-    margins = (
-        [dict(tree=MarginTree(6, 3, frontier=2, children=3))]
-        if scheme.name == "gumbel_topk"
-        else []
-    )
-    return chains + trees + margins
+    kinds = {"gumbel_topk": [MarginTree], "topk": [BestFirstTree]}.get(scheme.name, [])
+    dynamic = [dict(tree=kind(6, 3, frontier=2, children=3)) for kind in kinds]
+    return chains + trees + dynamic
 
 
 SCHEMES = [schemes.get(name) for name in (*schemes.NAMES, *schemes.PATH_NAMES)]
@@ -84,7 +81,7 @@ def test_plain_generation():
 
 
 @pytest.mark.parametrize(
-    "scheme", ["gls", "gls_strong", "naive", "specinfer", "weighted_importance", "optimal"]
+    "scheme", ["gls", "gls_strong", "naive", "specinfer", "weighted_importance"]
 )
 def test_diverse_drafters(scheme):
     """Three drafters at three temperatures; the third is the first again."""

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from gls_jax import decoding
-from gls_jax.decoding import MarginTree
+from gls_jax.decoding import BestFirstTree, MarginTree
 from tests.decoding.tiny_models import KEY
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -31,12 +31,20 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
         (dict(max_length=2), r"prompts: expected fewer than max_length \(2\) tokens, got 2"),
         (dict(scheme="best"), "scheme: expected one of gls"),
         (dict(scheme="single", num_drafts=2), "num_drafts: scheme 'single' takes at most 1, got 2"),
-        (dict(scheme="optimal"), "scheme 'optimal'.*12"),
         (dict(num_drafts=0), "num_drafts: expected an int of at least 1, got 0"),
         (dict(draft_length=0), "draft_length: expected an int of at least 1, got 0"),
         (
             dict(tree=MarginTree(4, 2)),
             "tree: expected scheme 'gumbel_topk' for a margin tree, got 'gls'",
+        ),
+        (
+            dict(tree=BestFirstTree(4, 2), scheme="gumbel_topk"),
+            "tree: expected scheme 'topk' for a best-first tree, got 'gumbel_topk'",
+        ),
+        (dict(tree=(10**5, 10**5)), "tree: expected at most 4096 nodes, got 10000100000"),
+        (
+            dict(num_drafts=10**5, draft_length=10**5),
+            r"draft_length: expected num_drafts \* draft_length of at most 4096",
         ),
         (dict(tree=(2, 0)), "tree: expected an int of at least 1, got 0"),
         (dict(tree=(9, 1), scheme="block"), "num_drafts: scheme 'block' takes at most 1, got 9"),

@@ -20,6 +20,12 @@ TRIALS = 40_000
 SCHEMES = [schemes.get(name) for name in schemes.NAMES]
 WITHOUT_REPLACEMENT = ("gumbel_topk", "specinfer_wor")
 
+
+def has_iid_drafts(scheme):
+    """Whether the bounds for independent samples of `p` hold for it."""
+    return scheme.samples_drafts and scheme.name not in WITHOUT_REPLACEMENT
+
+
 # Where float32 log-probabilities leave an oracle's quadrature enough digits.
 SMALL_PROBLEMS = {name: pair for name, pair in PROBLEMS.items() if name != "rare target"}
 
