@@ -92,8 +92,8 @@ def fitting(counted: Sequence[Counted]) -> list[str]:
 
     >>> import numpy as np
     >>> from gls_jax.conformance import suspects
-    >>> p, q = np.array([0.5, 0.5, 0.0]), np.array([0.2, 0.3, 0.5])
-    >>> suspects.fitting([(p, q, np.array([500, 500, 0]))])
+    >>> p, q = np.array([0.5, 0.5, 0.0]), np.array([0.2, 0.7, 0.1])
+    >>> suspects.fitting([(p, q, np.array([5000, 5000, 0]))])
     ['every draft is accepted, or the residual is (p - q)+']
     """
     names = []
