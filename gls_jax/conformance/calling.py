@@ -19,6 +19,7 @@ Noise = Literal["key", "seed"]
 # Numbers of one argument in one compiled call, so that temporary arrays stay small.
 _NUMBERS_PER_CALL = 2**22
 _THREAD = "call of a verifier"
+_PATIENCE = 5  # seconds for a call to end after Ctrl-C
 _TRIALS_PER_CALL = 2**12
 # Fewer answers than this say nothing about a distribution.
 _FEWEST_CALLS = 200
@@ -48,7 +49,12 @@ def limited(function: Callable[[], Any], seconds: float) -> Any:
 
     thread = threading.Thread(target=run, daemon=True, name=_THREAD)
     thread.start()
-    thread.join(seconds)
+    try:
+        thread.join(seconds)
+    except KeyboardInterrupt:
+        # Most calls end soon. To leave one running could abort the process at its end.
+        thread.join(_PATIENCE)
+        raise
     if thread.is_alive():
         raise VerifierError(f"expected an answer within {seconds:.0f} s, got none")
     if error:

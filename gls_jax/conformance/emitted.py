@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from gls_jax import bounds
 from gls_jax.conformance import evidence
@@ -43,7 +43,7 @@ def logs(probs: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
         return np.log(probs).astype(np.float32)
 
 
-def described_key(key) -> str:
+def described_key(key: PRNGKeyArray) -> str:
     """How to make a key again."""
     first, second = np.asarray(jax.random.key_data(key)).tolist()
     return f"jax.random.wrap_key_data(np.array([{first}, {second}], np.uint32))"
@@ -203,8 +203,8 @@ def shared_noise(outcome: Outcome, way: Way, example: Example) -> Outcome:
     outcome.check = "noise shared with the proposal"
     told = outcome.failure or outcome.message
     advice = (
-        f"drafts from {way.name} of the verifier's key: {told}; draw from a key that no drafter "
-        "uses, or say separate_keys=True if none ever sees this key"
+        f"biased where drafts come from {way.name} of the verifier's key: {told}. Draw from a key "
+        "that no drafter uses; if no drafter ever sees this key, say separate_keys=True"
     )
     outcome.failure = advice if outcome.failure is not None else None
     outcome.message = advice

@@ -48,11 +48,15 @@ class Language:
         """The target's distributions after some tokens, `f32[..., N]`."""
         return _rows(self.q, position, previous)
 
-    def target_tokens(self, position: int, previous: np.ndarray, uniforms: np.ndarray):
+    def target_tokens(
+        self, position: int, previous: Int[np.ndarray, ...], uniforms: Float[np.ndarray, ...]
+    ) -> Int[np.ndarray, ...]:
         """A token of the target after each of some tokens."""
         return _sampled(self.q, position, previous, uniforms)
 
-    def draft_tokens(self, position: int, previous: np.ndarray, uniforms: np.ndarray):
+    def draft_tokens(
+        self, position: int, previous: Int[np.ndarray, ...], uniforms: Float[np.ndarray, ...]
+    ) -> Int[np.ndarray, ...]:
         """A token of the drafter after each of some tokens."""
         return _sampled(self.p, position, previous, uniforms)
 

@@ -38,11 +38,11 @@ class Calls:
         way: same_key.Way | None = None,
         keys: Key[Array, " C"] | None = None,
     ):
-        self.language = language
-        self.num_drafts = np.tile(np.array(LENGTHS, np.int32), num_groups)
+        self.language: Language = language
+        self.num_drafts: Int[np.ndarray, " B"] = np.tile(np.array(LENGTHS, np.int32), num_groups)
         if keys is None:
             keys = session.keys(num_calls, "verify", language.name)
-        self.keys = keys
+        self.keys: Key[Array, " C"] = keys
         shape = (len(keys), len(self.num_drafts))
         self._completion = session.uniforms((*shape, LENGTH + 1), "completion", language.name)
         self._uniforms = session.uniforms((*shape, LENGTH + 1), "drafts", language.name)
@@ -51,6 +51,8 @@ class Calls:
             num_rows, size = int(self.num_drafts.sum()), language.num_categories
             noise = session.options.noise
             self._shared = same_key.noise_of(way, keys, noise, num_rows, size)
+        self.chains: Int[np.ndarray, "C B L"] = np.full((*shape, LENGTH), -1, np.int32)
+        self.bonus: Int[np.ndarray, "C B"] = np.zeros(shape, np.int32)
         self._draft()
         self._is_changed: Bool[np.ndarray, " B"] | None = None
         self._order = slice(None)
@@ -58,7 +60,6 @@ class Calls:
     def _draft(self) -> None:
         """Chains of drafts, and the bonus token that follows the last one."""
         shape = self._uniforms.shape[:2]
-        self.chains = np.full((*shape, LENGTH), -1, np.int32)
         previous = np.full(shape, -1)
         last_uniforms = self._uniforms[..., LENGTH]
         self.bonus = self.language.target_tokens(0, previous, last_uniforms)

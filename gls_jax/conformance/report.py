@@ -99,6 +99,7 @@ class Report:
             verdict += f", {len(skipped)} problems not tried"
         head = f"{self.verifier}, kind {self.kind}, seed {self.seed}: {verdict}"
         lines = [head, f"{self.calls}; {self.seconds:.0f} s", "", *_table(self.checks), ""]
+        lines += _notes(self.checks)
         for number, finding in enumerate(self.findings, 1):
             lines += _described(number, finding)
         lines += textwrap.wrap(
@@ -138,7 +139,7 @@ def _row(name: str, results: list[CheckResult]) -> tuple[str, str, str, str, str
     elif not done:
         outcome = f"skipped: {results[0].detail}"
     elif any(result.status == "noted" for result in done):
-        outcome = f"noted: {next(r.detail for r in done if r.status == 'noted')}"
+        outcome = "see note"
     else:
         outcome = "passed"
     skipped = len(results) - len(done)
@@ -150,6 +151,19 @@ def _row(name: str, results: list[CheckResult]) -> tuple[str, str, str, str, str
         sees = f"{statistics.median(biases):.2g}"
     trials = f"{sum(result.num_trials for result in done):,}"
     return name, str(len(done)), trials, sees, outcome
+
+
+def _notes(checks: tuple[CheckResult, ...]) -> list[str]:
+    """What is no finding, but good to know: the first note of each check."""
+    notes: dict[str, CheckResult] = {}
+    for result in checks:
+        if result.status == "noted":
+            notes.setdefault(result.check, result)
+    lines: list[str] = []
+    for result in notes.values():
+        text = f"Note, {result.check}: {result.detail}"
+        lines += textwrap.wrap(text, _WIDTH, subsequent_indent="  ")
+    return [*lines, ""] if lines else []
 
 
 def _first_skipped(results: list[CheckResult]) -> str:

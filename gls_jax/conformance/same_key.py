@@ -93,7 +93,9 @@ def drafts_of(
     return times.argmin(-1).astype(np.int32)
 
 
-def noise_of(way: Way, keys, noise: Noise, num_rows: int, num_categories: int) -> np.ndarray:
+def noise_of(
+    way: Way, keys: Key[Array, " T"], noise: Noise, num_rows: int, num_categories: int
+) -> Float[np.ndarray, T * noise]:
     """The noise of this way from each key, with an axis of keys in front."""
     if noise == "seed":
         return np.stack([way.noise(seed, num_rows, num_categories) for seed in seeds_of(keys)])

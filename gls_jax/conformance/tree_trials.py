@@ -27,14 +27,14 @@ class Shape:
     """
 
     def __init__(self, name: str, parents: list[int]):
-        self.name = name
-        self.parents = np.array(parents, np.int32)
+        self.name: str = name
+        self.parents: Int[np.ndarray, " n"] = np.array(parents, np.int32)
         depths: list[int] = []
         for parent in parents:
             depths.append(depths[parent - 1] + 1 if parent else 0)
-        self.depths = np.array(depths)
-        self.depth = max(depths) + 1
-        self.list_size = max(parents.count(parent) for parent in parents)
+        self.depths: Int[np.ndarray, " n"] = np.array(depths)
+        self.depth: int = max(depths) + 1
+        self.list_size: int = max(parents.count(parent) for parent in parents)
 
 
 SHAPES: tuple[Shape, ...] = (
@@ -64,10 +64,12 @@ class TreeTrials:
         way: same_key.Way | None = None,
         keys: Key[Array, " T"] | None = None,
     ):
-        self.language = language
-        self.shape = shape
+        self.language: Language = language
+        self.shape: Shape = shape
         names = (language.name, shape.name)
-        self.keys = session.keys(num_trials, "verify", *names) if keys is None else keys
+        if keys is None:
+            keys = session.keys(num_trials, "verify", *names)
+        self.keys: Key[Array, " T"] = keys
         num_trials, num_nodes = len(self.keys), len(shape.parents)
         self._completion = session.uniforms((num_trials, shape.depth + 1), "completion", *names)
         uniforms = session.uniforms((num_trials, num_nodes), "drafts", *names)
@@ -75,7 +77,7 @@ class TreeTrials:
         if way is not None:
             noise, size = session.options.noise, language.num_categories
             shared = same_key.noise_of(way, self.keys, noise, num_nodes, size)
-        self.tokens = np.zeros((num_trials, num_nodes), np.int32)
+        self.tokens: Int[np.ndarray, "T n"] = np.zeros((num_trials, num_nodes), np.int32)
         for node in range(num_nodes):
             if session.options.without_replacement:
                 self.tokens[:, node] = self._distinct(node, uniforms[:, node])
