@@ -79,8 +79,8 @@ A wrong call of :func:`check` itself is a `ValueError`.
 A biased one passes if its bias is smaller than what the report says it would have seen.
 """
 
-from gls_jax.conformance.checking import KINDS, check
+from gls_jax.conformance.checking import KINDS, PROBLEMS, check
 from gls_jax.conformance.evidence import FALSE_FAILURE_RATE
 from gls_jax.conformance.report import CheckResult, Finding, Report
 
-__all__ = ["FALSE_FAILURE_RATE", "KINDS", "CheckResult", "Finding", "Report", "check"]
+__all__ = ["FALSE_FAILURE_RATE", "KINDS", "PROBLEMS", "CheckResult", "Finding", "Report", "check"]

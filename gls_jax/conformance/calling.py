@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-__all__ = ["Caller", "Noise", "VerifierError", "limited", "seeds_of"]
+__all__ = ["Caller", "Noise", "VerifierError", "is_left_running", "limited", "seeds_of"]
 
 Noise = Literal["key", "seed"]
 
 # Numbers of one argument in one compiled call, so that temporary arrays stay small.
 _NUMBERS_PER_CALL = 2**22
+_THREAD = "call of a verifier"
+_TRIALS_PER_CALL = 2**12
 # Fewer answers than this say nothing about a distribution.
 _FEWEST_CALLS = 200
 
@@ -44,7 +46,7 @@ def limited(function: Callable[[], Any], seconds: float) -> Any:
         except BaseException as raised:
             error.append(raised)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, daemon=True, name=_THREAD)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
@@ -52,6 +54,11 @@ def limited(function: Callable[[], Any], seconds: float) -> Any:
     if error:
         raise error[0]
     return result[0]
+
+
+def is_left_running() -> bool:
+    """Whether a call that took too long goes on, which can end the process with an error."""
+    return any(thread.name == _THREAD for thread in threading.enumerate())
 
 
 def seeds_of(keys: Key[Array, " T"]) -> list[int]:
@@ -63,11 +70,12 @@ class Caller:
     """Calls a verifier on many trials that share some arguments.
 
     Attributes:
+        verifier: the function, or the object whose functions others call.
         calls: how it is called, in words for the report; None before the first call.
     """
 
     def __init__(self, verifier: Callable[..., Any], *, noise: Noise, seconds: float):
-        self._verifier = verifier
+        self.verifier = verifier
         self._noise = noise
         self._seconds = seconds
         self._compiled: Callable[..., Any] | None = None
@@ -125,7 +133,7 @@ class Caller:
         """
         if self.calls is None:
             self._choose_batches(keys[0], arguments(0))
-        function = self._compiled or self._verifier
+        function = self._compiled or self.verifier
         noise = seeds_of(keys) if self._noise == "seed" else keys
         answers: list[np.ndarray] = []
         deadline = None
@@ -147,17 +155,17 @@ class Caller:
     def _choose_batches(self, key, arguments) -> None:
         """Whether a function of batches can be compiled."""
         try:
-            jax.eval_shape(self._verifier, key, *arguments)
+            jax.eval_shape(self.verifier, key, *arguments)
         except Exception:
             self.calls = "no JAX function that can be traced: called without jit"
             return
-        self._compiled = jax.jit(self._verifier)
+        self._compiled = jax.jit(self.verifier)
         self.calls = "called as jit(verifier), many requests a call"
 
     def _choose(self, keys, varying, fixed) -> None:
         """Whether the verifier can be traced; nothing is computed yet."""
         axes = [0] * (1 + len(varying)) + [None] * len(fixed)
-        lifted = jax.vmap(self._verifier, in_axes=axes)
+        lifted = jax.vmap(self.verifier, in_axes=axes)
         arguments = (keys, *varying, *fixed)
         try:
             limited(lambda: jax.eval_shape(lifted, *arguments), self._seconds)
@@ -171,16 +179,19 @@ class Caller:
         self.calls = "called as jit(vmap(verifier))"
 
     def _compiled_answers(self, keys, varying, fixed, seconds: float) -> np.ndarray:
-        compiled = self._compiled
-        sizes = [np.size(array) // len(keys) for array in varying]
+        compiled, num_trials = self._compiled, len(keys)
+        sizes = [np.size(array) // num_trials for array in varying]
         largest = max(1, *sizes, *(np.size(array) for array in fixed))
-        chunk = min(len(keys), max(1, _NUMBERS_PER_CALL // largest))
+        # All calls have one size, so that a shape is compiled once however many trials there are.
+        chunk = min(_TRIALS_PER_CALL, max(1, _NUMBERS_PER_CALL // largest))
         answers: list[np.ndarray] = []
         deadline = None
-        for start in range(0, len(keys) - chunk + 1, chunk):
-            rows = slice(start, start + chunk)
+        for start in range(0, num_trials, chunk):
+            # The last call is filled up with its last trial.
+            rows = np.minimum(np.arange(start, start + chunk), num_trials - 1)
             arguments = (keys[rows], *(array[rows] for array in varying), *fixed)
-            answers.append(limited(partial(self._call, compiled, arguments), self._seconds))
+            found = limited(partial(self._call, compiled, arguments), self._seconds)
+            answers.append(found[: num_trials - start])
             # The first call also compiles, and does not count.
             deadline = deadline or time.monotonic() + seconds
             if time.monotonic() > deadline:
@@ -205,7 +216,7 @@ class Caller:
             rows = [np.array(array[trial]) for array in varying]
             shared = [np.array(array) for array in fixed]
             try:
-                answer = np.asarray(self._verifier(noise[trial], *rows, *shared))
+                answer = np.asarray(self.verifier(noise[trial], *rows, *shared))
             except Exception as error:
                 raise VerifierError(f"raised {_named(error)}", trial) from error
             if answers and answer.shape != answers[0].shape:

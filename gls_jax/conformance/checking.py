@@ -5,28 +5,38 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, races, schemes
-from gls_jax.conformance import evidence, ragged_kind, suspects, token_kind, tree_kind
+from gls_jax.conformance import evidence, ragged_kind, shared_kind, suspects, token_kind, tree_kind
 from gls_jax.conformance.calling import Caller, Noise, VerifierError
 from gls_jax.conformance.problem_set import LARGE
 from gls_jax.conformance.report import CheckResult, Finding, Report
 from gls_jax.conformance.session import Options, Outcome, Session
 from gls_jax.typing import Report as ProgressReport
 
-__all__ = ["KINDS", "check"]
+__all__ = ["KINDS", "PROBLEMS", "check"]
+
+PROBLEMS: dict[str, tuple[str, ...]] = {
+    "token": token_kind.PROBLEMS,
+    "ragged": ragged_kind.PROBLEMS,
+    "tree": tree_kind.PROBLEMS,
+    "shared": shared_kind.PROBLEMS,
+}
+"""Names of the problems of each kind."""
+
+KINDS: tuple[str, ...] = tuple(PROBLEMS)
+"""The kinds of verifiers."""
 
 _RUNS = {
     "token": token_kind.run,
     "ragged": ragged_kind.run,
     "tree": tree_kind.run,
+    "shared": shared_kind.run,
 }
-
-KINDS: tuple[str, ...] = tuple(_RUNS)
-"""The kinds of verifiers."""
 
 
 def check(
@@ -92,6 +102,7 @@ def check(
     start = time.monotonic()
     name = verifier_name(verifier)
     checks.one_of(kind, KINDS, "kind")
+    _check_verifier(verifier, kind)
     options = Options(
         noise=noise,
         num_trials=checks.count(num_trials, "num_trials"),
@@ -104,8 +115,9 @@ def check(
         separate_keys=separate_keys,
         invariance=invariance,
         drafts=drafts,
-        time_limit=float(time_limit),
+        time_limit=time_limit,
     )
+    _check_options(options, kind)
     key: PRNGKeyArray = races.new_key(seed)
     session = Session(key, options, progress)
     caller = Caller(verifier, noise=noise, seconds=options.time_limit)
@@ -125,7 +137,46 @@ def check(
 
 def verifier_name(verifier: Any) -> str:
     """The name under which it is reported."""
+    if isinstance(verifier, partial):
+        verifier = verifier.func
     return getattr(verifier, "__name__", None) or getattr(verifier, "name", None) or repr(verifier)
+
+
+def _check_verifier(verifier: Any, kind: str) -> None:
+    """A function, or an object with both functions of the kind `shared`."""
+    if kind != "shared":
+        if not callable(verifier):
+            raise ValueError(f"verifier: expected a function, got {type(verifier).__name__}")
+        return
+    for name in ("propose", "verify"):
+        if not callable(getattr(verifier, name, None)):
+            got = type(verifier).__name__
+            raise ValueError(f"verifier: expected an object with a method {name}, got {got}")
+
+
+def _check_options(options: Options, kind: str) -> None:
+    """Values of the options, and that this kind has them."""
+    checks.one_of(options.noise, ("key", "seed"), "noise")
+    for name in ("max_drafts", "max_vocabulary"):
+        value = getattr(options, name)
+        if value is not None:
+            checks.count(value, name)
+    for problem in options.problems or ():
+        checks.one_of(problem, PROBLEMS[kind], "problems")
+    for name, values in (
+        ("invariance", ("none", "conditional", "strong")),
+        ("drafts", ("independent", "distinct", "any")),
+    ):
+        value = getattr(options, name)
+        if value is not None:
+            checks.one_of(value, values, name)
+    if not options.time_limit > 0:
+        raise ValueError(f"time_limit: expected a number of seconds, got {options.time_limit}")
+    kind_of = {"diverse": "token", "without_replacement": "tree"}
+    kind_of |= {"invariance": "shared", "drafts": "shared"}
+    for name, only_kind in kind_of.items():
+        if getattr(options, name) and kind != only_kind:
+            raise ValueError(f"{name}: expected kind {only_kind!r}, got kind {kind!r}")
 
 
 def _claimed_acceptance(acceptance: str | Callable[..., Any] | None):

@@ -67,6 +67,8 @@ def _softmax(logits, temperature: float) -> np.ndarray:
 _SMALL_WEIGHTS: dict[str, tuple[np.ndarray, np.ndarray]] = {
     "plain": (_padded([5, 30, 10, 20, 15, 20]), _padded([25, 10, 20, 5, 30, 10])),
     "peaked": (_padded([80, 1, 4, 10, 2, 3]), _padded([10, 60, 2, 20, 3, 5])),
+    # A rejected first draft leaves a residual against which the second one is really tested.
+    "second test": (_padded([50, 20, 30]), _padded([54, 36, 10])),
     "equal": (_padded([3, 1, 2, 5, 4, 1]), _padded([3, 1, 2, 5, 4, 1])),
     "ties": (_padded([1, 2, 3, 4]), _padded([4, 8, 3, 5])),
     "uniform": (_padded([1] * 6), _padded([1] * 6)),

@@ -17,7 +17,10 @@ from gls_jax.conformance.ragged_calls import LENGTHS, Calls
 from gls_jax.conformance.session import Outcome, Session
 from gls_jax.conformance.text_outcomes import text_outcome
 
-__all__ = ["run"]
+__all__ = ["PROBLEMS", "run"]
+
+PROBLEMS: tuple[str, ...] = tuple(dict.fromkeys((*LANGUAGES, *LARGE)))
+"""Names of the problems."""
 
 _GROUPS = 128  # of four requests, in one call
 _LARGE_CALLS = 600
@@ -202,7 +205,7 @@ def _large(session: Session, caller: Caller, name: str) -> None:
     calls = Calls(session, language, num_calls, 1)
     check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
     with session.usable_answers(name, calls.example) as usable:
-        answers = calls.answers(caller, session.share)
+        answers = calls.answers(caller, session.large_share)
         usable.num_trials = answers.shape[0] * answers.shape[1]
         first_tokens = answers[:, calls.num_drafts > 0, 0].ravel()
         example = partial(calls.example, None, request=2)

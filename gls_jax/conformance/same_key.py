@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -96,4 +97,9 @@ def noise_of(way: Way, keys, noise: Noise, num_rows: int, num_categories: int) -
     """The noise of this way from each key, with an axis of keys in front."""
     if noise == "seed":
         return np.stack([way.noise(seed, num_rows, num_categories) for seed in seeds_of(keys)])
-    return np.asarray(jax.vmap(lambda key: way.noise(key, num_rows, num_categories))(keys))
+    return np.asarray(_noise_of_keys(keys, way, num_rows, num_categories))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _noise_of_keys(keys: Key[Array, " T"], way: Way, num_rows: int, num_categories: int):
+    return jax.vmap(lambda key: way.noise(key, num_rows, num_categories))(keys)

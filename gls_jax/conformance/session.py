@@ -7,10 +7,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Array, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from gls_jax import races
 from gls_jax.conformance.calling import Noise, VerifierError
@@ -21,7 +23,7 @@ __all__ = ["USABLE", "Example", "Options", "Outcome", "Session"]
 
 Example = Mapping[str, Any]
 
-# A problem gets at most this part of the time limit, of which the calls before it left some.
+# A problem gets at most this part of the time limit; most need less.
 _SHARE = 1 / 30
 _FEWER_TRIALS = 3_000
 
@@ -109,13 +111,18 @@ class Session:
 
     def uniforms(self, shape: tuple[int, ...], *names: str | int) -> np.ndarray:
         """The kit's own noise, `f64[shape]`."""
-        count = int(np.prod(shape))
-        return np.asarray(races.uniforms(self.key(*names), count), np.float64).reshape(shape)
+        uniforms = _uniforms(self.key(*names), int(np.prod(shape)))
+        return np.asarray(uniforms, np.float64).reshape(shape)
 
     @property
     def share(self) -> float:
-        """Seconds that the next problem may take."""
+        """Seconds that a problem may take."""
         return max(self.options.time_limit * _SHARE, 0.1)
+
+    @property
+    def large_share(self) -> float:
+        """Seconds that a problem of the size of a vocabulary may take."""
+        return 2 * self.share
 
     @property
     def fewer_trials(self) -> int:
@@ -164,3 +171,8 @@ class Session:
         """Tell the caller how far the check has come."""
         if self._report is not None:
             self._report(name, done, total)
+
+
+@partial(jax.jit, static_argnums=1)
+def _uniforms(key: PRNGKeyArray, count: int) -> Float[Array, " count"]:
+    return races.uniforms(key, count)

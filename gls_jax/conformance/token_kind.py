@@ -15,7 +15,10 @@ from gls_jax.conformance.problem_set import LARGE, SMALL, ZERO_UNIFORM, Pair, dr
 from gls_jax.conformance.session import Example, Outcome, Session
 from gls_jax.conformance.shrinking import smallest
 
-__all__ = ["run"]
+__all__ = ["PROBLEMS", "run"]
+
+PROBLEMS: tuple[str, ...] = tuple(dict.fromkeys((*SMALL, ZERO_UNIFORM.name, *LARGE)))
+"""Names of the problems."""
 
 _MOST_DRAFTS = 4  # of a problem, unless the verifier takes fewer
 _LARGE_DRAFTS = 2  # at the size of a vocabulary
@@ -180,6 +183,6 @@ def _large(session: Session, caller: Caller, name: str, most: int) -> None:
     trials = _Trials(session, make(size), min(most, _LARGE_DRAFTS), num_trials)
     check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
     with session.usable_answers(name, trials.example) as usable:
-        tokens = trials.tokens(caller, session.share)
+        tokens = trials.tokens(caller, session.large_share)
         usable.num_trials = len(tokens)
         session.outcomes.append(_distribution(session, caller, trials, tokens, check))

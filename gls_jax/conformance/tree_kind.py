@@ -16,7 +16,10 @@ from gls_jax.conformance.session import Outcome, Session
 from gls_jax.conformance.text_outcomes import text_outcome
 from gls_jax.conformance.tree_trials import SHAPES, Shape, TreeTrials
 
-__all__ = ["run"]
+__all__ = ["PROBLEMS", "run"]
+
+PROBLEMS: tuple[str, ...] = tuple(dict.fromkeys((*LANGUAGES, *LARGE)))
+"""Names of the problems."""
 
 _TRIALS_PER_SHAPE = 4  # the trials of a problem are divided among the shapes
 _LARGE_TRIALS = 1_000
@@ -147,7 +150,7 @@ def _large(session: Session, caller: Caller, name: str) -> None:
     trials = TreeTrials(session, language, shape, num_trials)
     check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
     with session.usable_answers(name, trials.example) as usable:
-        answers = trials.answers(caller, session.share)
+        answers = trials.answers(caller, session.large_share)
         usable.num_trials = len(answers)
         outcome = emitted.distribution(pair, answers[:, 0], trials.example, check=check)
         session.outcomes.append(outcome)
