@@ -4,11 +4,14 @@ Texts are in the language of `tests.schemes.tree_rounds`, written in rounds of o
 drafts. Each statistical test fails a correct sampler with probability at most ALPHA for another key.
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import package_files
 from gls_jax import races, schemes
 from gls_jax.adapters import tpu_inference
 from tests import oracles
@@ -268,3 +271,36 @@ def test_bad_input(scheme, noise, message):
     sampler = tpu_inference.rejection_sampler(scheme, max_draft_tokens=2)
     with pytest.raises(ValueError, match=message):
         sampler(*problem([2, 1]), True, **noise)
+
+
+ENGINE = Path("results/public_samplers/packages/tpu_inference-0.32.0-py3-none-any.whl")
+
+
+@pytest.mark.skipif(not ENGINE.exists(), reason="make samplers downloads the engine's own function")
+@pytest.mark.parametrize("has_draft_probs", [True, False])
+def test_beside_the_engines_own_function(has_draft_probs):
+    """Equal answers where nothing is left to chance; equal first tokens and lengths elsewhere, in law."""
+    file = "tpu_inference/layers/jax/sample/rejection_sampler.py"
+    engine = package_files.module(
+        "tpu-inference", "0.32.0", file, ENGINE.parent, ("tpu_inference",)
+    ).rejection_sample
+    own = tpu_inference.rejection_sampler("single", max_draft_tokens=3)
+    drafts, lengths, p, q, bonus = problem([2, 0, 3, 1] * 50)
+    q[::2] = jax.nn.one_hot(drafts[::2], 4)
+    for certain_q in (q, np.asarray(jax.nn.one_hot(q.argmax(-1), 4))):
+        arrays = (drafts, lengths, p if has_draft_probs else None, certain_q, bonus)
+        for do_sampling in (False,) if certain_q is q else (False, True):
+            answers = [f(*arrays, do_sampling, jax.random.key(0)) for f in (engine, own)]
+            assert answers[0].tolist() == answers[1].tolist()
+    # One problem for all requests: both have the acceptance and the law of the target.
+    count = 20_000
+    lengths, bonus = np.full(count, 1, np.int32), np.zeros(count, np.int32)
+    drafts = np.random.default_rng(0).choice(3, p=[0.2, 0.3, 0.5], size=count).astype(np.int32)
+    p, q = (np.tile(np.float32(row), (count, 1)) for row in ([0.2, 0.3, 0.5], [0.5, 0.3, 0.2]))
+    for function in (engine, own):
+        probs = p if has_draft_probs else None
+        answer = np.asarray(function(drafts, lengths, probs, q, bonus, True, jax.random.key(1)))
+        counts = np.bincount(answer[:count], minlength=3)
+        assert oracles.chi_square(counts, q[0]) > ALPHA
+        ratios = np.minimum(q[0], p[0] if has_draft_probs else q[0] * p[0])
+        assert oracles.binomial(int((answer[count:] >= 0).sum()), count, ratios.sum()) > ALPHA
