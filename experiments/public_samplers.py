@@ -65,7 +65,7 @@ class PublicSamplers:
 
     samplers: tuple[str, ...] = tuple(name for name in SAMPLERS if name not in SLOW)
     num_trials: int = 20_000
-    seconds: float = 900.0
+    seconds: float = 300.0
     seed: int = 0
     out: Path = Path("results/public_samplers")
     full: bool = False

@@ -1,7 +1,9 @@
 """The tree verification of sglang-jax: a tree of drafts for each request.
 
-The signatures are those of `tree_speculative_sampling_target_only` and `verify_tree_greedy` of
-`sgl_jax.srt.kernels.speculative.kernel`. In the engine, one line replaces each::
+The signatures are those that the engine calls (commit cddbf6f, August 2026):
+`tree_speculative_sampling_target_only` of `sgl_jax.srt.kernels.speculative.kernel` and
+`verify_tree_greedy` of `verify_tree_greedy_kernel` beside it. In the engine, one line replaces
+each::
 
     from gls_jax.adapters import sglang_jax
 
@@ -176,48 +178,52 @@ class TreeSampler:
 
 
 def verify_tree_greedy(
-    predicts: Numbers,
-    accept_index: Numbers,
-    accept_token_num: Numbers,
-    candidates: Numbers,
+    speculative_num_steps: int,
+    num_draft_tokens: int,
+    draft_tokens: Numbers,
     retrive_index: Numbers,
     retrive_next_token: Numbers,
     retrive_next_sibling: Numbers,
-    target_predict: Numbers,
+    next_token_logits: Numbers,
 ) -> Verified:
     """Verify the trees of a batch against the target's likeliest tokens.
 
     Args:
-        predicts: as in :class:`TreeSampler`, likewise the others.
-        accept_index: `i32[B, S]`.
-        accept_token_num: `i32[B]`, not read.
-        candidates: `i32[B, n]`.
-        retrive_index: `i32[B, n]`.
+        speculative_num_steps: most nodes of a path, static.
+        num_draft_tokens: `n`, static.
+        draft_tokens: `i32[B n]`, the candidates of :class:`TreeSampler`, flat.
+        retrive_index: `i32[B, n]`, as there, likewise the next two.
         retrive_next_token: `i32[B, n]`.
         retrive_next_sibling: `i32[B, n]`.
-        target_predict: `i32[P]`, the target's token after each candidate, at its place.
+        next_token_logits: `[B n, N]`, the target's logits after each candidate, at its place.
 
-    >>> import jax.numpy as jnp
+    Returns:
+        As there; `predicts` has ``B n + 1`` places, 0 where nothing is written.
+
+    >>> import jax, jax.numpy as jnp
     >>> from gls_jax.adapters import sglang_jax
     >>> verified = sglang_jax.verify_tree_greedy(
-    ...     jnp.zeros(3, jnp.int32),
-    ...     jnp.full((1, 2), -1),
-    ...     jnp.zeros(1, jnp.int32),
-    ...     jnp.array([[9, 3, 4]]),
+    ...     1,
+    ...     3,
+    ...     jnp.array([9, 3, 4]),
     ...     jnp.array([[0, 1, 2]]),
     ...     jnp.array([[1, -1, -1]]),
     ...     jnp.array([[-1, 2, -1]]),
-    ...     jnp.array([4, 0, 5]),
+    ...     jax.nn.one_hot(jnp.array([4, 0, 5]), 10),
     ... )
     >>> verified.accept_index.tolist(), verified.predicts.tolist()
-    ([[0, 2]], [4, 0, 5])
+    ([[0, 2]], [4, 0, 5, 0])
     """
-    del accept_token_num
+    tokens = checks.integers(draft_tokens, "draft_tokens", "[B n]")
+    candidates = tokens.reshape(-1, checks.count(num_draft_tokens, "num_draft_tokens"))
     links = _Links.of(candidates, retrive_next_token, retrive_next_sibling)
-    answer = _Answer.of(predicts, accept_index, retrive_index)
-    next_tokens = checks.integers(target_predict, "target_predict", "[P]")[answer.places]
+    shape = (candidates.shape[0], checks.count(speculative_num_steps, "speculative_num_steps") + 1)
+    predicts = jnp.zeros(tokens.shape[0] + 1, jnp.int32)
+    answer = _Answer.of(predicts, jnp.full(shape, _NONE, jnp.int32), retrive_index)
+    likeliest = jnp.argmax(checks.floats(next_token_logits, "next_token_logits"), axis=-1)
+    next_tokens = likeliest.astype(jnp.int32)[answer.places]
     path = work_shape.compiled(_greedy_paths, (links, next_tokens), (answer.num_steps,))
-    return _written(path, answer, links.candidates)
+    return _written(path, answer, candidates)
 
 
 class _Links(NamedTuple):

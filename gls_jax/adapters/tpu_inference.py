@@ -7,9 +7,9 @@ Its signature is that of `tpu_inference.layers.jax.sample.rejection_sampler.reje
 
     rejection_sample = tpu_inference.rejection_sampler("block", max_draft_tokens=4)
 
-`"block"` accepts whole chains jointly, never fewer tokens than the engine's test of one token after
-another (`"single"`), from the same arguments and by the same law. Where the engine passes no draft
-probabilities, drafts count as certain, as they do there, and both accept alike.
+`"block"` accepts whole chains jointly: on average never fewer tokens than the engine's test of one
+token after another (`"single"`), from the same arguments and by the same law. Where the engine
+passes no draft probabilities, as 0.32.0 does, drafts count as certain and both accept alike.
 
 With `"gls"`, `"gumbel_topk"` and other schemes of shared randomness the target samples from the
 key and the position, and never reads `draft_probs`; see :mod:`gls_jax.adapters` for what the engine

@@ -65,12 +65,16 @@ def test_greedy_paths_are_those_of_the_pointers():
     trees = random_trees(count, num_candidates, rng)
     places = rng.permutation(count * num_candidates).reshape(count, num_candidates)
     target = rng.integers(3, size=count * num_candidates)
-    candidates, first_child, next_sibling = trees
-    arrays = answer_arrays(count, num_candidates, num_steps)
+    candidates, *links = trees
     verified = sglang_jax.verify_tree_greedy(
-        *arrays, candidates, places, first_child, next_sibling, target
+        num_steps - 1,
+        num_candidates,
+        candidates.ravel(),
+        places,
+        *links,
+        jax.nn.one_hot(target, num_candidates),
     )
-    predicts = arrays[0].copy()
+    predicts = np.zeros(count * num_candidates + 1, int)
     lengths = set()
     for tree in range(count):
         links = [array[tree] for array in trees]
