@@ -68,6 +68,7 @@ from gls_jax.sampling import ListSample, list_sample
 
 if TYPE_CHECKING:
     from gls_jax import (
+        adapters,
         compression,
         conformance,
         decoding,

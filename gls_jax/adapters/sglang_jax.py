@@ -164,11 +164,13 @@ class TreeSampler:
         links = _Links.of(candidates, retrive_next_token, retrive_next_sibling)
         num_requests, num_candidates = links.candidates.shape
         noise = given_keys(request_keys, positions, num_requests)
+        # The engine's uniforms become the key of a request that has none.
         if noise is None:
             coins = checks.floats(uniform_samples, "uniform_samples")
             last_coin = checks.floats(uniform_samples_for_final_sampling, "uniform_samples")
             keys = keys_from_uniforms(jnp.append(coins, last_coin[:, None], axis=1))
             noise = keys, jnp.zeros(num_requests, jnp.int32)
+        # A row for every candidate, the root's first: the rows of a tree.
         log_q = jnp.log(checks.floats(target_probs, "target_probs"))
         log_q = log_q.reshape(num_requests, num_candidates, -1)
         answer = _Answer.of(predicts, accept_index, retrive_index)
@@ -220,6 +222,7 @@ def verify_tree_greedy(
     shape = (candidates.shape[0], checks.count(speculative_num_steps, "speculative_num_steps") + 1)
     predicts = jnp.zeros(tokens.shape[0] + 1, jnp.int32)
     answer = _Answer.of(predicts, jnp.full(shape, _NONE, jnp.int32), retrive_index)
+    # The target's token at every place takes the part of its noise.
     likeliest = jnp.argmax(checks.floats(next_token_logits, "next_token_logits"), axis=-1)
     next_tokens = likeliest.astype(jnp.int32)[answer.places]
     path = work_shape.compiled(_greedy_paths, (links, next_tokens), (answer.num_steps,))
@@ -319,6 +322,7 @@ def _tree(links: _Links, num_drafts: int, num_steps: int) -> Tree:
     length = max(num_candidates - 1, 1)
     (parent, index, depth, known), _ = jax.lax.scan(one_candidate_later, start, None, length=length)
     depth_limit = max(num_steps - 1, 1)
+    # Candidates that no link leads to are padding.
     is_alive = known & (depth < num_steps - 1) & (index < num_drafts)
     return Tree(
         tokens=links.candidates[1:],

@@ -113,10 +113,12 @@ class RejectionSampler:
         batch = _Batch(drafts, lengths, bonus)
         if drafts.size == 0:
             return bonus
+        # The engine passes logits then, and no key.
         if not do_sampling:
             return _verified_greedily(batch, checks.floats(target_probs, "target_probs"))
         if draft_probs is not None:
             draft_probs = checks.floats(draft_probs, "draft_probs")
+        # Noise of the requests, or of this step.
         noise = given_keys(request_keys, positions, lengths.shape[0])
         if noise is None:
             noise = self._noise_of_step(key, lengths.shape[0])
@@ -231,11 +233,13 @@ def _verified(
         return jax.nn.one_hot(tokens, num_categories, dtype=jnp.float32)
 
     def verify(key, position, start, length, bonus):
+        # A row more than drafts; what stands behind the chain is another request's, and not alive.
         rows = jnp.minimum(start + jnp.arange(max_draft_tokens + 1, dtype=jnp.int32), last_row)
         tokens = batch.drafts[rows[:-1]]
         # Behind a chain that is cut, the target's own row; behind a whole one, the bonus token.
         is_row = jnp.arange(max_draft_tokens + 1, dtype=jnp.int32) < length
         q = jnp.where(is_row[:, None], target_probs[rows], point_mass(bonus))
+        # A draft without probabilities was certain.
         p = point_mass(tokens) if draft_probs is None else draft_probs[rows[:-1]]
         tree = dataclasses.replace(
             schemes.chains(tokens[None], ranked=scheme.ranked), alive=is_row[:-1]

@@ -304,3 +304,22 @@ def test_beside_the_engines_own_function(has_draft_probs):
         assert oracles.chi_square(counts, q[0]) > ALPHA
         ratios = np.minimum(q[0], p[0] if has_draft_probs else q[0] * p[0])
         assert oracles.binomial(int((answer[count:] >= 0).sum()), count, ratios.sum()) > ALPHA
+
+
+@pytest.mark.parametrize("scheme", ["block", "gls"])
+def test_inside_shard_map(scheme):
+    """As the engine calls it: requests over a mesh axis, the step's key on every device."""
+    drafts, lengths, p, q, bonus = problem([2, 0, 3, 1])
+    sampler = tpu_inference.rejection_sampler(scheme, max_draft_tokens=3)
+    arrays = (drafts, lengths, p, q, bonus, request_keys(4), np.arange(4, dtype=np.int32))
+
+    def forward(drafts, lengths, p, q, bonus, keys, positions, key):
+        noise = {"request_keys": keys, "positions": positions} if scheme == "gls" else {}
+        return sampler(drafts, lengths, p, q, bonus, True, key, **noise)
+
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+    data, everywhere = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    specs = (*[data] * len(arrays), everywhere)
+    sharded = jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=data))
+    key = jax.random.key(0)
+    assert sharded(*arrays, key).tolist() == forward(*arrays, key).tolist()
