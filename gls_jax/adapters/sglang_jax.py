@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from gls_jax import checks, schemes, work_shape
+from gls_jax import checks, races, schemes, work_shape
 from gls_jax.adapters.engine_keys import given_keys, keys_from_uniforms
 from gls_jax.loops import varying_like
 from gls_jax.schemes import Path, Scheme, Tree
@@ -291,7 +291,7 @@ def _greedy_paths(links: _Links, next_tokens: Int[Array, "B n"], num_steps: int)
     def verify(links, next_tokens):
         tree = _tree(links, max(num_candidates - 1, 1), num_steps)
         rows = next_tokens[:, None]
-        return walk(jax.random.key(0), 0, tree, rows[1:], rows, token, diverse=False)
+        return walk(races.new_key(0), 0, tree, rows[1:], rows, token, diverse=False)
 
     return jax.vmap(verify)(links, next_tokens)
 
