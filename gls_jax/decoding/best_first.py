@@ -214,13 +214,7 @@ def _read_more(
     own_lists_only = jnp.arange(num_lists) == own_lists[:, None]
 
     # Read: each node sees the text and its ancestors.
-    offsets = jnp.arange(config.num_cache_slots) - text.length[:, None, None]
-    list_of_slot = jnp.broadcast_to(
-        jnp.clip(offsets + 1, 0, num_lists - 1),
-        (batch_size, shape.frontier, config.num_cache_slots),
-    )
-    is_ancestor = jnp.take_along_axis(on_path, list_of_slot, axis=2)
-    visible = (offsets < 0) | (is_ancestor & (offsets + 1 < num_lists))
+    visible = _visible_slots(config.num_cache_slots, text, on_path)
     state = DrafterState(cache=search.cache, visible=visible)
     logits, state = read_level(drafter, state, text, depths - 1, tokens)
 
@@ -248,6 +242,18 @@ def _read_more(
         own_calls=search.own_calls + jnp.any(is_node, axis=-1).astype(jnp.int32),
         cache=state.cache,
     )
+
+
+def _visible_slots(num_cache_slots: int, text: Text, on_path: Bool[Array, "B F E"]):
+    """The cache slots that each new node sees, without its own, `bool[B, F, S]`."""
+    num_lists = on_path.shape[-1]
+    # Slot 0 after the text is that of the node of list 1.
+    list_of_slot = jnp.arange(num_cache_slots) - text.length[:, None, None] + 1
+    clipped = jnp.broadcast_to(
+        jnp.clip(list_of_slot, 0, num_lists - 1), (*on_path.shape[:2], num_cache_slots)
+    )
+    is_ancestor = jnp.take_along_axis(on_path, clipped, axis=2) & (list_of_slot < num_lists)
+    return (list_of_slot < 1) | is_ancestor
 
 
 def _seen_at(text: Text, lists: Lists, own_lists, tokens, on_path):
