@@ -24,6 +24,7 @@ Estimates:
 Uses:
 
 * :mod:`gls_jax.decoding`: batched speculative decoding with any scheme and any model;
+* :mod:`gls_jax.adapters`: the rejection samplers of JAX serving engines, by any scheme;
 * :mod:`gls_jax.models`: language models and image models, loaded or trained;
 * :mod:`gls_jax.compression`: lossy compression with side information at K decoders;
 * :mod:`gls_jax.conformance`: whether anybody's verifier is lossless.
@@ -67,6 +68,7 @@ from gls_jax.sampling import ListSample, list_sample
 
 if TYPE_CHECKING:
     from gls_jax import (
+        adapters,
         compression,
         conformance,
         decoding,
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ListSample",
+    "adapters",
     "bounds",
     "check_log_probs",
     "compression",
