@@ -1,4 +1,8 @@
-"""How a verifier is called: lifted by `vmap` and compiled, or in a Python loop, within a time."""
+"""How a verifier is called: lifted by `vmap` and compiled, or in a Python loop, within a time.
+
+Calls are made in a thread, so that one that never returns can be given up. JAX's context managers
+belong to a thread: a verifier sees the settings of the process, and not a context around `check`.
+"""
 
 from __future__ import annotations
 

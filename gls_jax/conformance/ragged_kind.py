@@ -23,7 +23,7 @@ PROBLEMS: tuple[str, ...] = tuple(dict.fromkeys((*LANGUAGES, *LARGE)))
 """Names of the problems."""
 
 _GROUPS = 128  # of four requests, in one call
-_DEPENDENT_CALLS = 1_000  # of four requests, where requests of one call depend on each other
+_DEPENDENT_CALLS = 500  # of four requests, where requests of one call depend on each other
 _LARGE_CALLS = 600
 _ZERO_UNIFORM = "disjoint"  # drafts always what the target never emits
 # Neighbours that are this dependent make every count wrong that takes them together.

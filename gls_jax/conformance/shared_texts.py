@@ -107,7 +107,9 @@ def _text(scheme: Any, num_chains: int, key: Any, log_p: jax.Array, log_q: jax.A
         done = jnp.where(goes_on, done + length + 1, done)
         return (tokens, done, previous), None
 
-    start = (jnp.full(_LENGTH + _CHAIN + 1, -1), jnp.array(0), jnp.array(-1))
+    # Of 32 bits also where JAX's default is 64.
+    no_tokens = jnp.full(_LENGTH + _CHAIN + 1, -1, jnp.int32)
+    start = (no_tokens, jnp.int32(0), jnp.int32(-1))
     (tokens, _, _), _ = jax.lax.scan(one_round, start, None, length=_LENGTH)
     return tokens[:_LENGTH]
 
