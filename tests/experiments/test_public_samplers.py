@@ -59,6 +59,7 @@ def test_own_sampler_passes_and_a_planted_one_does_not(
     assert rows[1]["check"] == "emitted distribution" and rows[1]["problem"] == "plain"
     assert reports["planted"]["findings"][0]["example"]["N"] > 1
     assert reports["gls_jax"]["passed"]
+    assert (rows[0]["num_problems"], rows[0]["num_not_tried"]) == ("1", "0")
     printed = capsys.readouterr().out
     assert "planted" in printed and "public_samplers.csv" in printed
 
