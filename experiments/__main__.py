@@ -19,6 +19,7 @@ from experiments import (
     mnist_tables,
     per_token,
     same_seed,
+    tree_budget,
 )
 from experiments.bench import command
 from gls_jax.cli.console import progress
@@ -34,6 +35,7 @@ EXPERIMENTS: dict[str, Any] = {
     "block_efficiency": block_efficiency.BlockEfficiency,
     "per_token": per_token.PerToken,
     "same_seed": same_seed.SameSeed,
+    "tree_budget": tree_budget.TreeBudget,
     "gaussian_tables": gaussian_tables.GaussianTables,
     "mnist_tables": mnist_tables.MnistTables,
 }
@@ -44,6 +46,7 @@ RESUMABLE = (
     "daliri",
     "block_efficiency",
     "same_seed",
+    "tree_budget",
     "gaussian_tables",
     "mnist_tables",
 )

@@ -1,0 +1,344 @@
+"""Trees at equal cost of verification: tokens per target call against the number of verified nodes.
+
+No paper has this figure. Engines draft without noise: chains of the likeliest token, trees of the
+likeliest paths (EAGLE-2, DDTree), while the target samples alone; here that is the scheme `topk`.
+What do schemes gain that share noise with the target, or that test drafts by their probabilities,
+if the target verifies as many nodes in a call? All have the same drafter, SmolLM2-135M-Instruct
+without layers 12-17, top-k 50, and questions of five kinds.
+
+At temperature 0 samples of the drafter are its likeliest token, so every scheme but `topk` drafts
+one chain. The drafter of `topk` is at temperature 1 there.
+
+Decoding every setting would take a day on two cores. Most are counted along texts that plain
+generation emitted once, see `text_rounds.py`:
+
+* *predicted*: chains and static trees, by the planner's formulas. `specinfer_wor` has none, and is
+  *estimated* from random lists at each position;
+* *replayed*: best-first and margin trees, by the engine and the drafter, with the text as target;
+* *decoded*: `traversal`, which compares whole paths, by the engine and both models.
+
+Of all chains and static trees of about the budget, each half of the prompts has the one that is
+best for the other half. `traversal` has the trees that are best for `specinfer_wor`. Best-first and
+margin trees have one depth for each budget, see `DEPTHS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from experiments import decoding_runs, output, shared, text_rounds, tree_budget_rows
+from experiments.decoding_runs import Setting
+from experiments.shared import ComputeOnce
+from experiments.text_rounds import Predictor, Texts
+from experiments.tree_budget_rows import Point
+from gls_jax import decoding, models, planner
+from gls_jax.typing import Report
+
+# Depths of best-first and margin trees by their nodes: there the budget ends a tree, not the depth.
+DEPTHS = {8: 4, 16: 6, 32: 6, 64: 7}
+# Longest lists, paths and chains that are tried, and the least share of the budget that a static
+# tree has.
+WIDEST = 8
+DEEPEST = 8
+LONGEST = 32
+LEAST_USED = 7 / 8
+
+MANY_DRAFTS = (
+    "topk",
+    "gumbel_topk",
+    "poisson",
+    "gls",
+    "gls_strong",
+    "naive",
+    "specinfer",
+    "spectr",
+)
+ONE_DRAFT = ("topk", "single", "minhash", "block")
+# Static trees only: there is no formula for chains.
+ESTIMATED = ("specinfer_wor",)
+DYNAMIC_TREES: dict[str, tuple[str, type[decoding.BestFirstTree | decoding.MarginTree]]] = {
+    "best-first": ("topk", decoding.BestFirstTree),
+    "margin": ("gumbel_topk", decoding.MarginTree),
+}
+# Settings that are decoded too, at temperature 1.
+CHECKED = (
+    planner.Setting("gls", 2, 4, (2, 1, 1, 1)),
+    planner.Setting("specinfer_wor", 2, 4, (2, 1, 1, 1)),
+    planner.Setting("spectr", 2, 4),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeBudget:
+    """Tokens per target call against verified nodes: chains, static, best-first and margin trees.
+
+    Attributes:
+        nodes: Verified nodes, some of 8, 16, 32, 64.
+        temperatures: Of the target.
+        num_prompts: Prompts, cycling over five kinds, from 2 to 50.
+        new_tokens: Length of the texts along which settings are counted.
+        rounds: Rounds of each prompt where a setting is decoded.
+        decoded_nodes: Budgets of traversal, which has to be decoded.
+        checks: Whether to decode some settings that are predicted or replayed.
+        batch: Requests decoded together; the figures do not depend on it.
+        drop: First and last of the layers that the drafter leaves out.
+        out: Folder for tree_budget.csv and tree_budget.png.
+        full: 50 prompts, texts of 96 tokens, 20 decoded rounds, all budgets, checks.
+    """
+
+    FULL: ClassVar[dict] = {
+        "num_prompts": 50,
+        "new_tokens": 96,
+        "rounds": 20,
+        "decoded_nodes": (8, 16, 32, 64),
+        "checks": True,
+    }
+
+    nodes: tuple[int, ...] = (8, 16, 32, 64)
+    temperatures: tuple[float, ...] = (0.0, 0.6, 1.0)
+    num_prompts: int = 10
+    new_tokens: int = 40
+    rounds: int = 5
+    decoded_nodes: tuple[int, ...] = (8, 16)
+    checks: bool = False
+    batch: int = 25
+    drop: tuple[int, int] = (12, 17)
+    out: Path = Path("results/tree_budget")
+    full: bool = False
+
+    def run(self, report: Report) -> list:
+        self._check()
+        target, drafter = decoding_runs.load_pair(self.drop)
+        prompts = decoding_runs.question_prompts(target, self.num_prompts)
+        keys = decoding_runs.request_keys(0, self.num_prompts)
+        rows = []
+        with shared.resumable_arrays(self.out) as compute_once:
+            for number, temperature in enumerate(self.temperatures):
+                part = f"T = {temperature:g} ({number + 1} of {len(self.temperatures)})"
+                none_yet = np.zeros((self.num_prompts, 0), np.int32)
+                counts = _Counts(
+                    options=self,
+                    target=target,
+                    drafter=drafter,
+                    texts=Texts(prompts, keys, temperature, none_yet),
+                    compute_once=compute_once,
+                    report=partial(report, part),
+                )
+                rows += tree_budget_rows.rows_of(counts.points())
+        drafter_text = f"drafter without layers {self.drop[0]}-{self.drop[1]}"
+        title = f"SmolLM2-135M-Instruct, {drafter_text}, {self.num_prompts} prompts"
+        output.save_results(self.out, "tree_budget", rows, tree_budget_rows.figure(rows, title))
+        return [tree_budget_rows.table(rows, title)]
+
+    def _check(self) -> None:
+        shared.check_counts(self, "num_prompts", "new_tokens", "rounds", "batch")
+        if self.num_prompts < 2:
+            raise ValueError(f"num_prompts: expected at least 2, got {self.num_prompts}")
+        for name in ("nodes", "decoded_nodes"):
+            for value in getattr(self, name):
+                if value not in DEPTHS:
+                    expected = ", ".join(map(str, DEPTHS))
+                    raise ValueError(f"{name}: expected some of {expected}, got {value}")
+        for temperature in self.temperatures:
+            decoding.check_sampling(temperature)
+
+
+@dataclasses.dataclass
+class _Counts:
+    """Tokens and rounds of all settings at one temperature.
+
+    Attributes:
+        options: of the experiment.
+        target, drafter: the models.
+        texts: the prompts; `points` replaces the tokens.
+        compute_once: reads arrays of a run that was stopped.
+        report: called with counts done and all counts.
+    """
+
+    options: TreeBudget
+    target: models.Checkpoint
+    drafter: decoding.LanguageModel
+    texts: Texts
+    compute_once: ComputeOnce
+    report: Callable[[int, int], None]
+
+    def points(self) -> list[Point]:
+        """All points of this temperature."""
+        new_tokens = self.options.new_tokens
+        self.report(0, 3)
+        plain = partial(text_rounds.plain_tokens, self.target, new_tokens=new_tokens)
+        self.texts = self.texts._replace(tokens=self._once(self._batched(plain), "texts"))
+        pairs = partial(text_rounds.pairs_along, self.target, self.drafter, self.texts)
+        predictor = Predictor(self._once(pairs, "pairs"), len(self.texts.prompts))
+        points = list(self._predicted(predictor))
+        self.report(1, 3)
+        points += self._replayed()
+        self.report(2, 3)
+        # At temperature 0 all decoded schemes have one chain.
+        if self.texts.temperature:
+            points += self._decoded(predictor)
+        return points
+
+    def _once(self, compute: Callable[[], Any], *configuration) -> np.ndarray:
+        options = self.options
+        common = (options.num_prompts, options.drop, options.new_tokens, self.texts.temperature)
+        return self.compute_once(compute, *common, *configuration)
+
+    def _batched(self, function: Callable[[Texts], np.ndarray]) -> Callable[[], np.ndarray]:
+        starts = range(0, len(self.texts.prompts), self.options.batch)
+        batches = [self.texts.part(slice(first, first + self.options.batch)) for first in starts]
+        return lambda: np.concatenate([function(batch) for batch in batches])
+
+    def _predicted(self, predictor: Predictor) -> Iterator[Point]:
+        """Chains and static trees, each half of the prompts with the best of the other half."""
+        kinds: list[tuple[str, tuple[str, ...], Callable[[str, int], list[planner.Setting]]]]
+        kinds = [
+            ("one chain", ONE_DRAFT, one_chain),
+            ("chains", MANY_DRAFTS, chains),
+            ("static", (*MANY_DRAFTS, *ESTIMATED), static_trees),
+        ]
+        for tree, names, settings_of in kinds:
+            # At temperature 0 all other schemes draft the one chain of `topk`.
+            schemes = names if self.texts.temperature else ("topk",)
+            for scheme, nodes in itertools.product(schemes, self.options.nodes):
+                settings = settings_of(scheme, nodes)
+                shape, num_rounds = self._best_elsewhere(predictor, settings)
+                how = "estimated" if scheme in ESTIMATED else "predicted"
+                yield self._text_point(tree, scheme, nodes, shape, num_rounds, how)
+
+    def _best_elsewhere(
+        self, predictor: Predictor, settings: Sequence[planner.Setting]
+    ) -> tuple[str, np.ndarray]:
+        """Rounds of each text in the setting that is best for the texts of the other half."""
+        all_rounds = [predictor.num_rounds(setting) for setting in settings]
+        # The kinds of questions alternate, so that each half has all.
+        half = np.arange(len(self.texts.prompts)) % 2
+        num_rounds = np.zeros(len(half))
+        shapes = []
+        for own_half in (0, 1):
+            totals = [rounds[half != own_half].sum() for rounds in all_rounds]
+            best = int(np.argmin(totals))
+            num_rounds[half == own_half] = all_rounds[best][half == own_half]
+            shapes.append(shape_text(settings[best]))
+        return " or ".join(dict.fromkeys(shapes)), num_rounds
+
+    def _replayed(self) -> Iterator[Point]:
+        """Best-first and margin trees."""
+        for tree, (scheme, tree_type) in DYNAMIC_TREES.items():
+            # Without noise in the drafts a margin tree is one chain.
+            if tree == "margin" and not self.texts.temperature:
+                continue
+            for nodes in self.options.nodes:
+                shape = tree_type(nodes, DEPTHS[nodes])
+                setting = Setting(
+                    "tree budget", scheme, nodes, DEPTHS[nodes], shape, self.texts.temperature
+                )
+                replay = partial(text_rounds.replayed_rounds, self.drafter, setting=setting)
+                num_rounds = self._once(self._batched(replay), "replayed", scheme, str(shape))
+                shape_words = f"depth {shape.depth}, {shape.frontier} read a level"
+                yield self._text_point(tree, scheme, nodes, shape_words, num_rounds, "replayed")
+
+    def _decoded(self, predictor: Predictor) -> Iterator[Point]:
+        """`traversal`, and settings that were counted in another way."""
+        for nodes in self.options.decoded_nodes:
+            settings = static_trees("specinfer_wor", nodes)
+            totals = [predictor.num_rounds(setting).sum() for setting in settings]
+            setting = settings[int(np.argmin(totals))]._replace(scheme="traversal")
+            yield self._decoded_point("budget", setting, nodes)
+        if self.options.checks and self.texts.temperature == 1:
+            for setting in CHECKED:
+                tree = "chains" if setting.tree is None else "static"
+                nodes = setting.shape.num_nodes
+                how = "estimated" if setting.scheme in ESTIMATED else "predicted"
+                num_rounds = predictor.num_rounds(setting)
+                name, shape = setting.scheme, shape_text(setting)
+                yield self._text_point(tree, name, nodes, shape, num_rounds, how, part="check")
+                yield self._decoded_point("check", setting, nodes)
+
+    def _decoded_point(self, part: str, setting: planner.Setting, nodes: int) -> Point:
+        temperature = self.texts.temperature
+        run = Setting(
+            "tree budget",
+            setting.scheme,
+            setting.num_drafts,
+            setting.draft_length,
+            setting.tree,
+            temperature,
+        )
+        rounds, batch = self.options.rounds, self.options.batch
+        histogram = self._once(
+            lambda: decoding_runs.acceptance_histogram(
+                self.target, self.drafter, self.texts.prompts, self.texts.keys, run, rounds, batch
+            ),
+            "decoded",
+            run,
+            rounds,
+        )
+        return Point(
+            part=part,
+            temperature=temperature,
+            scheme=setting.scheme,
+            tree="chains" if setting.tree is None else "static",
+            nodes=nodes,
+            shape=shape_text(setting),
+            how="decoded",
+            num_tokens=histogram @ np.arange(1, histogram.shape[1] + 1),
+            num_rounds=histogram.sum(axis=1),
+        )
+
+    def _text_point(
+        self, tree: str, scheme: str, nodes: int, shape: str, num_rounds, how: str, part="budget"
+    ) -> Point:
+        return Point(
+            part=part,
+            temperature=self.texts.temperature,
+            scheme=scheme,
+            tree=tree,
+            nodes=nodes,
+            shape=shape,
+            how=how,
+            num_tokens=np.full(len(num_rounds), self.options.new_tokens),
+            num_rounds=num_rounds,
+        )
+
+
+def one_chain(scheme: str, nodes: int) -> list[planner.Setting]:
+    """A chain of that many nodes, or of the longest length."""
+    return [planner.Setting(scheme, 1, min(nodes, LONGEST))]
+
+
+def chains(scheme: str, nodes: int) -> list[planner.Setting]:
+    """K chains of one length, for K = 1, 2, 4, ..."""
+    counts = [2**i for i in range(text_rounds.MOST_DRAFTS.bit_length()) if 2**i < nodes]
+    return [planner.Setting(scheme, k, min(nodes // k, LONGEST)) for k in counts]
+
+
+def static_trees(scheme: str, nodes: int) -> list[planner.Setting]:
+    """Trees of about that many nodes whose widths do not grow with depth."""
+    trees: list[tuple[int, ...]] = []
+
+    def grow(widths: tuple[int, ...], level_size: int, num_left: int) -> None:
+        largest = widths[-1] if widths else WIDEST
+        fitting = [width for width in range(1, largest + 1) if level_size * width <= num_left]
+        if len(widths) < DEEPEST and fitting:
+            for width in fitting:
+                grow((*widths, width), level_size * width, num_left - level_size * width)
+        elif nodes - num_left >= LEAST_USED * nodes:
+            trees.append(widths)
+
+    grow((), 1, nodes)
+    return [planner.Setting(scheme, max(widths), len(widths), widths) for widths in trees]
+
+
+def shape_text(setting: planner.Setting) -> str:
+    """The drafts in words."""
+    if setting.tree is None:
+        return f"{setting.num_drafts} x {setting.draft_length}"
+    return "-".join(map(str, setting.tree))

@@ -1,0 +1,112 @@
+"""Rounds along known texts: the same as those of decoding, and predictions without a formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import decoding_runs, text_rounds, tree_budget
+from experiments.decoding_runs import Setting
+from experiments.text_rounds import Texts
+from gls_jax import decoding, planner
+from gls_jax.planner import conditional
+from tests.schemes.scheme_trials import ALPHA
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+VOCAB = 20
+
+
+def bigram(params, tokens):
+    return params[tokens]
+
+
+@pytest.fixture
+def models():
+    """A target and a drafter near to it."""
+    tables = 2 * jax.random.normal(jax.random.key(0), (2, VOCAB, VOCAB))
+    target = decoding.from_function(bigram, tables[0], VOCAB)
+    return target, decoding.from_function(bigram, tables[0] + 0.4 * tables[1], VOCAB)
+
+
+@pytest.fixture
+def texts(models):
+    prompts = [[1, 2], [3], [5, 6, 7]]
+    start = Texts(prompts, decoding_runs.request_keys(3, 3), 1.0, np.zeros((3, 0), np.int32))
+    return start._replace(tokens=text_rounds.plain_tokens(models[0], start, new_tokens=24))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tree"),
+    [
+        ("topk", decoding.BestFirstTree(6, 3)),
+        ("gumbel_topk", decoding.MarginTree(6, 3)),
+        ("gumbel_topk", (2, 2)),
+    ],
+    ids=str,
+)
+def test_replay_is_decoding(scheme, tree, models, texts):
+    target, drafter = models
+    setting = Setting("test", scheme, num_drafts=2, length=3, tree=tree)
+    run = decoding_runs.start_run(target, drafter, texts.prompts, texts.keys, setting, 24)
+    decoded = run.finish()
+    np.testing.assert_array_equal(decoded.tokens, texts.tokens)
+    replayed = text_rounds.replayed_rounds(drafter, texts, setting)
+    np.testing.assert_array_equal(replayed, decoded.metrics.target_calls)
+    assert replayed.sum() < texts.tokens.size  # some drafts were accepted
+
+
+def test_predicted_rounds(models, texts):
+    """Against replays of the same texts with many keys; a chain of one draft, accepted or not."""
+    target, drafter = models
+    checkpoint = type("Checkpoint", (), {"language_model": target})
+    pairs = text_rounds.pairs_along(checkpoint, drafter, texts)
+    assert pairs.shape[:2] == (2, texts.tokens.size)
+    predictor = text_rounds.Predictor(pairs, len(texts.prompts))
+    setting = planner.Setting("topk", 1, 1)
+    predicted = predictor.num_rounds(setting)
+    # A likeliest token is accepted or not whatever the noise: the prediction is a count.
+    replayed = text_rounds.replayed_rounds(drafter, texts, Setting("test", "topk", 1, length=1))
+    np.testing.assert_allclose(predicted, replayed, rtol=1e-5)
+
+
+@pytest.mark.parametrize("other", ["gls", "naive"])
+def test_estimated_kernels(other):
+    """The estimate meets the formula of its scheme, and not that of another one."""
+    num_positions = 400
+    logits = jax.random.normal(jax.random.key(1), (2, num_positions, 6))
+    log_p, log_q = np.asarray(jax.nn.log_softmax(jnp.stack([logits[0], logits.sum(0)])))
+    estimated = text_rounds._estimated_kernels(text_rounds.schemes.get("gls"), log_p, log_q)
+    exact = conditional.kernels(log_p, log_q, scheme=other, num_drafts=8)
+    # Hits are binomial: the variance of an estimate is at most that of hits of probability q.
+    variances = 1 / (text_rounds._NUM_TRIALS * np.exp(log_q[:, 0]))
+    errors = (estimated[:, 1:, 0] - exact[:, 1:, 0]).sum(axis=0)
+    deviations = np.abs(errors) / np.sqrt(variances.sum())
+    limit = np.sqrt(2 * np.log(2 * 8 / ALPHA))
+    assert (deviations < limit).all() == (other == "gls")
+
+
+def test_shapes_are_chosen_by_the_other_half():
+    class Predictor:
+        def num_rounds(self, setting):
+            # The first shape is best for even texts, the second for odd ones.
+            is_even = np.arange(4) % 2 == 0
+            return np.where(is_even == (setting.num_drafts == 1), 1.0, 2.0)
+
+    texts = Texts([[1]] * 4, None, 1.0, np.zeros((4, 8), np.int32))
+    counts = tree_budget._Counts(tree_budget.TreeBudget(), None, None, texts, None, None)
+    settings = [planner.Setting("topk", 1, 2), planner.Setting("topk", 2, 1)]
+    shape, num_rounds = counts._best_elsewhere(Predictor(), settings)
+    assert shape == "2 x 1 or 1 x 2"
+    assert num_rounds.tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("nodes", [8, 64])
+def test_shapes_of_a_budget(nodes):
+    trees = tree_budget.static_trees("topk", nodes)
+    assert len({tree.tree for tree in trees}) == len(trees) > 1
+    for setting in trees:
+        assert 7 * nodes / 8 <= setting.shape.num_nodes <= nodes
+        assert list(setting.tree) == sorted(setting.tree, reverse=True)
+    for setting in tree_budget.chains("topk", nodes):
+        assert setting.shape.num_nodes == min(nodes, 32 * setting.num_drafts)
