@@ -23,6 +23,7 @@ SCHEME_FILES = [
     if "\nSCHEME = " in path.read_text()
 ]
 CHECKED = [
+    "gls_jax.decoding.best_first",
     "gls_jax.decoding.drafting",
     "gls_jax.decoding.engine",
     "gls_jax.decoding.margin",

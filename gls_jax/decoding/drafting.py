@@ -201,12 +201,12 @@ def read_level(
     drafter: LanguageModel,
     state: DrafterState,
     text: Text,
-    depth: Index,
+    depth: Index | Int[Array, "B C"],
     tokens: Int[Array, "B C"],
 ) -> tuple[Float[Array, "B C V"], DrafterState]:
     """Logits after the nodes `tokens` at `depth`, and the state whose slots their children see.
 
-    Children of the root have depth 0.
+    Children of the root have depth 0. All nodes have one depth, or each has its own.
     """
     cache, visible = state
     own_slots = cache.length[:, None] + jnp.arange(tokens.shape[1])
@@ -335,6 +335,7 @@ def _as_drafts(config: EngineConfig, text: Text, nodes: _Level) -> Drafts:
         log_p=nodes.log_p,
         cache_slots=jnp.where(tree.depths < tree.depth - 1, cache_slots, -1),
         is_invalid=nodes.is_invalid,
+        num_calls=config.shape.depth * len(config.drafter_chains),
     )
 
 

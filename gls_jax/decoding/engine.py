@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from gls_jax.decoding.best_first import draft_dynamic_tree
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.drafting import draft_chains, draft_static_tree
-from gls_jax.decoding.margin import draft_dynamic_tree, initial_spread_fit, update_spread_fit
+from gls_jax.decoding.margin import candidate_rule, initial_fit, update_fit
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.state import Drafts, EngineConfig, Requests, State, Text
 from gls_jax.decoding.tree_shape import ancestors
@@ -55,8 +56,9 @@ def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
         has_invalid_logits=jnp.zeros(batch_size, bool),
         target_cache=_filled_cache(config, requests.target, text),
         drafter_caches=tuple(_filled_cache(config, drafter, text) for drafter in requests.drafters),
-        spread_fit=initial_spread_fit(config.shape.dynamic, batch_size),
+        fit=initial_fit(config.shape.dynamic, batch_size),
         histogram=jnp.zeros((batch_size, config.shape.depth + 1), jnp.int32),
+        draft_calls=jnp.zeros(batch_size, jnp.int32),
     )
 
 
@@ -103,7 +105,10 @@ def one_round(
 def _draft(config: EngineConfig, requests: Requests, state: State, drafter_caches):
     """The drafts of this round, in the shape that is configured, and the drafters' caches."""
     if config.shape.dynamic:
-        return draft_dynamic_tree(config, requests, state.text, drafter_caches, state.spread_fit)
+        rule = candidate_rule(config, requests, state.text, state.fit)
+        return draft_dynamic_tree(
+            config, requests, state.text, drafter_caches, state.is_active, rule
+        )
     if config.shape.is_chains:
         return draft_chains(config, requests, state.text, drafter_caches)
     if config.shape.widths:
@@ -120,7 +125,8 @@ def _draft(config: EngineConfig, requests: Requests, state: State, drafter_cache
         depth=0,
         list_size=config.shape.list_size,
     )
-    return Drafts(tree=tree, log_p=None, cache_slots=no_nodes, is_invalid=no_flags), ()
+    drafts = Drafts(tree, log_p=None, cache_slots=no_nodes, is_invalid=no_flags, num_calls=0)
+    return drafts, ()
 
 
 def _read(config: EngineConfig, requests: Requests, state: State, tree: Tree, target_cache):
@@ -188,21 +194,22 @@ def _select_and_keep(
     drafter_caches, target_cache = _keep_accepted(
         requests, text.length, drafts, path, drafter_caches, target_cache
     )
-    # Only active requests with valid logits update the spread fit (the log-likelihoods by which a
-    # margin tree chooses `tau`) and the histogram (rounds by their number of accepted drafts).
+    # Only active requests with valid logits update the fit of a margin tree and the histogram
+    # (rounds by their number of accepted drafts).
     rows = jnp.arange(len(is_active))
     is_valid = is_active & ~has_invalid_logits
-    spread_fit = state.spread_fit
-    if drafts.candidates is not None and spread_fit is not None:
-        spread_fit = update_spread_fit(spread_fit, drafts.candidates, path, tokens, is_valid)
+    fit = state.fit
+    if fit is not None:
+        fit = update_fit(fit, drafts, path, tokens, is_valid)
     return State(
         text=new_text,
         is_active=is_valid & ~has_stopped & (new_text.length < requests.max_lengths),
         has_invalid_logits=state.has_invalid_logits | has_invalid_logits,
         target_cache=target_cache,
         drafter_caches=drafter_caches,
-        spread_fit=spread_fit,
+        fit=fit,
         histogram=state.histogram.at[rows, path.length].add(is_valid.astype(jnp.int32)),
+        draft_calls=state.draft_calls + jnp.where(is_valid, drafts.num_calls, 0),
     )
 
 

@@ -220,6 +220,7 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
             calls_per_round=shape.depth * len(self._requests.drafters),
             rounds=int(histogram.sum(axis=1).max(initial=0)),
             seconds=None if self._seconds is None else dict(self._seconds),
+            measured_calls=np.asarray(self._state.draft_calls, np.int64),
         )
         tokens, lengths = jax.device_put((tokens, lengths))
         return Generation(tokens=tokens, lengths=lengths, metrics=metrics)

@@ -19,10 +19,12 @@ class Metrics(NamedTuple):
             request. Accepted drafts that a stop token or the length limit cuts off are counted too.
         emitted: `i64[B]`, tokens of the output.
         nodes: drafts that the target verifies in one call.
-        calls_per_round: calls of drafters in one round.
+        calls_per_round: calls of drafters in one round; in a round of a dynamic tree, at most.
         rounds: of the whole batch.
         seconds: wall time of each part, `draft`, `verify`, `select`, `other`; None unless the run
             was timed.
+        measured_calls: `i64[B]`, calls of drafters that each request took part in; None if they
+            follow from `calls_per_round`.
 
     >>> import numpy as np
     >>> from gls_jax.decoding.metrics import Metrics
@@ -37,6 +39,7 @@ class Metrics(NamedTuple):
     calls_per_round: int
     rounds: int
     seconds: dict[str, float] | None = None
+    measured_calls: Int[np.ndarray, " B"] | None = None
 
     @property
     def target_calls(self) -> Int[np.ndarray, " B"]:
@@ -46,6 +49,8 @@ class Metrics(NamedTuple):
     @property
     def draft_calls(self) -> Int[np.ndarray, " B"]:
         """Calls of drafters that each request took part in."""
+        if self.measured_calls is not None:
+            return self.measured_calls
         return self.target_calls * self.calls_per_round
 
     @property

@@ -80,9 +80,10 @@ class State(NamedTuple):
         is_active: `bool[B]`, requests whose text has not ended.
         has_invalid_logits: `bool[B]`, requests that ended because a model's logits were invalid.
         target_cache, drafter_caches: of the models.
-        spread_fit: `f32[B, G]`, log-likelihood of each spread `tau` of a margin tree, see
+        fit: `f32[B, G]`, log-likelihood of the parameters of a margin tree, see
             :mod:`gls_jax.decoding.margin`; None for other shapes.
         histogram: `i32[B, depth + 1]`, number of rounds in which 0, 1, ... drafts were accepted.
+        draft_calls: `i32[B]`, calls of drafters that each request took part in.
     """
 
     text: Text
@@ -90,8 +91,9 @@ class State(NamedTuple):
     has_invalid_logits: Array
     target_cache: Any
     drafter_caches: Caches
-    spread_fit: Array | None
+    fit: Array | None
     histogram: Array
+    draft_calls: Array
 
 
 class Drafts(NamedTuple):
@@ -104,11 +106,16 @@ class Drafts(NamedTuple):
         cache_slots: `i32[B, n]`, slot of each node in the cache of a single drafter; -1 where the
             drafter has not read the node.
         is_invalid: `bool[B, depth]`, whether a drafter's logits were invalid, by depth.
-        candidates: of a dynamic tree, for the update of the spread fit; None for other shapes.
+        num_calls: `i32[]`, calls of drafters that made the drafts.
+        list_nodes: `i32[B, E]`, of a dynamic tree, the tree node at which each list of candidates
+            was made: -1 for the root, -2 for a candidate that is not in the tree.
+        candidates: of a dynamic tree, its :class:`gls_jax.decoding.best_first.Candidates`.
     """
 
     tree: Tree
     log_p: Array | None
     cache_slots: Array
     is_invalid: Array
+    num_calls: Array | int
+    list_nodes: Array | None = None
     candidates: Any = None

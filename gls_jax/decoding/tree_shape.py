@@ -27,11 +27,13 @@ class DynamicTree:
     Under a strongly invariant scheme the text never depends on the drafts. So the drafter may
     choose any tree, also one that depends on the tokens that it has drafted. It estimates how
     probably the target emits each of the first `children` tokens at a node, multiplies along the
-    path, and the `budget` most probable nodes are verified.
+    path, and the `budget` most probable nodes are verified. In each call the drafter reads the
+    `frontier` most probable nodes that it has not read, and it stops when no unread node could have
+    a child in the tree.
 
     Attributes:
         budget: nodes that the target verifies in a round.
-        depth: length of the longest path.
+        depth: length of the longest path, and most calls of the drafter.
         frontier: nodes that the drafter reads in one call; 0 takes a quarter of the budget, at most
             `children`.
         children: candidates at each node.
@@ -55,18 +57,22 @@ class DynamicTree:
             raise ValueError(
                 f"{kind}.frontier: expected at most children ({self.children}), got {frontier}"
             )
-        num_read = (self.depth - 1) * self.frontier
-        if num_read > LARGEST_TREE:
+        if self.num_read > LARGEST_TREE:
             raise ValueError(
                 f"{kind}.depth: expected (depth - 1) * frontier of at most {LARGEST_TREE}, "
-                f"got {num_read}"
+                f"got {self.num_read}"
             )
-        num_candidates = self.children * (1 + num_read)
+        num_candidates = self.children * (1 + self.num_read)
         if self.budget > num_candidates:
             raise ValueError(
                 f"{kind}.budget: expected at most children * (1 + (depth - 1) * frontier) = "
                 f"{num_candidates}, got {self.budget}"
             )
+
+    @property
+    def num_read(self) -> int:
+        """Most nodes that the drafter reads in a round, after the text."""
+        return (self.depth - 1) * self.frontier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +80,13 @@ class MarginTree(DynamicTree):
     """A dynamic tree that reads the shared noise, for `gumbel_topk` (this library's method).
 
     The noise is informative: the target emits ``argmax_i(log q_i - log E_i)``, and the drafter sees
-    ``s_i = log p_i - log E_i``. A wide margin between its first and second `s` means that the
-    target's token is almost surely the first. The probability of child `i` is estimated as
-    ``softmax(s_i / tau)`` over the first `children`, with the `tau` of maximum likelihood in the
-    rounds so far.
+    ``log p_i - log E_i``. A wide margin between its first and its second token means that the
+    target's token is almost surely the first. :mod:`gls_jax.decoding.margin` has the estimate and
+    how it is fitted to the rounds so far.
+
+    At temperature 0 nothing is random and the noise tells nothing. The drafter's distribution is a
+    point mass then, and the tree one chain of its likeliest tokens, unless `draft_temperatures`
+    says otherwise; a :class:`BestFirstTree` makes better use of the budget.
 
     >>> from gls_jax import decoding
     >>> decoding.MarginTree(budget=32, depth=4).frontier
@@ -132,7 +141,7 @@ class Shape:
     def num_read(self) -> int:
         """Nodes that a drafter reads in a round."""
         if self.dynamic:
-            return (self.dynamic.depth - 1) * self.dynamic.frontier
+            return self.dynamic.num_read
         return self.num_nodes
 
     def tree(self) -> Tree:

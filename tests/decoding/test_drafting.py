@@ -1,5 +1,6 @@
 """Drafters: of good and bad models, of several models, and of other vocabularies."""
 
+import numpy as np
 import pytest
 
 from gls_jax import decoding
@@ -10,7 +11,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ALWAYS_RIGHT = [
     dict(scheme="gumbel_topk", num_drafts=3, draft_length=4),
-    dict(scheme="gumbel_topk", tree=MarginTree(8, 4, 2, 4)),
     # A level with as many nodes as the longest list has drafts must not be taken for chains.
     dict(scheme="gls", tree=(2, 1)),
     dict(scheme="gls", tree=(2, 1, 2)),
@@ -23,6 +23,14 @@ def test_a_drafter_that_is_the_target_is_always_right(target, options):
         KEY, target, target, random_prompts(4), max_new_tokens=10, **options
     )
     assert generation.metrics.histogram[:, :-1].sum() == 0
+
+
+def test_a_margin_tree_learns_that_its_drafter_is_the_target(target):
+    """Its first rounds allow for a worse drafter; later ones are nearly all accepted to the end."""
+    options = decoding.DecodeOptions(max_new_tokens=192, tree=MarginTree(8, 4, 2, 4))
+    rounds = decoding.stream(KEY, target, target, random_prompts(4), options=options)
+    sizes = np.array([[len(new) for new in round_] for round_ in rounds])
+    assert (sizes[20:38] == 5).mean() > 0.9
 
 
 def test_diverse_drafters_have_chains_of_their_own(target, near):

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 
 from gls_jax import schemes, work_shape
-from gls_jax.decoding import BestFirstTree, DecodeOptions, MarginTree, engine, margin, preparation
+from gls_jax.decoding import (
+    BestFirstTree,
+    DecodeOptions,
+    MarginTree,
+    best_first,
+    engine,
+    margin,
+    preparation,
+)
 from gls_jax.decoding.batch_sampling import BatchSampling
-from gls_jax.decoding.state import EngineConfig, Requests, Text
+from gls_jax.decoding.state import Drafts, EngineConfig, Requests, Text
 from gls_jax.decoding.tree_shape import shape_of
 from tests.decoding import language
 
@@ -50,8 +58,9 @@ def dynamic_drafts(request):
     tokens = jnp.broadcast_to(jnp.arange(batch)[:, None] % language.TOKENS, (batch, 12))
     text = Text(tokens=tokens, length=jnp.ones(batch, jnp.int32), seen=None)
     caches = (language.drafters[0].init_cache(batch, num_cache_slots),)
-    spread_fit = margin.initial_spread_fit(tree, batch)
-    drafts, _ = margin.draft_dynamic_tree(config, requests, text, caches, spread_fit)
+    rule = margin.candidate_rule(config, requests, text, margin.initial_fit(tree, batch))
+    is_active = jnp.ones(batch, bool)
+    drafts, _ = best_first.draft_dynamic_tree(config, requests, text, caches, is_active, rule)
     return tree, drafts
 
 
@@ -76,34 +85,30 @@ def test_dynamic_trees_are_trees(dynamic_drafts):
 def test_dynamic_trees_keep_the_most_probable(dynamic_drafts):
     """The slow way: the probability of every candidate, multiplied along its path."""
     shape, drafts = dynamic_drafts
-    tau = None
-    if isinstance(shape, MarginTree):
-        tau = float(margin.TAUS[int(margin.initial_spread_fit(shape, 1)[0].argmax())])
     for row in range(10):
         candidates = jax.tree.map(
             lambda x, row=row: np.asarray(x[row], np.float64), drafts.candidates
         )
-        is_real = np.isfinite(candidates.scores[:, 0])
-        local = np.zeros(candidates.scores.shape)
-        if tau is None:
-            local[is_real] = np.exp(candidates.scores[is_real])
-        else:
-            margins = candidates.scores[is_real] - candidates.scores[is_real, :1]
-            weights = np.exp(margins / tau)
-            local[is_real] = weights / weights.sum(1, keepdims=True)
         tree = jax.tree.map(lambda x, row=row: np.asarray(x[row]), drafts.tree)
-        # Tree node, root included: the list of candidates there.
-        list_at = {
-            int(node) + 1: e for e, node in enumerate(candidates.nodes) if node >= -1 and is_real[e]
-        }
+        paths = [(0, row % language.TOKENS)]  # the text, and no token before it
+        for token, parent in zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True):
+            paths.append((*paths[parent], token))
+        # Tree node, root included: the list of candidates there, and how probable they are.
+        list_at, local = {}, {}
+        for e, node in enumerate(np.asarray(drafts.list_nodes[row])):
+            if node >= -1:
+                list_at[node + 1] = e
+                local[e] = slow_estimate(candidates, e, paths[node + 1])
         probability = np.ones(shape.budget + 1)
         for node in range(shape.budget):
-            e = list_at[int(tree.parents[node])]
+            e = list_at[tree.parents[node]]
             assert candidates.tokens[e, tree.draft_index[node]] == tree.tokens[node]
-            own = local[e, tree.draft_index[node]]
+            own = local[e][tree.draft_index[node]]
             probability[node + 1] = probability[tree.parents[node]] * own
+            stored = candidates.log_prob[e, tree.draft_index[node]]
+            assert np.log(probability[node + 1]) == pytest.approx(stored, abs=1e-4)
         not_kept = [
-            probability[parent] * local[e, rank]
+            probability[parent] * local[e][rank]
             for parent, e in list_at.items()
             for rank in range(shape.children)
             if not np.any((tree.parents == parent) & (tree.draft_index == rank))
@@ -111,57 +116,101 @@ def test_dynamic_trees_keep_the_most_probable(dynamic_drafts):
         assert min(probability[1:]) >= max(not_kept) - 1e-6
 
 
-def test_best_first_trees_are_the_likeliest_paths():
-    """Against all paths of the language, where the frontier leaves nothing out."""
-    # The text is one token, 3: there is none before it.
-    p = language.DRAFTS[0]
-    after_root = p[0, 0, 3]
-    probabilities = {}
-    for x in range(language.TOKENS):
-        probabilities[(x,)] = after_root[x]
-        for y in range(language.TOKENS):
-            probabilities[x, y] = after_root[x] * p[1, 3, x, y]
-    expected = sorted(probabilities, key=probabilities.get, reverse=True)[:6]
+def slow_estimate(candidates, e, path):
+    """How probably the target emits each candidate of a list, after its node."""
+    evidence = candidates.evidence
+    if evidence is None:
+        after_path = language.DRAFTS[0][len(path) - 2, path[-2], path[-1]]
+        return after_path[candidates.tokens[e].astype(int)]
+    sharpness, spread = np.asarray(margin.most_likely(margin.initial_fit(MarginTree(), 1)))[0]
+    weights = np.exp((sharpness * evidence.log_p[e] - evidence.log_noise[e]) / spread)
+    of_none = np.exp(sharpness * evidence.log_rest[e] / spread)
+    assert np.exp(evidence.log_rest[e]) == pytest.approx(
+        1 - np.exp(evidence.log_p[e]).sum(), abs=1e-3
+    )
+    return weights / (weights.sum() + of_none)
+
+
+def test_the_most_probable_is_read_next():
+    """With one node a call the drafter reads the likeliest unread path, wherever it is."""
     prepared = preparation.prepare(
         jax.random.key(0),
         language.target,
         language.drafters[0],
         [[3]],
         None,
-        DecodeOptions(scheme="topk", tree=BestFirstTree(6, 2, frontier=4, children=4)),
+        DecodeOptions(scheme="topk", tree=BestFirstTree(4, 5, frontier=1, children=4)),
     )
     config, requests, text, _ = prepared
     state = engine.prefill(config, requests, text)
     drafts, _ = engine.PARTS[0](config, requests, state, state.drafter_caches)
+    probabilities = path_probabilities(5)
+    # The likeliest four of all paths, whose parents are the paths to read.
+    best = sorted(probabilities, key=probabilities.get, reverse=True)[:4]
+    assert paths_of(drafts) == set(best)
+    assert int(drafts.num_calls) <= 5
+    unlimited = len({path[:-1] for path in best})
+    assert int(drafts.num_calls) >= unlimited
+
+
+def path_probabilities(depth):
+    """Of every path after the text 3, under the drafter."""
+    p = language.DRAFTS[0]
+    probabilities = {}
+
+    def visit(path, probability):
+        text = (0, 3, *path)
+        for x in range(language.TOKENS):
+            own = probability * p[len(path), text[-2], text[-1], x]
+            probabilities[(*path, x)] = own
+            if len(path) + 1 < depth:
+                visit((*path, x), own)
+
+    visit((), 1.0)
+    return probabilities
+
+
+def paths_of(drafts):
+    """The paths of the first request's tree, as tuples of tokens."""
     tokens, parents = (np.asarray(x[0]) for x in (drafts.tree.tokens, drafts.tree.parents))
     paths = [()]
     for token, parent in zip(tokens.tolist(), parents.tolist(), strict=True):
         paths.append((*paths[parent], token))
-    assert set(paths[1:]) == set(expected)
+    return set(paths[1:])
 
 
-def test_the_spread_is_learned():
-    """Emitted tokens that follow softmax(s / tau) lead to that tau."""
+def test_the_estimate_is_learned():
+    """Emitted tokens that follow a sharpness and a spread lead to them."""
     rng = np.random.default_rng(0)
-    true_tau = 1.5
-    scores = np.sort(rng.gumbel(size=(400, 1, 8)), axis=-1)[..., ::-1]
-    probabilities = np.exp(scores[:, 0] / true_tau)
-    probabilities /= probabilities.sum(1, keepdims=True)
-    emitted = np.array([[rng.choice(8, p=p)] for p in probabilities])
-    candidates = margin.Candidates(
-        tokens=jnp.broadcast_to(jnp.arange(8), (400, 1, 8)),
-        scores=jnp.asarray(scores),
-        nodes=jnp.full((400, 1), -1),
-    )
+    count, true = 800, (0.85, 2.0)
+    log_p = np.sort(np.log(rng.dirichlet(np.ones(8), count)), axis=-1)[:, ::-1]
+    log_noise = np.log(rng.exponential(size=(count, 8)))
+    log_rest = np.full(count, -3.0)
+    evidence = margin.Evidence(*(jnp.asarray(x)[:, None] for x in (log_p, log_noise, log_rest)))
+    estimate = np.exp(margin.log_estimate(evidence, *map(jnp.float32, true)))[:, 0].astype(float)
+    # Token 8 is in no list.
+    emitted = np.array([[rng.choice(9, p=row / row.sum())] for row in estimate])
     path = schemes.Path(
-        nodes=jnp.zeros((400, 0), jnp.int32),
-        length=jnp.zeros(400, jnp.int32),
+        nodes=jnp.zeros((count, 0), jnp.int32),
+        length=jnp.zeros(count, jnp.int32),
         token=jnp.asarray(emitted[:, 0]),
     )
-    before = margin.initial_spread_fit(MarginTree(), 400)
-    tokens = jnp.asarray(emitted)
-    fit = margin.update_spread_fit(before, candidates, path, tokens, jnp.ones(400, bool))
-    tau = margin.TAUS[int((fit - before).sum(0).argmax())]
-    assert abs(np.log(tau / true_tau)) < 0.3
-    untouched = margin.update_spread_fit(fit, candidates, path, tokens, jnp.zeros(400, bool))
+    candidates = best_first.Candidates(
+        tokens=jnp.broadcast_to(jnp.arange(8), (count, 1, 8)), log_prob=None, evidence=evidence
+    )
+    drafts = Drafts(
+        tree=None,
+        log_p=None,
+        cache_slots=None,
+        is_invalid=None,
+        num_calls=1,
+        list_nodes=jnp.full((count, 1), -1),
+        candidates=candidates,
+    )
+    before = margin.initial_fit(MarginTree(), count)
+    tokens, is_active = jnp.asarray(emitted), jnp.ones(count, bool)
+    fit = margin.update_fit(before, drafts, path, tokens, is_active)
+    found = np.asarray(margin.most_likely((fit - before).sum(0)[None]))[0]
+    assert np.abs(np.log(found / true)).max() < 0.3
+    untouched = margin.update_fit(fit, drafts, path, tokens, ~is_active)
     np.testing.assert_array_equal(fit, untouched)
