@@ -19,7 +19,8 @@ generation emitted once, see `text_rounds.py`:
 
 Of all chains and static trees of about the budget, each half of the prompts has the one that is
 best for the other half. `traversal` has the trees that are best for `specinfer_wor`. Best-first and
-margin trees have one depth for each budget, see `DEPTHS`.
+margin trees have one depth, 6 (8 at temperature 0); the drafter reads a quarter of the budget in
+each call, at most eight nodes, and tries 16 tokens after each.
 """
 
 from __future__ import annotations
@@ -41,8 +42,13 @@ from experiments.tree_budget_rows import Point
 from gls_jax import decoding, models, planner
 from gls_jax.typing import Report
 
-# Depths of best-first and margin trees by their nodes: there the budget ends a tree, not the depth.
-DEPTHS = {8: 4, 16: 6, 32: 6, 64: 7}
+# Of best-first and margin trees. Deeper ones gained nothing at temperature 0.6.
+DEPTH = 6
+GREEDY_DEPTH = 8
+# Most nodes that the drafter reads in a call, and tokens tried after each.
+FRONTIER = 8
+CHILDREN = 16
+NODES = (8, 16, 32, 64)
 # Longest lists, paths and chains that are tried, and the least share of the budget that a static
 # tree has.
 WIDEST = 8
@@ -90,12 +96,12 @@ class TreeBudget:
         batch: Requests decoded together; the figures do not depend on it.
         drop: First and last of the layers that the drafter leaves out.
         out: Folder for tree_budget.csv and tree_budget.png.
-        full: 50 prompts, texts of 96 tokens, 20 decoded rounds, all budgets, checks.
+        full: 50 prompts, texts of 88 tokens, 20 decoded rounds, all budgets, checks.
     """
 
     FULL: ClassVar[dict] = {
         "num_prompts": 50,
-        "new_tokens": 96,
+        "new_tokens": 88,
         "rounds": 20,
         "decoded_nodes": (8, 16, 32, 64),
         "checks": True,
@@ -143,8 +149,8 @@ class TreeBudget:
             raise ValueError(f"num_prompts: expected at least 2, got {self.num_prompts}")
         for name in ("nodes", "decoded_nodes"):
             for value in getattr(self, name):
-                if value not in DEPTHS:
-                    expected = ", ".join(map(str, DEPTHS))
+                if value not in NODES:
+                    expected = ", ".join(map(str, NODES))
                     raise ValueError(f"{name}: expected some of {expected}, got {value}")
         for temperature in self.temperatures:
             decoding.check_sampling(temperature)
@@ -159,7 +165,8 @@ class _Counts:
         target, drafter: the models.
         texts: the prompts; `points` replaces the tokens.
         compute_once: reads arrays of a run that was stopped.
-        report: called with counts done and all counts.
+        report: called with arrays done and all arrays.
+        num_done: arrays done.
     """
 
     options: TreeBudget
@@ -168,20 +175,16 @@ class _Counts:
     texts: Texts
     compute_once: ComputeOnce
     report: Callable[[int, int], None]
+    num_done: int = 0
 
     def points(self) -> list[Point]:
         """All points of this temperature."""
-        new_tokens = self.options.new_tokens
-        self.report(0, 3)
-        plain = partial(text_rounds.plain_tokens, self.target, new_tokens=new_tokens)
+        plain = partial(text_rounds.plain_tokens, self.target, new_tokens=self.options.new_tokens)
         self.texts = self.texts._replace(tokens=self._once(self._batched(plain), "texts"))
         pairs = partial(text_rounds.pairs_along, self.target, self.drafter, self.texts)
         predictor = Predictor(self._once(pairs, "pairs"), len(self.texts.prompts))
-        points = list(self._predicted(predictor))
-        self.report(1, 3)
-        points += self._replayed()
-        self.report(2, 3)
-        # At temperature 0 all decoded schemes have one chain.
+        points = [*self._predicted(predictor), *self._replayed()]
+        # At temperature 0 all that is decoded has one chain.
         if self.texts.temperature:
             points += self._decoded(predictor)
         return points
@@ -189,7 +192,21 @@ class _Counts:
     def _once(self, compute: Callable[[], Any], *configuration) -> np.ndarray:
         options = self.options
         common = (options.num_prompts, options.drop, options.new_tokens, self.texts.temperature)
-        return self.compute_once(compute, *common, *configuration)
+        array = self.compute_once(compute, *common, *configuration)
+        self.num_done += 1
+        self.report(self.num_done, self._num_arrays())
+        return array
+
+    def _num_arrays(self) -> int:
+        """Arrays that take time: texts, pairs, replays and decoded settings."""
+        options = self.options
+        if not self.texts.temperature:
+            return 2 + len(options.nodes)
+        num_checks = len(CHECKED) if self._is_checked() else 0
+        return 2 + 2 * len(options.nodes) + len(options.decoded_nodes) + num_checks
+
+    def _is_checked(self) -> bool:
+        return self.options.checks and self.texts.temperature == 1
 
     def _batched(self, function: Callable[[Texts], np.ndarray]) -> Callable[[], np.ndarray]:
         starts = range(0, len(self.texts.prompts), self.options.batch)
@@ -231,18 +248,18 @@ class _Counts:
 
     def _replayed(self) -> Iterator[Point]:
         """Best-first and margin trees."""
+        temperature = self.texts.temperature
+        depth = DEPTH if temperature else GREEDY_DEPTH
         for tree, (scheme, tree_type) in DYNAMIC_TREES.items():
             # Without noise in the drafts a margin tree is one chain.
-            if tree == "margin" and not self.texts.temperature:
+            if tree == "margin" and not temperature:
                 continue
             for nodes in self.options.nodes:
-                shape = tree_type(nodes, DEPTHS[nodes])
-                setting = Setting(
-                    "tree budget", scheme, nodes, DEPTHS[nodes], shape, self.texts.temperature
-                )
+                shape = tree_type(nodes, depth, min(FRONTIER, nodes // 4), CHILDREN)
+                setting = Setting("tree budget", scheme, CHILDREN, depth, shape, temperature)
                 replay = partial(text_rounds.replayed_rounds, self.drafter, setting=setting)
                 num_rounds = self._once(self._batched(replay), "replayed", scheme, str(shape))
-                shape_words = f"depth {shape.depth}, {shape.frontier} read a level"
+                shape_words = f"depth {shape.depth}, {shape.frontier} read a call"
                 yield self._text_point(tree, scheme, nodes, shape_words, num_rounds, "replayed")
 
     def _decoded(self, predictor: Predictor) -> Iterator[Point]:
@@ -252,7 +269,7 @@ class _Counts:
             totals = [predictor.num_rounds(setting).sum() for setting in settings]
             setting = settings[int(np.argmin(totals))]._replace(scheme="traversal")
             yield self._decoded_point("budget", setting, nodes)
-        if self.options.checks and self.texts.temperature == 1:
+        if self._is_checked():
             for setting in CHECKED:
                 tree = "chains" if setting.tree is None else "static"
                 nodes = setting.shape.num_nodes
