@@ -148,9 +148,6 @@ class GlsFig6:
     def _simulated_rows(self, name: str, num_drafts: Sequence[int], problem: _Problem) -> list[Row]:
         """The points of a scheme."""
         num_drafts = _at_most(schemes.get(name).max_drafts, num_drafts)
-        # Its verification solves a linear program on the host, for each pair and K.
-        if name == "optimal":
-            return []
         # Its time grows as K^2.
         if name == "weighted_importance":
             num_drafts = _at_most(8, num_drafts)

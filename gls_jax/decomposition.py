@@ -4,8 +4,8 @@ Verification of a list chooses one of its drafts, and then applies single-draft 
 of `q` with the distribution `r` of the chosen one. The acceptance is ``sum_i min(q_i, r_i)``. A
 scheme decides only the choice, and the best choice is a linear program over the sets of drafts.
 
-These are host functions in float64 for small problems. The closed forms are tested against them,
-and :mod:`gls_jax.schemes.optimal` uses their plan.
+These are host functions in float64 for small problems, and the closed forms are tested against
+them. For i.i.d. drafts :mod:`gls_jax.schemes.optimal` attains the best choice at any size.
 """
 
 from __future__ import annotations
@@ -115,18 +115,14 @@ def best_selection(draft_probs: Numbers, q: Numbers) -> Selection:
     >>> round(decomposition.best_selection([[0.5, 0.5]] * 2, [0.9, 0.1]).acceptance, 6)
     0.85
     """
+    import scipy.optimize
+    import scipy.sparse
+
     draft_probs = _checked_draft_probs(draft_probs)
     shape = checks.floats(q, "q").shape
     if shape != draft_probs.shape[1:]:
         raise ValueError(f"q: expected shape [{draft_probs.shape[1]}], got {list(shape)}")
-    return solve_selection(draft_probs, checks.host_probabilities(q, "q"))
-
-
-def solve_selection(draft_probs: np.ndarray, q: np.ndarray) -> Selection:
-    """:func:`best_selection` of probabilities that need no check."""
-    import scipy.optimize
-    import scipy.sparse
-
+    q = checks.host_probabilities(q, "q")
     set_probs = _set_distribution(draft_probs)
     num_sets = len(set_probs)
     size = q.size
@@ -135,12 +131,6 @@ def solve_selection(draft_probs: np.ndarray, q: np.ndarray) -> Selection:
     possible_sets = np.flatnonzero(set_probs)
     sets, categories = np.nonzero(is_member[possible_sets])
     num_variables = len(sets)
-    if num_variables == 0:  # no drafts at all
-        return Selection(
-            choose=np.zeros((num_sets, size)),
-            distribution=np.zeros(size),
-            acceptance=0.0,
-        )
     # A constraint for each set, then one for each category; every variable is in one of both.
     columns = np.tile(np.arange(num_variables), 2)
     rows = np.concatenate([sets, len(possible_sets) + categories])

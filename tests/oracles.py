@@ -288,17 +288,18 @@ def list_code(noise, weights, decoders, bins, message=None):
 def chi_square(counts, probs):
     """p-value of counts under a distribution; impossible categories must not occur.
 
-    Categories that are expected less than 5 times are pooled.
+    Categories that are expected less than 5 times are pooled, if need be with the next larger one.
     """
     counts = np.asarray(counts, float)
     probs = np.asarray(probs, float)
     if counts[probs == 0].sum() > 0:
         return 0.0
     expected = probs / probs.sum() * counts.sum()
-    is_rare = expected < 5
-    counts = np.append(counts[~is_rare], counts[is_rare].sum())
-    expected = np.append(expected[~is_rare], expected[is_rare].sum())
-    counts, expected = counts[expected > 0], expected[expected > 0]
+    order = np.argsort(expected)
+    counts, expected = counts[order], expected[order]
+    num_pooled = max(np.sum(expected < 5), np.searchsorted(np.cumsum(expected), 5) + 1)
+    counts = np.append(counts[:num_pooled].sum(), counts[num_pooled:])
+    expected = np.append(expected[:num_pooled].sum(), expected[num_pooled:])
     if len(counts) < 2:
         return 1.0
     statistic = ((counts - expected) ** 2 / expected).sum()

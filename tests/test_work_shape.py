@@ -106,8 +106,6 @@ def test_sums_for_inversion_never_decrease(size):
 def test_trials(name):
     """The same trials are accepted, by noise and by inversion, for many pairs and for one."""
     scheme = schemes.get(name)
-    if name == "optimal":
-        pytest.skip("its verification is a program of the host")
     lengths = (1,) if scheme.max_drafts == 1 else (1, 3)
     methods = ["noise"]
     if scheme.trials is not None and scheme.trials.inversion is not None:
@@ -263,8 +261,6 @@ def test_codec(search):
 def test_verification_of_a_batch_of_trees(name):
     """Trees of several depths, some with chains that repeat one another."""
     scheme = schemes.get(name)
-    if name == "optimal":
-        pytest.skip("its verification is a program of the host")
     num_chains = min(scheme.max_drafts or 3, 3)
     num_rows, num_categories, length = 40, 5, 3
     log_p, log_q = pairs(1, num_categories, spread=0.5)[:, 0]

@@ -136,12 +136,10 @@ def _functions(is_small: bool) -> dict[str, Callable[[], Any]]:
     for name in _SMALL_SCHEMES if is_small else schemes.NAMES:
         scheme = schemes.get(name)
         most_drafts = min(scheme.max_drafts or 4, 4)
-        # The host solves the program of `optimal`, at a few categories.
-        if name != "optimal":
-            for method in _methods(scheme):
-                functions[f"{name} trials by {method}"] = partial(
-                    _accepted, key, *short_pairs, scheme, most_drafts, num_trials, method
-                )
+        for method in _methods(scheme):
+            functions[f"{name} trials by {method}"] = partial(
+                _accepted, key, *short_pairs, scheme, most_drafts, num_trials, method
+            )
         for num_categories, pairs in ((20, short_pairs), (size, (log_p, log_q))):
             if scheme.acceptance_limit(num_categories, most_drafts) is None:
                 functions[f"{name} exact, N={num_categories}"] = partial(

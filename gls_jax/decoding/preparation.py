@@ -62,9 +62,6 @@ def prepare(
     prompts, lengths = request_arrays.prompts(prompts, prompt_lengths, target.vocab_size)
     batch_size = len(lengths)
     shape = shape_of(scheme, num_drafts, options.draft_length, options.tree)
-    reason = scheme.verify_limit(target.vocab_size, shape.list_size)
-    if reason:
-        raise ValueError(reason)
     if not models:
         # Plain generation drafts nothing. Its token is still that of a list of this size.
         shape = Shape(widths=(), is_chains=False, list_size=shape.list_size)

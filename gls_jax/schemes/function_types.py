@@ -158,11 +158,9 @@ class TokenVerification:
 
     Attributes:
         verify: the token to emit.
-        limit: for how many categories and drafts `verify` works.
     """
 
     verify: Verify
-    limit: Limit = _no_limit
 
 
 @dataclasses.dataclass(frozen=True)

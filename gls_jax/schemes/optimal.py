@@ -1,36 +1,92 @@
-"""The optimal coupling of a list of independent drafts with the target, by linear programming.
+"""The optimal verification of a list of i.i.d. drafts, for any vocabulary and any K.
 
-Sources: Sun et al. 2023, arXiv 2310.15141; Khisti et al. 2025, arXiv 2410.18234.
+The value is known: ``1 - max_H [p(H)^K - q(H)]`` over the sets `H` of tokens (Sun et al. 2023,
+arXiv 2310.15141; Khisti et al. 2025, arXiv 2410.18234), where the worst `H` is a prefix of the
+tokens in ratio order, the order of `q / p` (:func:`gls_jax.bounds.optimum_iid`). The published ways
+to attain it are linear programs and iterative solvers. The closed form below is this library's; no
+earlier statement was found. It takes a sort and some cumulative sums, `O(N log N)`.
 
-The acceptance is ``1 + min_H [q(H) - P(all drafts in H)]`` over the sets `H` of tokens. For i.i.d.
-drafts the worst `H` is a prefix of the tokens in order of `q / p`, and the acceptance is
-:func:`gls_jax.bounds.optimum_iid` at any size, `O(N log N)`. If the drafts have different
-distributions, all `2^N` sets are examined.
+**What is selected.** One draft of the list is selected, and then `q` is sampled by the maximal
+coupling with `r`, the distribution of the selected draft (:mod:`gls_jax.decomposition`). With
+``f = 1 - optimum``, the best `r` is the target distribution, clipped:
 
-The scheme that attains it chooses one draft by the plan of
-:func:`gls_jax.decomposition.best_selection`, which the host solves, and samples speculatively
-against the distribution of the chosen draft: for small `N` only. The drafter must supply its
-distribution.
+    r_i = min(max(q_i, sigma p_i), tau p_i),
+    sum_i (sigma p_i - q_i)+ = f = sum_i (q_i - tau p_i)+.
+
+So `r` sums to 1, and ``sum_i min(q_i, r_i) = 1 - f``.
+
+**How it is selected.** Lay the tokens out on [0, 1] in ratio order, token `i` on an interval of
+length `p_i`, and give every draft a uniform *place* `u` in the interval of its token. The places of
+the list are K independent uniforms. To select the largest would select a place `u` with density
+``m(u) = K u^{K-1}``. Wanted is the density ``rho(u) = r_i / p_i``, which never decreases in `u`. It
+is at first too large and later too small, in this sense:
+
+    int_0^u rho >= int_0^u m = u^K   for every u, with equality at 1.
+
+(Where ``rho = q / p``, between the clipped ends, the difference is ``q(A) - p(A)^K + f`` for a
+prefix `A`, and the optimum is defined so that this is not negative. On the clipped ends `rho` is
+constant, so the difference is concave there, and it is 0 at 0 and at 1.) So places with ``rho > m``
+can be paired with places ``v > u`` where ``rho < m``, in order, by equal areas:
+
+    int_0^u (rho - m)+ = int_0^v (m - rho)+.
+
+A draft at `u` takes `v` as its *priority* with probability ``(rho(u) - m(u)) / (m(v) - m(u))`` and
+else keeps `u`; a draft at `v` takes `u` with probability ``(m(v) - rho(v)) / (m(v) - m(u))``. These
+are probabilities, because ``m(u) <= rho(u) <= rho(v) <= m(v)``. As many drafts go one way as the
+other, so the priorities are again K independent uniforms; and with the largest priority a place `u`
+is selected with density ``(1 - theta) m(u) + theta m(v) = rho(u)``. That is `r`.
+
+A rejected draft is never replaced by another one of the list: the place where the worst `H` ends
+has equal areas below, so no priority crosses it, a token with ``r > q`` is below it, and a token
+with ``r < q`` is above. The acceptance is the optimum exactly.
+
+**Kernel** for the planner. An emitted token `y` is either the selected draft or not in the list. If
+it was selected with priority `v`, the other drafts have smaller priorities, and they are `y` or
+another token independently. The integral over the priorities of `y` is a sum over places in its
+interval.
+
+**How exact.** `r` is known before it is drawn from, so errors of the priorities are the only bias:
+rounding in float32. On 500 problems of 6 to 300 tokens at K = 2, 4, 8 the distribution of the
+selected draft was off by 1e-7 in total variation in the median and by 4e-6 at most.
+
+**How far.** All drafts must have one distribution, which the drafter must supply. If distributions
+differ, the sets `H` have no order, and the optimum is a linear program over all of them:
+:func:`gls_jax.decomposition.best_selection`, up to 12 tokens, which is also the oracle of the tests
+here. `weighted_importance` and `specinfer` take such drafts at any size.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from gls_jax import bounds, decomposition, races
-from gls_jax.decomposition import MOST_CATEGORIES
+from gls_jax import bounds, races
+from gls_jax.exact.counting import with_empty_row
+from gls_jax.exact.ratio_order import ratio_order
 from gls_jax.rejection import maximal_coupling
-from gls_jax.schemes.array_types import Acceptances, Active, DraftLogProbs, Drafts, Token, Vector
+from gls_jax.schemes.array_types import (
+    Acceptances,
+    Active,
+    DraftLogProbs,
+    Drafts,
+    Kernel,
+    Token,
+    Vector,
+)
+from gls_jax.schemes.division import quotient
 from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification
 from gls_jax.schemes.gls import propose  # K independent races
+from gls_jax.schemes.priorities import clip_ratios, draw_priorities, exchanges, lay_out
 from gls_jax.schemes.scheme import Scheme
 
 __all__ = ["SCHEME", "acceptance", "propose", "verify"]
+
+# In the interval of an emitted token, for a kernel. Eight times as many changed 40 kernels by 1e-8
+# in the median, and by 2e-5 at most.
+_KERNEL_PLACES = 64
+_LEAST = 1e-30  # a probability that stands for 0 in a denominator
 
 
 def verify(
@@ -40,28 +96,23 @@ def verify(
     log_q: Vector,
     active: Active,
 ) -> Token:
-    num_categories = log_q.shape[0]
-    p = jnp.broadcast_to(races.weights(log_p), (drafts.shape[0], num_categories))
+    selection_key, test_key = races.split_key(races.private_key(key))
+    # Which drafts are active says nothing about their tokens: they are J independent ones.
+    num_active = jnp.maximum(jnp.sum(active), 1).astype(log_q.dtype)
+    ranked = ratio_order(log_p, log_q)
+    ratios = clip_ratios(ranked, num_active)
 
-    # The host solves the linear program: how to choose a draft from each set of tokens. In float32
-    # whatever the inputs: callbacks do not see `with jax.enable_x64(True)`.
-    plan_shapes = (
-        jax.ShapeDtypeStruct((2**num_categories, num_categories), jnp.float32),
-        jax.ShapeDtypeStruct((num_categories,), jnp.float32),
-    )
-    choose, chosen_p = jax.pure_callback(
-        _plan_on_host, plan_shapes, p, races.weights(log_q), active, vmap_method="sequential"
-    )
+    # Select the active draft with the largest priority.
+    layout = lay_out(ranked, ratios, num_active)
+    indices = jnp.argmax(ranked.order == drafts[:, None], axis=1)
+    noise = races.exponentials(selection_key, 2, drafts.shape[0]).astype(log_q.dtype)
+    priorities = draw_priorities(layout, indices, -jnp.expm1(-noise))
+    selected = drafts[jnp.argmax(jnp.where(active, priorities, -1))]
 
-    # Choose one of the drafted tokens by the row of their set, which has one bit for each token.
-    choice_key, test_key = races.split_key(races.private_key(key))
-    tokens = jnp.arange(num_categories)
-    is_drafted = jnp.any(active[:, None] & (drafts[:, None] == tokens), axis=0)
-    drafted_set = jnp.sum(jnp.where(is_drafted, 2**tokens, 0))
-    noise = races.exponentials(choice_key, 1, num_categories)[0]
-    chosen = races.winner(races.arrivals(noise, jnp.log(choose[drafted_set])))
-
-    return maximal_coupling(test_key, chosen, chosen_p, log_q, jnp.any(active))
+    # Its distribution is q, clipped.
+    p = races.weights(log_p)
+    selected_p = jnp.clip(races.weights(log_q), ratios.lowest * p, ratios.highest * p)
+    return maximal_coupling(test_key, selected, selected_p, log_q, jnp.any(active))
 
 
 def acceptance(
@@ -69,48 +120,43 @@ def acceptance(
     log_q: Vector,
     num_drafts: tuple[int, ...],
 ) -> Acceptances:
-    if log_p.ndim == 1:
-        return jnp.stack([bounds.optimum_iid(log_p, log_q, k) for k in num_drafts])
-    num_categories = log_q.shape[0]
-    if num_categories > MOST_CATEGORIES:
-        raise ValueError(
-            "log_p: the optimum for drafts with different distributions examines 2^N sets, "
-            f"expected at most {MOST_CATEGORIES} categories, got {num_categories}; "
-            "for drafts with one distribution it is known at any size"
-        )
-    # q(H) - P(all drafts in H) for every set H, whose bits say which tokens it has.
-    sets = jnp.arange(2**num_categories)[:, None]
-    is_member = (sets >> jnp.arange(num_categories) & 1).astype(log_q.dtype)
-    p_of_set = is_member @ races.weights(log_p).T  # [set, draft]
-    all_inside = jnp.cumprod(jnp.minimum(p_of_set, 1), axis=1)
-    q_of_set = is_member @ races.weights(log_q)
-    excess = q_of_set[:, None] - all_inside
-    return 1 + jnp.min(excess, axis=0)[jnp.asarray(num_drafts) - 1]
+    return jnp.stack([bounds.optimum_iid(log_p, log_q, k) for k in num_drafts])
 
 
-def verify_limit(num_categories: int, num_drafts: int) -> str | None:
-    if num_categories <= MOST_CATEGORIES:
-        return None
-    return (
-        "log_q: scheme 'optimal' solves a linear program over the 2^N sets of drafts, "
-        f"expected at most {MOST_CATEGORIES} categories, got {num_categories}; "
-        "schemes 'weighted_importance' and 'spectr' come near it at any size"
-    )
+def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
+    p = races.weights(log_p)
+    q = races.weights(log_q)
+    ranked = ratio_order(log_p, log_q)
+    # The emitted token y is category 0: places in the middles of equal parts of its interval.
+    indices = jnp.broadcast_to(jnp.argmin(ranked.order), (_KERNEL_PLACES,))
+    middles = (jnp.arange(_KERNEL_PLACES, dtype=q.dtype) + 0.5) / _KERNEL_PLACES
 
+    def row(num_active: int):
+        count = jnp.asarray(num_active, q.dtype)
+        ratios = clip_ratios(ranked, count)
+        drawn = exchanges(lay_out(ranked, ratios, count), indices, middles)
+        exchanged = jnp.clip(quotient(drawn.needed, drawn.possible), 0, 1)
+        # The priorities of y in increasing order, and the probability that a draft is y with a
+        # smaller one.
+        priorities = jnp.concatenate([drawn.place, drawn.partner])
+        probs = jnp.concatenate([1 - exchanged, exchanged]) * p[0] / _KERNEL_PLACES
+        order = jnp.argsort(priorities)
+        priorities, probs = priorities[order], probs[order]
+        is_y_below = jnp.cumsum(probs) - probs / 2
+        is_other_below = jnp.maximum(priorities - is_y_below, 0)
+        # y is selected: one draft has this priority, all others are below, n - 1 of them y.
+        copies = [
+            math.comb(num_active - 1, n - 1)
+            * jnp.sum(probs * is_y_below ** (n - 1) * is_other_below ** (num_active - n))
+            for n in range(1, num_active + 1)
+        ]
+        shares = jnp.stack(copies) / jnp.maximum(sum(copies), _LEAST)
+        # The emitted y was the selected draft with this probability, or else is not in the list.
+        is_selected = jnp.minimum(1, ratios.highest * quotient(p[0], q[0]))
+        counts = jnp.append(1 - is_selected, is_selected * shares)
+        return jnp.pad(counts, (0, num_drafts - num_active))
 
-def _plan_on_host(p, q, active) -> tuple[np.ndarray, np.ndarray]:
-    """How to choose from every set of active drafts `[2^N, N]`, and the chosen distribution."""
-    active_p = np.asarray(p, np.float32)[np.asarray(active)]
-    q = np.asarray(q, np.float32)
-    return _solved(active_p.tobytes(), q.tobytes(), q.size)
-
-
-@lru_cache(maxsize=256)  # a simulation needs the same plan in every chunk of trials
-def _solved(p_bytes: bytes, q_bytes: bytes, num_categories: int) -> tuple[np.ndarray, np.ndarray]:
-    p = np.frombuffer(p_bytes, np.float32).reshape(-1, num_categories).astype(np.float64)
-    q = np.frombuffer(q_bytes, np.float32).astype(np.float64)
-    plan = decomposition.solve_selection(p, q)
-    return plan.choose.astype(np.float32), plan.distribution.astype(np.float32)
+    return with_empty_row(row(j) for j in range(1, num_drafts + 1))
 
 
 SCHEME = Scheme(
@@ -118,9 +164,9 @@ SCHEME = Scheme(
     invariance="none",
     max_drafts=None,
     needs_draft_probs=True,
-    diverse=True,
+    diverse=False,
     ranked=False,
     propose_fn=propose,
-    verification=TokenVerification(verify, limit=verify_limit),
-    exact=ExactAcceptance(acceptance),
+    verification=TokenVerification(verify),
+    exact=ExactAcceptance(acceptance, kernel=kernel, tails_are_bounds=True),
 )

@@ -79,12 +79,6 @@ class Scheme:
         """Whether it verifies one position at a time, and not whole paths."""
         return isinstance(self.verification, TokenVerification)
 
-    def verify_limit(self, num_categories: int, num_drafts: int) -> str | None:
-        """Why `verify` does not work for this many categories and drafts; None if it does."""
-        if isinstance(self.verification, PathVerification):
-            return None
-        return self.verification.limit(num_categories, num_drafts)
-
     def acceptance_limit(self, num_categories: int, num_drafts: int) -> str | None:
         """Why this many categories and drafts have no exact acceptance; None if they have one."""
         return self._exact_acceptance().limit(num_categories, num_drafts)
@@ -133,7 +127,7 @@ class Scheme:
             `i32[]`. The target accepts draft `k` where it equals this token and `active[k]`.
 
         Raises:
-            ValueError: shapes that do not fit, too many drafts or categories, what
+            ValueError: shapes that do not fit, too many drafts, what
                 :func:`gls_jax.check_log_probs` raises, drafts outside the vocabulary or, where the
                 scheme needs the draft probabilities, impossible drafts (values are checked where
                 they are not traced).
@@ -143,15 +137,13 @@ class Scheme:
         drafts = checks.integers(drafts, "drafts", "[K]")
         num_drafts = self.check_num_drafts(drafts.shape[0])
         log_p, log_q = self._problem(log_p, log_q, num_drafts)
-        num_categories = log_q.shape[0]
-        checks.tokens(drafts, num_categories, "drafts")
+        checks.tokens(drafts, log_q.shape[0], "drafts")
         if active is None:
             active = jnp.ones(num_drafts, bool)
         else:
             active = checks.flags(active, "active", num_drafts)
         if self.needs_draft_probs:
             checks.possible_tokens(drafts, log_p, active, races.LIGHTEST, "drafts")
-        _raise_if(verification.limit(num_categories, num_drafts))
         return work_shape.compiled(verification.verify, (key, drafts, log_p, log_q, active), ())
 
     def acceptance(self, log_p: LogProbs, log_q: LogProbs, num_drafts: int) -> Float[Array, ""]:
@@ -276,7 +268,6 @@ class Scheme:
         arrays = (key, position, tree, log_p, log_q)
         if isinstance(self.verification, PathVerification):
             return work_shape.compiled(self.verification.verify_tree, arrays, ())
-        _raise_if(self.verification.limit(log_q.shape[1], tree.list_size))
         return work_shape.compiled(walk, arrays, (self.verification.verify, self.diverse))
 
     def draft_key(
@@ -322,7 +313,6 @@ class Scheme:
         self.check_token_level("accepted")
         num_drafts = self.check_num_drafts(num_drafts)
         log_p, log_q = self._problem(log_p, log_q, num_drafts)
-        _raise_if(self.verify_limit(log_q.shape[0], num_drafts))
         return log_p, log_q, num_drafts
 
     def _token_verification(self, name: str) -> TokenVerification:

@@ -249,18 +249,17 @@ def _compute_blocks(
         values["exact"] = np.full((len(log_q), len(num_drafts)), np.nan)
         values["exact"][:, np.isin(num_drafts, known_lengths)] = curves
     # Each pair has a separate key, so that blocks of any size have the same trials.
-    if scheme.verify_limit(num_categories, max(num_drafts)) is None:
-        fold_in = partial(jax.random.fold_in, races.new_key(study.seed))
-        estimate = trials.sweep(
-            jax.vmap(fold_in)(jnp.asarray(indices)),
-            log_p,
-            log_q,
-            scheme=scheme,
-            num_drafts=num_drafts,
-            num_trials=study.num_trials,
-        )
-        values["simulated"] = estimate.mean
-        values["standard_error"] = estimate.standard_error
+    fold_in = partial(jax.random.fold_in, races.new_key(study.seed))
+    estimate = trials.sweep(
+        jax.vmap(fold_in)(jnp.asarray(indices)),
+        log_p,
+        log_q,
+        scheme=scheme,
+        num_drafts=num_drafts,
+        num_trials=study.num_trials,
+    )
+    values["simulated"] = estimate.mean
+    values["standard_error"] = estimate.standard_error
     # Without the copies that filled up the blocks.
     by_block = []
     for number, block in enumerate(slices):

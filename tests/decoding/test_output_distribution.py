@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ALPHA = 1e-9
 REQUESTS = 20_000
-# They solve a linear program, and search, at every tree node.
-FEWER = {"optimal": 1000, "weighted_importance": 5000}
+# It sorts at every tree node, for every comparison.
+FEWER = {"weighted_importance": 5000}
 NEW = 3
 PROMPTS = ([1, 2, 0], [3])  # every other request
 SHARED = dict(temperature=0.8, top_k=3, top_p=0.9, stop_tokens=(2,))
@@ -81,7 +81,7 @@ def test_plain_generation():
 
 
 @pytest.mark.parametrize(
-    "scheme", ["gls", "gls_strong", "naive", "specinfer", "weighted_importance", "optimal"]
+    "scheme", ["gls", "gls_strong", "naive", "specinfer", "weighted_importance"]
 )
 def test_diverse_drafters(scheme):
     """Three drafters at three temperatures; the third is the first again."""

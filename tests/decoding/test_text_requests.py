@@ -89,7 +89,5 @@ def test_several_processes_need_a_file(pair, monkeypatch):
 
 def test_options_are_checked_without_models():
     requests.check_options(decoding.DecodeOptions(temperature=0.0), has_drafter=False)
-    with pytest.raises(ValueError, match="expected one for the vocabulary of a language model"):
-        requests.check_options(decoding.DecodeOptions(scheme="optimal"))
     with pytest.raises(ValueError, match="system: expected a chat"):
         requests.TextOptions(system="Be brief.", chat=False).check()

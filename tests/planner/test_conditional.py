@@ -116,5 +116,5 @@ def test_likelihood_ratio_of_impossible_tokens():
 
 
 def test_unknown_scheme_is_refused():
-    with pytest.raises(ValueError, match=r"scheme: expected one of gls, .*, got 'optimal'"):
-        conditional.kernels(np.zeros((1, 1)), np.zeros((1, 1)), scheme="optimal", num_drafts=1)
+    with pytest.raises(ValueError, match=r"scheme: expected one of gls, .*, got 'traversal'"):
+        conditional.kernels(np.zeros((1, 1)), np.zeros((1, 1)), scheme="traversal", num_drafts=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from gls_jax import races, schemes
+from gls_jax import races
 from gls_jax.decoding.generation import BrokenLogits, Stream, stream
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.options import DecodeOptions
@@ -70,8 +70,7 @@ def check_options(options: DecodeOptions, *, has_drafter: bool = True) -> None:
         has_drafter: whether the target has a drafter.
 
     Raises:
-        ValueError: options out of range or that do not go together, or a scheme that is only
-            defined on small alphabets.
+        ValueError: options out of range or that do not go together.
 
     >>> from gls_jax import decoding
     >>> from gls_jax.decoding import requests
@@ -79,13 +78,6 @@ def check_options(options: DecodeOptions, *, has_drafter: bool = True) -> None:
     Traceback (most recent call last):
     ValueError: num_drafts: scheme 'single' takes at most 1, got 2
     """
-    scheme = options.scheme
-    if not isinstance(scheme, schemes.Scheme):
-        scheme = schemes.get(scheme)
-    if scheme.verify_limit(_LARGEST_VOCABULARY, 1):
-        raise ValueError(
-            f"scheme: expected one for the vocabulary of a language model, got '{scheme.name}'"
-        )
     placeholder = from_function(_never_called, (), _LARGEST_VOCABULARY)
     drafter = placeholder if has_drafter else None
     prepare(races.new_key(0), placeholder, drafter, [[0]], None, options)
