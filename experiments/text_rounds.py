@@ -1,9 +1,10 @@
 """Rounds of speculative decoding along known texts of the target, counted without decoding anew.
 
-A text of plain generation is read once. Then a setting can be counted along it in two ways.
+A text of plain generation is read once. Then the tokens of some first rounds can be counted along
+it in two ways.
 
-*Predicted*: with the distributions of both models along the text the planner knows how many rounds
-a setting takes, on average over the drafts that it could have made there. This is for chains and
+*Predicted*: with the distributions of both models along the text the planner knows where rounds
+begin and end, on average over the drafts that could have been made there. This is for chains and
 static trees of schemes that verify token by token, and costs no model call.
 
 *Replayed*: under strong invariance the text does not depend on the drafts. So the engine runs as
@@ -106,29 +107,47 @@ def pairs_along(target, drafter, texts: Texts) -> np.ndarray:
 
 
 class Predictor:
-    """Expected rounds along texts of one length, from the distributions along them.
+    """Expected rounds along texts, from the distributions along them.
 
     Args:
         pairs: of :func:`pairs_along`.
         num_texts: `D`.
+        num_rounds: at most, from the beginning of each text.
     """
 
-    def __init__(self, pairs: np.ndarray, num_texts: int) -> None:
+    def __init__(self, pairs: np.ndarray, num_texts: int, num_rounds: int) -> None:
         self._pairs = Pairs(*pairs)
         self._num_texts = num_texts
+        self._num_rounds = num_rounds
         self._kernels = cache(self._kernels_of)
 
-    def num_rounds(self, setting: planner.Setting) -> np.ndarray:
-        """Expected rounds of each text, `f64[D]`."""
+    def counts(self, setting: planner.Setting) -> np.ndarray:
+        """Expected tokens and rounds of each text, `f64[2, D]`."""
         survival = self._survival(setting)
-        length = len(survival) // self._num_texts
-        begins = np.arange(length) == 0
-        return np.array(
-            [
-                length / rounds.block_efficiency(text_survival, begins).mean
-                for text_survival in survival.reshape(self._num_texts, length, -1)
-            ]
+        depth = survival.shape[1]
+        survival = survival.reshape(self._num_texts, -1, depth)
+        length = survival.shape[1]
+        # emission[:, t, n]: a round that begins at t emits n + 1 tokens.
+        at_least = np.pad(
+            survival, ((0, 0), (0, 0), (1, 1)), constant_values=((0, 0), (0, 0), (1, 0))
         )
+        emission = at_least[:, :, :-1] - at_least[:, :, 1:]
+        # Tokens beyond the end of the text are not delivered.
+        num_left = length - np.arange(length)[:, None]
+        delivered = np.minimum(np.arange(1, depth + 2), num_left)
+        expected_tokens = np.sum(emission * delivered, axis=-1)
+
+        # Where each round begins, one after the other.
+        begins = np.zeros((self._num_texts, length))
+        begins[:, 0] = 1
+        counts = np.zeros((2, self._num_texts))
+        for _ in range(self._num_rounds):
+            counts += [np.sum(begins * expected_tokens, axis=1), np.sum(begins, axis=1)]
+            following = np.zeros((self._num_texts, length + depth + 1))
+            for n in range(depth + 1):
+                following[:, n + 1 : n + 1 + length] += begins * emission[:, :, n]
+            begins = following[:, :length]
+        return counts
 
     def _survival(self, setting: planner.Setting) -> np.ndarray:
         verification = schemes.get(setting.scheme).verification
@@ -152,8 +171,8 @@ def _estimated_kernels(scheme: Scheme, log_p: np.ndarray, log_q: np.ndarray) -> 
     """Kernels of a scheme that has no formula, for static trees only, `f64[P, K + 1, K + 1]`.
 
     Only the probability that none of J new drafts is accepted is there, in column 0. It is an
-    unbiased estimate, and so are rounds that are expected by it: a text passes every position at
-    most once, and estimates of different positions are independent.
+    unbiased estimate, and so are rounds that are expected by it: rounds pass every position of a
+    text at most once, and estimates of different positions are independent.
     """
     keys = races.keys.fold_in_each(races.new_key(_TRIAL_SEED), np.arange(len(log_q)))
     hits = np.asarray(_accepted_and_emitted(keys, log_p, log_q, scheme), float)
@@ -239,10 +258,13 @@ def _keep_nothing(cache: _NoCache, cache_slots, start, count) -> _NoCache:
     return _NoCache(start + count)
 
 
-def replayed_rounds(drafter, texts: Texts, setting: Setting) -> np.ndarray:
-    """Rounds of each text, `i64[D]`, for a strongly invariant scheme."""
+def replayed_counts(drafter, texts: Texts, setting: Setting, num_rounds: int) -> np.ndarray:
+    """Tokens and rounds of each text, `i64[2, D]`, for a strongly invariant scheme."""
     target = recorded_target(texts, drafter.vocab_size)
     run = decoding_runs.start_run(
         target, drafter, texts.prompts, texts.keys, setting, texts.tokens.shape[1]
     )
-    return run.finish().metrics.target_calls
+    for _ in range(num_rounds):
+        next(run, None)
+    metrics = run.generation.metrics
+    return np.stack([metrics.emitted, metrics.target_calls])

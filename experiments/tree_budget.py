@@ -65,6 +65,7 @@ MANY_DRAFTS = (
     "naive",
     "specinfer",
     "spectr",
+    "optimal",
 )
 ONE_DRAFT = ("topk", "single", "minhash", "block")
 # Static trees only: there is no formula for chains.
@@ -89,20 +90,20 @@ class TreeBudget:
         nodes: Verified nodes, some of 8, 16, 32, 64.
         temperatures: Of the target.
         num_prompts: Prompts, cycling over five kinds, from 2 to 50.
-        new_tokens: Length of the texts along which settings are counted.
-        rounds: Rounds of each prompt where a setting is decoded.
+        rounds: Rounds of each prompt.
+        new_tokens: Length of the texts along which rounds are counted; a few texts may end early.
         decoded_nodes: Budgets of traversal, which has to be decoded.
         checks: Whether to decode some settings that are predicted or replayed.
         batch: Requests decoded together; the figures do not depend on it.
         drop: First and last of the layers that the drafter leaves out.
         out: Folder for tree_budget.csv and tree_budget.png.
-        full: 50 prompts, texts of 88 tokens, 20 decoded rounds, all budgets, checks.
+        full: 50 prompts, 21 rounds of each, texts of 128 tokens, all budgets, checks.
     """
 
     FULL: ClassVar[dict] = {
         "num_prompts": 50,
-        "new_tokens": 88,
-        "rounds": 20,
+        "rounds": 21,
+        "new_tokens": 128,
         "decoded_nodes": (8, 16, 32, 64),
         "checks": True,
     }
@@ -110,8 +111,8 @@ class TreeBudget:
     nodes: tuple[int, ...] = (8, 16, 32, 64)
     temperatures: tuple[float, ...] = (0.0, 0.6, 1.0)
     num_prompts: int = 10
-    new_tokens: int = 40
-    rounds: int = 5
+    rounds: int = 8
+    new_tokens: int = 48
     decoded_nodes: tuple[int, ...] = (8, 16)
     checks: bool = False
     batch: int = 25
@@ -182,7 +183,8 @@ class _Counts:
         plain = partial(text_rounds.plain_tokens, self.target, new_tokens=self.options.new_tokens)
         self.texts = self.texts._replace(tokens=self._once(self._batched(plain), "texts"))
         pairs = partial(text_rounds.pairs_along, self.target, self.drafter, self.texts)
-        predictor = Predictor(self._once(pairs, "pairs"), len(self.texts.prompts))
+        num_texts = len(self.texts.prompts)
+        predictor = Predictor(self._once(pairs, "pairs"), num_texts, self.options.rounds)
         points = [*self._predicted(predictor), *self._replayed()]
         # At temperature 0 all that is decoded has one chain.
         if self.texts.temperature:
@@ -208,10 +210,11 @@ class _Counts:
     def _is_checked(self) -> bool:
         return self.options.checks and self.texts.temperature == 1
 
-    def _batched(self, function: Callable[[Texts], np.ndarray]) -> Callable[[], np.ndarray]:
+    def _batched(self, function: Callable[[Texts], np.ndarray], axis=0) -> Callable[[], np.ndarray]:
+        """The function over all texts, which are on this axis of the result."""
         starts = range(0, len(self.texts.prompts), self.options.batch)
         batches = [self.texts.part(slice(first, first + self.options.batch)) for first in starts]
-        return lambda: np.concatenate([function(batch) for batch in batches])
+        return lambda: np.concatenate([function(batch) for batch in batches], axis=axis)
 
     def _predicted(self, predictor: Predictor) -> Iterator[Point]:
         """Chains and static trees, each half of the prompts with the best of the other half."""
@@ -226,30 +229,31 @@ class _Counts:
             schemes = names if self.texts.temperature else ("topk",)
             for scheme, nodes in itertools.product(schemes, self.options.nodes):
                 settings = settings_of(scheme, nodes)
-                shape, num_rounds = self._best_elsewhere(predictor, settings)
+                shape, counts = self._best_elsewhere(predictor, settings)
                 how = "estimated" if scheme in ESTIMATED else "predicted"
-                yield self._text_point(tree, scheme, nodes, shape, num_rounds, how)
+                yield self._point(tree, scheme, nodes, shape, how, counts)
 
     def _best_elsewhere(
         self, predictor: Predictor, settings: Sequence[planner.Setting]
     ) -> tuple[str, np.ndarray]:
-        """Rounds of each text in the setting that is best for the texts of the other half."""
-        all_rounds = [predictor.num_rounds(setting) for setting in settings]
+        """Counts `[2, D]` of each text in the setting that is best for the other half of them."""
+        all_counts = np.stack([predictor.counts(setting) for setting in settings])
         # The kinds of questions alternate, so that each half has all.
         half = np.arange(len(self.texts.prompts)) % 2
-        num_rounds = np.zeros(len(half))
+        counts = np.zeros(all_counts.shape[1:])
         shapes = []
         for own_half in (0, 1):
-            totals = [rounds[half != own_half].sum() for rounds in all_rounds]
-            best = int(np.argmin(totals))
-            num_rounds[half == own_half] = all_rounds[best][half == own_half]
+            num_tokens, num_rounds = all_counts[:, :, half != own_half].sum(axis=-1).T
+            best = int(np.argmax(num_tokens / num_rounds))
+            counts[:, half == own_half] = all_counts[best][:, half == own_half]
             shapes.append(shape_text(settings[best]))
-        return " or ".join(dict.fromkeys(shapes)), num_rounds
+        return " or ".join(dict.fromkeys(shapes)), counts
 
     def _replayed(self) -> Iterator[Point]:
         """Best-first and margin trees."""
         temperature = self.texts.temperature
         depth = DEPTH if temperature else GREEDY_DEPTH
+        rounds = self.options.rounds
         for tree, (scheme, tree_type) in DYNAMIC_TREES.items():
             # Without noise in the drafts a margin tree is one chain.
             if tree == "margin" and not temperature:
@@ -257,37 +261,43 @@ class _Counts:
             for nodes in self.options.nodes:
                 shape = tree_type(nodes, depth, min(FRONTIER, nodes // 4), CHILDREN)
                 setting = Setting("tree budget", scheme, CHILDREN, depth, shape, temperature)
-                replay = partial(text_rounds.replayed_rounds, self.drafter, setting=setting)
-                num_rounds = self._once(self._batched(replay), "replayed", scheme, str(shape))
+                replay = partial(
+                    text_rounds.replayed_counts,
+                    self.drafter,
+                    setting=setting,
+                    num_rounds=rounds,
+                )
+                batched = self._batched(replay, axis=1)
+                counts = self._once(batched, "replayed", scheme, str(shape), rounds)
                 shape_words = f"depth {shape.depth}, {shape.frontier} read a call"
-                yield self._text_point(tree, scheme, nodes, shape_words, num_rounds, "replayed")
+                yield self._point(tree, scheme, nodes, shape_words, "replayed", counts)
 
     def _decoded(self, predictor: Predictor) -> Iterator[Point]:
         """`traversal`, and settings that were counted in another way."""
         for nodes in self.options.decoded_nodes:
             settings = static_trees("specinfer_wor", nodes)
-            totals = [predictor.num_rounds(setting).sum() for setting in settings]
-            setting = settings[int(np.argmin(totals))]._replace(scheme="traversal")
-            yield self._decoded_point("budget", setting, nodes)
+            num_tokens, num_rounds = np.stack([predictor.counts(s).sum(-1) for s in settings]).T
+            best = settings[int(np.argmax(num_tokens / num_rounds))]
+            setting = best._replace(scheme="traversal")
+            yield self._decoded_point(setting, nodes, "budget")
         if self._is_checked():
             for setting in CHECKED:
                 tree = "chains" if setting.tree is None else "static"
                 nodes = setting.shape.num_nodes
                 how = "estimated" if setting.scheme in ESTIMATED else "predicted"
-                num_rounds = predictor.num_rounds(setting)
+                counts = predictor.counts(setting)
                 name, shape = setting.scheme, shape_text(setting)
-                yield self._text_point(tree, name, nodes, shape, num_rounds, how, part="check")
-                yield self._decoded_point("check", setting, nodes)
+                yield self._point(tree, name, nodes, shape, how, counts, part="check")
+                yield self._decoded_point(setting, nodes, "check")
 
-    def _decoded_point(self, part: str, setting: planner.Setting, nodes: int) -> Point:
-        temperature = self.texts.temperature
+    def _decoded_point(self, setting: planner.Setting, nodes: int, part: str) -> Point:
         run = Setting(
             "tree budget",
             setting.scheme,
             setting.num_drafts,
             setting.draft_length,
             setting.tree,
-            temperature,
+            self.texts.temperature,
         )
         rounds, batch = self.options.rounds, self.options.batch
         histogram = self._once(
@@ -298,20 +308,21 @@ class _Counts:
             run,
             rounds,
         )
-        return Point(
-            part=part,
-            temperature=temperature,
-            scheme=setting.scheme,
-            tree="chains" if setting.tree is None else "static",
-            nodes=nodes,
-            shape=shape_text(setting),
-            how="decoded",
-            num_tokens=histogram @ np.arange(1, histogram.shape[1] + 1),
-            num_rounds=histogram.sum(axis=1),
-        )
+        num_tokens = histogram @ np.arange(1, histogram.shape[1] + 1)
+        counts = np.stack([num_tokens, histogram.sum(axis=1)])
+        tree = "chains" if setting.tree is None else "static"
+        shape = shape_text(setting)
+        return self._point(tree, setting.scheme, nodes, shape, "decoded", counts, part=part)
 
-    def _text_point(
-        self, tree: str, scheme: str, nodes: int, shape: str, num_rounds, how: str, part="budget"
+    def _point(
+        self,
+        tree: str,
+        scheme: str,
+        nodes: int,
+        shape: str,
+        how: str,
+        counts: np.ndarray,
+        part: str = "budget",
     ) -> Point:
         return Point(
             part=part,
@@ -321,8 +332,8 @@ class _Counts:
             nodes=nodes,
             shape=shape,
             how=how,
-            num_tokens=np.full(len(num_rounds), self.options.new_tokens),
-            num_rounds=num_rounds,
+            num_tokens=counts[0],
+            num_rounds=counts[1],
         )
 
 

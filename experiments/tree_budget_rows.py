@@ -20,7 +20,7 @@ _COLORS = {
     "gls": "#009E73",
     "specinfer_wor": "#E69F00",
     "traversal": "#D55E00",
-    "spectr": "#CC79A7",
+    "optimal": "#CC79A7",
     "block": "#999999",
 }
 _STYLES = {"best-first": "-o", "margin": "-s", "static": "--^", "chains": ":v", "one chain": ":x"}
@@ -34,7 +34,7 @@ _DRAWN = (
     ("gls", "static"),
     ("traversal", "static"),
     ("specinfer_wor", "static"),
-    ("spectr", "chains"),
+    ("optimal", "static"),
     ("block", "one chain"),
     ("topk", "one chain"),
 )

@@ -81,7 +81,7 @@ def test_same_seed(tmp_path, monkeypatch):
 def test_tree_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tree_budget, "MANY_DRAFTS", ("topk", "gumbel_topk"))
     monkeypatch.setattr(tree_budget, "ONE_DRAFT", ("topk", "block"))
-    sizes = ["--num-prompts", 4, "--new-tokens", 12, "--rounds", 2, "--batch", 2]
+    sizes = ["--num-prompts", 4, "--new-tokens", 18, "--rounds", 2, "--batch", 2]
     options = ["--nodes", 8, "--decoded-nodes", 8, "--temperatures", 0, 1]
     rows = run("tree_budget", tmp_path, *sizes, *options)
     kinds = {(row["temperature"], row["scheme"], row["tree"], row["how"]) for row in rows}
@@ -92,9 +92,8 @@ def test_tree_budget(tmp_path, monkeypatch, capsys):
     assert ("1.0", "specinfer_wor", "static", "estimated") in kinds
     assert ("1.0", "traversal", "static", "decoded") in kinds
     for row in rows:
-        # Texts of 12 tokens, at most 9 in a round; decoded ones have two rounds of each prompt.
-        assert 4 * 2 <= int(row["rounds"]) <= 4 * 12
-        assert float(row["tokens_per_call"]) >= 1
+        assert int(row["rounds"]) == 4 * 2
+        assert 1 <= float(row["tokens_per_call"]) <= 9
     assert "specinfer_wor" in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import pytest
 from experiments import decoding_runs, text_rounds, tree_budget
 from experiments.decoding_runs import Setting
 from experiments.text_rounds import Texts
-from gls_jax import decoding, planner
+from gls_jax import decoding, planner, schemes
 from gls_jax.planner import conditional
 from tests.schemes.scheme_trials import ALPHA
 
@@ -51,32 +51,36 @@ def test_replay_is_decoding(scheme, tree, models, texts):
     run = decoding_runs.start_run(target, drafter, texts.prompts, texts.keys, setting, 24)
     decoded = run.finish()
     np.testing.assert_array_equal(decoded.tokens, texts.tokens)
-    replayed = text_rounds.replayed_rounds(drafter, texts, setting)
-    np.testing.assert_array_equal(replayed, decoded.metrics.target_calls)
-    assert replayed.sum() < texts.tokens.size  # some drafts were accepted
+    emitted, calls = text_rounds.replayed_counts(drafter, texts, setting, num_rounds=24)
+    np.testing.assert_array_equal(emitted, [24] * 3)
+    np.testing.assert_array_equal(calls, decoded.metrics.target_calls)
+    assert calls.sum() < texts.tokens.size  # some drafts were accepted
 
 
-def test_predicted_rounds(models, texts):
-    """Against replays of the same texts with many keys; a chain of one draft, accepted or not."""
+@pytest.mark.parametrize("num_rounds", [5, 24])
+def test_predicted_counts(num_rounds, models, texts):
+    """Whether the likeliest tokens are accepted is no matter of noise: predictions are counts."""
     target, drafter = models
     checkpoint = type("Checkpoint", (), {"language_model": target})
     pairs = text_rounds.pairs_along(checkpoint, drafter, texts)
-    assert pairs.shape[:2] == (2, texts.tokens.size)
-    predictor = text_rounds.Predictor(pairs, len(texts.prompts))
-    setting = planner.Setting("topk", 1, 1)
-    predicted = predictor.num_rounds(setting)
-    # A likeliest token is accepted or not whatever the noise: the prediction is a count.
-    replayed = text_rounds.replayed_rounds(drafter, texts, Setting("test", "topk", 1, length=1))
+    predictor = text_rounds.Predictor(pairs, len(texts.prompts), num_rounds)
+    predicted = predictor.counts(planner.Setting("topk", 2, 2, (2, 2)))
+    setting = Setting("test", "topk", 2, length=2, tree=(2, 2))
+    replayed = text_rounds.replayed_counts(drafter, texts, setting, num_rounds)
     np.testing.assert_allclose(predicted, replayed, rtol=1e-5)
+    if num_rounds == 5:
+        assert (replayed[1] == 5).all()
+    else:
+        assert (replayed[0] == 24).all()
 
 
 @pytest.mark.parametrize("other", ["gls", "naive"])
 def test_estimated_kernels(other):
     """The estimate meets the formula of its scheme, and not that of another one."""
-    num_positions = 400
+    num_positions = 200
     logits = jax.random.normal(jax.random.key(1), (2, num_positions, 6))
     log_p, log_q = np.asarray(jax.nn.log_softmax(jnp.stack([logits[0], logits.sum(0)])))
-    estimated = text_rounds._estimated_kernels(text_rounds.schemes.get("gls"), log_p, log_q)
+    estimated = text_rounds._estimated_kernels(schemes.get("gls"), log_p, log_q)
     exact = conditional.kernels(log_p, log_q, scheme=other, num_drafts=8)
     # Hits are binomial: the variance of an estimate is at most that of hits of probability q.
     variances = 1 / (text_rounds._NUM_TRIALS * np.exp(log_q[:, 0]))
@@ -88,17 +92,18 @@ def test_estimated_kernels(other):
 
 def test_shapes_are_chosen_by_the_other_half():
     class Predictor:
-        def num_rounds(self, setting):
+        def counts(self, setting):
             # The first shape is best for even texts, the second for odd ones.
             is_even = np.arange(4) % 2 == 0
-            return np.where(is_even == (setting.num_drafts == 1), 1.0, 2.0)
+            num_tokens = np.where(is_even == (setting.num_drafts == 1), 2.0, 1.0)
+            return np.stack([num_tokens, np.ones(4)])
 
     texts = Texts([[1]] * 4, None, 1.0, np.zeros((4, 8), np.int32))
     counts = tree_budget._Counts(tree_budget.TreeBudget(), None, None, texts, None, None)
     settings = [planner.Setting("topk", 1, 2), planner.Setting("topk", 2, 1)]
-    shape, num_rounds = counts._best_elsewhere(Predictor(), settings)
+    shape, (num_tokens, _) = counts._best_elsewhere(Predictor(), settings)
     assert shape == "2 x 1 or 1 x 2"
-    assert num_rounds.tolist() == [2.0] * 4
+    assert num_tokens.tolist() == [1] * 4
 
 
 @pytest.mark.parametrize("nodes", [8, 64])
