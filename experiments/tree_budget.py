@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from experiments import decoding_runs, output, shared, text_rounds, tree_budget_rows
+from experiments import budget_shapes, decoding_runs, output, shared, text_rounds, tree_budget_rows
 from experiments.decoding_runs import Setting
 from experiments.shared import ComputeOnce
 from experiments.text_rounds import Predictor, Texts
@@ -49,12 +49,6 @@ GREEDY_DEPTH = 8
 FRONTIER = 8
 CHILDREN = 16
 NODES = (8, 16, 32, 64)
-# Longest lists, paths and chains that are tried, and the least share of the budget that a static
-# tree has.
-WIDEST = 8
-DEEPEST = 8
-LONGEST = 32
-LEAST_USED = 7 / 8
 
 MANY_DRAFTS = (
     "topk",
@@ -220,9 +214,9 @@ class _Counts:
         """Chains and static trees, each half of the prompts with the best of the other half."""
         kinds: list[tuple[str, tuple[str, ...], Callable[[str, int], list[planner.Setting]]]]
         kinds = [
-            ("one chain", ONE_DRAFT, one_chain),
-            ("chains", MANY_DRAFTS, chains),
-            ("static", (*MANY_DRAFTS, *ESTIMATED), static_trees),
+            ("one chain", ONE_DRAFT, budget_shapes.one_chain),
+            ("chains", MANY_DRAFTS, budget_shapes.chains),
+            ("static", (*MANY_DRAFTS, *ESTIMATED), budget_shapes.static_trees),
         ]
         for tree, names, settings_of in kinds:
             # At temperature 0 all other schemes draft the one chain of `topk`.
@@ -246,7 +240,7 @@ class _Counts:
             num_tokens, num_rounds = all_counts[:, :, half != own_half].sum(axis=-1).T
             best = int(np.argmax(num_tokens / num_rounds))
             counts[:, half == own_half] = all_counts[best][:, half == own_half]
-            shapes.append(shape_text(settings[best]))
+            shapes.append(budget_shapes.shape_text(settings[best]))
         return " or ".join(dict.fromkeys(shapes)), counts
 
     def _replayed(self) -> Iterator[Point]:
@@ -275,7 +269,7 @@ class _Counts:
     def _decoded(self, predictor: Predictor) -> Iterator[Point]:
         """`traversal`, and settings that were counted in another way."""
         for nodes in self.options.decoded_nodes:
-            settings = static_trees("specinfer_wor", nodes)
+            settings = budget_shapes.static_trees("specinfer_wor", nodes)
             num_tokens, num_rounds = np.stack([predictor.counts(s).sum(-1) for s in settings]).T
             best = settings[int(np.argmax(num_tokens / num_rounds))]
             setting = best._replace(scheme="traversal")
@@ -286,7 +280,7 @@ class _Counts:
                 nodes = setting.shape.num_nodes
                 how = "estimated" if setting.scheme in ESTIMATED else "predicted"
                 counts = predictor.counts(setting)
-                name, shape = setting.scheme, shape_text(setting)
+                name, shape = setting.scheme, budget_shapes.shape_text(setting)
                 yield self._point(tree, name, nodes, shape, how, counts, part="check")
                 yield self._decoded_point(setting, nodes, "check")
 
@@ -311,7 +305,7 @@ class _Counts:
         num_tokens = histogram @ np.arange(1, histogram.shape[1] + 1)
         counts = np.stack([num_tokens, histogram.sum(axis=1)])
         tree = "chains" if setting.tree is None else "static"
-        shape = shape_text(setting)
+        shape = budget_shapes.shape_text(setting)
         return self._point(tree, setting.scheme, nodes, shape, "decoded", counts, part=part)
 
     def _point(
@@ -335,38 +329,3 @@ class _Counts:
             num_tokens=counts[0],
             num_rounds=counts[1],
         )
-
-
-def one_chain(scheme: str, nodes: int) -> list[planner.Setting]:
-    """A chain of that many nodes, or of the longest length."""
-    return [planner.Setting(scheme, 1, min(nodes, LONGEST))]
-
-
-def chains(scheme: str, nodes: int) -> list[planner.Setting]:
-    """K chains of one length, for K = 1, 2, 4, ..."""
-    counts = [2**i for i in range(text_rounds.MOST_DRAFTS.bit_length()) if 2**i < nodes]
-    return [planner.Setting(scheme, k, min(nodes // k, LONGEST)) for k in counts]
-
-
-def static_trees(scheme: str, nodes: int) -> list[planner.Setting]:
-    """Trees of about that many nodes whose widths do not grow with depth."""
-    trees: list[tuple[int, ...]] = []
-
-    def grow(widths: tuple[int, ...], level_size: int, num_left: int) -> None:
-        largest = widths[-1] if widths else WIDEST
-        fitting = [width for width in range(1, largest + 1) if level_size * width <= num_left]
-        if len(widths) < DEEPEST and fitting:
-            for width in fitting:
-                grow((*widths, width), level_size * width, num_left - level_size * width)
-        elif nodes - num_left >= LEAST_USED * nodes:
-            trees.append(widths)
-
-    grow((), 1, nodes)
-    return [planner.Setting(scheme, max(widths), len(widths), widths) for widths in trees]
-
-
-def shape_text(setting: planner.Setting) -> str:
-    """The drafts in words."""
-    if setting.tree is None:
-        return f"{setting.num_drafts} x {setting.draft_length}"
-    return "-".join(map(str, setting.tree))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import decoding_runs, text_rounds, tree_budget
+from experiments import budget_shapes, decoding_runs, text_rounds, tree_budget
 from experiments.decoding_runs import Setting
 from experiments.text_rounds import Texts
 from gls_jax import decoding, planner, schemes
@@ -108,10 +108,10 @@ def test_shapes_are_chosen_by_the_other_half():
 
 @pytest.mark.parametrize("nodes", [8, 64])
 def test_shapes_of_a_budget(nodes):
-    trees = tree_budget.static_trees("topk", nodes)
+    trees = budget_shapes.static_trees("topk", nodes)
     assert len({tree.tree for tree in trees}) == len(trees) > 1
     for setting in trees:
         assert 7 * nodes / 8 <= setting.shape.num_nodes <= nodes
         assert list(setting.tree) == sorted(setting.tree, reverse=True)
-    for setting in tree_budget.chains("topk", nodes):
+    for setting in budget_shapes.chains("topk", nodes):
         assert setting.shape.num_nodes == min(nodes, 32 * setting.num_drafts)
