@@ -12,7 +12,8 @@ one chain. The drafter of `topk` is at temperature 1 there.
 Decoding every setting would take a day on two cores. Most are counted along texts that plain
 generation emitted once, see `text_rounds.py`:
 
-* *predicted*: chains and static trees, by the planner's formulas. `specinfer_wor` has none, and is
+* *predicted*: chains and static trees, by the planner's formulas. `specinfer_wor` and
+  `weighted_importance` have none, and are
   *estimated* from random lists at each position;
 * *replayed*: best-first and margin trees, by the engine and the drafter, with the text as target;
 * *decoded*: `traversal`, which compares whole paths, by the engine and both models.
@@ -63,7 +64,7 @@ MANY_DRAFTS = (
 )
 ONE_DRAFT = ("topk", "single", "minhash", "block")
 # Static trees only: there is no formula for chains.
-ESTIMATED = ("specinfer_wor",)
+ESTIMATED = ("specinfer_wor", "weighted_importance")
 DYNAMIC_TREES: dict[str, tuple[str, type[decoding.BestFirstTree | decoding.MarginTree]]] = {
     "best-first": ("topk", decoding.BestFirstTree),
     "margin": ("gumbel_topk", decoding.MarginTree),

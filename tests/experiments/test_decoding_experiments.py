@@ -81,6 +81,7 @@ def test_same_seed(tmp_path, monkeypatch):
 def test_tree_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tree_budget, "MANY_DRAFTS", ("topk", "gumbel_topk"))
     monkeypatch.setattr(tree_budget, "ONE_DRAFT", ("topk", "block"))
+    monkeypatch.setattr(tree_budget, "ESTIMATED", ("specinfer_wor",))
     sizes = ["--num-prompts", 4, "--new-tokens", 18, "--rounds", 2, "--batch", 2]
     options = ["--nodes", 8, "--decoded-nodes", 8, "--temperatures", 0, 1]
     rows = run("tree_budget", tmp_path, *sizes, *options)
