@@ -5,7 +5,7 @@
 # CONSTRAINTS  a file of exact versions, such as those of .ci/constraints/ that the tests passed with; again in a
 #          separate environment. Default: what pip takes today.
 # TESTS    files or folders to test; default: all.
-# OPTIONS  of `make accelerator`: --small.
+# OPTIONS  of `make accelerator`: --small; of `make samplers`.
 PYTHON ?= python3
 CONSTRAINTS ?=
 TESTS ?=
@@ -23,13 +23,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup versions values demo test peers lint bench accelerator dist constraints clean
+.PHONY: help setup versions values demo test peers lint bench samplers accelerator dist constraints clean
 
 help:
 	@echo "make demo   set up and draw acceptance against K on random pairs and on a language model, into results/"
 	@echo "make test   set up and run the tests          TESTS=tests/schemes runs some of them"
 	@echo "make lint   format check, lint and types      make peers  tests against torch and transformers"
 	@echo "make bench  speed against peers, into results/bench.json; AGAINST=earlier.json compares"
+	@echo "make samplers  the conformance kit on rejection samplers of public packages, into results/public_samplers"
 	@echo "make accelerator  correctness and speed on a GPU or TPU, or smaller on a CPU, into results/accelerator.json"
 	@echo "make setup  everything for demo and tests     make clean  remove all environments and results"
 	@echo "make dist   sdist and wheel, into dist/       make constraints  write the installed versions to .ci/constraints/"
@@ -79,6 +80,10 @@ lint: $(VENV)/ready
 AGAINST ?= $(wildcard experiments/gallery/bench.json)
 bench: $(VENV)/ready-peers
 	$(BIN)/python -m experiments bench all --out results/bench.json $(if $(AGAINST),--against $(AGAINST))
+
+# What it downloads stays in results/public_samplers/packages. OPTIONS='--samplers vllm' runs one, --help says more.
+samplers: $(VENV)/ready-peers
+	$(BIN)/python -m experiments public_samplers $(OPTIONS)
 
 # This one makes no environment: a machine with an accelerator may have no network. Without one it uses PYTHON.
 accelerator:

@@ -18,6 +18,7 @@ from experiments import (
     khisti,
     mnist_tables,
     per_token,
+    public_samplers,
     same_seed,
     tree_budget,
 )
@@ -38,6 +39,7 @@ EXPERIMENTS: dict[str, Any] = {
     "tree_budget": tree_budget.TreeBudget,
     "gaussian_tables": gaussian_tables.GaussianTables,
     "mnist_tables": mnist_tables.MnistTables,
+    "public_samplers": public_samplers.PublicSamplers,
 }
 
 # Experiments that store unfinished arrays (`shared.resumable_arrays`); the others start anew.
@@ -112,7 +114,9 @@ def _run_experiment(name: str, options: Sequence[str]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     for table in tables:
         console.print(table)
-    console.print(f"{experiment.out}/{name}.csv, {name}.png", highlight=False)
+    suffixes = getattr(experiment, "SUFFIXES", (".csv", ".png"))
+    written = ", ".join(name + suffix for suffix in suffixes)
+    console.print(f"{experiment.out}/{written}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ Estimates:
 Uses:
 
 * :mod:`gls_jax.decoding`: batched speculative decoding with any scheme and any model;
+* :mod:`gls_jax.adapters`: the rejection samplers of JAX serving engines, by any scheme;
 * :mod:`gls_jax.models`: language models and image models, loaded or trained;
-* :mod:`gls_jax.compression`: lossy compression with side information at K decoders.
+* :mod:`gls_jax.compression`: lossy compression with side information at K decoders;
+* :mod:`gls_jax.conformance`: whether anybody's verifier is lossless.
 
 Data and tools:
 
@@ -65,14 +67,26 @@ from gls_jax.checks import check_log_probs
 from gls_jax.sampling import ListSample, list_sample
 
 if TYPE_CHECKING:
-    from gls_jax import compression, decoding, distributions, models, planner, runs, studies
+    from gls_jax import (
+        adapters,
+        compression,
+        conformance,
+        decoding,
+        distributions,
+        models,
+        planner,
+        runs,
+        studies,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "ListSample",
+    "adapters",
     "bounds",
     "check_log_probs",
     "compression",
+    "conformance",
     "couplings",
     "decoding",
     "decomposition",

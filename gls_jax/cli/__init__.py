@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
             of this process.
 
     Returns:
-        The exit code: 0; 2 after bad input, with one line on stderr; 130 after an interrupt.
+        The exit code: 0; 1 where `check` found something; 2 after bad input, with one line on
+        stderr; 130 after an interrupt.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--version"]:
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         command = parse(arguments)
         is_resumable = command.resumable
-        command.run()
+        exit_code = command.run()
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"gls-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         advice = "; --resume continues from here" if is_resumable else ""
         print(f"gls-jax: interrupted{advice}", file=sys.stderr)
         return 130
-    return 0
+    return exit_code or 0
 
 
 def _versions() -> str:

@@ -3,8 +3,8 @@
 To add a command:
 
 1. Write a file in this folder with a frozen dataclass. Its fields are the options, and the strings
-   below the fields are their help. The method `run` does the work, and `resumable` says whether
-   `--resume` can continue an interrupted run.
+   below the fields are their help. The method `run` does the work and may return an exit code, and
+   `resumable` says whether `--resume` can continue an interrupted run.
 2. Add the class to the `Command` union and to `COMMANDS` below.
 3. Add the name to `COMMANDS` in `needs.py`, in the same order (a test compares the two), and the
    extras that the command needs to `_extras_of` there. That file must not import tyro, which may be
@@ -19,6 +19,7 @@ from typing import TypeAlias
 import tyro
 
 from gls_jax.cli.acceptance import Acceptance
+from gls_jax.cli.check import Check
 from gls_jax.cli.compress import Compress
 from gls_jax.cli.decompress import Decompress
 from gls_jax.cli.dump import DumpDistributions
@@ -29,7 +30,7 @@ from gls_jax.cli.train import Train
 __all__ = ["COMMANDS", "parse"]
 
 Command: TypeAlias = (
-    Acceptance | Generate | DumpDistributions | Plan | Train | Compress | Decompress
+    Acceptance | Check | Generate | DumpDistributions | Plan | Train | Compress | Decompress
 )
 
 COMMANDS: dict[str, Callable[..., Command]] = {
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
     "compress": Compress,
     "decompress": Decompress,
+    "check": Check,
 }
 
 _ABOUT = """Gumbel-max list sampling: acceptance of drafts, speculative decoding, compression with

@@ -14,7 +14,7 @@ from gls_jax import extras
 __all__ = ["COMMANDS", "check"]
 
 # The keys of `commands.COMMANDS`, repeated here because that file imports tyro.
-COMMANDS = ("acceptance", "generate", "dump", "plan", "train", "compress", "decompress")
+COMMANDS = ("acceptance", "generate", "dump", "plan", "train", "compress", "decompress", "check")
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -62,7 +62,9 @@ def _extras_of(command: str, arguments: Sequence[str]) -> list[str]:
     is_from_files = _is_given(arguments, "--acceptances") and _is_given(arguments, "--costs")
     if command in ("generate", "dump") or (command == "plan" and not is_from_files):
         needed.append("lm")
-    has_image_model = command in ("compress", "decompress") and _is_given(arguments, "--model")
+    has_image_model = command in ("compress", "decompress", "check") and _is_given(
+        arguments, "--model"
+    )
     if command == "train" or has_image_model:
         needed.append("images")
     cluster_options = ("--distributed", "--coordinator", "--num-processes")

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool
 from gls_jax.decoding.best_first import draft_dynamic_tree
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.drafting import draft_chains, draft_static_tree
-from gls_jax.decoding.margin import candidate_rule, initial_fit, update_fit
+from gls_jax.decoding.margin import candidate_rule, learn, nothing_learned
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.state import Drafts, EngineConfig, Requests, State, Text
 from gls_jax.decoding.tree_shape import ancestors
@@ -56,7 +56,7 @@ def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
         has_invalid_logits=jnp.zeros(batch_size, bool),
         target_cache=_filled_cache(config, requests.target, text),
         drafter_caches=tuple(_filled_cache(config, drafter, text) for drafter in requests.drafters),
-        fit=initial_fit(config.shape.dynamic, batch_size),
+        learned=nothing_learned(config.shape.dynamic, batch_size, requests.sampling.vocab_size),
         histogram=jnp.zeros((batch_size, config.shape.depth + 1), jnp.int32),
         draft_calls=jnp.zeros(batch_size, jnp.int32),
     )
@@ -105,7 +105,7 @@ def one_round(
 def _draft(config: EngineConfig, requests: Requests, state: State, drafter_caches):
     """The drafts of this round, in the shape that is configured, and the drafters' caches."""
     if config.shape.dynamic:
-        rule = candidate_rule(config, requests, state.text, state.fit)
+        rule = candidate_rule(config, requests, state.text, state.learned)
         return draft_dynamic_tree(
             config, requests, state.text, drafter_caches, state.is_active, rule
         )
@@ -194,20 +194,20 @@ def _select_and_keep(
     drafter_caches, target_cache = _keep_accepted(
         requests, text.length, drafts, path, drafter_caches, target_cache
     )
-    # Only active requests with valid logits update the fit of a margin tree and the histogram
-    # (rounds by their number of accepted drafts).
+    # Only active requests with valid logits count in what a margin tree learns, and in the
+    # histogram (rounds by their number of accepted drafts).
     rows = jnp.arange(len(is_active))
     is_valid = is_active & ~has_invalid_logits
-    fit = state.fit
-    if fit is not None:
-        fit = update_fit(fit, drafts, path, tokens, is_valid)
+    learned = state.learned
+    if learned is not None:
+        learned = learn(learned, drafts, log_q, path, tokens, is_valid)
     return State(
         text=new_text,
         is_active=is_valid & ~has_stopped & (new_text.length < requests.max_lengths),
         has_invalid_logits=state.has_invalid_logits | has_invalid_logits,
         target_cache=target_cache,
         drafter_caches=drafter_caches,
-        fit=fit,
+        learned=learned,
         histogram=state.histogram.at[rows, path.length].add(is_valid.astype(jnp.int32)),
         draft_calls=state.draft_calls + jnp.where(is_valid, drafts.num_calls, 0),
     )

@@ -1,20 +1,22 @@
 """How probably the target emits each candidate: the rules of margin trees and of best-first trees.
 
 The target emits ``argmax_i(log q_i - log E_i)``, and the drafter knows the noise `E` and its `p`.
-:class:`gls_jax.decoding.MarginTree` estimates `q` as `p` to a power, the *sharpness* `a`, and what
-that leaves unexplained as Gumbel noise of scale `tau`, the *spread*. Then token `i` is emitted with
-a probability proportional to
+:class:`gls_jax.decoding.MarginTree` estimates `log q` as ``a log p + c``, with a *sharpness* `a`
+and a *correction* `c` of each token, and what that leaves unexplained as Gumbel noise of scale
+`tau`, the *spread*. Then token `i` is emitted with a probability proportional to
 
-    exp((a log p_i - log E_i) / tau).
+    exp((a log p_i + c_i - log E_i) / tau).
 
-The list has the M largest of these scores: the ranks of the race under the sharper distribution.
-That the target emits no token of the list, because it is further behind or impossible under the
-filters of `p`, counts as one more token, whose probability is the mass outside the list and whose
-noise is 1. Without it deep nodes would be overrated.
+The list has the M largest of these scores: the ranks of the race under the estimate. That the
+target emits no token of the list, because it is further behind or impossible under the filters of
+`p`, counts as one more token, whose probability is the mass outside the list and whose noise is 1.
+Without it deep nodes would be overrated.
 
-Both parameters are fitted to each request, to the tokens that its rounds have emitted: those of
-maximum likelihood on a grid, with a prior. Drafters differ: one without some of the target's
-layers is flatter than the target (`a` of 1.3), and a lower temperature widens the spread.
+All is learned from the rounds of a request. Sharpness and spread are those of maximum likelihood
+for the emitted tokens, on a grid, with a prior. Drafters differ: one without some of the target's
+layers is flatter than the target (`a` of 1.3), and a lower temperature widens the spread. The
+target reads all nodes of a tree, so its `q` is known there, and the correction of a token is the
+mean of ``log q - a log p`` at the nodes whose lists it was in, shrunk towards 0.
 """
 
 from __future__ import annotations
@@ -34,7 +36,15 @@ from gls_jax.decoding.tree_shape import DynamicTree, MarginTree
 from gls_jax.schemes import Path
 from gls_jax.schemes.gumbel_topk import in_order
 
-__all__ = ["Evidence", "candidate_rule", "initial_fit", "log_estimate", "most_likely", "update_fit"]
+__all__ = [
+    "Evidence",
+    "Learned",
+    "candidate_rule",
+    "learn",
+    "log_estimate",
+    "most_likely",
+    "nothing_learned",
+]
 
 # The grid of pairs (sharpness, spread), and the centre of its prior.
 _SHARPNESSES = np.array([0.6, 0.7, 0.85, 1, 1.15, 1.3, 1.5, 1.75, 2.1])
@@ -49,25 +59,47 @@ _PRIOR_WEIGHTS = np.array([20, 4], np.float32)
 # Of the mass outside a list, which cannot be computed more exactly.
 _LEAST_REST = 1e-4
 
+# A difference of log-probabilities counts as at most this, and that of a token which is impossible
+# under the filters of `q` as the other.
+_LARGEST_DIFFERENCE = 3.0
+_IF_IMPOSSIBLE = -2.0
+# The weight of the prior of a correction, in certain tokens: a token of probability p in a list
+# has the weight sqrt(p).
+_PRIOR_WEIGHT = 1.0
+
+
+class Learned(NamedTuple):
+    """What a margin tree has learned about each request.
+
+    Attributes:
+        fit: `f32[B, G]`, log-likelihood of each pair of the grid.
+        differences: `f32[B, N]`, weighted sum of ``log q - a log p`` of each token.
+        weights: `f32[B, N]`, sum of the weights.
+    """
+
+    fit: Array
+    differences: Array
+    weights: Array
+
 
 class Evidence(NamedTuple):
     """What the estimate of a margin tree rests on.
 
     Attributes:
         log_p: `f32[..., M]`, of each candidate; `-inf` where there is none.
-        log_noise: `f32[..., M]`, its `log E`.
+        advantage: `f32[..., M]`, its correction less its `log E`.
         log_rest: `f32[...]`, log of the draft probability outside the list, before any filter.
     """
 
     log_p: Array
-    log_noise: Array
+    advantage: Array
     log_rest: Array
 
 
 def candidate_rule(
-    config: EngineConfig, requests: Requests, text: Text, fit: Float[Array, "B G"] | None
+    config: EngineConfig, requests: Requests, text: Text, learned: Learned | None
 ) -> CandidateRule:
-    """The rule of the tree that is configured; `fit` is None if it is no margin tree."""
+    """The rule of the tree that is configured; `learned` is None if it is no margin tree."""
     num_children = config.shape.list_size
     sampling = requests.sampling
 
@@ -78,7 +110,7 @@ def candidate_rule(
         tokens, log_prob = _first_of(log_p, log_p, num_children)
         return Candidates(tokens=tokens, log_prob=log_prob, evidence=None)
 
-    if fit is None:
+    if learned is None:
         return likeliest
 
     # All nodes at a depth share the noise of its position.
@@ -86,14 +118,16 @@ def candidate_rule(
     log_noise = jax.vmap(_log_noise, (0, 0, None, None))(
         requests.keys, text.length, num_depths, sampling.vocab_size
     )
-    sharpness, spread = jnp.moveaxis(most_likely(fit)[:, :, None, None], 1, 0)
+    sharpness, spread = jnp.moveaxis(most_likely(learned.fit)[:, :, None, None], 1, 0)
+    correction = learned.differences / (learned.weights + _PRIOR_WEIGHT)
+    advantages = correction[:, None] - log_noise  # [B, D, N]
     unfiltered = dataclasses.replace(sampling, top_k=None, top_p=None, min_p=None)
 
     def first_ranks(logits, seen, depths) -> Candidates:
-        """Of a margin tree: the first ranks of the race under the sharper distribution."""
+        """Of a margin tree: the first ranks of the race under the estimate of `q`."""
         log_p = sampling.log_probs(logits, sampling.draft_temperature, seen)
-        noise = jnp.take_along_axis(log_noise, depths[..., None], axis=1)
-        tokens, log_p_of_list = _first_of(sharpness * log_p - noise, log_p, num_children)
+        advantage = jnp.take_along_axis(advantages, depths[..., None], axis=1)
+        tokens, log_p_of_list = _first_of(sharpness * log_p + advantage, log_p, num_children)
         # What is outside the list has been filtered, or is further behind.
         log_full = unfiltered.log_probs(logits, sampling.draft_temperature, seen)
         full_of_list = jnp.take_along_axis(log_full, tokens, axis=-1)
@@ -101,7 +135,7 @@ def candidate_rule(
         rest = jnp.where(jnp.isnan(listed), 1, jnp.maximum(1 - listed, _LEAST_REST))
         evidence = Evidence(
             log_p=log_p_of_list,
-            log_noise=jnp.take_along_axis(noise, tokens, axis=-1),
+            advantage=jnp.take_along_axis(advantage, tokens, axis=-1),
             log_rest=jnp.log(rest),
         )
         log_prob = log_estimate(evidence, sharpness, spread)[..., :-1]
@@ -119,17 +153,21 @@ def log_estimate(
         evidence: leaves `[..., M]` and `[...]`.
         sharpness, spread: numbers that broadcast to `[..., 1]`.
     """
-    scores = sharpness * evidence.log_p - evidence.log_noise
+    scores = sharpness * evidence.log_p + evidence.advantage
     of_none = jnp.broadcast_to(sharpness * evidence.log_rest[..., None], (*scores.shape[:-1], 1))
     return jax.nn.log_softmax(jnp.concatenate([scores, of_none], axis=-1) / spread, axis=-1)
 
 
-def initial_fit(tree: DynamicTree | None, batch_size: int) -> Float[Array, "B G"] | None:
-    """Log-prior of the grid, from which the first round starts; None if it is no margin tree."""
+def nothing_learned(tree: DynamicTree | None, batch_size: int, vocab_size: int) -> Learned | None:
+    """Where the first round starts: the log-prior of the grid; None if it is no margin tree."""
     if not isinstance(tree, MarginTree):
         return None
     log_prior = -jnp.sum(_PRIOR_WEIGHTS * jnp.log(GRID / _TYPICAL) ** 2, axis=-1)
-    return jnp.broadcast_to(log_prior, (batch_size, len(GRID)))
+    return Learned(
+        fit=jnp.broadcast_to(log_prior, (batch_size, len(GRID))),
+        differences=jnp.zeros((batch_size, vocab_size), jnp.float32),
+        weights=jnp.zeros((batch_size, vocab_size), jnp.float32),
+    )
 
 
 def most_likely(fit: Float[Array, "B G"]) -> Float[Array, "B 2"]:
@@ -137,22 +175,65 @@ def most_likely(fit: Float[Array, "B G"]) -> Float[Array, "B 2"]:
     return jnp.asarray(GRID)[jnp.argmax(fit, axis=-1)]
 
 
-def update_fit(
-    fit: Float[Array, "B G"],
+def learn(
+    learned: Learned,
+    drafts: Drafts,
+    log_q: Float[Array, "B c N"],
+    path: Path,
+    tokens: Int[Array, "B L"],
+    is_active: Bool[Array, " B"],
+) -> Learned:
+    """What is learned after a round.
+
+    Args:
+        learned: so far.
+        drafts: of the round.
+        log_q: the target's distributions at the root and at all nodes.
+        path: the accepted nodes, leaves `[B, ...]`.
+        tokens: `i32[B, depth + 1]`, the emitted tokens.
+        is_active: requests whose round counts.
+    """
+    gains = _log_likelihood(drafts, path, tokens, is_active)
+    differences, weights = _differences(learned, drafts, log_q, is_active)
+    rows = jnp.arange(len(is_active))[:, None, None]
+    candidates = drafts.candidates.tokens
+    return Learned(
+        fit=learned.fit + gains,
+        differences=learned.differences.at[rows, candidates].add(weights * differences),
+        weights=learned.weights.at[rows, candidates].add(weights),
+    )
+
+
+def _differences(learned: Learned, drafts: Drafts, log_q, is_active):
+    """``log q - a log p`` of each candidate whose node the target has read, and its weight."""
+    assert drafts.list_nodes is not None  # they are the drafts of a margin tree
+    # The target's row of each list: that of the root is 0. Lists outside the tree have none.
+    list_rows = jnp.maximum(drafts.list_nodes + 1, 0)
+    has_row = (drafts.list_nodes >= -1) & is_active[:, None]
+    batch_rows = jnp.arange(len(log_q))[:, None, None]
+    of_target = log_q[batch_rows, list_rows[..., None], drafts.candidates.tokens]
+
+    log_p = drafts.candidates.evidence.log_p
+    is_candidate = jnp.isfinite(log_p) & has_row[..., None] & ~jnp.isnan(of_target)
+    in_both = is_candidate & (of_target >= races.LIGHTEST)
+    sharpness = most_likely(learned.fit)[:, :1, None]
+    difference = jnp.where(in_both, of_target - sharpness * log_p, 0)
+    # Only differences between the tokens of a list matter: those to their mean.
+    probability = jnp.where(in_both, jnp.exp(log_p), 0)
+    total = jnp.maximum(jnp.sum(probability, -1, keepdims=True), 1e-9)
+    mean = jnp.sum(probability * difference, -1, keepdims=True) / total
+    difference = jnp.clip(difference - mean, -_LARGEST_DIFFERENCE, _LARGEST_DIFFERENCE)
+    difference = jnp.where(in_both, difference, _IF_IMPOSSIBLE)
+    return difference, jnp.where(is_candidate, jnp.exp(log_p / 2), 0)
+
+
+def _log_likelihood(
     drafts: Drafts,
     path: Path,
     tokens: Int[Array, "B L"],
     is_active: Bool[Array, " B"],
 ) -> Float[Array, "B G"]:
-    """Log-likelihood of the grid, with the tokens that this round emitted.
-
-    Args:
-        fit: so far.
-        drafts: of the round.
-        path: the accepted nodes, leaves `[B, ...]`.
-        tokens: `i32[B, depth + 1]`, the emitted tokens.
-        is_active: requests whose round counts.
-    """
+    """Log-likelihood of the grid for the tokens that this round emitted."""
     assert drafts.list_nodes is not None  # they are the drafts of a margin tree
     # The list at the tree node where each token was emitted, the root first.
     steps = jnp.arange(tokens.shape[1])
@@ -176,7 +257,7 @@ def update_fit(
     sharpness, spread = jnp.asarray(GRID).T[..., None]
     log_prob = log_estimate(of_grid, sharpness, spread)  # [B, L, G, M + 1]
     gains = jnp.max(jnp.where(is_emitted[..., None, :], log_prob, -jnp.inf), axis=-1)
-    return fit + jnp.sum(jnp.where(has_list[..., None], gains, 0), axis=1)
+    return jnp.sum(jnp.where(has_list[..., None], gains, 0), axis=1)
 
 
 def _first_of(scores: Float[Array, "B F N"], log_p: Float[Array, "B F N"], count: int):

@@ -80,8 +80,7 @@ class State(NamedTuple):
         is_active: `bool[B]`, requests whose text has not ended.
         has_invalid_logits: `bool[B]`, requests that ended because a model's logits were invalid.
         target_cache, drafter_caches: of the models.
-        fit: `f32[B, G]`, log-likelihood of the parameters of a margin tree, see
-            :mod:`gls_jax.decoding.margin`; None for other shapes.
+        learned: :class:`gls_jax.decoding.margin.Learned` of a margin tree; None for other shapes.
         histogram: `i32[B, depth + 1]`, number of rounds in which 0, 1, ... drafts were accepted.
         draft_calls: `i32[B]`, calls of drafters that each request took part in.
     """
@@ -91,7 +90,7 @@ class State(NamedTuple):
     has_invalid_logits: Array
     target_cache: Any
     drafter_caches: Caches
-    fit: Array | None
+    learned: Any
     histogram: Array
     draft_calls: Array
 

@@ -16,8 +16,11 @@ from gls_jax.schemes import Scheme, Tree, branching
 
 __all__ = ["BestFirstTree", "DynamicTree", "MarginTree", "Shape", "ancestors", "shape_of"]
 
-LARGEST_TREE = 4096
+LARGEST_TREE = 8192
 """Most nodes of a tree, and most that a drafter reads: the arrays of a round are that long."""
+
+DEEPEST_TREE = 64
+"""Longest path of a dynamic tree."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +51,9 @@ class DynamicTree:
         kind = type(self).__name__
         for name in ("budget", "depth", "children"):
             size = checks.count(getattr(self, name), f"{kind}.{name}")
-            if size > LARGEST_TREE:
-                raise ValueError(f"{kind}.{name}: expected at most {LARGEST_TREE}, got {size}")
+            largest = DEEPEST_TREE if name == "depth" else LARGEST_TREE
+            if size > largest:
+                raise ValueError(f"{kind}.{name}: expected at most {largest}, got {size}")
             object.__setattr__(self, name, size)
         frontier = self.frontier or min(self.children, max(1, self.budget // 4))
         object.__setattr__(self, "frontier", checks.count(frontier, f"{kind}.frontier"))
@@ -59,7 +63,7 @@ class DynamicTree:
             )
         if self.num_read > LARGEST_TREE:
             raise ValueError(
-                f"{kind}.depth: expected (depth - 1) * frontier of at most {LARGEST_TREE}, "
+                f"{kind}.frontier: expected (depth - 1) * frontier of at most {LARGEST_TREE}, "
                 f"got {self.num_read}"
             )
         num_candidates = self.children * (1 + self.num_read)

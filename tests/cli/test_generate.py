@@ -219,8 +219,9 @@ def test_resume_after_an_interrupt(args, tmp_path, capsys, monkeypatch):
         (["--tree", "first:32,4"], "tree: expected numbers such as 4,2,1, or margin or best-first"),
         (
             ["--tree", "margin:1000000000,1000000000"],
-            "MarginTree.budget: expected at most 4096, got 1000000000",
+            "MarginTree.budget: expected at most 8192, got 1000000000",
         ),
+        (["--tree", "margin:32,65"], "MarginTree.depth: expected at most 64, got 65"),
         (
             ["--tree", "best-first"],
             "expected scheme 'topk' for a best-first tree, got 'gumbel_topk'",

@@ -68,13 +68,18 @@ def test_several_drafters_of_different_vocabularies(target):
     assert generation.lengths.tolist() == [9] * 3
 
 
-def test_margin_trees_that_read_more_nodes_than_they_verify(target):
-    """The drafter's cache holds all that it reads: a target that drafts for itself is accepted to the end."""
+@pytest.mark.parametrize("penalty", [None, 1.5])
+def test_margin_trees_that_read_more_nodes_than_they_verify(target, penalty):
+    """The drafter's cache holds all that it reads: a target that drafts for itself is accepted to the end.
+
+    With a penalty only if each node knows the tokens on its path.
+    """
     options = decoding.DecodeOptions(
         scheme="gumbel_topk",
         temperature=1e-3,
         max_new_tokens=64,
         tree=MarginTree(6, 6, frontier=8, children=8),
+        repetition_penalty=penalty,
     )
     prompts = [list(range(1, 17))] * 2
     rounds = decoding.stream(KEY, target, target, prompts, options=options)

@@ -58,7 +58,9 @@ def dynamic_drafts(request):
     tokens = jnp.broadcast_to(jnp.arange(batch)[:, None] % language.TOKENS, (batch, 12))
     text = Text(tokens=tokens, length=jnp.ones(batch, jnp.int32), seen=None)
     caches = (language.drafters[0].init_cache(batch, num_cache_slots),)
-    rule = margin.candidate_rule(config, requests, text, margin.initial_fit(tree, batch))
+    rule = margin.candidate_rule(
+        config, requests, text, margin.nothing_learned(tree, batch, language.TOKENS)
+    )
     is_active = jnp.ones(batch, bool)
     drafts, _ = best_first.draft_dynamic_tree(config, requests, text, caches, is_active, rule)
     return tree, drafts
@@ -122,8 +124,10 @@ def slow_estimate(candidates, e, path):
     if evidence is None:
         after_path = language.DRAFTS[0][len(path) - 2, path[-2], path[-1]]
         return after_path[candidates.tokens[e].astype(int)]
-    sharpness, spread = np.asarray(margin.most_likely(margin.initial_fit(MarginTree(), 1)))[0]
-    weights = np.exp((sharpness * evidence.log_p[e] - evidence.log_noise[e]) / spread)
+    sharpness, spread = np.asarray(
+        margin.most_likely(margin.nothing_learned(MarginTree(), 1, 1).fit)
+    )[0]
+    weights = np.exp((sharpness * evidence.log_p[e] + evidence.advantage[e]) / spread)
     of_none = np.exp(sharpness * evidence.log_rest[e] / spread)
     assert np.exp(evidence.log_rest[e]) == pytest.approx(
         1 - np.exp(evidence.log_p[e]).sum(), abs=1e-3
@@ -179,38 +183,78 @@ def paths_of(drafts):
     return set(paths[1:])
 
 
-def test_the_estimate_is_learned():
-    """Emitted tokens that follow a sharpness and a spread lead to them."""
-    rng = np.random.default_rng(0)
-    count, true = 800, (0.85, 2.0)
-    log_p = np.sort(np.log(rng.dirichlet(np.ones(8), count)), axis=-1)[:, ::-1]
-    log_noise = np.log(rng.exponential(size=(count, 8)))
-    log_rest = np.full(count, -3.0)
-    evidence = margin.Evidence(*(jnp.asarray(x)[:, None] for x in (log_p, log_noise, log_rest)))
-    estimate = np.exp(margin.log_estimate(evidence, *map(jnp.float32, true)))[:, 0].astype(float)
-    # Token 8 is in no list.
-    emitted = np.array([[rng.choice(9, p=row / row.sum())] for row in estimate])
-    path = schemes.Path(
-        nodes=jnp.zeros((count, 0), jnp.int32),
-        length=jnp.zeros(count, jnp.int32),
-        token=jnp.asarray(emitted[:, 0]),
-    )
-    candidates = best_first.Candidates(
-        tokens=jnp.broadcast_to(jnp.arange(8), (count, 1, 8)), log_prob=None, evidence=evidence
-    )
-    drafts = Drafts(
+COUNT = 800
+
+
+def drafts_at_the_root(log_p, log_noise, log_rest):
+    """One list at the root of each request, of tokens 0, 1, ..."""
+    arrays = (log_p, -log_noise, log_rest)
+    evidence = margin.Evidence(*(jnp.asarray(x, jnp.float32)[:, None] for x in arrays))
+    tokens = jnp.broadcast_to(jnp.arange(log_p.shape[1]), (COUNT, 1, log_p.shape[1]))
+    return Drafts(
         tree=None,
         log_p=None,
         cache_slots=None,
         is_invalid=None,
         num_calls=1,
-        list_nodes=jnp.full((count, 1), -1),
-        candidates=candidates,
+        list_nodes=jnp.full((COUNT, 1), -1),
+        candidates=best_first.Candidates(tokens=tokens, log_prob=None, evidence=evidence),
     )
-    before = margin.initial_fit(MarginTree(), count)
-    tokens, is_active = jnp.asarray(emitted), jnp.ones(count, bool)
-    fit = margin.update_fit(before, drafts, path, tokens, is_active)
-    found = np.asarray(margin.most_likely((fit - before).sum(0)[None]))[0]
+
+
+def learned_after(drafts, log_q, emitted, is_active=True):
+    """What is learned when every request emits one token at the root."""
+    path = schemes.Path(
+        nodes=jnp.zeros((COUNT, 0), jnp.int32),
+        length=jnp.zeros(COUNT, jnp.int32),
+        token=jnp.asarray(emitted),
+    )
+    before = margin.nothing_learned(MarginTree(), COUNT, log_q.shape[1])
+    tokens = jnp.asarray(emitted)[:, None]
+    flags = jnp.full(COUNT, is_active)
+    after = margin.learn(before, drafts, jnp.asarray(log_q)[:, None], path, tokens, flags)
+    return before, after
+
+
+def test_sharpness_and_spread_are_learned():
+    """From emitted tokens that follow them."""
+    rng = np.random.default_rng(0)
+    true = (0.85, 2.0)
+    log_p = np.sort(np.log(rng.dirichlet(np.ones(8), COUNT)), axis=-1)[:, ::-1]
+    log_noise = np.log(rng.exponential(size=(COUNT, 8)))
+    drafts = drafts_at_the_root(log_p, log_noise, np.full(COUNT, -3.0))
+    evidence = drafts.candidates.evidence
+    estimate = np.exp(margin.log_estimate(evidence, *map(jnp.float32, true)))[:, 0].astype(float)
+    # Token 8 is in no list.
+    emitted = np.array([rng.choice(9, p=row / row.sum()) for row in estimate])
+    log_q = np.zeros((COUNT, 9), np.float32)
+    before, after = learned_after(drafts, log_q, emitted)
+    found = np.asarray(margin.most_likely((after.fit - before.fit).sum(0)[None]))[0]
     assert np.abs(np.log(found / true)).max() < 0.3
-    untouched = margin.update_fit(fit, drafts, path, tokens, ~is_active)
-    np.testing.assert_array_equal(fit, untouched)
+    before, after = learned_after(drafts, log_q, emitted, is_active=False)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_corrections_are_learned():
+    """A token that the target likes more than the drafter does, and one that is impossible."""
+    rng = np.random.default_rng(1)
+    log_p = np.log(rng.dirichlet(np.full(8, 9.0), COUNT)).astype(np.float32)
+    sharpness = float(margin.most_likely(margin.nothing_learned(MarginTree(), 1, 1).fit)[0, 0])
+    log_q = sharpness * log_p
+    log_q[:, 3] += 1.0
+    log_q[:, 5] = -np.inf
+    drafts = drafts_at_the_root(log_p, np.zeros((COUNT, 8)), np.full(COUNT, -3.0))
+    _, after = learned_after(drafts, log_q, np.zeros(COUNT, int))
+    # The mean over requests, which stand for rounds here.
+    correction = np.asarray(after.differences.sum(0) / after.weights.sum(0))
+    np.testing.assert_allclose(correction[3] - correction[[0, 1, 2, 4, 6, 7]], 1, atol=0.05)
+    assert correction[5] == -2
+    # The weight of a token is the square root of its probability.
+    np.testing.assert_allclose(after.weights, np.exp(log_p / 2), rtol=1e-5)
+
+
+def test_invalid_logits_teach_nothing():
+    log_p = np.log(np.full((COUNT, 4), 0.25))
+    drafts = drafts_at_the_root(log_p, np.zeros((COUNT, 4)), np.full(COUNT, -3.0))
+    _, after = learned_after(drafts, np.full((COUNT, 4), np.nan), np.zeros(COUNT, int))
+    assert (after.weights == 0).all() and (after.differences == 0).all()

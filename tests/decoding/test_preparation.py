@@ -41,10 +41,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
             dict(tree=BestFirstTree(4, 2), scheme="gumbel_topk"),
             "tree: expected scheme 'topk' for a best-first tree, got 'gumbel_topk'",
         ),
-        (dict(tree=(10**5, 10**5)), "tree: expected at most 4096 nodes, got 10000100000"),
+        (dict(tree=(10**5, 10**5)), "tree: expected at most 8192 nodes, got 10000100000"),
         (
             dict(num_drafts=10**5, draft_length=10**5),
-            r"draft_length: expected num_drafts \* draft_length of at most 4096",
+            r"draft_length: expected num_drafts \* draft_length of at most 8192",
         ),
         (dict(tree=(2, 0)), "tree: expected an int of at least 1, got 0"),
         (dict(tree=(9, 1), scheme="block"), "num_drafts: scheme 'block' takes at most 1, got 9"),

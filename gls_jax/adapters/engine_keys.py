@@ -1,0 +1,71 @@
+"""Keys of requests, from what an engine passes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+
+from gls_jax import checks, races
+from gls_jax.typing import Numbers
+
+__all__ = ["checked_keys", "given_keys", "keys_from_step", "keys_from_uniforms"]
+
+_IMPLEMENTATION = "threefry2x32"
+
+
+def keys_from_step(step_key: PRNGKeyArray, num_requests: int) -> Key[Array, " B"]:
+    """A key for each request of one step, from the key of the step.
+
+    Engines also pass keys of other generators, and keys that are not typed. The bits of such a key
+    make a key of the generator that the races compute.
+    """
+    if not jnp.issubdtype(step_key.dtype, jax.dtypes.prng_key):
+        step_key = jax.random.wrap_key_data(step_key)
+    if str(jax.random.key_impl(step_key)) != _IMPLEMENTATION:
+        words = jax.random.bits(step_key, (2,), jnp.uint32)
+        step_key = jax.random.wrap_key_data(words, impl=_IMPLEMENTATION)
+    return races.split_key(step_key, num_requests)
+
+
+def keys_from_uniforms(uniforms: Float[Array, "B n"]) -> Key[Array, " B"]:
+    """A key for each request, from uniforms that an engine drew for it.
+
+    A uniform of float32 has about 23 random bits: all of a request's are folded in.
+    """
+    words = jax.lax.bitcast_convert_type(uniforms.astype(jnp.float32), jnp.uint32)
+
+    def key_of(request_words):
+        def fold(key, word):
+            return jax.random.fold_in(key, word), None
+
+        return jax.lax.scan(fold, races.new_key(0), request_words)[0]
+
+    return jax.vmap(key_of)(words)
+
+
+def given_keys(
+    request_keys: Key[Array, " B"] | None, positions: Numbers | None, num_requests: int
+) -> tuple[Key[Array, " B"], Int[Array, " B"]] | None:
+    """Keys and positions `i32[B]` of the requests, or None where the engine has none.
+
+    Raises:
+        ValueError: one without the other, or other shapes or types.
+    """
+    if request_keys is None and positions is None:
+        return None
+    if request_keys is None or positions is None:
+        raise ValueError("request_keys, positions: expected both or none, got one of them")
+    return checked_keys(request_keys, positions, num_requests)
+
+
+def checked_keys(
+    request_keys: Key[Array, " B"], positions: Numbers, num_requests: int
+) -> tuple[Key[Array, " B"], Int[Array, " B"]]:
+    """Keys and positions `i32[B]`; `ValueError` for other shapes or types."""
+    checks.keys(request_keys)
+    positions = checks.integers(positions, "positions", "[B]")
+    for name, array in (("request_keys", request_keys), ("positions", positions)):
+        if array.shape != (num_requests,):
+            raise ValueError(f"{name}: expected shape [{num_requests}], got {list(array.shape)}")
+    return request_keys, positions

@@ -1,0 +1,246 @@
+"""The one call: check a verifier, judge what came out, and report it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from jaxtyping import PRNGKeyArray
+
+from gls_jax import checks, races, schemes
+from gls_jax.conformance import evidence, ragged_kind, shared_kind, suspects, token_kind, tree_kind
+from gls_jax.conformance.calling import Caller, Noise, VerifierError
+from gls_jax.conformance.problem_set import LARGE
+from gls_jax.conformance.report import CheckResult, Finding, Report
+from gls_jax.conformance.session import Options, Outcome, Session
+from gls_jax.typing import Report as ProgressReport
+
+__all__ = ["KINDS", "PROBLEMS", "check"]
+
+PROBLEMS: dict[str, tuple[str, ...]] = {
+    "token": token_kind.PROBLEMS,
+    "ragged": ragged_kind.PROBLEMS,
+    "tree": tree_kind.PROBLEMS,
+    "shared": shared_kind.PROBLEMS,
+}
+"""Names of the problems of each kind."""
+
+KINDS: tuple[str, ...] = tuple(PROBLEMS)
+"""The kinds of verifiers."""
+
+_RUNS = {
+    "token": token_kind.run,
+    "ragged": ragged_kind.run,
+    "tree": tree_kind.run,
+    "shared": shared_kind.run,
+}
+
+
+def check(
+    verifier: Any,
+    *,
+    kind: str,
+    seed: int,
+    noise: Noise = "key",
+    num_trials: int = 100_000,
+    problems: Sequence[str] | None = None,
+    max_drafts: int | None = None,
+    max_vocabulary: int | None = None,
+    acceptance: str | Callable[..., Any] | None = None,
+    diverse: bool = False,
+    without_replacement: bool = False,
+    separate_keys: bool = False,
+    invariance: str | None = None,
+    drafts: str | None = None,
+    time_limit: float = 120.0,
+    progress: ProgressReport | None = None,
+) -> Report:
+    """Try a verifier on the problems of its kind.
+
+    Args:
+        verifier: a function, or for kind `"shared"` an object; :mod:`gls_jax.conformance` has the
+            signatures.
+        kind: one of :data:`KINDS`.
+        seed: of all noise, within ``0..2^32 - 1``. The same seed gives the same report, where the
+            time limit does not cut trials.
+        noise: `"key"`: the verifier takes a typed JAX key; `"seed"`: a Python int.
+        num_trials: at most, for each problem. Problems of the size of a vocabulary have 2,000.
+        problems: names of the problems to try; None is all of the kind.
+        max_drafts: largest `K` that the verifier takes (None: any); of a tree, siblings.
+        max_vocabulary: largest `N` that the verifier takes (None: any).
+        acceptance: what the verifier claims: the name of a scheme with that exact acceptance, or
+            ``(log_p f32[N], log_q f32[N], num_drafts) -> float``. None claims nothing.
+        diverse: kind `"token"`: drafts come from different distributions.
+        without_replacement: kind `"tree"`: siblings are distinct.
+        separate_keys: the drafter never sees the verifier's key, so that drafts made from the same
+            key are not tried.
+        invariance: kind `"shared"`: `"none"`, `"conditional"` or `"strong"`; None reads the
+            object's attribute.
+        drafts: kind `"shared"`: what proposals promise, `"independent"` samples of `p`,
+            `"distinct"` ones (the first is a sample of `p`), or `"any"`; None is `"any"`.
+        time_limit: seconds. Trials of slow verifiers are fewer; a verifier that cannot answer at
+            all within it has a finding.
+        progress: called with `(kind of work, steps done, steps)`.
+
+    Returns:
+        The :class:`Report`.
+
+    Raises:
+        ValueError: arguments that are wrong themselves. Whatever the verifier does wrong is a
+            finding.
+
+    >>> from gls_jax import conformance
+    >>> def verify(key, drafts, draft_probs, target_probs):
+    ...     return drafts[0]  # accepts everything
+    >>> report = conformance.check(verify, kind="token", seed=0, num_trials=2000, max_drafts=1)
+    >>> report.passed
+    False
+    """
+    start = time.monotonic()
+    name = verifier_name(verifier)
+    checks.one_of(kind, KINDS, "kind")
+    _check_verifier(verifier, kind)
+    options = Options(
+        noise=noise,
+        num_trials=checks.count(num_trials, "num_trials"),
+        max_drafts=max_drafts,
+        max_vocabulary=max_vocabulary,
+        problems=None if problems is None else tuple(problems),
+        acceptance=_claimed_acceptance(acceptance),
+        diverse=diverse,
+        without_replacement=without_replacement,
+        separate_keys=separate_keys,
+        invariance=invariance,
+        drafts=drafts,
+        time_limit=time_limit,
+    )
+    _check_options(options, kind)
+    key: PRNGKeyArray = races.new_key(seed)
+    session = Session(key, options, progress)
+    caller = Caller(verifier, noise=noise, seconds=options.time_limit)
+    _RUNS[kind](session, caller)
+    results, findings = _judged(session.outcomes)
+    return Report(
+        verifier=name,
+        kind=kind,
+        seed=int(seed),
+        calls=caller.calls or "never called",
+        findings=findings,
+        checks=results,
+        false_failure_rate=evidence.FALSE_FAILURE_RATE,
+        seconds=time.monotonic() - start,
+    )
+
+
+def verifier_name(verifier: Any) -> str:
+    """The name under which it is reported."""
+    if isinstance(verifier, partial):
+        verifier = verifier.func
+    return getattr(verifier, "__name__", None) or getattr(verifier, "name", None) or repr(verifier)
+
+
+def _check_verifier(verifier: Any, kind: str) -> None:
+    """A function, or an object with both functions of the kind `shared`."""
+    if kind != "shared":
+        if not callable(verifier):
+            raise ValueError(f"verifier: expected a function, got {type(verifier).__name__}")
+        return
+    for name in ("propose", "verify"):
+        if not callable(getattr(verifier, name, None)):
+            got = type(verifier).__name__
+            raise ValueError(f"verifier: expected an object with a method {name}, got {got}")
+
+
+def _check_options(options: Options, kind: str) -> None:
+    """Values of the options, and that this kind has them."""
+    checks.one_of(options.noise, ("key", "seed"), "noise")
+    for name in ("max_drafts", "max_vocabulary"):
+        value = getattr(options, name)
+        if value is not None:
+            checks.count(value, name)
+    for problem in options.problems or ():
+        checks.one_of(problem, PROBLEMS[kind], "problems")
+    for name, values in (
+        ("invariance", ("none", "conditional", "strong")),
+        ("drafts", ("independent", "distinct", "any")),
+    ):
+        value = getattr(options, name)
+        if value is not None:
+            checks.one_of(value, values, name)
+    if not options.time_limit > 0:
+        raise ValueError(f"time_limit: expected a number of seconds, got {options.time_limit}")
+    kind_of = {"diverse": "token", "without_replacement": "tree"}
+    kind_of |= {"invariance": "shared", "drafts": "shared"}
+    for name, only_kind in kind_of.items():
+        if getattr(options, name) and kind != only_kind:
+            raise ValueError(f"{name}: expected kind {only_kind!r}, got kind {kind!r}")
+
+
+def _claimed_acceptance(acceptance: str | Callable[..., Any] | None):
+    if isinstance(acceptance, str):
+        return schemes.get(acceptance).acceptance
+    if acceptance is not None and not callable(acceptance):
+        raise ValueError(f"acceptance: expected a scheme or a function, got {acceptance!r}")
+    return acceptance
+
+
+def _judged(outcomes: list[Outcome]) -> tuple[tuple[CheckResult, ...], tuple[Finding, ...]]:
+    """Every outcome with its status, and one finding for each check that failed."""
+    # The false-failure rate of the report is divided among all tests.
+    num_tests = sum(outcome.p_value is not None for outcome in outcomes)
+    alpha = evidence.FALSE_FAILURE_RATE / max(num_tests, 1)
+    wrong = {(outcome.check, outcome.problem) for outcome in outcomes if outcome.has_failed(alpha)}
+    for outcome in outcomes:
+        # A consequence of what is reported anyway.
+        if (outcome.follows, outcome.problem) in wrong and outcome.is_wrong(alpha):
+            outcome.never_fails, outcome.failure = True, f"see {outcome.follows}"
+    failed: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.has_failed(alpha):
+            failed.setdefault(outcome.check, []).append(outcome)
+    findings = tuple(_finding(group, alpha) for group in failed.values())
+    return tuple(_result(outcome, alpha) for outcome in outcomes), findings
+
+
+def _result(outcome: Outcome, alpha: float) -> CheckResult:
+    status: Literal["passed", "failed", "noted", "skipped"] = "passed"
+    if outcome.is_skipped:
+        status = "skipped"
+    elif outcome.has_failed(alpha):
+        status = "failed"
+    elif outcome.is_wrong(alpha):
+        status = "noted"
+    bias = None
+    # A distribution of one possible token has no bias but an impossible token.
+    if outcome.num_cells is not None and outcome.num_cells > 1:
+        bias = evidence.smallest_bias(outcome.num_trials, outcome.num_cells, alpha)
+    return CheckResult(
+        check=outcome.check,
+        problem=outcome.problem,
+        status=status,
+        num_trials=outcome.num_trials,
+        detail=outcome.failure or outcome.detail or outcome.message,
+        p_value=outcome.p_value,
+        smallest_bias=bias,
+    )
+
+
+def _finding(failed: list[Outcome], alpha: float) -> Finding:
+    """All failures of one check, with the smallest failing problem."""
+    worst = min(failed, key=lambda outcome: (outcome.problem in LARGE, outcome.num_cells or 0))
+    smaller = None
+    if worst.smaller is not None:
+        # What went wrong before is reported, whatever happens to smaller problems.
+        with contextlib.suppress(VerifierError):
+            smaller = worst.smaller(alpha)
+    shown = smaller or worst
+    message = shown.failure or shown.message
+    counted = [outcome.counted for outcome in failed if outcome.counted is not None]
+    names = suspects.fitting(counted)
+    if names:
+        message += f"; the counts with one draft fit: {'; or: '.join(names)}"
+    problems = tuple(dict.fromkeys(outcome.problem for outcome in failed))
+    return Finding(shown.check, worst.problem, message, problems, dict(shown.example))

@@ -1,0 +1,217 @@
+"""What is said about the tokens that a verifier emitted on one problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, PRNGKeyArray
+
+from gls_jax import bounds
+from gls_jax.conformance import evidence
+from gls_jax.conformance.calling import VerifierError
+from gls_jax.conformance.problem_set import Pair
+from gls_jax.conformance.same_key import Way
+from gls_jax.conformance.session import Example, Outcome
+
+__all__ = [
+    "DISTRIBUTION",
+    "ZERO_NOISE",
+    "acceptance",
+    "acceptance_rate",
+    "checked_tokens",
+    "described_key",
+    "described_probs",
+    "distribution",
+    "logs",
+    "of_zero_uniforms",
+    "repeats",
+    "shared_noise",
+]
+
+DISTRIBUTION = "emitted distribution"
+ZERO_NOISE = "noise of exactly 0"
+_ROUNDING = 1e-5  # of an exact acceptance in float32
+_MOST_SHOWN = 64  # categories of a distribution that is printed
+
+
+def logs(probs: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
+    """Log-probabilities in float32, `-inf` where the probability is zero."""
+    with np.errstate(divide="ignore"):
+        return np.log(probs).astype(np.float32)
+
+
+def described_key(key: PRNGKeyArray) -> str:
+    """How to make a key again."""
+    first, second = np.asarray(jax.random.key_data(key)).tolist()
+    return f"jax.random.wrap_key_data(np.array([{first}, {second}], np.uint32))"
+
+
+def described_probs(**arrays: Float[np.ndarray, "*rows N"]) -> Example:
+    """Distributions as lists of six digits; long ones are described."""
+    example = {}
+    for name, array in arrays.items():
+        if array.shape[-1] > _MOST_SHOWN:
+            example[name] = f"f32{list(array.shape)} of gls_jax.conformance.problem_set.LARGE"
+        else:
+            example[name] = np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[float])(
+                array
+            ).tolist()
+    return example
+
+
+def checked_tokens(answers: np.ndarray, num_categories: int) -> Int[np.ndarray, " T"]:
+    """Answers of trials as tokens, or a :class:`VerifierError`."""
+    if answers.ndim != 1 or not np.issubdtype(answers.dtype, np.integer):
+        got = f"{answers.dtype} of shape {list(answers.shape[1:])}"
+        raise VerifierError(f"expected one token, an integer of shape [], got {got}")
+    is_outside = (answers < 0) | (answers >= num_categories)
+    if is_outside.any():
+        trial = int(is_outside.argmax())
+        expected = f"expected a token within 0..{num_categories - 1}"
+        raise VerifierError(f"{expected}, got {answers[trial]}", trial)
+    return answers
+
+
+def distribution(
+    pair: Pair,
+    tokens: Int[np.ndarray, " T"],
+    example: Callable[[int | None], Example],
+    *,
+    check: str = DISTRIBUTION,
+) -> Outcome:
+    """The emitted tokens against the target distribution."""
+    is_impossible = pair.q[tokens] == 0
+    if is_impossible.any():
+        trial = int(is_impossible.argmax())
+        failure = (
+            f"emitted token {tokens[trial]} of target probability 0, "
+            f"in {is_impossible.sum()} of {len(tokens)} trials"
+        )
+        return Outcome(check, pair.name, len(tokens), failure=failure, example=example(trial))
+    counts, probs = pair.cell_counts(tokens), pair.cell_probs()
+    return Outcome(
+        check,
+        pair.name,
+        len(tokens),
+        p_value=evidence.p_value(counts, probs),
+        num_cells=int((probs > 0).sum()),
+        message=_worst_cell(pair, counts),
+        example=example(None),
+    )
+
+
+def _worst_cell(pair: Pair, counts: Int[np.ndarray, " C"]) -> str:
+    """The cell whose count is farthest from its expectation, in standard deviations."""
+    probs, total = pair.cell_probs(), counts.sum()
+    deviations = (counts - total * probs) / np.sqrt(total * probs * (1 - probs) + 1e-9)
+    cell = int(np.abs(deviations).argmax())
+    tokens = np.flatnonzero(pair.cells == cell)
+    which = f"token {tokens[0]} was" if len(tokens) == 1 else f"{len(tokens)} tokens were"
+    return (
+        f"{which} emitted with frequency {counts[cell] / total:.4f} in {total:,} trials, target "
+        f"probability {probs[cell]:.4g}"
+    )
+
+
+def acceptance(
+    pair: Pair,
+    drafts: Int[np.ndarray, "T K"],
+    tokens: Int[np.ndarray, " T"],
+    exact: Callable[..., float] | None,
+) -> list[Outcome]:
+    """How often a draft was emitted: against a claimed value, and never above the optimum."""
+    num_trials, num_drafts = drafts.shape
+    count = int((drafts == tokens[:, None]).any(1).sum())
+    return acceptance_rate(pair, num_drafts, count, num_trials, exact)
+
+
+def acceptance_rate(
+    pair: Pair, num_drafts: int, count: int, num_trials: int, exact: Callable[..., float] | None
+) -> list[Outcome]:
+    """:func:`acceptance` of a count of trials in which a draft was accepted."""
+    rate = count / num_trials
+    log_p, log_q = jnp.asarray(logs(pair.p)), jnp.asarray(logs(pair.q))
+    optimum = float(bounds.optimum_iid(log_p, log_q, num_drafts))
+    outcomes = [
+        Outcome(
+            "acceptance at most the optimum",
+            pair.name,
+            num_trials,
+            detail=f"accepted {rate:.4f}, optimum {optimum:.4f} for {num_drafts} drafts",
+            p_value=evidence.rate_p_value(count, num_trials, 0, min(optimum + _ROUNDING, 1)),
+            message=f"accepted {rate:.4f}, more than any lossless verifier can ({optimum:.4f})",
+            follows=DISTRIBUTION,
+        )
+    ]
+    if exact is not None:
+        value = float(exact(log_p, log_q, num_drafts))
+        lowest, highest = max(value - _ROUNDING, 0), min(value + _ROUNDING, 1)
+        outcomes.append(
+            Outcome(
+                "acceptance as claimed",
+                pair.name,
+                num_trials,
+                detail=f"accepted {rate:.4f}, claimed {value:.4f} for {num_drafts} drafts",
+                p_value=evidence.rate_p_value(count, num_trials, lowest, highest),
+                num_cells=2,
+                message=f"accepted {rate:.4f}, claimed {value:.4f}, {num_drafts} drafts",
+            )
+        )
+    return outcomes
+
+
+def repeats(
+    problem: str,
+    first: np.ndarray,
+    second: np.ndarray,
+    backwards: np.ndarray,
+    example: Callable[[int | None], Example],
+) -> list[Outcome]:
+    """Answers to the same trials: again, and with the trials in reverse order."""
+    outcomes = []
+    for check, others, what in (
+        ("same key, same answer", second, "the same arguments once more"),
+        ("other calls do not matter", backwards, "the same arguments, in another order of calls,"),
+    ):
+        differs = (first != others).reshape(len(first), -1).any(1)
+        outcome = Outcome(check, problem, len(first))
+        if differs.any():
+            trial = int(differs.argmax())
+            outcome.failure = (
+                f"{what} gave {others[trial].tolist()} after {first[trial].tolist()}, "
+                f"in {differs.sum()} of {len(first)} trials"
+            )
+            outcome.example = example(trial)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def of_zero_uniforms(outcome: Outcome) -> Outcome:
+    """The outcome on chosen keys, of which only what is impossible counts."""
+    outcome.check = ZERO_NOISE
+    outcome.p_value = outcome.num_cells = None
+    if outcome.failure is not None:
+        outcome.failure += ", where jax.random.uniform of this key, or of one split from it, is 0"
+    return outcome
+
+
+def shared_noise(outcome: Outcome, way: Way, example: Example) -> Outcome:
+    """The outcome on drafts from the verifier's own key, under a name of its own."""
+    outcome.check = "noise shared with the proposal"
+    told = outcome.failure or outcome.message
+    advice = (
+        f"biased where drafts come from {way.name} of the verifier's key: {told}. Draw from a key "
+        "that no drafter uses; if no drafter ever sees this key, say separate_keys=True"
+    )
+    outcome.failure = advice if outcome.failure is not None else None
+    outcome.message = advice
+    outcome.example = example
+    outcome.smaller = None
+    outcome.follows = DISTRIBUTION
+    if not way.is_finding:
+        outcome.check = f"noise shared with {way.name.split('(')[0]}"
+        outcome.never_fails = True
+    return outcome
