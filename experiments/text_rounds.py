@@ -9,7 +9,8 @@ static trees of schemes that verify token by token, and costs no model call.
 
 *Replayed*: under strong invariance the text does not depend on the drafts. So the engine runs as
 always, with the drafter and the keys of the text, and the text itself is the target. This is for
-trees whose shape depends on the drafts.
+trees whose shape depends on the drafts. (Margin trees learn from the target's distributions, so
+they need the target: their rounds are along the same texts, but decoded.)
 """
 
 from __future__ import annotations
@@ -219,8 +220,8 @@ class _NoCache(NamedTuple):
 def recorded_target(texts: Texts, vocab_size: int) -> decoding.LanguageModel:
     """A target that emits these texts, whatever the noise, and costs nothing.
 
-    Its logits depend on the position alone. They are those of the text only at nodes on the text;
-    no round looks at others, if the scheme verifies token by token.
+    Its logits depend on the position alone, and only those at nodes on the text are right. A scheme
+    that verifies token by token looks at no others.
     """
     width = max(map(len, texts.prompts)) + texts.tokens.shape[1]
     whole_texts = np.zeros((len(texts.prompts), width), np.int32)
@@ -258,9 +259,16 @@ def _keep_nothing(cache: _NoCache, cache_slots, start, count) -> _NoCache:
     return _NoCache(start + count)
 
 
-def replayed_counts(drafter, texts: Texts, setting: Setting, num_rounds: int) -> np.ndarray:
-    """Tokens and rounds of each text, `i64[2, D]`, for a strongly invariant scheme."""
-    target = recorded_target(texts, drafter.vocab_size)
+def counts_along(target, drafter, texts: Texts, setting: Setting, num_rounds: int) -> np.ndarray:
+    """Tokens and rounds of each text, `i64[2, D]`, for a strongly invariant scheme.
+
+    Args:
+        target: that of the texts, or :func:`recorded_target` of them.
+        drafter: the drafter.
+        texts: with the keys of the plain generation.
+        setting: what is drafted.
+        num_rounds: from the beginning of each text, fewer where it ends.
+    """
     run = decoding_runs.start_run(
         target, drafter, texts.prompts, texts.keys, setting, texts.tokens.shape[1]
     )

@@ -13,10 +13,10 @@ Decoding every setting would take a day on two cores. Most are counted along tex
 generation emitted once, see `text_rounds.py`:
 
 * *predicted*: chains and static trees, by the planner's formulas. `specinfer_wor` and
-  `weighted_importance` have none, and are
-  *estimated* from random lists at each position;
-* *replayed*: best-first and margin trees, by the engine and the drafter, with the text as target;
-* *decoded*: `traversal`, which compares whole paths, by the engine and both models.
+  `weighted_importance` have none, and are *estimated* from random lists at each position;
+* *replayed*: best-first trees, by the engine and the drafter, with the text as target;
+* *decoded*, by the engine and both models: margin trees, which learn from the target and emit the
+  same text, and `traversal`, which compares whole paths and emits others.
 
 Of all chains and static trees of about the budget, each half of the prompts has the one that is
 best for the other half. `traversal` has the trees that are best for `specinfer_wor`. Best-first and
@@ -65,9 +65,9 @@ MANY_DRAFTS = (
 ONE_DRAFT = ("topk", "single", "minhash", "block")
 # Static trees only: there is no formula for chains.
 ESTIMATED = ("specinfer_wor", "weighted_importance")
-DYNAMIC_TREES: dict[str, tuple[str, type[decoding.BestFirstTree | decoding.MarginTree]]] = {
-    "best-first": ("topk", decoding.BestFirstTree),
-    "margin": ("gumbel_topk", decoding.MarginTree),
+DYNAMIC_TREES: dict[str, tuple[str, type[decoding.BestFirstTree | decoding.MarginTree], str]] = {
+    "best-first": ("topk", decoding.BestFirstTree, "replayed"),
+    "margin": ("gumbel_topk", decoding.MarginTree, "decoded"),
 }
 # Settings that are decoded too, at temperature 1.
 CHECKED = (
@@ -180,7 +180,7 @@ class _Counts:
         pairs = partial(text_rounds.pairs_along, self.target, self.drafter, self.texts)
         num_texts = len(self.texts.prompts)
         predictor = Predictor(self._once(pairs, "pairs"), num_texts, self.options.rounds)
-        points = [*self._predicted(predictor), *self._replayed()]
+        points = [*self._predicted(predictor), *self._dynamic()]
         # At temperature 0 all that is decoded has one chain.
         if self.texts.temperature:
             points += self._decoded(predictor)
@@ -244,31 +244,32 @@ class _Counts:
             shapes.append(budget_shapes.shape_text(settings[best]))
         return " or ".join(dict.fromkeys(shapes)), counts
 
-    def _replayed(self) -> Iterator[Point]:
-        """Best-first and margin trees."""
+    def _dynamic(self) -> Iterator[Point]:
+        """Best-first trees, replayed, and margin trees, decoded: they learn from the target."""
         temperature = self.texts.temperature
         depth = DEPTH if temperature else GREEDY_DEPTH
-        rounds = self.options.rounds
-        for tree, (scheme, tree_type) in DYNAMIC_TREES.items():
+        for tree, (scheme, tree_type, how) in DYNAMIC_TREES.items():
             # Without noise in the drafts a margin tree is one chain.
             if tree == "margin" and not temperature:
                 continue
             for nodes in self.options.nodes:
                 shape = tree_type(nodes, depth, min(FRONTIER, nodes // 4), CHILDREN)
                 setting = Setting("tree budget", scheme, CHILDREN, depth, shape, temperature)
-                replay = partial(
-                    text_rounds.replayed_counts,
-                    self.drafter,
-                    setting=setting,
-                    num_rounds=rounds,
-                )
-                batched = self._batched(replay, axis=1)
-                counts = self._once(batched, "replayed", scheme, str(shape), rounds)
+                count = partial(self._count_batch, setting, is_replay=how == "replayed")
+                batched = self._batched(count, axis=1)
+                counts = self._once(batched, how, scheme, str(shape), self.options.rounds)
                 shape_words = f"depth {shape.depth}, {shape.frontier} read a call"
-                yield self._point(tree, scheme, nodes, shape_words, "replayed", counts)
+                yield self._point(tree, scheme, nodes, shape_words, how, counts)
+
+    def _count_batch(self, setting: Setting, texts: Texts, *, is_replay: bool) -> np.ndarray:
+        target: Any = self.target
+        if is_replay:
+            target = text_rounds.recorded_target(texts, self.drafter.vocab_size)
+        rounds = self.options.rounds
+        return text_rounds.counts_along(target, self.drafter, texts, setting, rounds)
 
     def _decoded(self, predictor: Predictor) -> Iterator[Point]:
-        """`traversal`, and settings that were counted in another way."""
+        """`traversal`, and settings that are predicted too."""
         for nodes in self.options.decoded_nodes:
             settings = budget_shapes.static_trees("specinfer_wor", nodes)
             num_tokens, num_rounds = np.stack([predictor.counts(s).sum(-1) for s in settings]).T
@@ -307,7 +308,9 @@ class _Counts:
         counts = np.stack([num_tokens, histogram.sum(axis=1)])
         tree = "chains" if setting.tree is None else "static"
         shape = budget_shapes.shape_text(setting)
-        return self._point(tree, setting.scheme, nodes, shape, "decoded", counts, part=part)
+        point = self._point(tree, setting.scheme, nodes, shape, "decoded", counts, part=part)
+        # Its texts are others.
+        return point._replace(is_paired=False)
 
     def _point(
         self,
@@ -329,4 +332,5 @@ class _Counts:
             how=how,
             num_tokens=counts[0],
             num_rounds=counts[1],
+            is_paired=True,
         )

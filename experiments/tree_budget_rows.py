@@ -52,6 +52,7 @@ class Point(NamedTuple):
         shape: the drafts in words.
         how: "predicted", "estimated", "replayed" or "decoded".
         num_tokens, num_rounds: of each text, `[D]`.
+        is_paired: whether the texts are those of plain generation.
     """
 
     part: str
@@ -63,6 +64,7 @@ class Point(NamedTuple):
     how: str
     num_tokens: np.ndarray
     num_rounds: np.ndarray
+    is_paired: bool
 
 
 class Row(NamedTuple):
@@ -99,7 +101,7 @@ def rows_of(points: Sequence[Point]) -> list[Row]:
         mean, error = tokens_per_round(point.num_tokens, point.num_rounds)
         difference, difference_error = None, None
         baseline = baselines.get(point.nodes)
-        if baseline is not None and baseline is not point and point.how != "decoded":
+        if baseline is not None and baseline is not point and point.is_paired:
             difference, difference_error = _difference(point, baseline)
         rows.append(
             Row(

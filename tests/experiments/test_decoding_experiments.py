@@ -10,7 +10,15 @@ import pytest
 from flax import nnx
 
 from experiments import __main__ as entry
-from experiments import block_efficiency, decoding_runs, outside_model, same_seed, tree_budget
+from experiments import (
+    block_efficiency,
+    budget_shapes,
+    decoding_runs,
+    outside_model,
+    same_seed,
+    text_rounds,
+    tree_budget,
+)
 from gls_jax import decoding, models
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -82,6 +90,10 @@ def test_tree_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tree_budget, "MANY_DRAFTS", ("topk", "gumbel_topk"))
     monkeypatch.setattr(tree_budget, "ONE_DRAFT", ("topk", "block"))
     monkeypatch.setattr(tree_budget, "ESTIMATED", ("specinfer_wor",))
+    # Short lists, which compile faster.
+    monkeypatch.setattr(budget_shapes, "WIDEST", 2)
+    monkeypatch.setattr(text_rounds, "MOST_DRAFTS", 2)
+    monkeypatch.setattr(text_rounds, "_LONGEST_LIST", 2)
     sizes = ["--num-prompts", 4, "--new-tokens", 18, "--rounds", 2, "--batch", 2]
     options = ["--nodes", 8, "--decoded-nodes", 8, "--temperatures", 0, 1]
     rows = run("tree_budget", tmp_path, *sizes, *options)
@@ -89,7 +101,8 @@ def test_tree_budget(tmp_path, monkeypatch, capsys):
     greedy_trees = ["one chain", "chains", "static", "best-first"]
     assert len(kinds) == len(rows)
     assert [row["tree"] for row in rows if row["temperature"] == "0.0"] == greedy_trees
-    assert ("1.0", "gumbel_topk", "margin", "replayed") in kinds
+    assert ("1.0", "gumbel_topk", "margin", "decoded") in kinds
+    assert ("0.0", "topk", "best-first", "replayed") in kinds
     assert ("1.0", "specinfer_wor", "static", "estimated") in kinds
     assert ("1.0", "traversal", "static", "decoded") in kinds
     for row in rows:
