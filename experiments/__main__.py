@@ -20,6 +20,7 @@ from experiments import (
     per_token,
     public_samplers,
     same_seed,
+    tree_budget,
 )
 from experiments.bench import command
 from gls_jax.cli.console import progress
@@ -35,6 +36,7 @@ EXPERIMENTS: dict[str, Any] = {
     "block_efficiency": block_efficiency.BlockEfficiency,
     "per_token": per_token.PerToken,
     "same_seed": same_seed.SameSeed,
+    "tree_budget": tree_budget.TreeBudget,
     "gaussian_tables": gaussian_tables.GaussianTables,
     "mnist_tables": mnist_tables.MnistTables,
     "public_samplers": public_samplers.PublicSamplers,
@@ -46,6 +48,7 @@ RESUMABLE = (
     "daliri",
     "block_efficiency",
     "same_seed",
+    "tree_budget",
     "gaussian_tables",
     "mnist_tables",
 )

@@ -143,20 +143,10 @@ class BlockEfficiency:
         return rows
 
     def _histogram(self, target, drafter, prompts, setting: Setting, seed: int) -> np.ndarray:
-        """How many rounds of each prompt accepted 0, 1, ... drafts, `i64[prompts, depth + 1]`."""
         request_keys = decoding_runs.request_keys(seed, len(prompts))
-        # More tokens than the rounds can emit, so that no request ends before the last round.
-        new_tokens = self.rounds * (setting.length + 1)
-        batch_histograms = []
-        for first_prompt in range(0, len(prompts), self.batch):
-            batch_rows = slice(first_prompt, first_prompt + self.batch)
-            run = decoding_runs.start_run(
-                target, drafter, prompts[batch_rows], request_keys[batch_rows], setting, new_tokens
-            )
-            for _ in range(self.rounds):
-                next(run, None)
-            batch_histograms.append(run.generation.metrics.histogram)
-        return np.concatenate(batch_histograms)
+        return decoding_runs.acceptance_histogram(
+            target, drafter, prompts, request_keys, setting, self.rounds, self.batch
+        )
 
 
 def row_of(setting: Setting, histogram: np.ndarray) -> Row:

@@ -17,7 +17,7 @@ TOP_K = 50
 
 
 class Setting(NamedTuple):
-    """How tokens are drafted and verified: K chains of length L, or a tree."""
+    """How tokens are drafted and verified: K chains of length L, or a tree of that depth."""
 
     part: str
     scheme: str
@@ -82,3 +82,28 @@ def start_run(target, drafter, prompts, keys, setting: Setting, new_tokens: int)
             max_new_tokens=new_tokens,
         ),
     )
+
+
+def acceptance_histogram(
+    target, drafter, prompts, keys, setting: Setting, rounds: int, batch: int
+) -> np.ndarray:
+    """In how many rounds each prompt accepted 0, 1, ... drafts, `i64[prompts, depth + 1]`.
+
+    Args:
+        target, drafter: the models.
+        prompts, keys: of the requests.
+        setting: how tokens are drafted and verified.
+        rounds: of each prompt.
+        batch: requests decoded together.
+    """
+    # More tokens than the rounds can emit, so that no request ends before the last round.
+    new_tokens = rounds * (setting.length + 1)
+    batch_histograms = []
+    for first_prompt in range(0, len(prompts), batch):
+        batch_rows = slice(first_prompt, first_prompt + batch)
+        batch_prompts = prompts[batch_rows]
+        run = start_run(target, drafter, batch_prompts, keys[batch_rows], setting, new_tokens)
+        for _ in range(rounds):
+            next(run, None)
+        batch_histograms.append(run.generation.metrics.histogram)
+    return np.concatenate(batch_histograms)

@@ -10,7 +10,15 @@ import pytest
 from flax import nnx
 
 from experiments import __main__ as entry
-from experiments import block_efficiency, decoding_runs, outside_model, same_seed
+from experiments import (
+    block_efficiency,
+    budget_shapes,
+    decoding_runs,
+    outside_model,
+    same_seed,
+    text_rounds,
+    tree_budget,
+)
 from gls_jax import decoding, models
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -78,6 +86,31 @@ def test_same_seed(tmp_path, monkeypatch):
     assert all(int(row["exact"]) == 4 and float(row["rouge_l"]) == 1 for row in rows)
 
 
+def test_tree_budget(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tree_budget, "MANY_DRAFTS", ("topk", "gumbel_topk"))
+    monkeypatch.setattr(tree_budget, "ONE_DRAFT", ("topk", "block"))
+    monkeypatch.setattr(tree_budget, "ESTIMATED", ("specinfer_wor",))
+    # Short lists, which compile faster.
+    monkeypatch.setattr(budget_shapes, "WIDEST", 2)
+    monkeypatch.setattr(text_rounds, "MOST_DRAFTS", 2)
+    monkeypatch.setattr(text_rounds, "_LONGEST_LIST", 2)
+    sizes = ["--num-prompts", 4, "--new-tokens", 18, "--rounds", 2, "--batch", 2]
+    options = ["--nodes", 8, "--decoded-nodes", 8, "--temperatures", 0, 1]
+    rows = run("tree_budget", tmp_path, *sizes, *options)
+    kinds = {(row["temperature"], row["scheme"], row["tree"], row["how"]) for row in rows}
+    greedy_trees = ["one chain", "chains", "static", "best-first"]
+    assert len(kinds) == len(rows)
+    assert [row["tree"] for row in rows if row["temperature"] == "0.0"] == greedy_trees
+    assert ("1.0", "gumbel_topk", "margin", "decoded") in kinds
+    assert ("0.0", "topk", "best-first", "replayed") in kinds
+    assert ("1.0", "specinfer_wor", "static", "estimated") in kinds
+    assert ("1.0", "traversal", "static", "decoded") in kinds
+    for row in rows:
+        assert int(row["rounds"]) == 4 * 2
+        assert 1 <= float(row["tokens_per_call"]) <= 9
+    assert "specinfer_wor" in capsys.readouterr().out
+
+
 def test_rouge():
     words = ["the", "cat", "sat", "on", "the", "mat"]
     other_words = ["the", "cat", "lay", "on", "the", "red", "mat"]
@@ -95,6 +128,8 @@ def test_rouge():
             "parts: expected some of chains, diverse, shapes, got 'lists'",
         ),
         (["block_efficiency", "--num-prompts", "51"], "num_prompts: expected at most 50, got 51"),
+        (["tree_budget", "--nodes", "7"], "nodes: expected some of 8, 16, 32, 64, got 7"),
+        (["tree_budget", "--num-prompts", "1"], "num_prompts: expected at least 2, got 1"),
         (["per_token", "--num-drafts", "0"], "num_drafts: expected an int of at least 1, got 0"),
     ],
 )
