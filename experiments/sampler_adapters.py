@@ -318,7 +318,8 @@ def _paths_and_siblings(parents: np.ndarray) -> tuple[list[list[int]], list[list
     earlier: list[list[int]] = [[]]
     for row, parent in enumerate(parents.tolist(), 1):
         earlier.append([other + 1 for other in range(row - 1) if parents[other] == parent])
-    return leaves, earlier
+    # Depth first, so that siblings are tried in the order in which they were drawn.
+    return sorted(leaves), earlier
 
 
 def _own(folder: Path) -> Callable[..., Any]:

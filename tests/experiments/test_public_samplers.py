@@ -108,3 +108,10 @@ def test_answers_of_tpu_inference_as_a_table():
     answer = sampler(drafts, lengths, np.full((6, 4), 0.25, np.float32), q, bonus, True, KEY)
     table = np.asarray(sampler_adapters._unflattened(answer, lengths))
     assert table.tolist() == [[1, 2, 3, 3], [2, -1, -1, -1], [0, 1, -1, -1], [1, 0, -1, -1]]
+
+
+def test_paths_are_depth_first():
+    """Siblings in the order in which they were drawn, though the first one's leaves come later."""
+    paths, earlier = sampler_adapters._paths_and_siblings(np.array([0, 1, 0, 2, 2]))
+    assert paths == [[0, 1, 2, 4], [0, 1, 2, 5], [0, 3]]
+    assert earlier == [[], [], [], [1], [], [4]]
