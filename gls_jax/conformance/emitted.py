@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
 from gls_jax import bounds
 from gls_jax.conformance import evidence
@@ -19,12 +20,14 @@ from gls_jax.conformance.session import Example, Outcome
 __all__ = [
     "DISTRIBUTION",
     "ZERO_NOISE",
+    "Reversible",
     "acceptance",
     "acceptance_rate",
     "checked_tokens",
     "described_key",
     "described_probs",
     "distribution",
+    "large_check",
     "logs",
     "of_zero_uniforms",
     "repeats",
@@ -35,6 +38,11 @@ DISTRIBUTION = "emitted distribution"
 ZERO_NOISE = "noise of exactly 0"
 _ROUNDING = 1e-5  # of an exact acceptance in float32
 _MOST_SHOWN = 64  # categories of a distribution that is printed
+
+
+def large_check(problem: str) -> str:
+    """What is checked on a problem of the size of a vocabulary."""
+    return ZERO_NOISE if problem == "zero noise" else DISTRIBUTION
 
 
 def logs(probs: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
@@ -104,10 +112,9 @@ def distribution(
 
 
 def _worst_cell(pair: Pair, counts: Int[np.ndarray, " C"]) -> str:
-    """The cell whose count is farthest from its expectation, in standard deviations."""
+    """The cell whose count is farthest from its expectation, in words."""
     probs, total = pair.cell_probs(), counts.sum()
-    deviations = (counts - total * probs) / np.sqrt(total * probs * (1 - probs) + 1e-9)
-    cell = int(np.abs(deviations).argmax())
+    cell = evidence.farthest(counts, probs)
     tokens = np.flatnonzero(pair.cells == cell)
     which = f"token {tokens[0]} was" if len(tokens) == 1 else f"{len(tokens)} tokens were"
     return (
@@ -163,14 +170,32 @@ def acceptance_rate(
     return outcomes
 
 
+class Reversible(Protocol):
+    """Trials that can be put into the opposite order."""
+
+    def reverse(self) -> None:
+        """The last trial first."""
+        ...
+
+    def example(self, trial: int | None, /) -> Example:
+        """The arguments of one trial."""
+        ...
+
+
 def repeats(
-    problem: str,
-    first: np.ndarray,
-    second: np.ndarray,
-    backwards: np.ndarray,
-    example: Callable[[int | None], Example],
+    problem: str, trials: Reversible, answers: Callable[[], Shaped[np.ndarray, "T ..."]]
 ) -> list[Outcome]:
-    """Answers to the same trials: again, and with the trials in reverse order."""
+    """Whether the same trials have the same answers: again, and in the opposite order.
+
+    Args:
+        problem: its name.
+        trials: of the problem.
+        answers: the verifier's answers to all of them, whatever time that takes.
+    """
+    first, second = answers(), answers()
+    trials.reverse()
+    backwards = answers()[::-1]
+    trials.reverse()
     outcomes = []
     for check, others, what in (
         ("same key, same answer", second, "the same arguments once more"),
@@ -184,7 +209,7 @@ def repeats(
                 f"{what} gave {others[trial].tolist()} after {first[trial].tolist()}, "
                 f"in {differs.sum()} of {len(first)} trials"
             )
-            outcome.example = example(trial)
+            outcome.example = trials.example(trial)
         outcomes.append(outcome)
     return outcomes
 

@@ -17,7 +17,7 @@ import math
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["FALSE_FAILURE_RATE", "p_value", "rate_p_value", "smallest_bias"]
+__all__ = ["FALSE_FAILURE_RATE", "farthest", "p_value", "rate_p_value", "smallest_bias"]
 
 FALSE_FAILURE_RATE = 1e-6
 """Largest probability that a report finds something in a lossless verifier."""
@@ -53,6 +53,14 @@ def rate_p_value(count: int, num_trials: int, lowest: float, highest: float) -> 
     rate = count / num_trials
     nearest = min(max(rate, lowest), highest)
     return p_value(np.array([count, num_trials - count]), np.array([nearest, 1 - nearest]))
+
+
+def farthest(counts: Int[np.ndarray, " C"], probs: Float[np.ndarray, " C"]) -> int:
+    """The category whose count is farthest from its expectation, in standard deviations."""
+    total = counts.sum()
+    variances = total * probs * (1 - probs)
+    deviations = (counts - total * probs) / np.sqrt(variances + 1e-9)
+    return int(np.abs(deviations).argmax())
 
 
 def smallest_bias(num_trials: int, num_cells: int, alpha: float) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["LARGE", "SMALL", "Pair", "draws", "pair_of"]
+__all__ = ["LARGE", "SMALL", "Pair", "draws", "first_arrivals", "pair_of"]
 
 NUM_CATEGORIES = 6
 
@@ -51,6 +51,15 @@ def draws(uniforms: Float[np.ndarray, ...], probs: Float[np.ndarray, " N"]) -> n
     last_possible = np.flatnonzero(probs)[-1]
     tokens = np.searchsorted(edges, uniforms * edges[-1], side="right")
     return np.minimum(tokens, last_possible).astype(np.int32)
+
+
+def first_arrivals(
+    noise: Float[np.ndarray, "*rows N"], probs: Float[np.ndarray, "*rows N"]
+) -> Int[np.ndarray, "*rows"]:
+    """Samples of distributions from exponential noise: the smallest noise over probability."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        arrivals = np.where(probs > 0, noise / probs, np.inf)
+    return arrivals.argmin(-1).astype(np.int32)
 
 
 def _padded(weights) -> np.ndarray:

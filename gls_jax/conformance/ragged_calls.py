@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int, Key
 from gls_jax.conformance import emitted, same_key
 from gls_jax.conformance.calling import Caller, VerifierError
 from gls_jax.conformance.languages import LENGTH, Language, complete
+from gls_jax.conformance.problem_set import first_arrivals
 from gls_jax.conformance.session import Example, Session
 
 __all__ = ["LENGTHS", "Calls"]
@@ -55,7 +56,6 @@ class Calls:
         self.bonus: Int[np.ndarray, "C B"] = np.zeros(shape, np.int32)
         self._draft()
         self._is_changed: Bool[np.ndarray, " B"] | None = None
-        self._order = slice(None)
 
     def _draft(self) -> None:
         """Chains of drafts, and the bonus token that follows the last one."""
@@ -82,21 +82,19 @@ class Calls:
         noise = self._shared[:, rows]
         if noise.ndim == 2:
             return language.draft_tokens(position, previous, noise)
-        probs = language.draft_rows(position, previous)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(probs > 0, noise / probs, np.inf).argmin(-1)
+        return first_arrivals(noise, language.draft_rows(position, previous))
 
     def change(self, is_changed: Bool[np.ndarray, " B"] | None) -> None:
         """From now on some requests have other tokens and distributions, of the same shapes."""
         self._is_changed = is_changed
 
     def reverse(self) -> None:
-        """From now on the last call comes first."""
-        self._order = slice(None, None, -1) if self._order == slice(None) else slice(None)
+        """The last call first."""
+        self.keys, self.chains, self.bonus = self.keys[::-1], self.chains[::-1], self.bonus[::-1]
+        self._completion = self._completion[::-1]
 
     def arguments(self, call: int) -> tuple[np.ndarray, ...]:
         """The arguments after the key."""
-        call = np.arange(len(self.keys))[self._order][call]
         chains = self.chains[call]
         is_draft = chains >= 0
         previous = np.pad(chains, ((0, 0), (1, 0)), constant_values=-1)[:, :LENGTH]
@@ -125,11 +123,10 @@ class Calls:
 
     def answers(self, caller: Caller, seconds: float) -> Int[np.ndarray, "C B W"]:
         """What each request emitted, after a look at its form; at most `LENGTH + 1` tokens."""
-        keys = self.keys[self._order]
-        answers = caller.batches(keys, self.arguments, seconds=seconds)
+        answers = caller.batches(self.keys, self.arguments, seconds=seconds)
         if self._is_changed is None:
             self._check_form(answers)
-        return answers[:, :, : LENGTH + 1][self._order]
+        return answers[:, :, : LENGTH + 1]
 
     def texts(self, answers: np.ndarray, request: int, length: int) -> Int[np.ndarray, "C length"]:
         """Texts of one request of every call, completed by the target."""
@@ -164,7 +161,6 @@ class Calls:
         if not is_table or not np.issubdtype(answers.dtype, np.integer):
             expected = f"expected integers of shape [{num_requests}, {least}] or wider"
             raise VerifierError(f"{expected}, got {answers.dtype} of shape {shape}")
-        answers = answers[self._order]
         lengths = (answers >= 0).sum(-1)
         places = np.arange(answers.shape[2])
         last_place = np.maximum(lengths - 1, 0)[..., None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ from gls_jax.conformance.calling import Caller
 from gls_jax.conformance.languages import LANGUAGES, Language, large_language
 from gls_jax.conformance.problem_set import LARGE, pair_of
 from gls_jax.conformance.ragged_calls import LENGTHS, Calls
-from gls_jax.conformance.session import Outcome, Session
+from gls_jax.conformance.session import Outcome, Session, Step
 from gls_jax.conformance.text_outcomes import text_outcome
 
 __all__ = ["PROBLEMS", "run"]
@@ -34,7 +33,7 @@ def run(session: Session, caller: Caller) -> None:
     """All checks of kind `ragged`."""
     options = session.options
     languages = [language for name, language in LANGUAGES.items() if options.wants(name)]
-    steps: list[tuple[str, Callable[[], None]]] = []
+    steps: list[Step] = []
     # The neighbours come first: whether requests of one call can be counted together.
     for language in languages[:1]:
         steps.append((language.name, partial(_neighbours, session, caller, language)))
@@ -49,9 +48,7 @@ def run(session: Session, caller: Caller) -> None:
     for name in LARGE:
         if options.wants(name):
             steps.append((name, partial(_large, session, caller, name)))
-    for number, (name, step) in enumerate(steps):
-        session.progress("problems", number, len(steps))
-        session.step(name, step)
+    session.run(steps)
 
 
 def _sizes(session: Session) -> tuple[int, int]:
@@ -169,12 +166,8 @@ def _repeated(session: Session, caller: Caller, language: Language) -> None:
     """The same calls once more, and in reverse order."""
     calls = Calls(session, language, *_sizes(session))
     with session.usable_answers(language.name, calls.example):
-        first = calls.answers(caller, math.inf)
-        second = calls.answers(caller, math.inf)
-        calls.reverse()
-        backwards = calls.answers(caller, math.inf)
-        calls.reverse()
-        session.outcomes += emitted.repeats(language.name, first, second, backwards, calls.example)
+        answers = partial(calls.answers, caller, math.inf)
+        session.outcomes += emitted.repeats(language.name, calls, answers)
 
 
 def _from_same_key(session: Session, caller: Caller, language: Language, way: same_key.Way) -> None:
@@ -204,7 +197,7 @@ def _large(session: Session, caller: Caller, name: str) -> None:
     language, pair = large_language(name)
     num_calls = min(_LARGE_CALLS, max(1, session.options.num_trials // len(LENGTHS)))
     calls = Calls(session, language, num_calls, 1)
-    check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
+    check = emitted.large_check(name)
     with session.usable_answers(name, calls.example) as usable:
         answers = calls.answers(caller, session.large_share)
         usable.num_trials = answers.shape[0] * answers.shape[1]

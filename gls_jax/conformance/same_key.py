@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from gls_jax import races
 from gls_jax.conformance.calling import Noise, seeds_of
-from gls_jax.conformance.problem_set import draws
+from gls_jax.conformance.problem_set import draws, first_arrivals
 
 __all__ = ["Way", "drafts_of", "noise_of", "ways"]
 
@@ -88,9 +88,7 @@ def drafts_of(
     drawn = noise_of(way, keys, noise, num_rows, num_categories)
     if drawn.ndim == 2:
         return np.stack([draws(drawn[:, k], row) for k, row in enumerate(rows)], 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        times = np.where(rows > 0, drawn / rows, np.inf)
-    return times.argmin(-1).astype(np.int32)
+    return first_arrivals(drawn, rows)
 
 
 def noise_of(

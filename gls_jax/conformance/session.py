@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -19,9 +19,12 @@ from gls_jax.conformance.calling import Noise, VerifierError
 from gls_jax.conformance.suspects import Counted
 from gls_jax.typing import Report as ProgressReport
 
-__all__ = ["USABLE", "Example", "Options", "Outcome", "Session"]
+__all__ = ["USABLE", "Example", "Options", "Outcome", "Session", "Step"]
 
 Example = Mapping[str, Any]
+
+Step: TypeAlias = tuple[str, Callable[[], None]]
+"""A problem's name, and what is done with it."""
 
 # A problem gets at most this part of the time limit; most need less.
 _SHARE = 1 / 30
@@ -129,12 +132,15 @@ class Session:
         """Of checks beside the main ones, where a trial is a call of its own."""
         return min(_FEWER_TRIALS, self.options.num_trials)
 
-    def step(self, problem: str, run: Callable[[], None]) -> None:
-        """Run one step of the check, unless the time is over."""
-        if time.monotonic() > self._end:
-            self.skip(problem, f"after the time limit of {self.options.time_limit:g} s")
-        else:
-            run()
+    def run(self, steps: Sequence[Step]) -> None:
+        """Run the steps of a kind until the time is over; the rest is recorded as not tried."""
+        for number, (problem, run_step) in enumerate(steps):
+            if self._report is not None:
+                self._report("problems", number, len(steps))
+            if time.monotonic() > self._end:
+                self.skip(problem, f"after the time limit of {self.options.time_limit:g} s")
+            else:
+                run_step()
 
     def skip(self, problem: str, reason: str) -> None:
         """Record a problem that is not tried."""
@@ -166,11 +172,6 @@ class Session:
         except VerifierError as error:
             outcome.failure, outcome.example = str(error), example(error.trial)
         self.outcomes.append(outcome)
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        """Tell the caller how far the check has come."""
-        if self._report is not None:
-            self._report(name, done, total)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, Key
 from gls_jax.conformance import emitted, evidence, hard_keys
 from gls_jax.conformance.calling import Caller, VerifierError
 from gls_jax.conformance.problem_set import LARGE, SMALL, ZERO_UNIFORM, Pair
-from gls_jax.conformance.session import Example, Outcome, Session
+from gls_jax.conformance.session import Example, Outcome, Session, Step
 from gls_jax.conformance.shared_texts import TEXT_NAMES, check_texts
 from gls_jax.conformance.shrinking import smallest
 
@@ -57,6 +57,10 @@ class _Trials:
             raise VerifierError(f"expected tokens within 0..{size - 1}, got {got}", trial)
         self._drafts = answers[:, :-1]
         return answers[:, :-1], answers[:, -1]
+
+    def reverse(self) -> None:
+        """The last trial first."""
+        self.keys = self.keys[::-1]
 
     def example(self, trial: int | None) -> Example:
         """The arguments of one trial, or those that all trials share."""
@@ -106,7 +110,7 @@ def run(session: Session, caller: Caller) -> None:
     limit = options.max_drafts or getattr(scheme, "max_drafts", None) or _MOST_DRAFTS
     most = min(_MOST_DRAFTS, limit)
     pairs = [pair for pair in SMALL.values() if options.wants(pair.name)]
-    steps: list[tuple[str, Callable[[], None]]] = []
+    steps: list[Step] = []
     # A scheme of whole paths has no verification of one token.
     if getattr(scheme, "verifies_tokens", True):
         callers = _Callers(session, scheme, caller)
@@ -125,9 +129,7 @@ def run(session: Session, caller: Caller) -> None:
                 steps.append((name, partial(_large, session, scheme, callers, name, most)))
     if hasattr(scheme, "verify_tree") and hasattr(scheme, "draft_key"):
         steps += check_texts(session, scheme, caller)
-    for number, (name, step) in enumerate(steps):
-        session.progress("problems", number, len(steps))
-        session.step(name, step)
+    session.run(steps)
 
 
 def _problem(session: Session, scheme: Any, callers: _Callers, pair: Pair, num_drafts: int) -> None:
@@ -220,13 +222,11 @@ def _repeated(session: Session, scheme: Any, callers: _Callers, pair: Pair, most
     count = session.options.num_trials if is_compiled else _REPEATED_CALLS
     trials = _Trials(session, scheme, pair, most, count)
     with session.usable_answers(pair.name, trials.example):
-        # No time limit: as many answers each time.
-        first = np.column_stack(trials.run(callers, math.inf))
-        second = np.column_stack(trials.run(callers, math.inf))
-        trials.keys = trials.keys[::-1]
-        backwards = np.column_stack(trials.run(callers, math.inf))[::-1]
-        trials.keys = trials.keys[::-1]
-        session.outcomes += emitted.repeats(pair.name, first, second, backwards, trials.example)
+
+        def answers() -> np.ndarray:
+            return np.column_stack(trials.run(callers, math.inf))
+
+        session.outcomes += emitted.repeats(pair.name, trials, answers)
 
 
 def _invariance(session: Session, scheme: Any, callers: _Callers, pair: Pair, most: int) -> None:
@@ -288,17 +288,13 @@ def _large(session: Session, scheme: Any, callers: _Callers, name: str, most: in
     """A problem of the size of a vocabulary."""
     size, make = LARGE[name]
     num_drafts = min(most, _LARGE_DRAFTS)
-    # A scheme of this library says so itself where it cannot.
-    reason = getattr(scheme, "verify_limit", lambda size, num_drafts: None)(size, num_drafts)
-    if reason is not None:
-        session.skip(name, reason)
-    if reason is not None or session.skips_size(name, size):
+    if session.skips_size(name, size):
         return
     num_trials = min(_LARGE_TRIALS, session.options.num_trials)
     trials = _Trials(session, scheme, make(size), num_drafts, num_trials)
     with session.usable_answers(name, trials.example) as usable:
         _, tokens = trials.run(callers, session.large_share)
         usable.num_trials = len(tokens)
-        check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
+        check = emitted.large_check(name)
         outcome = emitted.distribution(trials.pair, tokens, trials.example, check=check)
         session.outcomes.append(outcome)

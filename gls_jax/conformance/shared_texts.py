@@ -6,7 +6,6 @@ follows. Only whole texts show that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from gls_jax import schemes
 from gls_jax.conformance import emitted
 from gls_jax.conformance.calling import Caller, VerifierError
 from gls_jax.conformance.languages import LANGUAGES, Language
-from gls_jax.conformance.session import Example, Session
+from gls_jax.conformance.session import Example, Session, Step
 from gls_jax.conformance.text_outcomes import text_outcome
 from gls_jax.schemes import draft_tree
 
@@ -33,12 +32,10 @@ TEXT_NAMES = ("plain", "similar rows")
 """The languages."""
 
 
-def check_texts(
-    session: Session, scheme: Any, caller: Caller
-) -> list[tuple[str, Callable[[], None]]]:
+def check_texts(session: Session, scheme: Any, caller: Caller) -> list[Step]:
     """The steps: one chain and several, in two languages."""
     limit = session.options.max_drafts or getattr(scheme, "max_drafts", None) or _MOST_CHAINS
-    steps: list[tuple[str, Callable[[], None]]] = []
+    steps: list[Step] = []
     for num_chains in sorted({1, min(_MOST_CHAINS, limit)}):
         generate = partial(_text, scheme, num_chains)
         # One compiled program for all languages.

@@ -52,10 +52,9 @@ def text_outcome(
 
 
 def _worst_text(counts: np.ndarray, probs: np.ndarray, size: int, length: int) -> str:
-    """The text whose count is farthest from its expectation, in standard deviations."""
+    """The text whose count is farthest from its expectation, in words."""
     total = counts.sum()
-    deviations = (counts - total * probs) / np.sqrt(total * probs * (1 - probs) + 1e-9)
-    worst = int(np.abs(deviations).argmax())
+    worst = evidence.farthest(counts, probs)
     text = [worst // size**place % size for place in range(length - 1, -1, -1)]
     return (
         f"the text {text} had frequency {counts[worst] / total:.4f} in {total:,} trials, "

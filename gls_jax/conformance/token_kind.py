@@ -94,9 +94,7 @@ def run(session: Session, caller: Caller) -> None:
     for name in LARGE:
         if options.wants(name):
             steps.append((name, partial(_large, session, caller, name, most)))
-    for number, (name, step) in enumerate(steps):
-        session.progress("problems", number, len(steps))
-        session.step(name, step)
+    session.run(steps)
 
 
 def _problem(session: Session, caller: Caller, pair: Pair, num_drafts: int) -> None:
@@ -141,13 +139,8 @@ def _repeated(session: Session, caller: Caller, pair: Pair, num_drafts: int) -> 
     if not caller.is_compiled:
         trials.keep(_REPEATED_CALLS)
     with session.usable_answers(pair.name, trials.example):
-        # No time limit: as many answers each time.
-        first = trials.tokens(caller, math.inf)
-        second = trials.tokens(caller, math.inf)
-        trials.reverse()
-        backwards = trials.tokens(caller, math.inf)[::-1]
-        trials.reverse()
-        session.outcomes += emitted.repeats(pair.name, first, second, backwards, trials.example)
+        answers = partial(trials.tokens, caller, math.inf)
+        session.outcomes += emitted.repeats(pair.name, trials, answers)
 
 
 def _from_same_key(session: Session, caller: Caller, pair: Pair, num_drafts: int, way) -> None:
@@ -181,7 +174,7 @@ def _large(session: Session, caller: Caller, name: str, most: int) -> None:
         return
     num_trials = min(_LARGE_TRIALS, session.options.num_trials)
     trials = _Trials(session, make(size), min(most, _LARGE_DRAFTS), num_trials)
-    check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
+    check = emitted.large_check(name)
     with session.usable_answers(name, trials.example) as usable:
         tokens = trials.tokens(caller, session.large_share)
         usable.num_trials = len(tokens)

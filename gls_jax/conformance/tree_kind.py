@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -12,7 +11,7 @@ from gls_jax.conformance import emitted, hard_keys, same_key
 from gls_jax.conformance.calling import Caller
 from gls_jax.conformance.languages import LANGUAGES, Language, large_language
 from gls_jax.conformance.problem_set import LARGE, pair_of
-from gls_jax.conformance.session import Outcome, Session
+from gls_jax.conformance.session import Outcome, Session, Step
 from gls_jax.conformance.text_outcomes import text_outcome
 from gls_jax.conformance.tree_trials import SHAPES, Shape, TreeTrials
 
@@ -33,7 +32,7 @@ def run(session: Session, caller: Caller) -> None:
     options = session.options
     shapes = [shape for shape in SHAPES if shape.list_size <= (options.max_drafts or math.inf)]
     languages = [language for name, language in LANGUAGES.items() if options.wants(name)]
-    steps: list[tuple[str, Callable[[], None]]] = []
+    steps: list[Step] = []
     for shape in shapes:
         for language in languages:
             if _has_enough_tokens(session, language, shape):
@@ -52,9 +51,7 @@ def run(session: Session, caller: Caller) -> None:
     for name in LARGE:
         if options.wants(name):
             steps.append((name, partial(_large, session, caller, name)))
-    for number, (name, step) in enumerate(steps):
-        session.progress("problems", number, len(steps))
-        session.step(name, step)
+    session.run(steps)
 
 
 def _has_enough_tokens(session: Session, language: Language, shape: Shape) -> bool:
@@ -109,13 +106,8 @@ def _repeated(session: Session, caller: Caller, language: Language, shape: Shape
     if not caller.is_compiled:
         trials.keep(_REPEATED_CALLS)
     with session.usable_answers(language.name, trials.example):
-        # No time limit: as many answers each time.
-        first = trials.answers(caller, math.inf)
-        second = trials.answers(caller, math.inf)
-        trials.reverse()
-        backwards = trials.answers(caller, math.inf)[::-1]
-        trials.reverse()
-        session.outcomes += emitted.repeats(language.name, first, second, backwards, trials.example)
+        answers = partial(trials.answers, caller, math.inf)
+        session.outcomes += emitted.repeats(language.name, trials, answers)
 
 
 def _from_same_key(
@@ -148,7 +140,7 @@ def _large(session: Session, caller: Caller, name: str) -> None:
     shape = Shape("one node", [0]) if most == 1 else _LARGE_SHAPE
     num_trials = min(_LARGE_TRIALS, session.options.num_trials)
     trials = TreeTrials(session, language, shape, num_trials)
-    check = emitted.ZERO_NOISE if name == "zero noise" else emitted.DISTRIBUTION
+    check = emitted.large_check(name)
     with session.usable_answers(name, trials.example) as usable:
         answers = trials.answers(caller, session.large_share)
         usable.num_trials = len(answers)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from gls_jax.conformance import emitted, same_key
 from gls_jax.conformance.calling import Caller, VerifierError
 from gls_jax.conformance.languages import Language, complete
+from gls_jax.conformance.problem_set import first_arrivals
 from gls_jax.conformance.session import Example, Session
 
 __all__ = ["SHAPES", "Shape", "TreeTrials"]
@@ -97,9 +98,7 @@ class TreeTrials:
         depth, previous = int(self.shape.depths[node]), self._previous(node)
         if noise.ndim == 1:
             return self.language.draft_tokens(depth, previous, noise)
-        probs = self.language.draft_rows(depth, previous)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(probs > 0, noise / probs, np.inf).argmin(-1)
+        return first_arrivals(noise, self.language.draft_rows(depth, previous))
 
     def _distinct(self, node: int, uniforms: Float[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
         """A draft that none of the siblings before it is."""
