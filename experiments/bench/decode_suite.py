@@ -273,4 +273,10 @@ SUITE: tuple[Benchmark, ...] = (
         label="margin tree of 32",
         tree=decoding.MarginTree(32, _LENGTH),
     ),
+    partial(
+        every_scheme,
+        name="topk",
+        label="best-first tree of 32",
+        tree=decoding.BestFirstTree(32, _LENGTH),
+    ),
 )
