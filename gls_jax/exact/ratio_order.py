@@ -28,6 +28,7 @@ __all__ = [
     "cumulative",
     "excess",
     "in_rows",
+    "index_in",
     "nondecreasing_sum",
     "ratio_order",
     "search",
@@ -101,6 +102,11 @@ def ascending(values: Float[Array, " N"]) -> Int[Array, " N"]:
     if values.dtype != jnp.float32:
         return _argsort(values)
     return work_shape.by_platform(_radix_argsort, _argsort, values)
+
+
+def index_in(order: Int[Array, " N"]) -> Int[Array, " N"]:
+    """The index of every category in an order of all of them, the inverse permutation."""
+    return jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype))
 
 
 def _argsort(values: Float[Array, " N"]) -> Int[Array, " N"]:

@@ -43,7 +43,7 @@ from gls_jax import bounds, checks, races, work_shape
 from gls_jax.exact import inversion
 from gls_jax.exact.counting import KERNEL_STEP, add_bernoulli, binomial_counts, with_empty_row
 from gls_jax.exact.quadrature import exponential_nodes
-from gls_jax.exact.ratio_order import RatioOrder, cumulative, ratio_order, total
+from gls_jax.exact.ratio_order import RatioOrder, cumulative, index_in, ratio_order, total
 from gls_jax.loops import map_in_batches
 from gls_jax.sampling import draft_list, target_of_list
 from gls_jax.schemes.array_types import (
@@ -293,9 +293,8 @@ def _acceptance_diverse(
     shape = work_shape.current()
     ranked = jax.vmap(ratio_order, in_axes=(0, None))(log_p, log_q)
     terms = jax.vmap(_terms)(ranked)
-    tokens = jnp.arange(log_q.shape[0], dtype=jnp.int32)
-    # The ratio order differs between streams: the index of every token in each order.
-    index_of = jax.vmap(lambda order: jnp.zeros_like(order).at[order].set(tokens))(ranked.order)
+    # The ratio order differs between streams.
+    index_of = jax.vmap(index_in)(ranked.order)
     is_possible = ranked.p > 0
     q = jnp.exp(log_q)
 

@@ -64,7 +64,7 @@ from jaxtyping import PRNGKeyArray
 
 from gls_jax import bounds, races
 from gls_jax.exact.counting import with_empty_row
-from gls_jax.exact.ratio_order import ratio_order
+from gls_jax.exact.ratio_order import index_in, ratio_order
 from gls_jax.rejection import maximal_coupling
 from gls_jax.schemes.array_types import (
     Acceptances,
@@ -104,7 +104,7 @@ def verify(
 
     # Select the active draft with the largest priority.
     layout = lay_out(ranked, ratios, num_active)
-    indices = jnp.argmax(ranked.order == drafts[:, None], axis=1)
+    indices = index_in(ranked.order)[drafts]
     noise = races.exponentials(selection_key, 2, drafts.shape[0]).astype(log_q.dtype)
     priorities = draw_priorities(layout, indices, -jnp.expm1(-noise))
     selected = drafts[jnp.argmax(jnp.where(active, priorities, -1))]

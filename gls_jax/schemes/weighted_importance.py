@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from gls_jax import checks, races, work_shape
-from gls_jax.exact.ratio_order import ascending
+from gls_jax.exact.ratio_order import ascending, index_in
 from gls_jax.loops import map_in_batches
 from gls_jax.rejection import maximal_coupling, residual
 from gls_jax.schemes.array_types import (
@@ -109,9 +109,7 @@ def _select_one_of_two(
 ) -> _Entrants:
     """The winner of one comparison, as an entrant; a draft that is not active loses."""
     comparison = compare(first.p, second.p, q, num_free_ranks)
-    order = comparison.order
-    ranks = jnp.arange(order.shape[0], dtype=jnp.int32)
-    rank_of = jnp.zeros_like(order).at[order].set(ranks)
+    rank_of = index_in(comparison.order)
     win_prob = win_probability(comparison.win_probs, rank_of[first.tokens], rank_of[second.tokens])
     first_loses = second.is_active & (uniform >= win_prob)
     first_wins = first.is_active & ~first_loses
