@@ -124,7 +124,18 @@ class Predictor:
 
     def counts(self, setting: planner.Setting) -> np.ndarray:
         """Expected tokens and rounds of each text, `f64[2, D]`."""
-        survival = self._survival(setting)
+        return self._counts_of(self._survival(setting))
+
+    def ceiling(self, scheme: str, num_candidates: int, depth: int) -> np.ndarray:
+        """The same for a tree that has the first candidates of every node, down to this depth.
+
+        It would be too large to verify. No tree of these candidates has more tokens in a round, and
+        a shape that knew which of them the target emits would have as many, with a node a level.
+        """
+        kernels = self._kernels(scheme, num_candidates)
+        return self._counts_of(rounds.tree_survival(kernels, (num_candidates,) * depth))
+
+    def _counts_of(self, survival: np.ndarray) -> np.ndarray:
         depth = survival.shape[1]
         survival = survival.reshape(self._num_texts, -1, depth)
         length = survival.shape[1]

@@ -21,7 +21,9 @@ generation emitted once, see `text_rounds.py`:
 Of all chains and static trees of about the budget, each half of the prompts has the one that is
 best for the other half. `traversal` has the trees that are best for `specinfer_wor`. Best-first and
 margin trees have one depth, 6 (8 at temperature 0); the drafter reads a quarter of the budget in
-each call, at most eight nodes, and tries 16 tokens after each.
+each call, at most eight nodes, and tries 16 tokens after each. Their *ceiling* is a tree that has
+all 16 tokens after every node: what the best shape would give, one that knew what the target emits.
+(Margin trees correct the order of these tokens, so theirs could be a little higher.)
 """
 
 from __future__ import annotations
@@ -180,7 +182,7 @@ class _Counts:
         pairs = partial(text_rounds.pairs_along, self.target, self.drafter, self.texts)
         num_texts = len(self.texts.prompts)
         predictor = Predictor(self._once(pairs, "pairs"), num_texts, self.options.rounds)
-        points = [*self._predicted(predictor), *self._dynamic()]
+        points = [*self._predicted(predictor), *self._dynamic(predictor)]
         # At temperature 0 all that is decoded has one chain.
         if self.texts.temperature:
             points += self._decoded(predictor)
@@ -244,15 +246,21 @@ class _Counts:
             shapes.append(budget_shapes.shape_text(settings[best]))
         return " or ".join(dict.fromkeys(shapes)), counts
 
-    def _dynamic(self) -> Iterator[Point]:
-        """Best-first trees, replayed, and margin trees, decoded: they learn from the target."""
+    def _dynamic(self, predictor: Predictor) -> Iterator[Point]:
+        """Best-first and margin trees with their ceilings.
+
+        Best-first trees are replayed. Margin trees are decoded: they learn from the target.
+        """
         temperature = self.texts.temperature
         depth = DEPTH if temperature else GREEDY_DEPTH
         for tree, (scheme, tree_type, how) in DYNAMIC_TREES.items():
             # Without noise in the drafts a margin tree is one chain.
             if tree == "margin" and not temperature:
                 continue
+            ceiling = predictor.ceiling(scheme, CHILDREN, depth)
             for nodes in self.options.nodes:
+                words = f"{CHILDREN} after every node, depth {depth}"
+                yield self._point("ceiling", scheme, nodes, words, "predicted", ceiling)
                 shape = tree_type(nodes, depth, min(FRONTIER, nodes // 4), CHILDREN)
                 setting = Setting("tree budget", scheme, CHILDREN, depth, shape, temperature)
                 count = partial(self._count_batch, setting, is_replay=how == "replayed")

@@ -23,11 +23,20 @@ _COLORS = {
     "optimal": "#CC79A7",
     "block": "#999999",
 }
-_STYLES = {"best-first": "-o", "margin": "-s", "static": "--^", "chains": ":v", "one chain": ":x"}
+_STYLES = {
+    "best-first": "-o",
+    "margin": "-s",
+    "static": "--^",
+    "chains": ":v",
+    "one chain": ":x",
+    "ceiling": "-.",
+}
 # The lines of the figure; all others are in the file.
 _DRAWN = (
     ("topk", "best-first"),
+    ("topk", "ceiling"),
     ("gumbel_topk", "margin"),
+    ("gumbel_topk", "ceiling"),
     ("topk", "static"),
     ("gumbel_topk", "static"),
     ("poisson", "static"),
@@ -47,7 +56,7 @@ class Point(NamedTuple):
         part: `budget`, or `check` for settings that are counted in two ways.
         temperature: of the target.
         scheme: its name.
-        tree: "one chain", "chains", "static", "best-first" or "margin".
+        tree: "one chain", "chains", "static", "best-first", "margin", or "ceiling" of these two.
         nodes: the budget of verified nodes.
         shape: the drafts in words.
         how: "predicted", "estimated", "replayed" or "decoded".

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench import optimal_gap
 from experiments.bench.timing import (
     VOCABULARY,
+    Benchmark,
     Line,
     compile_seconds,
     rounded_median,
@@ -150,7 +152,7 @@ def against_transformers(
 
 
 # A batch of `weighted_importance` would take minutes.
-SUITE = (
+SUITE: tuple[Benchmark, ...] = (
     *(partial(verification, name=name) for name in schemes.NAMES),
     *(
         partial(verification, name=name, batch=64)
@@ -159,6 +161,7 @@ SUITE = (
     ),
     partial(in_a_loop, name="optimal", num_tokens=50),
     partial(in_a_loop, name="optimal", num_tokens=49_152),
+    optimal_gap.distance_to_optimum,
     partial(against_transformers, name="specinfer"),
     partial(against_transformers, name="spectr"),
 )

@@ -94,11 +94,12 @@ def test_tree_budget(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(budget_shapes, "WIDEST", 2)
     monkeypatch.setattr(text_rounds, "MOST_DRAFTS", 2)
     monkeypatch.setattr(text_rounds, "_LONGEST_LIST", 2)
+    monkeypatch.setattr(tree_budget, "CHILDREN", 2)
     sizes = ["--num-prompts", 4, "--new-tokens", 18, "--rounds", 2, "--batch", 2]
     options = ["--nodes", 8, "--decoded-nodes", 8, "--temperatures", 0, 1]
     rows = run("tree_budget", tmp_path, *sizes, *options)
     kinds = {(row["temperature"], row["scheme"], row["tree"], row["how"]) for row in rows}
-    greedy_trees = ["one chain", "chains", "static", "best-first"]
+    greedy_trees = ["one chain", "chains", "static", "ceiling", "best-first"]
     assert len(kinds) == len(rows)
     assert [row["tree"] for row in rows if row["temperature"] == "0.0"] == greedy_trees
     assert ("1.0", "gumbel_topk", "margin", "decoded") in kinds
@@ -108,6 +109,9 @@ def test_tree_budget(tmp_path, monkeypatch, capsys):
     for row in rows:
         assert int(row["rounds"]) == 4 * 2
         assert 1 <= float(row["tokens_per_call"]) <= 9
+        # No shape of the same candidates has more tokens, along the same texts.
+        if row["tree"] == "ceiling" and row["scheme"] == "topk":
+            assert float(row["over_best_first"]) >= 0
     assert "specinfer_wor" in capsys.readouterr().out
 
 

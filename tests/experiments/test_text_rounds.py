@@ -66,6 +66,8 @@ def test_predicted_counts(num_rounds, models, texts):
     recorded = text_rounds.recorded_target(texts, VOCAB)
     replayed = text_rounds.counts_along(recorded, drafter, texts, setting, num_rounds)
     np.testing.assert_allclose(predicted, replayed, rtol=1e-5)
+    # This tree has both candidates of every node.
+    np.testing.assert_array_equal(predicted, predictor.ceiling("topk", 2, 2))
     if num_rounds == 5:
         assert (replayed[1] == 5).all()
     else:

@@ -1,13 +1,13 @@
 """The optimal selection of a draft, against linear programs, its definition, and all lists."""
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.bench import optimal_gap
 from gls_jax import decomposition, schemes
 from gls_jax.exact.ratio_order import ratio_order
 from gls_jax.schemes import priorities
@@ -43,20 +43,8 @@ def test_plan_attains_the_optimum():
 # Kinds of problems, and how far the distribution of the emitted token may be off in float32.
 KINDS = ("Dirichlet(0.1)", "Dirichlet(1)", "near", "far", "equal")
 ROUNDING = 2e-5
-
-
-def pair_of_kind(kind, num_categories, seed):
-    rng = np.random.default_rng([seed, num_categories])
-    if kind.startswith("Dirichlet"):
-        return rng.dirichlet(np.full(num_categories, float(kind[10:-1])), 2)
-    draft_logits, other_logits = 2 * rng.normal(size=(2, num_categories))
-    target_logits = {
-        "near": draft_logits + 0.2 * other_logits,
-        "far": other_logits,
-        "equal": draft_logits,
-    }[kind]
-    weights = np.exp(np.stack([draft_logits, target_logits]))
-    return weights / weights.sum(axis=1, keepdims=True)
+# Of each token's interval, over which the selection is integrated.
+NUM_PARTS = 400
 
 
 def optimum_by_prefixes(p, q, num_drafts):
@@ -66,53 +54,13 @@ def optimum_by_prefixes(p, q, num_drafts):
     return 1 + min(slack.min(), 0)
 
 
-@partial(jax.jit, static_argnums=2)
-def exchanges(log_p, log_q, num_strata, num_drafts):
-    """At the middles of equal parts of every token's interval, `[num_strata, N]` in ratio order.
-
-    With `p` and `r` in ratio order.
-    """
-    num_drafts = num_drafts.astype(log_q.dtype)
-    ranked = ratio_order(log_p, log_q)
-    ratios = priorities.clip_ratios(ranked, num_drafts)
-    layout = priorities.lay_out(ranked, ratios, num_drafts)
-    every_index = jnp.arange(log_q.shape[0])
-
-    def at_stratum(middle):
-        return priorities.exchanges(layout, every_index, jnp.full_like(log_q, middle))
-
-    middles = (jnp.arange(num_strata) + 0.5) / num_strata
-    selected_p = jnp.clip(ranked.q, ratios.lowest * ranked.p, ratios.highest * ranked.p)
-    return jax.lax.map(at_stratum, middles), ranked.p, selected_p
-
-
-def selection(p, q, num_drafts, num_strata=400):
-    """`r` as the scheme knows it, and as its priorities select.
-
-    The priorities are put into one order with their probabilities: the largest of K is one of
-    those up to a certain one with the K-th power of the probability of these.
-    """
-    arrays = exchanges(logs(p), logs(q), num_strata, jnp.array(num_drafts))
-    drawn, p, selected_p = jax.tree.map(lambda array: np.asarray(array, np.float64), arrays)
-    zero = np.zeros_like(drawn.needed)
-    exchanged = np.divide(drawn.needed, drawn.possible, out=zero, where=drawn.possible > 1e-6)
-    exchanged = np.clip(exchanged, 0, 1)
-
-    probs = np.stack([1 - exchanged, exchanged]) * p / num_strata
-    order = np.argsort(np.stack([drawn.place, drawn.partner]), axis=None, kind="stable")
-    total = np.append(0, np.cumsum(probs.ravel()[order]))
-    tokens = np.broadcast_to(np.arange(len(p)), probs.shape).ravel()[order]
-    by_priorities = np.bincount(tokens, np.diff(total**num_drafts), len(p))
-    return selected_p, by_priorities
-
-
 @pytest.mark.parametrize("num_drafts", [2, 4, 8])
 def test_priorities_select_the_clipped_target(num_drafts):
     """The selected draft has the distribution that the scheme knows, and this attains the optimum."""
     for kind in KINDS:
         for num_categories in (6, 300):
-            p, q = pair_of_kind(kind, num_categories, seed=num_drafts)
-            selected_p, by_priorities = selection(p, q, num_drafts)
+            p, q = optimal_gap.random_pair(kind, num_categories, seed=num_drafts)
+            selected_p, by_priorities = optimal_gap.selection(p, q, num_drafts, NUM_PARTS)
             assert np.abs(by_priorities - selected_p).sum() / 2 < ROUNDING
             assert selected_p.sum() == pytest.approx(1, abs=1e-6)
             order = np.argsort(q / p, kind="stable")
@@ -123,16 +71,16 @@ def test_priorities_select_the_clipped_target(num_drafts):
 
 def test_a_selection_without_exchanges_is_seen(monkeypatch):
     """A planted defect: the draft in the largest place, priorities ignored."""
-    p, q = pair_of_kind("Dirichlet(1)", 6, seed=0)
-    selected_p, by_priorities = selection(p, q, 2)
+    p, q = optimal_gap.random_pair("Dirichlet(1)", 6, seed=0)
+    selected_p, by_priorities = optimal_gap.selection(p, q, 2, NUM_PARTS)
     assert np.abs(by_priorities - selected_p).sum() / 2 < ROUNDING
-    exchanges.clear_cache()
+    optimal_gap._exchanges.clear_cache()
     index_with_area = priorities._index_with_area
     monkeypatch.setattr(
         priorities, "_index_with_area", lambda *arguments: 0 * index_with_area(*arguments)
     )
-    selected_p, by_priorities = selection(p, q, 2)
-    exchanges.clear_cache()
+    selected_p, by_priorities = optimal_gap.selection(p, q, 2, NUM_PARTS)
+    optimal_gap._exchanges.clear_cache()
     assert np.abs(by_priorities - selected_p).sum() / 2 > 100 * ROUNDING
 
 
@@ -156,7 +104,7 @@ def test_clip_ratios_cut_what_the_optimum_lacks():
 def test_emitted_token_and_acceptance_at_any_size(num_categories):
     """Tokens in twelve groups; false failure below 1e-8 each."""
     num_drafts, num_trials = 4, 800 if num_categories > 1000 else 4000
-    p, q = pair_of_kind("near", num_categories, seed=1)
+    p, q = optimal_gap.random_pair("near", num_categories, seed=1)
     keys = jax.random.split(jax.random.key(0), num_trials)
     log_p, log_q = logs(p), logs(q)
 
