@@ -23,7 +23,8 @@ SCHEME_FILES = [
     if "\nSCHEME = " in path.read_text()
 ]
 CHECKED = [
-    "gls_jax.decoding.best_first",
+    "gls_jax.decoding.candidate_rules",
+    "gls_jax.decoding.dynamic_tree",
     "gls_jax.decoding.drafting",
     "gls_jax.decoding.engine",
     "gls_jax.decoding.margin",

@@ -106,7 +106,7 @@ def _exchanges(log_p, log_q, num_parts, num_drafts):
         return priorities.exchanges(layout, every_index, jnp.full_like(log_q, middle))
 
     middles = (jnp.arange(num_parts) + 0.5) / num_parts
-    selected_p = jnp.clip(ranked.q, ratios.lowest * ranked.p, ratios.highest * ranked.p)
+    selected_p = jnp.clip(ranked.q, ratios.sigma * ranked.p, ratios.tau * ranked.p)
     return jax.lax.map(at_part, middles), ranked.p, selected_p
 
 

@@ -119,7 +119,9 @@ class Caller:
             VerifierError: it raises, answers with different shapes, or takes too long.
         """
         if self.calls is None:
-            self._choose(keys, varying, fixed)
+            axes = [0] * (1 + len(varying)) + [None] * len(fixed)
+            lifted = jax.vmap(self.verifier, in_axes=axes)
+            self._choose(lifted, (keys, *varying, *fixed), "called as jit(vmap(verifier))")
         if self._compiled is not None:
             return self._compiled_answers(keys, varying, fixed, seconds)
         return limited(lambda: self._loop(keys, varying, fixed, seconds), self._seconds)
@@ -142,7 +144,8 @@ class Caller:
             VerifierError: it raises, answers with different shapes, or takes too long.
         """
         if self.calls is None:
-            self._choose_batches(keys[0], arguments(0))
+            calls = "called as jit(verifier), many requests a call"
+            self._choose(self.verifier, (keys[0], *arguments(0)), calls)
         function = self._compiled or self.verifier
         noise = seeds_of(keys) if self._noise == "seed" else keys
         answers: list[np.ndarray] = []
@@ -162,31 +165,18 @@ class Caller:
                 break
         return np.stack(answers)
 
-    def _choose_batches(self, key, arguments) -> None:
-        """Whether a function of batches can be compiled."""
+    def _choose(self, function: Callable[..., Any], arguments: Sequence[Any], calls: str) -> None:
+        """Whether a function can be traced, and is compiled then; nothing is computed yet."""
         try:
-            jax.eval_shape(self.verifier, key, *arguments)
-        except Exception:
-            self.calls = "no JAX function that can be traced: called without jit"
-            return
-        self._compiled = jax.jit(self.verifier)
-        self.calls = "called as jit(verifier), many requests a call"
-
-    def _choose(self, keys, varying, fixed) -> None:
-        """Whether the verifier can be traced; nothing is computed yet."""
-        axes = [0] * (1 + len(varying)) + [None] * len(fixed)
-        lifted = jax.vmap(self.verifier, in_axes=axes)
-        arguments = (keys, *varying, *fixed)
-        try:
-            limited(lambda: jax.eval_shape(lifted, *arguments), self._seconds)
+            limited(lambda: jax.eval_shape(function, *arguments), self._seconds)
         except VerifierError:
             raise
         except Exception:
             # What is wrong with it, if anything, a plain call says more clearly.
             self.calls = "no JAX function that can be traced: called in a Python loop"
             return
-        self._compiled = jax.jit(lifted)
-        self.calls = "called as jit(vmap(verifier))"
+        self._compiled = jax.jit(function)
+        self.calls = calls
 
     def _compiled_answers(self, keys, varying, fixed, seconds: float) -> np.ndarray:
         compiled, num_trials = self._compiled, len(keys)
@@ -200,7 +190,7 @@ class Caller:
             # The last call is filled up with its last trial.
             rows = np.minimum(np.arange(start, start + chunk), num_trials - 1)
             arguments = (keys[rows], *(array[rows] for array in varying), *fixed)
-            found = limited(partial(self._call, compiled, arguments), self._seconds)
+            found = limited(partial(self._call, compiled, arguments, start), self._seconds)
             answers.append(found[: num_trials - start])
             # The first call also compiles, and does not count.
             deadline = deadline or time.monotonic() + seconds
@@ -236,6 +226,7 @@ class Caller:
             elapsed = time.monotonic() - start
             if elapsed > seconds and len(answers) >= _FEWEST_CALLS:
                 break
+            # Before `limited` gives up, so that this message is the one that is seen.
             if elapsed > self._seconds / 2:
                 raise VerifierError(
                     f"expected {_FEWEST_CALLS} answers within {elapsed:.0f} s, got {len(answers)}"

@@ -11,7 +11,14 @@ from typing import Any, Literal
 from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, races, schemes
-from gls_jax.conformance import evidence, ragged_kind, shared_kind, suspects, token_kind, tree_kind
+from gls_jax.conformance import (
+    known_mistakes,
+    multinomial_test,
+    ragged_kind,
+    shared_kind,
+    token_kind,
+    tree_kind,
+)
 from gls_jax.conformance.calling import Caller, Noise, VerifierError
 from gls_jax.conformance.problem_set import LARGE
 from gls_jax.conformance.report import CheckResult, Finding, Report
@@ -67,7 +74,8 @@ def check(
         seed: of all noise, within ``0..2^32 - 1``. The same seed gives the same report, where the
             time limit does not cut trials.
         noise: `"key"`: the verifier takes a typed JAX key; `"seed"`: a Python int.
-        num_trials: at most, for each problem. Problems of the size of a vocabulary have 2,000.
+        num_trials: at most, for each problem. Problems of the size of a vocabulary have 1,000 to
+            2,400.
         problems: names of the problems to try; None is all of the kind.
         max_drafts: largest `K` that the verifier takes (None: any); of a tree, siblings.
         max_vocabulary: largest `N` that the verifier takes (None: any).
@@ -130,7 +138,7 @@ def check(
         calls=caller.calls or "never called",
         findings=findings,
         checks=results,
-        false_failure_rate=evidence.FALSE_FAILURE_RATE,
+        false_failure_rate=multinomial_test.FALSE_FAILURE_RATE,
         seconds=time.monotonic() - start,
     )
 
@@ -191,12 +199,12 @@ def _judged(outcomes: list[Outcome]) -> tuple[tuple[CheckResult, ...], tuple[Fin
     """Every outcome with its status, and one finding for each check that failed."""
     # The false-failure rate of the report is divided among all tests.
     num_tests = sum(outcome.p_value is not None for outcome in outcomes)
-    alpha = evidence.FALSE_FAILURE_RATE / max(num_tests, 1)
+    alpha = multinomial_test.FALSE_FAILURE_RATE / max(num_tests, 1)
     wrong = {(outcome.check, outcome.problem) for outcome in outcomes if outcome.has_failed(alpha)}
     for outcome in outcomes:
         # A consequence of what is reported anyway.
-        if (outcome.follows, outcome.problem) in wrong and outcome.is_wrong(alpha):
-            outcome.never_fails, outcome.failure = True, f"see {outcome.follows}"
+        if (outcome.consequence_of, outcome.problem) in wrong and outcome.is_wrong(alpha):
+            outcome.is_note_only, outcome.failure = True, f"see {outcome.consequence_of}"
     failed: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.has_failed(alpha):
@@ -216,7 +224,7 @@ def _result(outcome: Outcome, alpha: float) -> CheckResult:
     bias = None
     # A distribution of one possible token has no bias but an impossible token.
     if outcome.num_cells is not None and outcome.num_cells > 1:
-        bias = evidence.smallest_bias(outcome.num_trials, outcome.num_cells, alpha)
+        bias = multinomial_test.smallest_bias(outcome.num_trials, outcome.num_cells, alpha)
     return CheckResult(
         check=outcome.check,
         problem=outcome.problem,
@@ -232,14 +240,16 @@ def _finding(failed: list[Outcome], alpha: float) -> Finding:
     """All failures of one check, with the smallest failing problem."""
     worst = min(failed, key=lambda outcome: (outcome.problem in LARGE, outcome.num_cells or 0))
     smaller = None
-    if worst.smaller is not None:
+    if worst.find_smaller is not None:
         # What went wrong before is reported, whatever happens to smaller problems.
         with contextlib.suppress(VerifierError):
-            smaller = worst.smaller(alpha)
+            smaller = worst.find_smaller(alpha)
     shown = smaller or worst
     message = shown.failure or shown.message
-    counted = [outcome.counted for outcome in failed if outcome.counted is not None]
-    names = suspects.fitting(counted)
+    counted = [
+        outcome.one_draft_counts for outcome in failed if outcome.one_draft_counts is not None
+    ]
+    names = known_mistakes.that_fit(counted)
     if names:
         message += f"; the counts with one draft fit: {'; or: '.join(names)}"
     problems = tuple(dict.fromkeys(outcome.problem for outcome in failed))

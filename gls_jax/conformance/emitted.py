@@ -1,4 +1,4 @@
-"""What is said about the tokens that a verifier emitted on one problem."""
+"""Outcomes from emitted tokens: one check on one problem each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
 from gls_jax import bounds
-from gls_jax.conformance import evidence
+from gls_jax.conformance import multinomial_test
 from gls_jax.conformance.calling import VerifierError
+from gls_jax.conformance.languages import Language, text_probs
 from gls_jax.conformance.problem_set import Pair
 from gls_jax.conformance.same_key import Way
 from gls_jax.conformance.session import Example, Outcome
@@ -22,16 +23,19 @@ __all__ = [
     "ZERO_NOISE",
     "Reversible",
     "acceptance",
-    "acceptance_rate",
+    "as_claimed",
+    "at_most_optimum",
     "checked_tokens",
     "described_key",
     "described_probs",
     "distribution",
     "large_check",
     "logs",
+    "num_accepted",
     "of_zero_uniforms",
     "repeats",
     "shared_noise",
+    "text_distribution",
 ]
 
 DISTRIBUTION = "emitted distribution"
@@ -104,7 +108,7 @@ def distribution(
         check,
         pair.name,
         len(tokens),
-        p_value=evidence.p_value(counts, probs),
+        p_value=multinomial_test.p_value(counts, probs),
         num_cells=int((probs > 0).sum()),
         message=_worst_cell(pair, counts),
         example=example(None),
@@ -114,7 +118,7 @@ def distribution(
 def _worst_cell(pair: Pair, counts: Int[np.ndarray, " C"]) -> str:
     """The cell whose count is farthest from its expectation, in words."""
     probs, total = pair.cell_probs(), counts.sum()
-    cell = evidence.farthest(counts, probs)
+    cell = multinomial_test.farthest(counts, probs)
     tokens = np.flatnonzero(pair.cells == cell)
     which = f"token {tokens[0]} was" if len(tokens) == 1 else f"{len(tokens)} tokens were"
     return (
@@ -123,50 +127,112 @@ def _worst_cell(pair: Pair, counts: Int[np.ndarray, " C"]) -> str:
     )
 
 
-def acceptance(
-    pair: Pair,
-    drafts: Int[np.ndarray, "T K"],
-    tokens: Int[np.ndarray, " T"],
-    exact: Callable[..., float] | None,
-) -> list[Outcome]:
-    """How often a draft was emitted: against a claimed value, and never above the optimum."""
-    num_trials, num_drafts = drafts.shape
-    count = int((drafts == tokens[:, None]).any(1).sum())
-    return acceptance_rate(pair, num_drafts, count, num_trials, exact)
+def text_distribution(
+    check: str,
+    language: Language,
+    texts: Int[np.ndarray, "T length"],
+    what: str,
+    example: Callable[[int | None], Example],
+) -> Outcome:
+    """The outcome on texts that should be the target's.
+
+    Args:
+        check: its name.
+        language: of the problem.
+        texts: one for each trial.
+        what: after which the texts were emitted, in words.
+        example: the arguments of a trial.
+    """
+    num_texts, length = texts.shape
+    size = language.num_categories
+    numbers = texts @ size ** np.arange(length - 1, -1, -1)
+    probs = text_probs(language, length)
+    outcome = Outcome(check, language.name, num_texts, num_cells=int((probs > 0).sum()))
+    is_impossible = probs[numbers] == 0
+    if is_impossible.any():
+        trial = int(is_impossible.argmax())
+        outcome.failure = (
+            f"{what}, emitted the text {texts[trial].tolist()} of target probability 0, "
+            f"in {is_impossible.sum()} of {num_texts} trials"
+        )
+        outcome.example = example(trial)
+        return outcome
+    counts = np.bincount(numbers, minlength=len(probs))
+    outcome.p_value = multinomial_test.p_value(counts, probs)
+    outcome.message = f"{what}, {_worst_text(counts, probs, size, length)}"
+    outcome.example = example(None)
+    return outcome
 
 
-def acceptance_rate(
-    pair: Pair, num_drafts: int, count: int, num_trials: int, exact: Callable[..., float] | None
-) -> list[Outcome]:
-    """:func:`acceptance` of a count of trials in which a draft was accepted."""
+def _worst_text(counts: np.ndarray, probs: np.ndarray, size: int, length: int) -> str:
+    """The text whose count is farthest from its expectation, in words."""
+    total = counts.sum()
+    worst = multinomial_test.farthest(counts, probs)
+    text = [worst // size**place % size for place in range(length - 1, -1, -1)]
+    return (
+        f"the text {text} had frequency {counts[worst] / total:.4f} in {total:,} trials, "
+        f"target probability {probs[worst]:.4f}"
+    )
+
+
+def num_accepted(drafts: Int[np.ndarray, "T K"], tokens: Int[np.ndarray, " T"]) -> int:
+    """In how many trials a draft was emitted."""
+    return int((drafts == tokens[:, None]).any(1).sum())
+
+
+def at_most_optimum(pair: Pair, num_drafts: int, count: int, num_trials: int) -> Outcome:
+    """The acceptance of independent drafts, which were accepted in `count` trials."""
     rate = count / num_trials
     log_p, log_q = jnp.asarray(logs(pair.p)), jnp.asarray(logs(pair.q))
     optimum = float(bounds.optimum_iid(log_p, log_q, num_drafts))
-    outcomes = [
-        Outcome(
-            "acceptance at most the optimum",
-            pair.name,
-            num_trials,
-            detail=f"accepted {rate:.4f}, optimum {optimum:.4f} for {num_drafts} drafts",
-            p_value=evidence.rate_p_value(count, num_trials, 0, min(optimum + _ROUNDING, 1)),
-            message=f"accepted {rate:.4f}, more than any lossless verifier can ({optimum:.4f})",
-            follows=DISTRIBUTION,
-        )
-    ]
+    return Outcome(
+        "acceptance at most the optimum",
+        pair.name,
+        num_trials,
+        detail=f"accepted {rate:.4f}, optimum {optimum:.4f} for {num_drafts} drafts",
+        p_value=multinomial_test.rate_p_value(count, num_trials, 0, min(optimum + _ROUNDING, 1)),
+        message=f"accepted {rate:.4f}, more than any lossless verifier can ({optimum:.4f})",
+        consequence_of=DISTRIBUTION,
+    )
+
+
+def as_claimed(
+    pair: Pair, num_drafts: int, count: int, num_trials: int, exact: Callable[..., float]
+) -> Outcome:
+    """The acceptance against the exact value that is claimed."""
+    rate = count / num_trials
+    log_p, log_q = jnp.asarray(logs(pair.p)), jnp.asarray(logs(pair.q))
+    value = float(exact(log_p, log_q, num_drafts))
+    lowest, highest = max(value - _ROUNDING, 0), min(value + _ROUNDING, 1)
+    return Outcome(
+        "acceptance as claimed",
+        pair.name,
+        num_trials,
+        detail=f"accepted {rate:.4f}, claimed {value:.4f} for {num_drafts} drafts",
+        p_value=multinomial_test.rate_p_value(count, num_trials, lowest, highest),
+        num_cells=2,
+        message=f"accepted {rate:.4f}, claimed {value:.4f}, {num_drafts} drafts",
+    )
+
+
+def acceptance(
+    pair: Pair,
+    num_drafts: int,
+    count: int,
+    num_trials: int,
+    exact: Callable[..., float] | None,
+    example: Example,
+    *,
+    is_independent: bool = True,
+) -> list[Outcome]:
+    """Both: the optimum is that of independent drafts, and there may be no claim."""
+    outcomes = []
+    if is_independent:
+        outcomes.append(at_most_optimum(pair, num_drafts, count, num_trials))
     if exact is not None:
-        value = float(exact(log_p, log_q, num_drafts))
-        lowest, highest = max(value - _ROUNDING, 0), min(value + _ROUNDING, 1)
-        outcomes.append(
-            Outcome(
-                "acceptance as claimed",
-                pair.name,
-                num_trials,
-                detail=f"accepted {rate:.4f}, claimed {value:.4f} for {num_drafts} drafts",
-                p_value=evidence.rate_p_value(count, num_trials, lowest, highest),
-                num_cells=2,
-                message=f"accepted {rate:.4f}, claimed {value:.4f}, {num_drafts} drafts",
-            )
-        )
+        outcomes.append(as_claimed(pair, num_drafts, count, num_trials, exact))
+    for outcome in outcomes:
+        outcome.example = example
     return outcomes
 
 
@@ -234,9 +300,9 @@ def shared_noise(outcome: Outcome, way: Way, example: Example) -> Outcome:
     outcome.failure = advice if outcome.failure is not None else None
     outcome.message = advice
     outcome.example = example
-    outcome.smaller = None
-    outcome.follows = DISTRIBUTION
+    outcome.find_smaller = None
+    outcome.consequence_of = DISTRIBUTION
     if not way.is_finding:
         outcome.check = f"noise shared with {way.name.split('(')[0]}"
-        outcome.never_fails = True
+        outcome.is_note_only = True
     return outcome

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 
 from gls_jax.conformance.problem_set import LARGE, Pair, draws
 
-__all__ = ["LANGUAGES", "LENGTH", "Language", "complete", "large_language", "text_probs"]
+__all__ = ["LANGUAGES", "LONGEST_CHAIN", "Language", "complete", "large_language", "text_probs"]
 
-LENGTH = 3  # drafts of the longest chain
+LONGEST_CHAIN = 3
 _TOKENS = 3
 
 
@@ -114,13 +114,13 @@ def text_probs(language: Language, length: int) -> Float[np.ndarray, " C"]:
 def _mixed(seed: int, concentration: float) -> np.ndarray:
     """Distributions that depend on position and previous token."""
     rng = np.random.default_rng(seed)
-    table = rng.dirichlet(np.full(_TOKENS, concentration), (LENGTH + 1, _TOKENS + 1))
+    table = rng.dirichlet(np.full(_TOKENS, concentration), (LONGEST_CHAIN + 1, _TOKENS + 1))
     return table.astype(np.float32)
 
 
 def _repeated(weights: list[list[float]]) -> np.ndarray:
     """Distributions that depend on the position alone, the weights taken in turn."""
-    rows = np.array([weights[i % len(weights)] for i in range(LENGTH + 1)], np.float64)
+    rows = np.array([weights[i % len(weights)] for i in range(LONGEST_CHAIN + 1)], np.float64)
     rows = rows / rows.sum(-1, keepdims=True)
     return rows[:, None].astype(np.float32)
 

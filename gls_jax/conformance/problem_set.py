@@ -21,7 +21,7 @@ class Pair:
         name: of the problem.
         p: `f32[N]`, of the drafts.
         q: `f32[N]`, of the target.
-        cells: `i32[N]`, categories that are counted together.
+        cells: `i32[N]`, cell of each category; the categories of a cell are counted as one.
     """
 
     name: str

@@ -9,14 +9,20 @@ from jaxtyping import Array, Bool, Int, Key
 
 from gls_jax.conformance import emitted, same_key
 from gls_jax.conformance.calling import Caller, VerifierError
-from gls_jax.conformance.languages import LENGTH, Language, complete
+from gls_jax.conformance.languages import LONGEST_CHAIN, Language, complete
 from gls_jax.conformance.problem_set import first_arrivals
 from gls_jax.conformance.session import Example, Session
 
-__all__ = ["LENGTHS", "Calls"]
+__all__ = ["GROUP", "LENGTHS", "WITH_DRAFTS", "Calls"]
 
 LENGTHS = (3, 0, 1, 2)
-"""Drafts of four neighbours: one has none, and one the longest chain."""
+"""Drafts of the four requests of a group: one has none, and one the longest chain."""
+
+GROUP = len(LENGTHS)
+"""Requests of a group."""
+
+WITH_DRAFTS = (2, 3, 0)
+"""Requests of a group with one, two and three drafts."""
 
 
 class Calls:
@@ -24,7 +30,7 @@ class Calls:
 
     Attributes:
         num_drafts: `i32[B]`, of each request.
-        chains: `i32[C, B, LENGTH]`, the drafts, then -1.
+        chains: `i32[C, B, LONGEST_CHAIN]`, the drafts, then -1.
         bonus: `i32[C, B]`, the bonus tokens.
         keys: one for each call.
     """
@@ -45,14 +51,16 @@ class Calls:
             keys = session.keys(num_calls, "verify", language.name)
         self.keys: Key[Array, " C"] = keys
         shape = (len(keys), len(self.num_drafts))
-        self._completion = session.uniforms((*shape, LENGTH + 1), "completion", language.name)
-        self._uniforms = session.uniforms((*shape, LENGTH + 1), "drafts", language.name)
+        self._completion = session.uniforms(
+            (*shape, LONGEST_CHAIN + 1), "completion", language.name
+        )
+        self._uniforms = session.uniforms((*shape, LONGEST_CHAIN + 1), "drafts", language.name)
         self._shared = None
         if way is not None:
             num_rows, size = int(self.num_drafts.sum()), language.num_categories
             noise = session.options.noise
             self._shared = same_key.noise_of(way, keys, noise, num_rows, size)
-        self.chains: Int[np.ndarray, "C B L"] = np.full((*shape, LENGTH), -1, np.int32)
+        self.chains: Int[np.ndarray, "C B L"] = np.full((*shape, LONGEST_CHAIN), -1, np.int32)
         self.bonus: Int[np.ndarray, "C B"] = np.zeros(shape, np.int32)
         self._draft()
         self._is_changed: Bool[np.ndarray, " B"] | None = None
@@ -61,9 +69,9 @@ class Calls:
         """Chains of drafts, and the bonus token that follows the last one."""
         shape = self._uniforms.shape[:2]
         previous = np.full(shape, -1)
-        last_uniforms = self._uniforms[..., LENGTH]
+        last_uniforms = self._uniforms[..., LONGEST_CHAIN]
         self.bonus = self.language.target_tokens(0, previous, last_uniforms)
-        for position in range(LENGTH):
+        for position in range(LONGEST_CHAIN):
             has_draft = self.num_drafts > position
             drafts = self._drafts(position, previous)
             self.chains[..., position] = np.where(has_draft, drafts, -1)
@@ -97,7 +105,7 @@ class Calls:
         """The arguments after the key."""
         chains = self.chains[call]
         is_draft = chains >= 0
-        previous = np.pad(chains, ((0, 0), (1, 0)), constant_values=-1)[:, :LENGTH]
+        previous = np.pad(chains, ((0, 0), (1, 0)), constant_values=-1)[:, :LONGEST_CHAIN]
         if self.language.is_one_distribution:
             # Views: a row for every draft would take long to write.
             shape = (int(is_draft.sum()), self.language.num_categories)
@@ -105,7 +113,7 @@ class Calls:
             target_rows = np.broadcast_to(self.language.q[0, 0], shape)
         else:
             draft_rows, target_rows = (
-                np.stack([rows(t, previous[:, t]) for t in range(LENGTH)], 1)[is_draft]
+                np.stack([rows(t, previous[:, t]) for t in range(LONGEST_CHAIN)], 1)[is_draft]
                 for rows in (self.language.draft_rows, self.language.target_rows)
             )
         drafts, bonus = chains[is_draft], self.bonus[call].astype(np.int32)
@@ -122,11 +130,11 @@ class Calls:
         return drafts, self.num_drafts, draft_rows, target_rows, bonus
 
     def answers(self, caller: Caller, seconds: float) -> Int[np.ndarray, "C B W"]:
-        """What each request emitted, after a look at its form; at most `LENGTH + 1` tokens."""
+        """What each request emitted, `W = LONGEST_CHAIN + 1`, after a look at its form."""
         answers = caller.batches(self.keys, self.arguments, seconds=seconds)
         if self._is_changed is None:
             self._check_form(answers)
-        return answers[:, :, : LENGTH + 1]
+        return answers[:, :, : LONGEST_CHAIN + 1]
 
     def texts(self, answers: np.ndarray, request: int, length: int) -> Int[np.ndarray, "C length"]:
         """Texts of one request of every call, completed by the target."""
@@ -155,7 +163,7 @@ class Calls:
 
     def _check_form(self, answers: np.ndarray) -> None:
         """Accepted drafts, one more token, then -1; the bonus token where all are accepted."""
-        num_requests, least = len(self.num_drafts), LENGTH + 1
+        num_requests, least = len(self.num_drafts), LONGEST_CHAIN + 1
         shape = list(answers.shape[1:])
         is_table = answers.ndim == 3 and shape[0] == num_requests and shape[1] >= least
         if not is_table or not np.issubdtype(answers.dtype, np.integer):
@@ -166,7 +174,7 @@ class Calls:
         last_place = np.maximum(lengths - 1, 0)[..., None]
         last = np.take_along_axis(answers, last_place, -1)[..., 0]
         chains, bonus = self.chains[: len(answers)], self.bonus[: len(answers)]
-        is_accepted = places[:LENGTH] < lengths[..., None] - 1
+        is_accepted = places[:LONGEST_CHAIN] < lengths[..., None] - 1
         is_padding = places >= lengths[..., None]
         faults = {
             "expected at least one token": lengths < 1,
@@ -178,7 +186,7 @@ class Calls:
                 answers >= self.language.num_categories
             ).any(-1),
             "expected its own drafts before the last token": (
-                is_accepted & (answers[..., :LENGTH] != chains)
+                is_accepted & (answers[..., :LONGEST_CHAIN] != chains)
             ).any(-1),
             "expected its bonus token after all drafts": (
                 (lengths == self.num_drafts + 1) & (last != bonus)

@@ -19,10 +19,11 @@ class Finding:
 
     Attributes:
         check: name of the check that failed.
-        problem: name of the problem that `example` comes from.
+        problem: name of a problem on which the check failed; `example` may be a smaller one.
         message: one line for the author of the verifier.
         problems: all problems on which the check failed.
-        example: smallest failing input, argument names to lists, and the seed of its trial.
+        example: smallest failing input, argument names to values, with the key of its trial if a
+            single trial shows the fault.
     """
 
     check: str
@@ -70,7 +71,7 @@ class Report:
         calls: how the verifier was called, in words.
         findings: one for each check that failed.
         checks: every check on every problem.
-        false_failure_rate: probability at most that a lossless verifier has a finding.
+        false_failure_rate: probability at most that a lossless verifier is called biased.
         seconds: time taken.
     """
 
@@ -103,9 +104,9 @@ class Report:
         for number, finding in enumerate(self.findings, 1):
             lines += _described(number, finding)
         lines += textwrap.wrap(
-            f"A lossless verifier has a finding with probability at most "
+            f"A lossless verifier is called biased with probability at most "
             f"{self.false_failure_rate:g}. 'sees' is the bias in total variation that a check "
-            "finds in 99 of 100 reports; a smaller bias can pass.",
+            "finds in 99 of 100 reports, the median over its problems; a smaller bias can pass.",
             _WIDTH,
         )
         return "\n".join(lines)

@@ -93,7 +93,7 @@ def drafts_of(
 
 def noise_of(
     way: Way, keys: Key[Array, " T"], noise: Noise, num_rows: int, num_categories: int
-) -> Float[np.ndarray, T * noise]:
+) -> Float[np.ndarray, "T ..."]:
     """The noise of this way from each key, with an axis of keys in front."""
     if noise == "seed":
         return np.stack([way.noise(seed, num_rows, num_categories) for seed in seeds_of(keys)])

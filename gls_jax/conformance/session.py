@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from gls_jax import races
 from gls_jax.conformance.calling import Noise, VerifierError
-from gls_jax.conformance.suspects import Counted
+from gls_jax.conformance.known_mistakes import Counted
 from gls_jax.typing import Report as ProgressReport
 
 __all__ = ["USABLE", "Example", "Options", "Outcome", "Session", "Step"]
@@ -28,7 +28,7 @@ Step: TypeAlias = tuple[str, Callable[[], None]]
 
 # A problem gets at most this part of the time limit; most need less.
 _SHARE = 1 / 30
-_FEWER_TRIALS = 3_000
+_SIDE_TRIALS = 3_000
 
 USABLE = "usable answers"
 
@@ -57,12 +57,22 @@ class Options:
 
 @dataclasses.dataclass
 class Outcome:
-    """One check on one problem, before all p-values are known that the report divides by.
+    """One check on one problem. It is judged when the number of statistical tests is known.
 
-    `failure` is a certain failure; `p_value` is judged later, and `message` says what failed then.
-    What `never_fails` is noted only, and so is what `follows` another check that failed on the same
-    problem. `counted` is what :mod:`gls_jax.conformance.suspects` look at,
-    and ``smaller(alpha)`` looks for a smaller problem that fails.
+    Attributes:
+        check, problem: names.
+        num_trials: answers that were counted.
+        detail: what was measured, in words.
+        p_value: of a statistical test.
+        num_cells: categories of that test.
+        failure: what is certainly wrong, in words.
+        is_note_only: whether it is reported without being a finding.
+        consequence_of: name of a check; if that fails on this problem, this is a note only.
+        is_skipped: whether the problem was not tried.
+        message: what is wrong if `p_value` is too small.
+        example: arguments that show it.
+        one_draft_counts: what :mod:`gls_jax.conformance.known_mistakes` looks at.
+        find_smaller: ``(alpha)``, looks for a smaller problem that fails.
     """
 
     check: str
@@ -72,13 +82,13 @@ class Outcome:
     p_value: float | None = None
     num_cells: int | None = None
     failure: str | None = None
-    never_fails: bool = False
-    follows: str | None = None
+    is_note_only: bool = False
+    consequence_of: str | None = None
     is_skipped: bool = False
     message: str = ""
     example: Example = dataclasses.field(default_factory=dict)
-    counted: Counted | None = None
-    smaller: Callable[[float], Outcome | None] | None = None
+    one_draft_counts: Counted | None = None
+    find_smaller: Callable[[float], Outcome | None] | None = None
 
     def is_wrong(self, alpha: float) -> bool:
         """Whether a lossless verifier would not do this."""
@@ -86,7 +96,7 @@ class Outcome:
 
     def has_failed(self, alpha: float) -> bool:
         """Whether this is a finding."""
-        return self.is_wrong(alpha) and not self.never_fails
+        return self.is_wrong(alpha) and not self.is_note_only
 
 
 class Session:
@@ -118,19 +128,19 @@ class Session:
         return np.asarray(uniforms, np.float64).reshape(shape)
 
     @property
-    def share(self) -> float:
+    def seconds_per_problem(self) -> float:
         """Seconds that a problem may take."""
         return max(self.options.time_limit * _SHARE, 0.1)
 
     @property
-    def large_share(self) -> float:
+    def seconds_per_large_problem(self) -> float:
         """Seconds that a problem of the size of a vocabulary may take."""
-        return 2 * self.share
+        return 2 * self.seconds_per_problem
 
     @property
-    def fewer_trials(self) -> int:
+    def num_side_trials(self) -> int:
         """Of checks beside the main ones, where a trial is a call of its own."""
-        return min(_FEWER_TRIALS, self.options.num_trials)
+        return min(_SIDE_TRIALS, self.options.num_trials)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run the steps of a kind until the time is over; the rest is recorded as not tried."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from gls_jax.conformance import emitted, evidence, hard_keys
+from gls_jax.conformance import emitted, hard_keys, multinomial_test
 from gls_jax.conformance.calling import Caller, VerifierError
 from gls_jax.conformance.problem_set import LARGE, SMALL, ZERO_UNIFORM, Pair
 from gls_jax.conformance.session import Example, Outcome, Session, Step
@@ -136,7 +136,7 @@ def _problem(session: Session, scheme: Any, callers: _Callers, pair: Pair, num_d
     """The emitted token, the drafts, and how often they meet."""
     trials = _Trials(session, scheme, pair, num_drafts, session.options.num_trials)
     with session.usable_answers(pair.name, trials.example) as usable:
-        drafts, tokens = trials.run(callers, session.share)
+        drafts, tokens = trials.run(callers, session.seconds_per_problem)
         usable.num_trials = len(tokens)
         session.outcomes.append(_distribution(session, scheme, callers, trials, tokens))
         session.outcomes += _drafts(session.options.drafts, trials, drafts)
@@ -150,18 +150,18 @@ def _distribution(
     outcome = emitted.distribution(trials.pair, tokens, trials.example)
     if trials.num_drafts == 1 and trials.pair.name in SMALL:
         counts = trials.pair.cell_counts(tokens)
-        outcome.counted = (trials.pair.p, trials.pair.q, counts)
+        outcome.one_draft_counts = (trials.pair.p, trials.pair.q, counts)
 
     def fails(smaller: Pair, count: int, alpha: float) -> Outcome | None:
         again = _Trials(session, scheme, smaller, count, len(tokens))
-        _, found = again.run(callers, session.share)
+        _, found = again.run(callers, session.seconds_per_problem)
         other = emitted.distribution(smaller, found, again.example)
         return other if other.has_failed(alpha) else None
 
     def find_smaller(alpha: float) -> Outcome | None:
         return smallest(partial(fails, alpha=alpha), trials.pair, trials.num_drafts)
 
-    outcome.smaller = find_smaller
+    outcome.find_smaller = find_smaller
     return outcome
 
 
@@ -188,7 +188,7 @@ def _drafts(claim: str | None, trials: _Trials, drafts: Int[np.ndarray, "T K"]) 
                 "drafts are independent",
                 pair.name,
                 len(drafts),
-                p_value=evidence.p_value(counts, joint),
+                p_value=multinomial_test.p_value(counts, joint),
                 num_cells=int((joint > 0).sum()),
                 message="the first two drafts depend on each other",
                 example=trials.example(None),
@@ -209,11 +209,15 @@ def _drafts(claim: str | None, trials: _Trials, drafts: Int[np.ndarray, "T K"]) 
 def _acceptance(session: Session, scheme: Any, trials: _Trials, drafts, tokens) -> list[Outcome]:
     """Against the claimed value, which an object with a method `acceptance` always has."""
     exact = session.options.acceptance or getattr(scheme, "acceptance", None)
-    outcomes = emitted.acceptance(trials.pair, drafts, tokens, exact)
-    for outcome in outcomes:
-        outcome.example = trials.example(None)
-    # The optimum is that of independent drafts.
-    return outcomes if session.options.drafts == "independent" else outcomes[1:]
+    return emitted.acceptance(
+        trials.pair,
+        trials.num_drafts,
+        emitted.num_accepted(drafts, tokens),
+        len(tokens),
+        exact,
+        trials.example(None),
+        is_independent=session.options.drafts == "independent",
+    )
 
 
 def _repeated(session: Session, scheme: Any, callers: _Callers, pair: Pair, most: int) -> None:
@@ -279,7 +283,7 @@ def _zero_uniform(session: Session, scheme: Any, callers: _Callers, num_drafts: 
     trials = _Trials(session, scheme, ZERO_UNIFORM, num_drafts, len(keys))
     trials.keys = keys
     with session.usable_answers(ZERO_UNIFORM.name, trials.example):
-        _, tokens = trials.run(callers, session.share)
+        _, tokens = trials.run(callers, session.seconds_per_problem)
         outcome = emitted.distribution(ZERO_UNIFORM, tokens, trials.example)
         session.outcomes.append(emitted.of_zero_uniforms(outcome))
 
@@ -293,7 +297,7 @@ def _large(session: Session, scheme: Any, callers: _Callers, name: str, most: in
     num_trials = min(_LARGE_TRIALS, session.options.num_trials)
     trials = _Trials(session, scheme, make(size), num_drafts, num_trials)
     with session.usable_answers(name, trials.example) as usable:
-        _, tokens = trials.run(callers, session.large_share)
+        _, tokens = trials.run(callers, session.seconds_per_large_problem)
         usable.num_trials = len(tokens)
         check = emitted.large_check(name)
         outcome = emitted.distribution(trials.pair, tokens, trials.example, check=check)

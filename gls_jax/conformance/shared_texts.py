@@ -18,7 +18,6 @@ from gls_jax.conformance import emitted
 from gls_jax.conformance.calling import Caller, VerifierError
 from gls_jax.conformance.languages import LANGUAGES, Language
 from gls_jax.conformance.session import Example, Session, Step
-from gls_jax.conformance.text_outcomes import text_outcome
 from gls_jax.schemes import draft_tree
 
 __all__ = ["CHECK", "TEXT_NAMES", "check_texts"]
@@ -79,7 +78,7 @@ def _check(
         return shown
 
     with session.usable_answers(language.name, example) as usable:
-        texts = texts_of.answers(keys, (), tables, seconds=session.share)
+        texts = texts_of.answers(keys, (), tables, seconds=session.seconds_per_problem)
         caller.calls = caller.calls or texts_of.calls
         usable.num_trials = len(texts)
         is_outside = ((texts < 0) | (texts >= language.num_categories)).any(1)
@@ -87,7 +86,7 @@ def _check(
             trial = int(is_outside.argmax())
             raise VerifierError(f"expected a text, got {texts[trial].tolist()}", trial)
         what = f"with {num_chains} chains of {_CHAIN} drafts a round"
-        session.outcomes.append(text_outcome(CHECK, language, texts, what, example))
+        session.outcomes.append(emitted.text_distribution(CHECK, language, texts, what, example))
 
 
 def _text(scheme: Any, num_chains: int, key: Any, log_p: jax.Array, log_q: jax.Array) -> jax.Array:

@@ -101,16 +101,17 @@ def _problem(session: Session, caller: Caller, pair: Pair, num_drafts: int) -> N
     """The distribution of the emitted token, and how often it is a draft."""
     trials = _Trials(session, pair, num_drafts, session.options.num_trials)
     with session.usable_answers(pair.name, trials.example) as usable:
-        tokens = trials.tokens(caller, session.share)
+        tokens = trials.tokens(caller, session.seconds_per_problem)
         usable.num_trials = len(tokens)
         check = emitted.DISTRIBUTION
-        outcomes = [_distribution(session, caller, trials, tokens, check)]
+        session.outcomes.append(_distribution(session, caller, trials, tokens, check))
+        # Neither the optimum nor a claim is for drafts of different distributions.
         if not session.options.diverse:
-            drafts = trials.drafts[: len(tokens)]
-            outcomes += emitted.acceptance(pair, drafts, tokens, session.options.acceptance)
-        for outcome in outcomes[1:]:
-            outcome.example = trials.example(None)
-        session.outcomes += outcomes
+            count = emitted.num_accepted(trials.drafts[: len(tokens)], tokens)
+            exact, example = session.options.acceptance, trials.example(None)
+            session.outcomes += emitted.acceptance(
+                pair, num_drafts, count, len(tokens), exact, example
+            )
 
 
 def _distribution(
@@ -120,16 +121,16 @@ def _distribution(
     pair, num_drafts = trials.pair, trials.num_drafts
     outcome = emitted.distribution(pair, tokens, trials.example, check=check)
     if num_drafts == 1 and pair.name in SMALL:
-        outcome.counted = (pair.p, pair.q, pair.cell_counts(tokens))
+        outcome.one_draft_counts = (pair.p, pair.q, pair.cell_counts(tokens))
 
     def fails(smaller: Pair, count: int, alpha: float) -> Outcome | None:
         again = _Trials(session, smaller, count, min(session.options.num_trials, len(tokens)))
-        found = again.tokens(caller, session.share)
+        found = again.tokens(caller, session.seconds_per_problem)
         other = emitted.distribution(smaller, found, again.example, check=check)
         return other if other.has_failed(alpha) else None
 
     if not session.options.diverse:
-        outcome.smaller = lambda alpha: smallest(partial(fails, alpha=alpha), pair, num_drafts)
+        outcome.find_smaller = lambda alpha: smallest(partial(fails, alpha=alpha), pair, num_drafts)
     return outcome
 
 
@@ -148,10 +149,10 @@ def _from_same_key(session: Session, caller: Caller, pair: Pair, num_drafts: int
     trials = _Trials(session, pair, num_drafts, session.options.num_trials)
     noise = session.options.noise
     if not caller.is_compiled:
-        trials.keep(session.fewer_trials)
+        trials.keep(session.num_side_trials)
     trials.drafts = same_key.drafts_of(way, trials.keys, noise, trials.rows)
     with session.usable_answers(pair.name, trials.example):
-        tokens = trials.tokens(caller, session.share)
+        tokens = trials.tokens(caller, session.seconds_per_problem)
         outcome = emitted.distribution(pair, tokens, trials.example)
         session.outcomes.append(emitted.shared_noise(outcome, way, trials.example(None)))
 
@@ -162,7 +163,7 @@ def _zero_uniform(session: Session, caller: Caller, num_drafts: int) -> None:
     trials = _Trials(session, ZERO_UNIFORM, num_drafts, len(keys))
     trials.keys = keys
     with session.usable_answers(ZERO_UNIFORM.name, trials.example):
-        tokens = trials.tokens(caller, session.share)
+        tokens = trials.tokens(caller, session.seconds_per_problem)
         outcome = emitted.distribution(ZERO_UNIFORM, tokens, trials.example)
         session.outcomes.append(emitted.of_zero_uniforms(outcome))
 
@@ -176,6 +177,6 @@ def _large(session: Session, caller: Caller, name: str, most: int) -> None:
     trials = _Trials(session, make(size), min(most, _LARGE_DRAFTS), num_trials)
     check = emitted.large_check(name)
     with session.usable_answers(name, trials.example) as usable:
-        tokens = trials.tokens(caller, session.large_share)
+        tokens = trials.tokens(caller, session.seconds_per_large_problem)
         usable.num_trials = len(tokens)
         session.outcomes.append(_distribution(session, caller, trials, tokens, check))

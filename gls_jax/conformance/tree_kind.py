@@ -12,7 +12,6 @@ from gls_jax.conformance.calling import Caller
 from gls_jax.conformance.languages import LANGUAGES, Language, large_language
 from gls_jax.conformance.problem_set import LARGE, pair_of
 from gls_jax.conformance.session import Outcome, Session, Step
-from gls_jax.conformance.text_outcomes import text_outcome
 from gls_jax.conformance.tree_trials import SHAPES, Shape, TreeTrials
 
 __all__ = ["PROBLEMS", "run"]
@@ -20,10 +19,9 @@ __all__ = ["PROBLEMS", "run"]
 PROBLEMS: tuple[str, ...] = tuple(dict.fromkeys((*LANGUAGES, *LARGE)))
 """Names of the problems."""
 
-_TRIALS_PER_SHAPE = 4  # the trials of a problem are divided among the shapes
 _LARGE_TRIALS = 1_000
 _LARGE_SHAPE = Shape("two siblings", [0, 0])
-_ZERO_UNIFORM = "disjoint"  # drafts always what the target never emits
+_EXCLUDED_DRAFTS = "disjoint"  # drafts always what the target never emits
 _REPEATED_CALLS = 200  # where each is a call of its own
 
 
@@ -46,8 +44,8 @@ def run(session: Session, caller: Caller) -> None:
                 steps.append(
                     (language.name, partial(_from_same_key, session, caller, language, shape, way))
                 )
-    if options.noise == "key" and options.wants(_ZERO_UNIFORM) and shapes[0].list_size == 1:
-        steps.append((_ZERO_UNIFORM, partial(_zero_uniform, session, caller, shapes[0])))
+    if options.noise == "key" and options.wants(_EXCLUDED_DRAFTS) and shapes[0].list_size == 1:
+        steps.append((_EXCLUDED_DRAFTS, partial(_zero_uniform, session, caller, shapes[0])))
     for name in LARGE:
         if options.wants(name):
             steps.append((name, partial(_large, session, caller, name)))
@@ -61,7 +59,8 @@ def _has_enough_tokens(session: Session, language: Language, shape: Shape) -> bo
 
 
 def _trials(session: Session, language: Language, shape: Shape, way=None) -> TreeTrials:
-    num_trials = max(1, session.options.num_trials // _TRIALS_PER_SHAPE)
+    # The trials of a problem are divided among the shapes.
+    num_trials = max(1, session.options.num_trials // len(SHAPES))
     return TreeTrials(session, language, shape, num_trials, way=way)
 
 
@@ -69,12 +68,12 @@ def _problem(session: Session, caller: Caller, language: Language, shape: Shape)
     """The texts, and how often a child of the root is emitted."""
     trials = _trials(session, language, shape)
     with session.usable_answers(language.name, trials.example) as usable:
-        answers = trials.answers(caller, session.share)
+        answers = trials.answers(caller, session.seconds_per_problem)
         usable.num_trials = len(answers)
         outcome = _text_outcome(trials, answers)
         if shape.name == "chain":
             first_tokens = np.bincount(trials.texts(answers)[:, 0], minlength=len(language.q[0, 0]))
-            outcome.counted = (language.p[0, 0], language.q[0, 0], first_tokens)
+            outcome.one_draft_counts = (language.p[0, 0], language.q[0, 0], first_tokens)
         session.outcomes.append(outcome)
         if shape.name == "siblings":
             session.outcomes += _acceptance(session, trials, answers)
@@ -83,7 +82,9 @@ def _problem(session: Session, caller: Caller, language: Language, shape: Shape)
 def _text_outcome(trials: TreeTrials, answers: np.ndarray) -> Outcome:
     what = f"after a tree of shape '{trials.shape.name}'"
     texts = trials.texts(answers)
-    return text_outcome(emitted.DISTRIBUTION, trials.language, texts, what, trials.example)
+    return emitted.text_distribution(
+        emitted.DISTRIBUTION, trials.language, texts, what, trials.example
+    )
 
 
 def _acceptance(session: Session, trials: TreeTrials, answers: np.ndarray) -> list[Outcome]:
@@ -93,11 +94,15 @@ def _acceptance(session: Session, trials: TreeTrials, answers: np.ndarray) -> li
     is_accepted = (trials.tokens[: len(answers)] == answers[:, :1]).any(-1)
     exact = session.options.acceptance
     count = int(is_accepted.sum())
-    outcomes = emitted.acceptance_rate(pair, num_drafts, count, len(answers), exact)
-    for outcome in outcomes:
-        outcome.example = trials.example(None)
-    # The optimum is that of independent drafts.
-    return outcomes[1:] if session.options.without_replacement else outcomes
+    return emitted.acceptance(
+        pair,
+        num_drafts,
+        count,
+        len(answers),
+        exact,
+        trials.example(None),
+        is_independent=not session.options.without_replacement,
+    )
 
 
 def _repeated(session: Session, caller: Caller, language: Language, shape: Shape) -> None:
@@ -116,18 +121,18 @@ def _from_same_key(
     """Drafts from the key of the verifier."""
     trials = _trials(session, language, shape, way)
     if not caller.is_compiled:
-        trials.keep(session.fewer_trials)
+        trials.keep(session.num_side_trials)
     with session.usable_answers(language.name, trials.example):
-        outcome = _text_outcome(trials, trials.answers(caller, session.share))
+        outcome = _text_outcome(trials, trials.answers(caller, session.seconds_per_problem))
         session.outcomes.append(emitted.shared_noise(outcome, way, trials.example(None)))
 
 
 def _zero_uniform(session: Session, caller: Caller, shape: Shape) -> None:
     """Keys of which a uniform is exactly 0, and drafts that must never be emitted."""
     keys = hard_keys.keys()
-    trials = TreeTrials(session, LANGUAGES[_ZERO_UNIFORM], shape, len(keys), keys=keys)
-    with session.usable_answers(_ZERO_UNIFORM, trials.example):
-        outcome = _text_outcome(trials, trials.answers(caller, session.share))
+    trials = TreeTrials(session, LANGUAGES[_EXCLUDED_DRAFTS], shape, len(keys), keys=keys)
+    with session.usable_answers(_EXCLUDED_DRAFTS, trials.example):
+        outcome = _text_outcome(trials, trials.answers(caller, session.seconds_per_problem))
         session.outcomes.append(emitted.of_zero_uniforms(outcome))
 
 
@@ -142,7 +147,7 @@ def _large(session: Session, caller: Caller, name: str) -> None:
     trials = TreeTrials(session, language, shape, num_trials)
     check = emitted.large_check(name)
     with session.usable_answers(name, trials.example) as usable:
-        answers = trials.answers(caller, session.large_share)
+        answers = trials.answers(caller, session.seconds_per_large_problem)
         usable.num_trials = len(answers)
         outcome = emitted.distribution(pair, answers[:, 0], trials.example, check=check)
         session.outcomes.append(outcome)

@@ -24,10 +24,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from gls_jax.decoding.best_first import draft_dynamic_tree
 from gls_jax.decoding.cache import with_length
+from gls_jax.decoding.candidate_rules import candidate_rule
 from gls_jax.decoding.drafting import draft_chains, draft_static_tree
-from gls_jax.decoding.margin import candidate_rule, learn, nothing_learned
+from gls_jax.decoding.dynamic_tree import draft_dynamic_tree
+from gls_jax.decoding.margin import learn, nothing_learned
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.state import Drafts, EngineConfig, Requests, State, Text
 from gls_jax.decoding.tree_shape import ancestors

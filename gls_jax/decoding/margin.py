@@ -1,4 +1,4 @@
-"""How probably the target emits each candidate: the rules of margin trees and of best-first trees.
+"""How probably the target emits each candidate: the estimate of margin trees, which is learned.
 
 The target emits ``argmax_i(log q_i - log E_i)``, and the drafter knows the noise `E` and its `p`.
 :class:`gls_jax.decoding.MarginTree` estimates `log q` as ``a log p + c``, with a *sharpness* `a`
@@ -7,22 +7,21 @@ and a *correction* `c` of each token, and what that leaves unexplained as Gumbel
 
     exp((a log p_i + c_i - log E_i) / tau).
 
-The list has the M largest of these scores: the ranks of the race under the estimate. That the
-target emits no token of the list, because it is further behind or impossible under the filters of
-`p`, counts as one more token, whose probability is the mass outside the list and whose noise is 1.
-Without it deep nodes would be overrated.
+A list holds the M tokens of largest score. One more outcome stands for all other tokens, which are
+further behind, or impossible under the filters of `p`. Its score uses the draft mass outside the
+list and ``E = 1``, an approximation. Without it deep nodes would be overrated.
 
 All is learned from the rounds of a request. Sharpness and spread are those of maximum likelihood
 for the emitted tokens, on a grid, with a prior. Drafters differ: one without some of the target's
 layers is flatter than the target (`a` of 1.3), and a lower temperature widens the spread. The
-target reads all nodes of a tree, so its `q` is known there, and the correction of a token is the
-mean of ``log q - a log p`` at the nodes whose lists it was in, shrunk towards 0.
+target reads all nodes of a tree, so its `q` is known there. The correction of a token is a mean of
+``log q - a log p`` over the nodes whose lists it was in. Each difference is taken from the mean of
+its list, limited to 3 in size, and weighted by ``sqrt(p)``; the mean is shrunk towards 0.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +29,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax import races
-from gls_jax.decoding.best_first import CandidateRule, Candidates
-from gls_jax.decoding.state import Drafts, EngineConfig, Requests, Text
+from gls_jax.decoding.state import Drafts
 from gls_jax.decoding.tree_shape import DynamicTree, MarginTree
 from gls_jax.schemes import Path
-from gls_jax.schemes.gumbel_topk import in_order
 
 __all__ = [
+    "CORRECTION_PRIOR",
     "Evidence",
     "Learned",
-    "candidate_rule",
     "learn",
     "log_estimate",
     "most_likely",
@@ -52,20 +49,16 @@ _SPREADS = np.geomspace(0.2, 6, 14)
 GRID = np.stack(np.meshgrid(_SHARPNESSES, _SPREADS, indexing="ij"), -1).reshape(-1, 2)
 GRID = GRID.astype(np.float32)
 """`[G, 2]`: the pairs among which the most likely one is chosen."""
-_TYPICAL = np.array([1.15, 0.9], np.float32)
+_PRIOR_CENTRE = np.array([1.15, 0.9], np.float32)
 # How fast the log-prior falls with the squares of the logarithms: as much as some emitted tokens.
-_PRIOR_WEIGHTS = np.array([20, 4], np.float32)
+_PRIOR_SLOPES = np.array([20, 4], np.float32)
 
-# Of the mass outside a list, which cannot be computed more exactly.
-_LEAST_REST = 1e-4
-
-# A difference of log-probabilities counts as at most this, and that of a token which is impossible
-# under the filters of `q` as the other.
+# A difference of log-probabilities counts as at most this.
 _LARGEST_DIFFERENCE = 3.0
+# A token that the filters of `q` remove counts as this difference.
 _IF_IMPOSSIBLE = -2.0
-# The weight of the prior of a correction, in certain tokens: a token of probability p in a list
-# has the weight sqrt(p).
-_PRIOR_WEIGHT = 1.0
+CORRECTION_PRIOR = 1.0
+"""The weight that pulls a correction to 0; a token of probability p in a list weighs sqrt(p)."""
 
 
 class Learned(NamedTuple):
@@ -96,54 +89,6 @@ class Evidence(NamedTuple):
     log_rest: Array
 
 
-def candidate_rule(
-    config: EngineConfig, requests: Requests, text: Text, learned: Learned | None
-) -> CandidateRule:
-    """The rule of the tree that is configured; `learned` is None if it is no margin tree."""
-    num_children = config.shape.list_size
-    sampling = requests.sampling
-
-    def likeliest(logits, seen, depths) -> Candidates:
-        """Of a best-first tree: the likeliest tokens, as probable as the drafter says."""
-        del depths
-        log_p = sampling.log_probs(logits, sampling.draft_temperature, seen)
-        tokens, log_prob = _first_of(log_p, log_p, num_children)
-        return Candidates(tokens=tokens, log_prob=log_prob, evidence=None)
-
-    if learned is None:
-        return likeliest
-
-    # All nodes at a depth share the noise of its position.
-    num_depths = config.shape.depth
-    log_noise = jax.vmap(_log_noise, (0, 0, None, None))(
-        requests.keys, text.length, num_depths, sampling.vocab_size
-    )
-    sharpness, spread = jnp.moveaxis(most_likely(learned.fit)[:, :, None, None], 1, 0)
-    correction = learned.differences / (learned.weights + _PRIOR_WEIGHT)
-    advantages = correction[:, None] - log_noise  # [B, D, N]
-    unfiltered = dataclasses.replace(sampling, top_k=None, top_p=None, min_p=None)
-
-    def first_ranks(logits, seen, depths) -> Candidates:
-        """Of a margin tree: the first ranks of the race under the estimate of `q`."""
-        log_p = sampling.log_probs(logits, sampling.draft_temperature, seen)
-        advantage = jnp.take_along_axis(advantages, depths[..., None], axis=1)
-        tokens, log_p_of_list = _first_of(sharpness * log_p + advantage, log_p, num_children)
-        # What is outside the list has been filtered, or is further behind.
-        log_full = unfiltered.log_probs(logits, sampling.draft_temperature, seen)
-        full_of_list = jnp.take_along_axis(log_full, tokens, axis=-1)
-        listed = jnp.sum(jnp.where(jnp.isfinite(log_p_of_list), jnp.exp(full_of_list), 0), -1)
-        rest = jnp.where(jnp.isnan(listed), 1, jnp.maximum(1 - listed, _LEAST_REST))
-        evidence = Evidence(
-            log_p=log_p_of_list,
-            advantage=jnp.take_along_axis(advantage, tokens, axis=-1),
-            log_rest=jnp.log(rest),
-        )
-        log_prob = log_estimate(evidence, sharpness, spread)[..., :-1]
-        return Candidates(tokens=tokens, log_prob=log_prob, evidence=evidence)
-
-    return first_ranks
-
-
 def log_estimate(
     evidence: Evidence, sharpness: Array, spread: Array
 ) -> Float[Array, "... M_plus_1"]:
@@ -162,7 +107,7 @@ def nothing_learned(tree: DynamicTree | None, batch_size: int, vocab_size: int) 
     """Where the first round starts: the log-prior of the grid; None if it is no margin tree."""
     if not isinstance(tree, MarginTree):
         return None
-    log_prior = -jnp.sum(_PRIOR_WEIGHTS * jnp.log(GRID / _TYPICAL) ** 2, axis=-1)
+    log_prior = -jnp.sum(_PRIOR_SLOPES * jnp.log(GRID / _PRIOR_CENTRE) ** 2, axis=-1)
     return Learned(
         fit=jnp.broadcast_to(log_prior, (batch_size, len(GRID))),
         differences=jnp.zeros((batch_size, vocab_size), jnp.float32),
@@ -258,23 +203,3 @@ def _log_likelihood(
     log_prob = log_estimate(of_grid, sharpness, spread)  # [B, L, G, M + 1]
     gains = jnp.max(jnp.where(is_emitted[..., None, :], log_prob, -jnp.inf), axis=-1)
     return jnp.sum(jnp.where(has_list[..., None], gains, 0), axis=1)
-
-
-def _first_of(scores: Float[Array, "B F N"], log_p: Float[Array, "B F N"], count: int):
-    """Tokens `[B, F, M]` of the largest scores, and their log-probabilities; `-inf` for none."""
-    scores = jnp.where(log_p >= races.LIGHTEST, scores, -jnp.inf)
-    tokens = jax.vmap(jax.vmap(lambda row: in_order(row, count)))(scores)
-    is_possible = jnp.isfinite(jnp.take_along_axis(scores, tokens, axis=-1))
-    # A list with fewer than M possible tokens repeats the first.
-    is_repeated = (tokens == tokens[..., :1]) & (jnp.arange(count) > 0)
-    log_p = jnp.take_along_axis(log_p, tokens, axis=-1)
-    return tokens, jnp.where(is_possible & ~is_repeated, log_p, -jnp.inf)
-
-
-def _log_noise(key, start, num_positions: int, num_tokens: int) -> Float[Array, "D N"]:
-    """`log E` of the positions from `start` on, for one request."""
-
-    def at(position) -> Any:
-        return races.exponentials(races.position_key(key, position), 1, num_tokens)[0]
-
-    return jnp.log(jax.vmap(at)(start + jnp.arange(num_positions)))

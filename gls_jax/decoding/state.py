@@ -108,7 +108,7 @@ class Drafts(NamedTuple):
         num_calls: `i32[B]` or an int, calls of drafters that made the drafts of each request.
         list_nodes: `i32[B, E]`, of a dynamic tree, the tree node at which each list of candidates
             was made: -1 for the root, -2 for a candidate that is not in the tree.
-        candidates: of a dynamic tree, its :class:`gls_jax.decoding.best_first.Candidates`.
+        candidates: of a dynamic tree, its :class:`gls_jax.decoding.dynamic_tree.Candidates`.
     """
 
     tree: Tree

@@ -57,6 +57,7 @@ class DynamicTree:
             object.__setattr__(self, name, size)
         frontier = self.frontier or min(self.children, max(1, self.budget // 4))
         object.__setattr__(self, "frontier", checks.count(frontier, f"{kind}.frontier"))
+        # The second call reads candidates of the root alone, and there are `children` of them.
         if frontier > self.children:
             raise ValueError(
                 f"{kind}.frontier: expected at most children ({self.children}), got {frontier}"
@@ -206,10 +207,13 @@ def _check_fits(scheme: Scheme, tree: DynamicTree) -> None:
     # chosen by their tokens, and `ranked` gives each node the ranks of one race. But the scores are
     # those of the race of `gumbel_topk`, with one exponential per token and distinct ranks;
     # `poisson` has both fields and another race.
-    elif scheme.name != "gumbel_topk":
-        raise ValueError(
-            f"tree: expected scheme 'gumbel_topk' for a margin tree, got '{scheme.name}'"
-        )
+    elif isinstance(tree, MarginTree):
+        if scheme.name != "gumbel_topk":
+            raise ValueError(
+                f"tree: expected scheme 'gumbel_topk' for a margin tree, got '{scheme.name}'"
+            )
+    else:
+        raise ValueError(f"tree: expected a BestFirstTree or a MarginTree, got {tree}")
 
 
 def ancestors(parents: Int[Array, "*b n"], depth: int) -> Bool[Array, "*b c c"]:

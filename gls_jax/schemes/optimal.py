@@ -1,57 +1,71 @@
 """The optimal verification of a list of i.i.d. drafts, for any vocabulary and any K.
 
-The value is known: ``1 - max_H [p(H)^K - q(H)]`` over the sets `H` of tokens (Sun et al. 2023,
-arXiv 2310.15141; Khisti et al. 2025, arXiv 2410.18234), where the worst `H` is a prefix of the
-tokens in ratio order, the order of `q / p` (:func:`gls_jax.bounds.optimum_iid`). The published ways
-to attain it are linear programs and iterative solvers. The closed form below is this library's; no
-earlier statement was found. It takes a sort and some cumulative sums, `O(N log N)`.
+The value is known: ``1 - f`` with ``f = max_H [p(H)^K - q(H)]`` over all sets `H` of tokens, the
+empty one included (Sun et al. 2023, arXiv 2310.15141; Khisti et al. 2025, arXiv 2410.18234). The
+worst `H` is a prefix of the tokens in ratio order, the order of `q / p`
+(:func:`gls_jax.bounds.optimum_iid`). Thomas and Pal (2025, arXiv 2511.15898) attain it by convex
+minimisation. We found no closed form of the selection; the one below is ours. It takes a sort and
+some cumulative sums, `O(N log N)`.
 
 **What is selected.** One draft of the list is selected, and then `q` is sampled by the maximal
-coupling with `r`, the distribution of the selected draft (:mod:`gls_jax.decomposition`). With
-``f = 1 - optimum``, the best `r` is the target distribution, clipped:
+coupling with `r`, the distribution of the selected draft (:mod:`gls_jax.decomposition`). Here `r`
+is the target distribution, clipped to multiples of `p`:
 
     r_i = min(max(q_i, sigma p_i), tau p_i),
     sum_i (sigma p_i - q_i)+ = f = sum_i (q_i - tau p_i)+.
 
-So `r` sums to 1, and ``sum_i min(q_i, r_i) = 1 - f``.
+So `r` sums to 1, and ``sum_i min(q_i, r_i) = 1 - f``. Other `r` reach ``1 - f`` too; with this one
+``r / p`` never decreases in ratio order, which the selection below needs. Sigma and tau exist, with
+``sigma <= 1 <= tau``: at 1 both sums are ``TV(p, q) >= f``, and as tau grows the right one falls to
+`q` of the tokens that cannot be drafted, which is at most `f`. Those have ``r_i = 0``.
 
 **How it is selected.** Lay the tokens out on [0, 1] in ratio order, token `i` on an interval of
 length `p_i`, and give every draft a uniform *place* `u` in the interval of its token. The places of
-the list are K independent uniforms. To select the largest would select a place `u` with density
-``m(u) = K u^{K-1}``. Wanted is the density ``rho(u) = r_i / p_i``, which never decreases in `u`. It
-is at first too large and later too small, in this sense:
+the list are K independent uniforms. The largest of them has density ``m(u) = K u^{K-1}``. The
+selected place should have density ``rho(u) = r_i / p_i``, which never decreases in `u`. Its
+integral is never below that of `m`:
 
-    int_0^u rho >= int_0^u m = u^K   for every u, with equality at 1.
+    D(u) = int_0^u rho - u^K >= 0,   D(0) = D(1) = 0.
 
-(Where ``rho = q / p``, between the clipped ends, the difference is ``q(A) - p(A)^K + f`` for a
-prefix `A`, and the optimum is defined so that this is not negative. On the clipped ends `rho` is
-constant, so the difference is concave there, and it is 0 at 0 and at 1.) So places with ``rho > m``
-can be paired with places ``v > u`` where ``rho < m``, in order, by equal areas:
+Proof. `rho` is constant on each interval and ``u^K`` is convex, so `D` is concave on each interval,
+and also on a block of intervals with the same `rho`. It is enough to look at the ends of these.
+(1) If a prefix `A` has all tokens with ``r > q`` and none with ``r < q``, then ``r(A) = q(A) + f``,
+so that ``D = q(A) + f - p(A)^K >= 0`` by the definition of `f`. (2) The tokens with ``r > q`` are a
+block at the left, on which ``rho = sigma``. At its left end `D` is 0, at its right end (1) holds.
+(3) The tokens with ``r < q`` are a block at the right, on which ``rho = tau``. At its left end (1)
+holds, at its right end `D` is 0.
+
+So places with ``rho > m`` can be paired with places ``v > u`` where ``rho < m``, in order, by equal
+areas:
 
     int_0^u (rho - m)+ = int_0^v (m - rho)+.
 
-A draft at `u` takes `v` as its *priority* with probability ``(rho(u) - m(u)) / (m(v) - m(u))`` and
-else keeps `u`; a draft at `v` takes `u` with probability ``(m(v) - rho(v)) / (m(v) - m(u))``. These
-are probabilities, because ``m(u) <= rho(u) <= rho(v) <= m(v)``. As many drafts go one way as the
-other, so the priorities are again K independent uniforms; and with the largest priority a place `u`
-is selected with density ``(1 - theta) m(u) + theta m(v) = rho(u)``. That is `r`.
+A draft at `u` takes `v` as its *priority* with probability ``theta = (rho(u) - m(u)) / (m(v) -
+m(u))``, and else keeps `u`. A draft at `v` takes `u` with probability ``theta' = (m(v) - rho(v)) /
+(m(v) - m(u))``, and else keeps `v`. These are probabilities, because ``m(u) <= rho(u) <= rho(v) <=
+m(v)``. As many drafts go one way as the other, so the priorities are again K independent uniforms.
+If the draft with the largest priority is selected, a place `u` has density ``(1 - theta) m(u) +
+theta m(v) = rho(u)``, and `v` has ``(1 - theta') m(v) + theta' m(u) = rho(v)``. That is `r`.
 
-A rejected draft is never replaced by another one of the list: the place where the worst `H` ends
-has equal areas below, so no priority crosses it, a token with ``r > q`` is below it, and a token
-with ``r < q`` is above. The acceptance is the optimum exactly.
+With K = 1, ``m = 1``, `f` is the total variation and ``r = p``: no place is exchanged. Tokens with
+equal ratios have equal `rho`, so their order does not matter.
 
-**Kernel** for the planner. An emitted token `y` is either the selected draft or not in the list. If
-it was selected with priority `v`, the other drafts have smaller priorities, and they are `y` or
-another token independently. The integral over the priorities of `y` is a sum over places in its
-interval.
+**Acceptance.** The selected draft is emitted with probability ``1 - f``, and no verification emits
+one of the drafts more often. So the acceptance is ``1 - f``, and a rejected draft is never replaced
+by another draft of the list.
 
-**How exact.** `r` is known before it is drawn from, so errors of the priorities are the only bias:
-rounding in float32. Measured on 500 problems of 6 to 300 tokens at K = 2, 4, 8 (Dirichlet of 0.1 and
-1, softmax of normal logits near and far, next-token distributions after a top-k of 50), the
-acceptance was off the optimum by 1.1e-7 in the median, 2.2e-6 at the 99th percentile and 1.2e-5 at
-most, and the selected draft off `r` by 2.6e-7 in total variation in the median and 3.8e-5 at most.
-These figures include the error of the numerical integration that measured them
-(``python -m experiments bench schemes``).
+**Kernel** for the planner. An emitted token `y` is therefore the selected draft, or not in the list
+at all. If it was selected with priority `v`, the other priorities are independent and uniform on
+[0, v]; each is that of another `y` or of another token. The integral over the priorities of `y` is
+a sum over places in its interval.
+
+**How exact.** In float32 the selected draft has a distribution that differs slightly from the `r`
+of the acceptance test. The bias of the emitted token is at most the total variation between these
+two. Measured on 500 problems of 6 to 300 tokens at K = 2, 4, 8 (Dirichlet of 0.1 and 1, softmax of
+normal logits near and far, next-token distributions after a top-k of 50), it was 2.6e-7 in the
+median and 3.8e-5 at most, and the acceptance was off the optimum by 1.1e-7 in the median, 2.2e-6 at
+the 99th percentile and 1.2e-5 at most. These figures include the error of the numerical integration
+that measured them (``python -m experiments bench schemes``).
 
 **How far.** All drafts must have one distribution, which the drafter must supply. If distributions
 differ, the sets `H` have no order, and the optimum is a linear program over all of them:
@@ -101,7 +115,7 @@ def verify(
     active: Active,
 ) -> Token:
     selection_key, test_key = races.split_key(races.private_key(key))
-    # Which drafts are active says nothing about their tokens: they are J independent ones.
+    # Which drafts are active says nothing about their tokens: the J active ones are still i.i.d.
     num_active = jnp.maximum(jnp.sum(active), 1).astype(log_q.dtype)
     ranked = ratio_order(log_p, log_q)
     ratios = clip_ratios(ranked, num_active)
@@ -109,13 +123,13 @@ def verify(
     # Select the active draft with the largest priority.
     layout = lay_out(ranked, ratios, num_active)
     indices = index_in(ranked.order)[drafts]
-    noise = races.exponentials(selection_key, 2, drafts.shape[0]).astype(log_q.dtype)
-    priorities = draw_priorities(layout, indices, -jnp.expm1(-noise))
+    uniforms = races.uniforms(selection_key, 2 * drafts.shape[0]).astype(log_q.dtype)
+    priorities = draw_priorities(layout, indices, uniforms.reshape(2, -1))
     selected = drafts[jnp.argmax(jnp.where(active, priorities, -1))]
 
-    # Its distribution is q, clipped.
+    # Its distribution r is q, clipped.
     p = races.weights(log_p)
-    selected_p = jnp.clip(races.weights(log_q), ratios.lowest * p, ratios.highest * p)
+    selected_p = jnp.clip(races.weights(log_q), ratios.sigma * p, ratios.tau * p)
     return maximal_coupling(test_key, selected, selected_p, log_q, jnp.any(active))
 
 
@@ -131,8 +145,8 @@ def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
     p = races.weights(log_p)
     q = races.weights(log_q)
     ranked = ratio_order(log_p, log_q)
-    # The emitted token y is category 0: places in the middles of equal parts of its interval.
-    indices = jnp.broadcast_to(jnp.argmin(ranked.order), (_KERNEL_PLACES,))
+    # Category 0 is the emitted token y. The midpoint rule over its interval:
+    indices = jnp.broadcast_to(index_in(ranked.order)[0], (_KERNEL_PLACES,))
     middles = (jnp.arange(_KERNEL_PLACES, dtype=q.dtype) + 0.5) / _KERNEL_PLACES
 
     def row(num_active: int):
@@ -146,18 +160,19 @@ def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
         probs = jnp.concatenate([1 - exchanged, exchanged]) * p[0] / _KERNEL_PLACES
         order = jnp.argsort(priorities)
         priorities, probs = priorities[order], probs[order]
-        is_y_below = jnp.cumsum(probs) - probs / 2
-        is_other_below = jnp.maximum(priorities - is_y_below, 0)
-        # y is selected: one draft has this priority, all others are below, n - 1 of them y.
-        copies = [
+        prob_y_below = jnp.cumsum(probs) - probs / 2
+        prob_other_below = jnp.maximum(priorities - prob_y_below, 0)
+        # One draft is y with this priority, and all others are below: n - 1 of them y. A factor J,
+        # which draft it is, cancels below.
+        weights = [
             math.comb(num_active - 1, n - 1)
-            * jnp.sum(probs * is_y_below ** (n - 1) * is_other_below ** (num_active - n))
+            * jnp.sum(probs * prob_y_below ** (n - 1) * prob_other_below ** (num_active - n))
             for n in range(1, num_active + 1)
         ]
-        shares = jnp.stack(copies) / jnp.maximum(sum(copies), _LEAST)
+        shares = jnp.stack(weights) / jnp.maximum(sum(weights), _LEAST)
         # The emitted y was the selected draft with this probability, or else is not in the list.
-        is_selected = jnp.minimum(1, ratios.highest * quotient(p[0], q[0]))
-        counts = jnp.append(1 - is_selected, is_selected * shares)
+        prob_selected = jnp.minimum(1, ratios.tau * quotient(p[0], q[0]))
+        counts = jnp.append(1 - prob_selected, prob_selected * shares)
         return jnp.pad(counts, (0, num_drafts - num_active))
 
     return with_empty_row(row(j) for j in range(1, num_drafts + 1))

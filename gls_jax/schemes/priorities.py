@@ -2,14 +2,15 @@
 
 :mod:`gls_jax.schemes.optimal` has the derivation. Tokens lie on [0, 1] in ratio order, token `i` on
 an interval of length `p_i`. A draft has a uniform *place* `u` in its token's interval. With some
-probability it exchanges it for the place of its partner. The result is its *priority*, and the
+probability the draft takes the place of a partner instead. The result is its *priority*, and the
 draft with the largest priority is selected.
 
 ``rho_i = r_i / p_i`` is the density at which the places of token `i` are to be selected, and ``m(u)
-= K u^{K-1}`` is that of the largest of K places. Places with ``rho > m`` are *raised*, the others
-are *lowered*. `rho` is constant on an interval and `m` increases, so the raised places of a token
-come before its lowered ones. *Area* is the integral of ``|rho - m|``. A raised place and a lowered
-one are partners if the raised area below the one is the lowered area below the other.
+= K u^{K-1}`` is that of the largest of K places. Places with ``rho > m`` are called *raised*,
+because their partners are higher, and the others *lowered*. `rho` is constant on an interval and
+`m` increases, so the raised places of a token come before its lowered ones. *Area* is the integral
+of ``|rho - m|``. A raised place and a lowered one are partners if the raised area below the one is
+the lowered area below the other.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ __all__ = [
 
 
 class ClipRatios(NamedTuple):
-    """The two values between which the scheme clips ``q / p``: sigma and tau."""
+    """The two values between which the scheme clips ``q / p``."""
 
-    lowest: Scalar
-    highest: Scalar
+    sigma: Scalar
+    tau: Scalar
 
 
 class _Places(NamedTuple):
@@ -84,31 +85,31 @@ def clip_ratios(ranked: RatioOrder, num_drafts: Scalar) -> ClipRatios:
         num_drafts: `K`, a float of at least 1, which may be traced.
     """
     is_possible = ranked.p > 0
-    num_possible = jnp.sum(is_possible)
-    all_inside = jnp.minimum(ranked.mass, 1) ** num_drafts
-    excess_of_prefix = jnp.where(is_possible, all_inside - cumulative(ranked.q), 0)
-    shortfall = jnp.maximum(jnp.max(excess_of_prefix), 0)  # f; the empty prefix has 0
+    # f is the largest p(A)^K - q(A) of a prefix A; the empty one has 0.
+    prob_all_inside = jnp.minimum(ranked.mass, 1) ** num_drafts
+    gap_of_prefix = jnp.where(is_possible, prob_all_inside - cumulative(ranked.q), 0)
+    f = jnp.maximum(jnp.max(gap_of_prefix), 0)
 
-    # sum (u p - q)+ is `excess_t` at the ratio of index t, and its slope above is the mass up to t.
-    t = jnp.sum(is_possible & (ranked.excess <= shortfall)) - 1
-    lowest = ranked.ratio[t] + (shortfall - ranked.excess[t]) / ranked.mass[t]
+    # Sigma: sum (u p - q)+ is `excess_t` at the ratio of index t, with slope `mass_t` above it.
+    index = jnp.sum(is_possible & (ranked.excess <= f)) - 1
+    sigma = ranked.ratio[index] + (f - ranked.excess[index]) / ranked.mass[index]
 
-    # sum (q - u p)+ falls in u. At the ratio of index t it is q - u p of the tokens from t on. Tau
-    # is below the first ratio at which it is at most f, so all tokens from there on are clipped.
+    # Tau: sum (q - u p)+ falls in u. At the ratio of index t it is q - u p of the tokens from t on.
+    # Tau is at most the first ratio at which it is at most f, so all tokens from there are clipped.
     q_from = cumulative(ranked.q, reverse=True)
     p_from = cumulative(ranked.p, reverse=True)
-    clipped = q_from - jnp.where(is_possible, ranked.ratio, 0) * p_from
-    num_before = jnp.sum(is_possible & (clipped > shortfall))
-    t = jnp.minimum(num_before, num_possible - 1)
-    highest = (q_from[t] - shortfall) / p_from[t]
+    mass_above = q_from - jnp.where(is_possible, ranked.ratio, 0) * p_from
+    num_before = jnp.sum(is_possible & (mass_above > f))
+    index = jnp.minimum(num_before, jnp.sum(is_possible) - 1)
+    tau = (q_from[index] - f) / p_from[index]
 
     # At u = 1 both sums are the total variation, which is at least f. Rounding may say otherwise.
-    return ClipRatios(jnp.minimum(lowest, 1), jnp.maximum(highest, 1))
+    return ClipRatios(jnp.minimum(sigma, 1), jnp.maximum(tau, 1))
 
 
 def lay_out(ranked: RatioOrder, ratios: ClipRatios, num_drafts: Scalar) -> Layout:
     """The tokens on [0, 1], for the ratios that :func:`clip_ratios` returns."""
-    density = jnp.where(ranked.p > 0, jnp.clip(ranked.ratio, ratios.lowest, ratios.highest), 0)
+    density = jnp.where(ranked.p > 0, jnp.clip(ranked.ratio, ratios.sigma, ratios.tau), 0)
     start = jnp.concatenate([jnp.zeros(1, ranked.p.dtype), ranked.mass[:-1]])
 
     # Places from the one with m = rho on are lowered. With a single draft both are 1 everywhere.
@@ -196,7 +197,7 @@ def exchanges(layout: Layout, indices: Int[Array, " n"], uniforms: Float[Array, 
     partner_distance = _distance_with_area(partner, partner_density, -sign, area_below, num_drafts)
     partner_place = partner.start + partner_distance
 
-    # The probability (rho(u) - m(u)) / (m(v) - m(u)), of which both are negative if u is lowered.
+    # The probability (rho(u) - m(u)) / (m(v) - m(u)). For a lowered place both are negative.
     own_m = _density_of_largest(place, num_drafts)
     partner_m = _density_of_largest(partner_place, num_drafts)
     return Exchanges(

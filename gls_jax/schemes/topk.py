@@ -14,7 +14,7 @@ randomness gains.
 No order holds between it and the other schemes, nor with the optima of :mod:`gls_jax.bounds`: those
 are for drafts that are samples of `p`. Where ``p = q`` is flat, `topk` accepts K tokens of N and
 `gumbel_topk` always. Where `q` is a point mass on the likeliest token of `p`, `topk` always
-accepts, and no list of samples does.
+accepts, and i.i.d. samples of `p` miss it with probability ``(1 - max p)^K``.
 
 **Kernel** for the planner. The token `y` is in the list if fewer than J tokens are likelier. Which
 of two equally likely tokens comes first depends on their indices, which a dump does not keep: the

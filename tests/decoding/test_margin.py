@@ -10,7 +10,8 @@ from gls_jax.decoding import (
     BestFirstTree,
     DecodeOptions,
     MarginTree,
-    best_first,
+    candidate_rules,
+    dynamic_tree,
     engine,
     margin,
     preparation,
@@ -58,11 +59,11 @@ def dynamic_drafts(request):
     tokens = jnp.broadcast_to(jnp.arange(batch)[:, None] % language.TOKENS, (batch, 12))
     text = Text(tokens=tokens, length=jnp.ones(batch, jnp.int32), seen=None)
     caches = (language.drafters[0].init_cache(batch, num_cache_slots),)
-    rule = margin.candidate_rule(
+    rule = candidate_rules.candidate_rule(
         config, requests, text, margin.nothing_learned(tree, batch, language.TOKENS)
     )
     is_active = jnp.ones(batch, bool)
-    drafts, _ = best_first.draft_dynamic_tree(config, requests, text, caches, is_active, rule)
+    drafts, _ = dynamic_tree.draft_dynamic_tree(config, requests, text, caches, is_active, rule)
     return tree, drafts
 
 
@@ -221,7 +222,7 @@ def drafts_at_the_root(log_p, log_noise, log_rest):
         is_invalid=None,
         num_calls=1,
         list_nodes=jnp.full((COUNT, 1), -1),
-        candidates=best_first.Candidates(tokens=tokens, log_prob=None, evidence=evidence),
+        candidates=dynamic_tree.Candidates(tokens=tokens, log_prob=None, evidence=evidence),
     )
 
 

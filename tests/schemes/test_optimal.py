@@ -94,8 +94,8 @@ def test_clip_ratios_cut_what_the_optimum_lacks():
                     ratio_order(log_p, log_q), jnp.array(1.0 * num_drafts)
                 )
                 lacking = 1 - decomposition.best_selection([p] * num_drafts, q).acceptance
-                below = np.maximum(float(ratios.lowest) * p - q, 0).sum()
-                above = np.maximum(q - float(ratios.highest) * p, 0).sum()
+                below = np.maximum(float(ratios.sigma) * p - q, 0).sum()
+                above = np.maximum(q - float(ratios.tau) * p, 0).sum()
                 assert below == pytest.approx(lacking, abs=2e-7)
                 assert above == pytest.approx(lacking, abs=2e-7)
 

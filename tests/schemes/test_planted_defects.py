@@ -39,7 +39,7 @@ def proposal_noise_in_every_test(name):
         stream = np.zeros(num_drafts, int) if scheme.ranked else np.arange(num_drafts)
         noise = races.exponentials(key, num_drafts, log_q.shape[0])[stream, drafts]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(races, "uniforms", lambda _, count: -jnp.expm1(-noise[:count]))
+            patch.setattr(races, "uniforms", lambda _, count: -jnp.expm1(-jnp.resize(noise, count)))
             # Not `scheme.verify`, whose program may be compiled already, without the patch.
             return scheme.verification.verify(key, drafts, log_p, log_q, active)
 

@@ -78,13 +78,13 @@ class _Search(NamedTuple):
     Attributes:
         lists: so far.
         num_calls: `i32[]`, calls that made them.
-        own_calls: `i32[B]`, in how many of them a request had nodes to read.
+        calls_with_nodes: `i32[B]`, in how many of them a request had nodes to read.
         cache: the drafter's.
     """
 
     lists: Lists
     num_calls: Array
-    own_calls: Array
+    calls_with_nodes: Array
     cache: Any
 
 
@@ -115,13 +115,14 @@ def draft_dynamic_tree(
     assert shape is not None  # this function is for dynamic trees only
 
     # The first call reads the text.
+    # The last two tokens of the text: the cache lacks the last accepted draft.
     logits, state = read_root(drafter, drafter_cache, text, 2, config.num_cache_slots)
     depths = jnp.zeros_like(text.length)[:, None]
     root = rule(logits, text.seen, depths)
     search = _Search(
         lists=_lists_of_root(shape, root),
         num_calls=jnp.int32(1),
-        own_calls=jnp.ones_like(text.length),
+        calls_with_nodes=jnp.ones_like(text.length),
         cache=state.cache,
     )
     search = varying_like(search, text, root, drafter_cache, requests.keys)
@@ -153,7 +154,7 @@ def _lists_of_root(shape: DynamicTree, root: Candidates) -> Lists:
         log_prob=with_room(root.log_prob, -jnp.inf),
         evidence=jax.tree.map(lambda leaf: with_room(leaf, 0), root.evidence),
     )
-    root_parent, no_parent = _special_numbers(num_lists, num_children)
+    root_parent, no_parent = _root_and_no_parent(num_lists, num_children)
     parents = jnp.full((batch_size, num_lists), no_parent, jnp.int32).at[:, 0].set(root_parent)
     return Lists(
         candidates=candidates,
@@ -164,7 +165,7 @@ def _lists_of_root(shape: DynamicTree, root: Candidates) -> Lists:
     )
 
 
-def _special_numbers(num_lists: int, num_children: int) -> tuple[int, int]:
+def _root_and_no_parent(num_lists: int, num_children: int) -> tuple[int, int]:
     """Numbers after those of the candidates: the root as a node, and no node."""
     num_candidates = num_lists * num_children
     return num_candidates, num_candidates + 1
@@ -209,28 +210,30 @@ def _read_more(
 
     # List e > 0 is of the node in slot e - 1 after the text: nodes are written as they are read.
     first_list = 1 + (search.num_calls - 1) * shape.frontier
-    own_lists = first_list + jnp.arange(shape.frontier)
+    new_lists_at = first_list + jnp.arange(shape.frontier)
     on_path = _take(lists.is_ancestor, list_of_node)
-    own_lists_only = jnp.arange(num_lists) == own_lists[:, None]
+    is_new_list = jnp.arange(num_lists) == new_lists_at[:, None]
 
     # Read: each node sees the text and its ancestors.
     visible = _visible_slots(config.num_cache_slots, text, on_path)
     state = DrafterState(cache=search.cache, visible=visible)
+    # To `read_level` the children of the root have depth 0.
     logits, state = read_level(drafter, state, text, depths - 1, tokens)
 
-    on_path |= own_lists_only
+    on_path |= is_new_list
     # The new lists. Where fewer than F candidates are worth it, a list has no node and is empty.
-    made = rule(logits, _seen_at(text, lists, own_lists, tokens, on_path), depths)
-    made = made._replace(log_prob=made.log_prob + log_prob[..., None])
+    new_candidates = rule(logits, _seen_at(text, lists, new_lists_at, tokens, on_path), depths)
+    path_log_prob = new_candidates.log_prob + log_prob[..., None]
+    new_candidates = new_candidates._replace(log_prob=path_log_prob)
     is_node = jnp.isfinite(log_prob)
-    _, no_parent = _special_numbers(num_lists, num_children)
+    _, no_parent = _root_and_no_parent(num_lists, num_children)
 
     def add(all_values, new_values):
         return jax.lax.dynamic_update_slice_in_dim(all_values, new_values, first_list, axis=1)
 
     is_read = lists.is_read.reshape(batch_size, -1).at[rows, numbers].max(is_node)
     new_lists = Lists(
-        candidates=jax.tree.map(add, lists.candidates, made),
+        candidates=jax.tree.map(add, lists.candidates, new_candidates),
         depths=add(lists.depths, depths),
         parents=add(lists.parents, jnp.where(is_node, numbers, no_parent).astype(jnp.int32)),
         is_ancestor=add(lists.is_ancestor, on_path),
@@ -239,7 +242,7 @@ def _read_more(
     return _Search(
         lists=new_lists,
         num_calls=search.num_calls + 1,
-        own_calls=search.own_calls + jnp.any(is_node, axis=-1).astype(jnp.int32),
+        calls_with_nodes=search.calls_with_nodes + jnp.any(is_node, axis=-1).astype(jnp.int32),
         cache=state.cache,
     )
 
@@ -256,13 +259,13 @@ def _visible_slots(num_cache_slots: int, text: Text, on_path: Bool[Array, "B F E
     return (list_of_slot < 1) | is_ancestor
 
 
-def _seen_at(text: Text, lists: Lists, own_lists, tokens, on_path):
+def _seen_at(text: Text, lists: Lists, new_lists_at, tokens, on_path):
     """Which tokens occur in the text or on the path to each of F new nodes, `bool[B, F, N]`.
 
     Args:
         text: its `seen` is None without a repetition penalty, and then so is the result.
         lists: of the nodes that have been read.
-        own_lists: `i32[F]`, the lists of the new nodes.
+        new_lists_at: `i32[F]`, the lists of the new nodes.
         tokens: `i32[B, F]`, the new nodes.
         on_path: `bool[B, F, E]`, lists whose nodes are on the path to each new node, itself too.
     """
@@ -273,10 +276,10 @@ def _seen_at(text: Text, lists: Lists, own_lists, tokens, on_path):
     candidate_tokens = lists.candidates.tokens.reshape(batch_size, -1)
     # The token of the node of each list; that of the root is arbitrary, and never on a path.
     node_tokens = _take(candidate_tokens, jnp.minimum(lists.parents, last_candidate))
-    node_tokens = node_tokens.at[:, own_lists].set(tokens)
+    node_tokens = node_tokens.at[:, new_lists_at].set(tokens)
     rows = jnp.arange(batch_size)[:, None, None]
-    nodes = jnp.arange(len(own_lists))[:, None]
-    seen = jnp.broadcast_to(text.seen, (batch_size, len(own_lists), text.seen.shape[-1]))
+    nodes = jnp.arange(len(new_lists_at))[:, None]
+    seen = jnp.broadcast_to(text.seen, (batch_size, len(new_lists_at), text.seen.shape[-1]))
     return seen.at[rows, nodes, node_tokens[:, None]].max(on_path)
 
 
@@ -297,7 +300,7 @@ def _keep_best(shape: DynamicTree, text: Text, search: _Search) -> Drafts:
     kept, log_prob = _take(kept, order), _take(log_prob, order)
 
     # The tree node of each candidate, and of the two numbers that are no candidates.
-    root, _ = _special_numbers(num_lists, num_children)
+    root, _ = _root_and_no_parent(num_lists, num_children)
     node_of = jnp.full((batch_size, num_candidates + 2), _NOT_IN_TREE, jnp.int32)
     node_of = node_of.at[:, root].set(_ROOT)
     node_of = node_of.at[rows, kept].set(jnp.arange(shape.budget, dtype=jnp.int32))
@@ -325,7 +328,7 @@ def _keep_best(shape: DynamicTree, text: Text, search: _Search) -> Drafts:
         cache_slots=_take(cache_slots, kept),
         # No dynamic tree is verified with the draft distributions.
         is_invalid=jnp.zeros((batch_size, shape.depth), bool),
-        num_calls=search.own_calls,
+        num_calls=search.calls_with_nodes,
         list_nodes=list_nodes,
         candidates=lists.candidates,
     )

@@ -1,4 +1,4 @@
-"""What a verifier that is wrong in a known way emits against one draft."""
+"""Mistakes that verifiers are known to make, and what each one emits against one draft."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from gls_jax.conformance import evidence
+from gls_jax.conformance import multinomial_test
 
-__all__ = ["SUSPECTS", "Counted", "fitting"]
+__all__ = ["KNOWN_MISTAKES", "Counted", "that_fit"]
 
 Probs = Float[np.ndarray, " N"]
 Counted = tuple[Probs, Probs, Int[np.ndarray, " N"]]
 """Draft distribution, target distribution, and how often each token was emitted."""
 
-# Counts fit a suspect that explains them at this level, and that the target does not.
+# A mistake is named if its p-value for the counts is above this.
 _FITS = 1e-3
 
 
@@ -67,7 +67,7 @@ def _not_normalised(token: int) -> Callable[[Probs, Probs], Probs]:
     return _on_rejection(replacement)
 
 
-SUSPECTS: dict[str, Callable[[Probs, Probs], Probs]] = {
+KNOWN_MISTAKES: dict[str, Callable[[Probs, Probs], Probs]] = {
     "a fresh sample of the target after a rejection, in place of the residual": _on_rejection(
         lambda p, q: q
     ),
@@ -87,23 +87,23 @@ SUSPECTS: dict[str, Callable[[Probs, Probs], Probs]] = {
 """What each one emits, ``(p, q) -> f64[N]``."""
 
 
-def fitting(counted: Sequence[Counted]) -> list[str]:
-    """Names of the suspects that explain the counts of every problem, of one draft each.
+def that_fit(counted: Sequence[Counted]) -> list[str]:
+    """Names of the mistakes that explain the counts of every problem, of one draft each.
 
     >>> import numpy as np
-    >>> from gls_jax.conformance import suspects
+    >>> from gls_jax.conformance import known_mistakes
     >>> p, q = np.array([0.5, 0.5, 0.0]), np.array([0.2, 0.7, 0.1])
-    >>> suspects.fitting([(p, q, np.array([5000, 5000, 0]))])
+    >>> known_mistakes.that_fit([(p, q, np.array([5000, 5000, 0]))])
     ['every draft is accepted, or the residual is (p - q)+']
     """
     names = []
-    for name, emits in SUSPECTS.items():
+    for name, emits in KNOWN_MISTAKES.items():
         are_explained = []
         for p, q, counts in counted:
             probs = np.maximum(emits(p.astype(np.float64), q.astype(np.float64)), 0)
             # Differences of float32 probabilities leave dust where there is nothing.
             probs[probs < 1e-7] = 0
-            are_explained.append(evidence.p_value(counts, probs) > _FITS)
+            are_explained.append(multinomial_test.p_value(counts, probs) > _FITS)
         if are_explained and all(are_explained):
             names.append(name)
     return names

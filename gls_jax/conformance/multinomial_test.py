@@ -1,8 +1,9 @@
 """How much counts say against a distribution.
 
-The statistic is the likelihood ratio, ``G = 2 n KL(counts / n, probabilities)``, of the chi-square
-family. Its p-value is not that of the chi-square distribution, which far out in the tail is wrong
-by orders of magnitude where a category is rare, but a bound that holds for every number of trials:
+The statistic is ``x = n KL(counts / n, probabilities)``, half of the likelihood-ratio statistic of
+the chi-square family. Its p-value is not that of the chi-square distribution, which far out in the
+tail is wrong by orders of magnitude where a category is rare, but a bound that holds for every
+number of trials:
 
     P(n KL >= x) <= exp(-x) (e x / d)^d,   d = categories - 1
 
@@ -20,27 +21,38 @@ from jaxtyping import Float, Int
 __all__ = ["FALSE_FAILURE_RATE", "farthest", "p_value", "rate_p_value", "smallest_bias"]
 
 FALSE_FAILURE_RATE = 1e-6
-"""Largest probability that a report finds something in a lossless verifier."""
+"""Largest probability that a report calls the counts of a lossless verifier biased."""
 
 # Quantile of the normal distribution: a bias is called visible if 99 % of reports see it.
 _POWER_QUANTILE = 2.326
 
 
-def p_value(counts: Int[np.ndarray, " C"], probs: Float[np.ndarray, " C"]) -> float:
+def p_value(
+    counts: Int[np.ndarray, " C"],
+    probs: Float[np.ndarray, " C"],
+    num_categories: int | None = None,
+) -> float:
     """Upper bound of the p-value of counts under a distribution; 0 if an impossible one occurs.
 
+    Args:
+        counts: of every category.
+        probs: of every category.
+        num_categories: how many are possible; None counts those of positive probability.
+
     >>> import numpy as np
-    >>> from gls_jax.conformance import evidence
-    >>> evidence.p_value(np.array([51, 49]), np.array([0.5, 0.5]))
+    >>> from gls_jax.conformance import multinomial_test
+    >>> multinomial_test.p_value(np.array([51, 49]), np.array([0.5, 0.5]))
     1.0
-    >>> evidence.p_value(np.array([80, 20]), np.array([0.5, 0.5])) < 1e-6
+    >>> multinomial_test.p_value(np.array([80, 20]), np.array([0.5, 0.5])) < 1e-6
     True
     """
     total = counts.sum()
     probs = probs / probs.sum()
     if counts[probs == 0].any():
         return 0.0
-    degrees = int((probs > 0).sum()) - 1
+    if num_categories is None:
+        num_categories = int((probs > 0).sum())
+    degrees = num_categories - 1
     if total == 0 or degrees < 1:
         return 1.0
     occurred = counts > 0
@@ -67,11 +79,11 @@ def smallest_bias(num_trials: int, num_cells: int, alpha: float) -> float:
     """Bias in total variation that a test at level `alpha` sees with 99 % probability.
 
     Whatever the direction of the bias: the least visible one moves mass between two halves of the
-    distribution, and adds ``4 n TV^2`` to `G`. The distribution of `G` is approximated by a normal
-    one.
+    distribution, and adds ``4 n TV^2`` to ``G = 2 n KL``, whose distribution is approximated by a
+    normal one.
 
-    >>> from gls_jax.conformance import evidence
-    >>> round(evidence.smallest_bias(100_000, 6, 1e-8), 3)
+    >>> from gls_jax.conformance import multinomial_test
+    >>> round(multinomial_test.smallest_bias(100_000, 6, 1e-8), 3)
     0.017
     """
     degrees = num_cells - 1
