@@ -20,6 +20,7 @@ def one_chain(scheme: str, nodes: int) -> list[planner.Setting]:
 
 def chains(scheme: str, nodes: int) -> list[planner.Setting]:
     """K chains of one length, for K = 1, 2, 4, ..."""
+    # Chains of a single draft are a static tree.
     counts = [2**i for i in range(text_rounds.MOST_DRAFTS.bit_length()) if 2**i < nodes]
     return [planner.Setting(scheme, k, min(nodes // k, LONGEST)) for k in counts]
 
@@ -34,6 +35,7 @@ def static_trees(scheme: str, nodes: int) -> list[planner.Setting]:
         if len(widths) < DEEPEST and fitting:
             for width in fitting:
                 grow((*widths, width), level_size * width, num_left - level_size * width)
+        # What cannot grow within the budget.
         elif nodes - num_left >= LEAST_USED * nodes:
             trees.append(widths)
 

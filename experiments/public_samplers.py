@@ -1,8 +1,8 @@
 """The conformance kit (`gls_jax.conformance`) on rejection samplers that public packages carry.
 
 Every sampler runs as its package has it, on a CPU, under an adapter of a few lines
-(`experiments/sampler_adapters.py`), so that a mistake of the adapter can look like one of the
-sampler: what is found is reproduced by hand before it is written down. `transformers` is the
+(`experiments/sampler_adapters.py`). An adapter can be wrong itself. So every finding is reproduced
+by hand before it is written down. `transformers` is the
 installed one; the other packages are downloaded, one wheel each without dependencies, in a fixed
 version. A sampler that cannot be had is listed as not tried.
 """

@@ -22,11 +22,12 @@ import numpy as np
 
 from experiments import package_files
 from gls_jax.adapters import tpu_inference
+from gls_jax.conformance.languages import LONGEST_CHAIN
 
 __all__ = ["SAMPLERS", "Sampler"]
 
 _SEEDS_PER_CALL = 1_000_003  # a prime above the requests of a call
-_KIT_WIDTH = 4  # tokens of an answer: the kit's chains have at most three drafts
+_KIT_WIDTH = LONGEST_CHAIN + 1  # tokens of an answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,15 +223,15 @@ def _vllm(folder: Path) -> Callable[..., np.ndarray]:
 
 def _vllm_rbln(folder: Path) -> Callable[..., np.ndarray]:
     _torch()
-    # Of this file it uses the uniforms only.
+    # It imports only the function of vLLM that draws uniforms.
     triton = types.SimpleNamespace(jit=lambda function=None, **_: function or (lambda f: f))
     utils = types.SimpleNamespace(triton=triton, tl=package_files.EmptyModule("triton.language"))
     upstream = package_files.module(*_VLLM, folder, ("vllm",), {"vllm.triton_utils": utils})
     version, stubs = "0.12.0", ("vllm", "vllm_rbln", "rebel")
-    samples, constants = "vllm_rbln/v1/sample/", "vllm_rbln.v1.sample.ops.top_k_top_p"
+    samples, constants_module = "vllm_rbln/v1/sample/", "vllm_rbln.v1.sample.ops.top_k_top_p"
     real = {
         "vllm.v1.sample.rejection_sampler": upstream,
-        constants: package_files.module(
+        constants_module: package_files.module(
             "vllm-rbln", version, f"{samples}ops/top_k_top_p.py", folder, stubs
         ),
     }
@@ -275,7 +276,7 @@ def _eagle(folder: Path) -> Callable[..., np.ndarray]:
         paths, earlier = _paths_and_siblings(parents)
         num_paths, width = len(paths), max(map(len, paths))
         shape = (num_paths, width)
-        # Root first, -1 behind the end of a path.
+        # Row 0 is the root, row i + 1 node i. Paths begin with the root and are filled up with -1.
         candidates, chances = np.full(shape, -1), np.zeros(shape, np.float32)
         rows = np.zeros(shape, int)
         before: list[list[list[int]]] = [[[] for _ in range(width)] for _ in paths]
@@ -286,6 +287,7 @@ def _eagle(folder: Path) -> Callable[..., np.ndarray]:
                 candidates[number, place] = tokens[row - 1]
                 before[number][place] = earlier[row]
                 p = draft_probs[row - 1]
+                # EAGLE divides by the mass that earlier siblings left.
                 left = 1 - p[tokens[np.array(earlier[row], int) - 1]].sum()
                 # As its drafter has it: 0 for a draft that fills up a list.
                 chance = p[tokens[row - 1]] / left if left > 0 else 0

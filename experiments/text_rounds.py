@@ -129,8 +129,8 @@ class Predictor:
     def ceiling(self, scheme: str, num_candidates: int, depth: int) -> np.ndarray:
         """The same for a tree that has the first candidates of every node, down to this depth.
 
-        It would be too large to verify. No tree of these candidates has more tokens in a round, and
-        a shape that knew which of them the target emits would have as many, with a node a level.
+        It would be too large to verify. It is an upper bound for every tree of these candidates. A
+        tree that knew the emitted tokens would reach it with one node for each level.
         """
         kernels = self._kernels(scheme, num_candidates)
         return self._counts_of(rounds.tree_survival(kernels, (num_candidates,) * depth))
@@ -182,9 +182,10 @@ class Predictor:
 def _estimated_kernels(scheme: Scheme, log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
     """Kernels of a scheme that has no formula, for static trees only, `f64[P, K + 1, K + 1]`.
 
-    Only the probability that none of J new drafts is accepted is there, in column 0. It is an
-    unbiased estimate, and so are rounds that are expected by it: rounds pass every position of a
-    text at most once, and estimates of different positions are independent.
+    Only the probability that none of J new drafts is accepted is there, in column 0. Expected
+    numbers of tokens and of rounds are sums of products of estimates at different positions, which
+    are independent. So both are unbiased, but for the floor of probabilities, and their ratio
+    nearly so.
     """
     keys = races.keys.fold_in_each(races.new_key(_TRIAL_SEED), np.arange(len(log_q)))
     hits = np.asarray(_accepted_and_emitted(keys, log_p, log_q, scheme), float)
@@ -197,7 +198,7 @@ def _estimated_kernels(scheme: Scheme, log_p: np.ndarray, log_q: np.ndarray) -> 
 
 @partial(jax.jit, static_argnames="scheme")
 def _accepted_and_emitted(keys, log_p, log_q, scheme: Scheme):
-    """How often lists of 1, 2, ... drafts bring about the token 0, and have it: `f32[P, K]`."""
+    """How often token 0 is emitted and in the list, for lists of 1, 2, ... drafts: `f32[P, K]`."""
     verification = scheme.verification
     assert isinstance(verification, TokenVerification)
 
@@ -249,7 +250,7 @@ def recorded_target(texts: Texts, vocab_size: int) -> decoding.LanguageModel:
 
 @dataclasses.dataclass(frozen=True)
 class _RecordedLogits:
-    """`apply` of a recorded target; equal ones are compiled once."""
+    """`apply` of a recorded target, a frozen dataclass so that `jit` reuses the program."""
 
     vocab_size: int
 

@@ -1,10 +1,10 @@
 """Trees at equal cost of verification: tokens per target call against the number of verified nodes.
 
-No paper has this figure. Engines draft without noise: chains of the likeliest token, trees of the
-likeliest paths (EAGLE-2, DDTree), while the target samples alone; here that is the scheme `topk`.
-What do schemes gain that share noise with the target, or that test drafts by their probabilities,
-if the target verifies as many nodes in a call? All have the same drafter, SmolLM2-135M-Instruct
-without layers 12-17, top-k 50, and questions of five kinds.
+Engines draft without noise: chains of the likeliest token, trees of the likeliest paths (EAGLE-2,
+DDTree), while the target samples alone; here that is the scheme `topk`. What do schemes gain that
+share noise with the target, or that test drafts by their probabilities, if the target verifies as
+many nodes in a call? All have the same drafter, SmolLM2-135M-Instruct without layers 12-17, top-k
+50, and questions of five kinds.
 
 At temperature 0 samples of the drafter are its likeliest token, so every scheme but `topk` drafts
 one chain. The drafter of `topk` is at temperature 1 there.
@@ -18,12 +18,13 @@ generation emitted once, see `text_rounds.py`:
 * *decoded*, by the engine and both models: margin trees, which learn from the target and emit the
   same text, and `traversal`, which compares whole paths and emits others.
 
-Of all chains and static trees of about the budget, each half of the prompts has the one that is
-best for the other half. `traversal` has the trees that are best for `specinfer_wor`. Best-first and
-margin trees have one depth, 6 (8 at temperature 0); the drafter reads a quarter of the budget in
-each call, at most eight nodes, and tries 16 tokens after each. Their *ceiling* is a tree that has
-all 16 tokens after every node: what the best shape would give, one that knew what the target emits.
-(Margin trees correct the order of these tokens, so theirs could be a little higher.)
+The shapes of chains and static trees are chosen by two-fold cross-validation over the prompts, of
+all that have about as many nodes as the budget. `traversal` has the static tree that is best for
+`specinfer_wor` on all prompts. Best-first and margin trees have one depth, 6 (8 at temperature 0);
+the drafter reads a quarter of the budget in each call, at most eight nodes, and tries 16 tokens
+after each. Their *ceiling* is a tree with all 16 tokens after every node, an upper bound for every
+tree of these candidates. A tree that knew the emitted tokens would reach it with one node for each
+level. (Margin trees may choose other candidates, so it is not quite a bound for them.)
 """
 
 from __future__ import annotations
@@ -101,11 +102,11 @@ class TreeBudget:
         "num_prompts": 50,
         "rounds": 21,
         "new_tokens": 128,
-        "decoded_nodes": (8, 16, 32, 64),
+        "decoded_nodes": NODES,
         "checks": True,
     }
 
-    nodes: tuple[int, ...] = (8, 16, 32, 64)
+    nodes: tuple[int, ...] = NODES
     temperatures: tuple[float, ...] = (0.0, 0.6, 1.0)
     num_prompts: int = 10
     rounds: int = 8
@@ -127,7 +128,7 @@ class TreeBudget:
             for number, temperature in enumerate(self.temperatures):
                 part = f"T = {temperature:g} ({number + 1} of {len(self.temperatures)})"
                 none_yet = np.zeros((self.num_prompts, 0), np.int32)
-                counts = _Counts(
+                run = _TemperatureRun(
                     options=self,
                     target=target,
                     drafter=drafter,
@@ -135,7 +136,7 @@ class TreeBudget:
                     compute_once=compute_once,
                     report=partial(report, part),
                 )
-                rows += tree_budget_rows.rows_of(counts.points())
+                rows += tree_budget_rows.rows_of(run.points())
         drafter_text = f"drafter without layers {self.drop[0]}-{self.drop[1]}"
         title = f"SmolLM2-135M-Instruct, {drafter_text}, {self.num_prompts} prompts"
         output.save_results(self.out, "tree_budget", rows, tree_budget_rows.figure(rows, title))
@@ -155,7 +156,7 @@ class TreeBudget:
 
 
 @dataclasses.dataclass
-class _Counts:
+class _TemperatureRun:
     """Tokens and rounds of all settings at one temperature.
 
     Attributes:
@@ -233,7 +234,7 @@ class _Counts:
     def _best_elsewhere(
         self, predictor: Predictor, settings: Sequence[planner.Setting]
     ) -> tuple[str, np.ndarray]:
-        """Counts `[2, D]` of each text in the setting that is best for the other half of them."""
+        """Counts `[2, D]` of each text in the setting that is best for the other half."""
         all_counts = np.stack([predictor.counts(setting) for setting in settings])
         # The kinds of questions alternate, so that each half has all.
         half = np.arange(len(self.texts.prompts)) % 2

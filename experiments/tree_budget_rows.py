@@ -12,7 +12,7 @@ from experiments import output
 from experiments.output import column, distinct, select
 from gls_jax.planner.rounds import tokens_per_round
 
-# Okabe and Ito's colours, which differ for all kinds of sight. A scheme keeps its colour.
+# Okabe and Ito's colours, safe for colour-blind readers. A scheme keeps its colour.
 _COLORS = {
     "topk": "#000000",
     "gumbel_topk": "#0072B2",
@@ -82,9 +82,9 @@ class Row(NamedTuple):
     Attributes:
         tokens_per_call: emitted tokens per call of the target.
         standard_error: of it, over the texts.
-        over_best_first: `tokens_per_call` less that of the best-first tree of as many nodes along
-            the same texts; None where there is none.
-        its_error: standard error of this difference, over the texts.
+        gain_over_best_first: `tokens_per_call` less that of the best-first tree of as many nodes,
+            along the same texts; None where there is none.
+        error_of_gain: standard error of this difference, over the texts.
         rounds: of all texts, rounded.
     """
 
@@ -97,8 +97,8 @@ class Row(NamedTuple):
     how: str
     tokens_per_call: float
     standard_error: float
-    over_best_first: float | None
-    its_error: float | None
+    gain_over_best_first: float | None
+    error_of_gain: float | None
     rounds: int
 
 
@@ -114,11 +114,17 @@ def rows_of(points: Sequence[Point]) -> list[Row]:
             difference, difference_error = _difference(point, baseline)
         rows.append(
             Row(
-                *point[:7],
+                part=point.part,
+                temperature=point.temperature,
+                scheme=point.scheme,
+                tree=point.tree,
+                nodes=point.nodes,
+                shape=point.shape,
+                how=point.how,
                 tokens_per_call=mean,
                 standard_error=error,
-                over_best_first=difference,
-                its_error=difference_error,
+                gain_over_best_first=difference,
+                error_of_gain=difference_error,
                 rounds=round(float(point.num_rounds.sum())),
             )
         )

@@ -1,9 +1,9 @@
-"""How far `optimal` is from the optimum in float32: no time, but figures that must not grow.
+"""Accuracy of `optimal` in float32: how far its acceptance is from the optimum. Nothing is timed.
 
 In exact arithmetic the distance is 0. In float32 the priorities select a draft with a distribution
 that is not exactly the `r` of the scheme. Here that distribution is integrated over the places of
 all tokens (:mod:`gls_jax.schemes.priorities`), at the middles of many equal parts of each token's
-interval. The error of this integration is part of the figures, and most of them.
+interval. The error of this integration is part of the figures, and the larger part.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def random_pair(kind: str, num_categories: int, seed: int) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def selection(
+def selected_distributions(
     p: np.ndarray, q: np.ndarray, num_drafts: int, num_parts: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`r` as the scheme knows it, and as its priorities select, `f64[N]` each, in ratio order.
 
-    The priorities are put into one order with their probabilities: the largest of K is one of
-    those up to a certain one with the K-th power of the probability of these.
+    P(largest of K priorities <= v) = P(priority <= v)^K. Its differences over the places, in the
+    order of their priorities, are the probabilities that each is selected.
 
     Args:
         p, q: distributions.
@@ -78,6 +78,7 @@ def selection(
     """
     arrays = _exchanges(*_log_pair(p, q), num_parts, jnp.array(num_drafts))
     drawn, p, selected_p = jax.tree.map(lambda array: np.asarray(array, np.float64), arrays)
+    # A difference of densities below 1e-6 is rounding, and so is the effect of such an exchange.
     zero = np.zeros_like(drawn.needed)
     exchanged = np.divide(drawn.needed, drawn.possible, out=zero, where=drawn.possible > 1e-6)
     exchanged = np.clip(exchanged, 0, 1)
@@ -125,7 +126,7 @@ def _problems() -> Iterator[np.ndarray]:
 def _gap_and_bias(p: np.ndarray, q: np.ndarray, num_drafts: int) -> tuple[float, float]:
     """The optimum less the acceptance, absolute, and the total variation between the two `r`."""
     num_parts = max(1, _NUM_PARTS // len(p))
-    selected_p, by_priorities = selection(p, q, num_drafts, num_parts)
+    selected_p, by_priorities = selected_distributions(p, q, num_drafts, num_parts)
     order = ratio_order(*_log_pair(p, q)).order
     sorted_p, sorted_q = p[order], q[order]
     # The selected draft is accepted with probability min(1, q / r), for the r of the scheme.

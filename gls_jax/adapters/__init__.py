@@ -17,11 +17,11 @@ prompt and text have so far), it depends on neither: a request's text is that of
 that share noise with the drafter need both.
 
 *Drafter.* Every scheme is lossless with drafts of any kind that are independent of its noise, such
-as argmax drafts or n-grams. What `gls` and its relatives gain, they gain only where the drafter
-draws from the same noise: ``scheme.propose(scheme.draft_key(request_key, start, position, parent),
-log_p, K)``, the engine's drafting loop must call that instead of its argmax. Schemes that read the
-draft probabilities need drafts that were drawn from exactly these, at the request's temperature,
-with noise that nothing else uses.
+as argmax drafts or n-grams. But `gls` and its relatives accept more only where the drafter draws
+from the same noise. The engine's drafting loop must then take its tokens from
+``scheme.propose(scheme.draft_key(request_key, start, position, parent), log_p, K)`` in place of
+argmax. Schemes that read the draft probabilities need drafts that were drawn from exactly these, at
+the request's temperature, with noise that nothing else uses.
 
 *The token after the last draft.* An engine that samples it before it verifies, as tpu-inference,
 decides how. Any sample of the target is lossless, but a text is a function of its key only if that

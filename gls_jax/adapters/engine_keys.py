@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from gls_jax import checks, races
 from gls_jax.typing import Numbers
 
-__all__ = ["checked_keys", "given_keys", "keys_from_step", "keys_from_uniforms"]
+__all__ = ["checked_keys", "keys_from_step", "keys_from_uniforms", "request_noise"]
 
 _IMPLEMENTATION = "threefry2x32"
 
@@ -17,8 +17,8 @@ _IMPLEMENTATION = "threefry2x32"
 def keys_from_step(step_key: PRNGKeyArray, num_requests: int) -> Key[Array, " B"]:
     """A key for each request of one step, from the key of the step.
 
-    Engines also pass keys of other generators, and keys that are not typed. The bits of such a key
-    make a key of the generator that the races compute.
+    Engines also pass keys of other generators, and keys that are not typed. Such a key is converted
+    to a threefry key, which the races need.
     """
     if not jnp.issubdtype(step_key.dtype, jax.dtypes.prng_key):
         step_key = jax.random.wrap_key_data(step_key)
@@ -44,7 +44,7 @@ def keys_from_uniforms(uniforms: Float[Array, "B n"]) -> Key[Array, " B"]:
     return jax.vmap(key_of)(words)
 
 
-def given_keys(
+def request_noise(
     request_keys: Key[Array, " B"] | None, positions: Numbers | None, num_requests: int
 ) -> tuple[Key[Array, " B"], Int[Array, " B"]] | None:
     """Keys and positions `i32[B]` of the requests, or None where the engine has none.

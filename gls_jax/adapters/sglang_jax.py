@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from gls_jax import checks, races, schemes, work_shape
-from gls_jax.adapters.engine_keys import given_keys, keys_from_uniforms
+from gls_jax.adapters.engine_keys import keys_from_uniforms, request_noise
 from gls_jax.loops import varying_like
 from gls_jax.schemes import Path, Scheme, Tree
 from gls_jax.schemes.draft_tree import row_of_node
@@ -163,18 +163,20 @@ class TreeSampler:
             )
         links = _Links.of(candidates, retrive_next_token, retrive_next_sibling)
         num_requests, num_candidates = links.candidates.shape
-        noise = given_keys(request_keys, positions, num_requests)
+        noise = request_noise(request_keys, positions, num_requests)
         # The engine's uniforms become the key of a request that has none.
         if noise is None:
             coins = checks.floats(uniform_samples, "uniform_samples")
-            last_coin = checks.floats(uniform_samples_for_final_sampling, "uniform_samples")
+            last_coin = checks.floats(
+                uniform_samples_for_final_sampling, "uniform_samples_for_final_sampling"
+            )
             keys = keys_from_uniforms(jnp.append(coins, last_coin[:, None], axis=1))
             noise = keys, jnp.zeros(num_requests, jnp.int32)
         # A row for every candidate, the root's first: the rows of a tree.
         log_q = jnp.log(checks.floats(target_probs, "target_probs"))
         log_q = log_q.reshape(num_requests, num_candidates, -1)
         answer = _Answer.of(predicts, accept_index, retrive_index)
-        static = (self.scheme, self.num_drafts or max(num_candidates - 1, 1), answer.num_steps)
+        static = (self.scheme, self.num_drafts or max(num_candidates - 1, 1), answer.path_width)
         path = work_shape.compiled(_paths, (*noise, links, log_q), static)
         return _written(path, answer, links.candidates)
 
@@ -222,10 +224,10 @@ def verify_tree_greedy(
     shape = (candidates.shape[0], checks.count(speculative_num_steps, "speculative_num_steps") + 1)
     predicts = jnp.zeros(tokens.shape[0] + 1, jnp.int32)
     answer = _Answer.of(predicts, jnp.full(shape, _NONE, jnp.int32), retrive_index)
-    # The target's token at every place takes the part of its noise.
+    # A greedy target has one token at every place, whatever the noise.
     likeliest = jnp.argmax(checks.floats(next_token_logits, "next_token_logits"), axis=-1)
     next_tokens = likeliest.astype(jnp.int32)[answer.places]
-    path = work_shape.compiled(_greedy_paths, (links, next_tokens), (answer.num_steps,))
+    path = work_shape.compiled(_greedy_paths, (links, next_tokens), (answer.path_width,))
     return _written(path, answer, candidates)
 
 
@@ -261,7 +263,7 @@ class _Answer(NamedTuple):
         )
 
     @property
-    def num_steps(self) -> int:
+    def path_width(self) -> int:
         return self.accept_index.shape[1]
 
 
@@ -272,31 +274,32 @@ def _paths(
     log_q: Float[Array, "B n N"],
     scheme: Scheme,
     num_drafts: int,
-    num_steps: int,
+    path_width: int,
 ) -> Path:
     def verify(key, position, links, log_q):
-        tree = _tree(links, num_drafts, num_steps)
+        tree = _tree(links, num_drafts, path_width)
         return scheme.verify_tree(key, position, tree, None, log_q)
 
     return jax.vmap(verify)(keys, positions, links, log_q)
 
 
-def _greedy_paths(links: _Links, next_tokens: Int[Array, "B n"], num_steps: int) -> Path:
-    """The same walk, where the row of the target is its token."""
+def _greedy_paths(links: _Links, next_tokens: Int[Array, "B n"], path_width: int) -> Path:
+    """The same walk: in place of a distribution each row holds the target's one token."""
     num_candidates = next_tokens.shape[1]
 
     def token(key, drafts, log_p, row, active):
         return row[0]
 
     def verify(links, next_tokens):
-        tree = _tree(links, max(num_candidates - 1, 1), num_steps)
+        tree = _tree(links, max(num_candidates - 1, 1), path_width)
         rows = next_tokens[:, None]
+        # The draft distributions are not looked at; anything of their length will do.
         return walk(races.new_key(0), 0, tree, rows[1:], rows, token, diverse=False)
 
     return jax.vmap(verify)(links, next_tokens)
 
 
-def _tree(links: _Links, num_drafts: int, num_steps: int) -> Tree:
+def _tree(links: _Links, num_drafts: int, path_width: int) -> Tree:
     """One tree; node `i` is candidate ``i + 1``, so that rows are candidates."""
     num_candidates = links.candidates.shape[0]
     candidates = jnp.arange(num_candidates, dtype=jnp.int32)
@@ -321,9 +324,9 @@ def _tree(links: _Links, num_drafts: int, num_steps: int) -> Tree:
     start = varying_like(start, links)
     length = max(num_candidates - 1, 1)
     (parent, index, depth, known), _ = jax.lax.scan(one_candidate_later, start, None, length=length)
-    depth_limit = max(num_steps - 1, 1)
+    depth_limit = max(path_width - 1, 1)
     # Candidates that no link leads to are padding.
-    is_alive = known & (depth < num_steps - 1) & (index < num_drafts)
+    is_alive = known & (depth < path_width - 1) & (index < num_drafts)
     return Tree(
         tokens=links.candidates[1:],
         parents=parent[1:].astype(jnp.int32),
@@ -338,10 +341,10 @@ def _tree(links: _Links, num_drafts: int, num_steps: int) -> Tree:
 def _written(path: Path, answer: _Answer, candidates: Int[Array, "B n"]) -> Verified:
     """The paths in the engine's arrays."""
     predicts, accept_index, places = answer
-    step = jnp.arange(answer.num_steps, dtype=jnp.int32)
+    step = jnp.arange(answer.path_width, dtype=jnp.int32)
     is_on_path = step <= path.length[:, None]
     # The root, and then the accepted nodes.
-    rows = jnp.pad(row_of_node(path.nodes), ((0, 0), (1, 0)))[:, : answer.num_steps]
+    rows = jnp.pad(row_of_node(path.nodes), ((0, 0), (1, 0)))[:, : answer.path_width]
     places = jnp.take_along_axis(places, rows, axis=1)
     # Each is followed by the token of the next one, the last one by the new token.
     tokens = jnp.take_along_axis(candidates, rows, axis=1)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from gls_jax import checks, schemes, work_shape
-from gls_jax.adapters.engine_keys import checked_keys, given_keys, keys_from_step
+from gls_jax.adapters.engine_keys import checked_keys, keys_from_step, request_noise
 from gls_jax.schemes import Scheme
 from gls_jax.schemes.tree_walk import token_without_drafts
 from gls_jax.typing import Numbers
@@ -119,7 +119,7 @@ class RejectionSampler:
         if draft_probs is not None:
             draft_probs = checks.floats(draft_probs, "draft_probs")
         # Noise of the requests, or of this step.
-        noise = given_keys(request_keys, positions, lengths.shape[0])
+        noise = request_noise(request_keys, positions, lengths.shape[0])
         if noise is None:
             noise = self._noise_of_step(key, lengths.shape[0])
         arrays = (*noise, batch, draft_probs, checks.floats(target_probs, "target_probs"))

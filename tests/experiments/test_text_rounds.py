@@ -99,7 +99,7 @@ def test_shapes_are_chosen_by_the_other_half():
             return np.stack([num_tokens, np.ones(4)])
 
     texts = Texts([[1]] * 4, None, 1.0, np.zeros((4, 8), np.int32))
-    counts = tree_budget._Counts(tree_budget.TreeBudget(), None, None, texts, None, None)
+    counts = tree_budget._TemperatureRun(tree_budget.TreeBudget(), None, None, texts, None, None)
     settings = [planner.Setting("topk", 1, 2), planner.Setting("topk", 2, 1)]
     shape, (num_tokens, _) = counts._best_elsewhere(Predictor(), settings)
     assert shape == "2 x 1 or 1 x 2"

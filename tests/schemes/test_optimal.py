@@ -60,7 +60,9 @@ def test_priorities_select_the_clipped_target(num_drafts):
     for kind in KINDS:
         for num_categories in (6, 300):
             p, q = optimal_gap.random_pair(kind, num_categories, seed=num_drafts)
-            selected_p, by_priorities = optimal_gap.selection(p, q, num_drafts, NUM_PARTS)
+            selected_p, by_priorities = optimal_gap.selected_distributions(
+                p, q, num_drafts, NUM_PARTS
+            )
             assert np.abs(by_priorities - selected_p).sum() / 2 < ROUNDING
             assert selected_p.sum() == pytest.approx(1, abs=1e-6)
             order = np.argsort(q / p, kind="stable")
@@ -72,14 +74,14 @@ def test_priorities_select_the_clipped_target(num_drafts):
 def test_a_selection_without_exchanges_is_seen(monkeypatch):
     """A planted defect: the draft in the largest place, priorities ignored."""
     p, q = optimal_gap.random_pair("Dirichlet(1)", 6, seed=0)
-    selected_p, by_priorities = optimal_gap.selection(p, q, 2, NUM_PARTS)
+    selected_p, by_priorities = optimal_gap.selected_distributions(p, q, 2, NUM_PARTS)
     assert np.abs(by_priorities - selected_p).sum() / 2 < ROUNDING
     optimal_gap._exchanges.clear_cache()
     index_with_area = priorities._index_with_area
     monkeypatch.setattr(
         priorities, "_index_with_area", lambda *arguments: 0 * index_with_area(*arguments)
     )
-    selected_p, by_priorities = optimal_gap.selection(p, q, 2, NUM_PARTS)
+    selected_p, by_priorities = optimal_gap.selected_distributions(p, q, 2, NUM_PARTS)
     optimal_gap._exchanges.clear_cache()
     assert np.abs(by_priorities - selected_p).sum() / 2 > 100 * ROUNDING
 
