@@ -78,6 +78,7 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
+from jax.scipy.special import xlogy
 from jaxtyping import PRNGKeyArray
 
 from gls_jax import bounds, races
@@ -162,14 +163,15 @@ def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
         priorities, probs = priorities[order], probs[order]
         prob_y_below = jnp.cumsum(probs) - probs / 2
         prob_other_below = jnp.maximum(priorities - prob_y_below, 0)
-        # One draft is y with this priority, and all others are below: n - 1 of them y. A factor J,
-        # which draft it is, cancels below.
-        weights = [
-            math.comb(num_active - 1, n - 1)
-            * jnp.sum(probs * prob_y_below ** (n - 1) * prob_other_below ** (num_active - n))
-            for n in range(1, num_active + 1)
-        ]
-        shares = jnp.stack(weights) / jnp.maximum(sum(weights), _LEAST)
+        # One draft is y with this priority, and all others are below: n of them y, a binomial
+        # probability. A factor J, which draft it is, cancels below.
+        num_others = num_active - 1
+        log_ways = [math.log(math.comb(num_others, n)) for n in range(num_active)]
+        num_y = jnp.arange(num_active, dtype=q.dtype)[:, None]
+        log_weights = jnp.asarray(log_ways, q.dtype)[:, None]
+        log_weights += xlogy(num_y, prob_y_below) + xlogy(num_others - num_y, prob_other_below)
+        weights = jnp.sum(probs * jnp.exp(log_weights), axis=1)
+        shares = weights / jnp.maximum(jnp.sum(weights), _LEAST)
         # The emitted y was the selected draft with this probability, or else is not in the list.
         prob_selected = jnp.minimum(1, ratios.tau * quotient(p[0], q[0]))
         counts = jnp.append(1 - prob_selected, prob_selected * shares)

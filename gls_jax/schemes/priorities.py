@@ -102,8 +102,10 @@ def clip_ratios(ranked: RatioOrder, num_drafts: Scalar) -> ClipRatios:
     num_before = jnp.sum(is_possible & (mass_above > f))
     index = jnp.minimum(num_before, jnp.sum(is_possible) - 1)
     tau = (q_from[index] - f) / p_from[index]
+    # It is at least the ratio before. Rounding of f, divided by a tiny p, may say otherwise.
+    tau = jnp.maximum(tau, jnp.where(num_before > 0, ranked.ratio[num_before - 1], 0))
 
-    # At u = 1 both sums are the total variation, which is at least f. Rounding may say otherwise.
+    # At u = 1 both sums are the total variation, which is at least f, but for rounding.
     return ClipRatios(jnp.minimum(sigma, 1), jnp.maximum(tau, 1))
 
 
@@ -254,11 +256,14 @@ def _signed_area(
     num_drafts: Scalar,
 ) -> Float[Array, " n"]:
     """The integral of ``rho - m`` over places from `start` on, as far as `distance`."""
-    is_short = distance < start
-    # start^K ((1 + distance / start)^K - 1) keeps the digits of a short distance. Of the two
-    # branches neither divides by zero where the other one is used.
-    growth = jnp.where(is_short, distance, 0) / jnp.where(is_short, start, 1)
-    short_rise = start**num_drafts * jnp.expm1(num_drafts * jnp.log1p(growth))
+    # The rise of u^K is start^K ((1 + distance / start)^K - 1). That keeps the digits of a short
+    # distance, over which u^K grows by less than a factor of e. Over a longer one the difference
+    # has its digits, and the product would be 0 times infinity for a large K.
+    is_positive = start > 0
+    growth = jnp.where(is_positive, distance, 0) / jnp.where(is_positive, start, 1)
+    exponent = num_drafts * jnp.log1p(growth)
+    is_short = is_positive & (exponent < 1)
+    short_rise = start**num_drafts * jnp.expm1(jnp.where(is_short, exponent, 0))
     long_rise = (start + distance) ** num_drafts - start**num_drafts
     return density * distance - jnp.where(is_short, short_rise, long_rise)
 
