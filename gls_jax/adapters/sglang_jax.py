@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from gls_jax import checks, races, schemes, work_shape
-from gls_jax.adapters.engine_keys import keys_from_uniforms, request_noise
+from gls_jax.adapters.engine_keys import check_shape, keys_from_uniforms, request_noise
 from gls_jax.loops import varying_like
 from gls_jax.schemes import Path, Scheme, Tree
 from gls_jax.schemes.draft_tree import row_of_node
@@ -170,12 +170,18 @@ class TreeSampler:
             last_coin = checks.floats(
                 uniform_samples_for_final_sampling, "uniform_samples_for_final_sampling"
             )
+            check_shape(coins, "uniform_samples", num_requests, None)
+            check_shape(last_coin, "uniform_samples_for_final_sampling", num_requests)
             keys = keys_from_uniforms(jnp.append(coins, last_coin[:, None], axis=1))
             noise = keys, jnp.zeros(num_requests, jnp.int32)
         # A row for every candidate, the root's first: the rows of a tree.
-        log_q = jnp.log(checks.floats(target_probs, "target_probs"))
+        target_probs = checks.floats(target_probs, "target_probs")
+        check_shape(target_probs, "target_probs", num_requests * num_candidates, None)
+        log_q = jnp.log(target_probs)
         log_q = log_q.reshape(num_requests, num_candidates, -1)
         answer = _Answer.of(predicts, accept_index, retrive_index)
+        check_shape(answer.places, "retrive_index", num_requests, num_candidates)
+        check_shape(answer.accept_index, "accept_index", num_requests, None)
         static = (self.scheme, self.num_drafts or max(num_candidates - 1, 1), answer.path_width)
         path = work_shape.compiled(_paths, (*noise, links, log_q), static)
         return _written(path, answer, links.candidates)
@@ -219,13 +225,21 @@ def verify_tree_greedy(
     ([[0, 2]], [4, 0, 5, 0])
     """
     tokens = checks.integers(draft_tokens, "draft_tokens", "[B n]")
-    candidates = tokens.reshape(-1, checks.count(num_draft_tokens, "num_draft_tokens"))
+    num_candidates = checks.count(num_draft_tokens, "num_draft_tokens")
+    if tokens.shape[0] % num_candidates:
+        raise ValueError(
+            f"draft_tokens: expected {num_candidates} for each request, got {tokens.shape[0]}"
+        )
+    candidates = tokens.reshape(-1, num_candidates)
     links = _Links.of(candidates, retrive_next_token, retrive_next_sibling)
     shape = (candidates.shape[0], checks.count(speculative_num_steps, "speculative_num_steps") + 1)
     predicts = jnp.zeros(tokens.shape[0] + 1, jnp.int32)
     answer = _Answer.of(predicts, jnp.full(shape, _NONE, jnp.int32), retrive_index)
+    check_shape(answer.places, "retrive_index", *candidates.shape)
     # A greedy target has one token at every place, whatever the noise.
-    likeliest = jnp.argmax(checks.floats(next_token_logits, "next_token_logits"), axis=-1)
+    logits = checks.floats(next_token_logits, "next_token_logits")
+    check_shape(logits, "next_token_logits", tokens.shape[0], None)
+    likeliest = jnp.argmax(logits, axis=-1)
     next_tokens = likeliest.astype(jnp.int32)[answer.places]
     path = work_shape.compiled(_greedy_paths, (links, next_tokens), (answer.path_width,))
     return _written(path, answer, candidates)
@@ -240,11 +254,14 @@ class _Links(NamedTuple):
 
     @classmethod
     def of(cls, candidates: Numbers, first_child: Numbers, next_sibling: Numbers) -> _Links:
-        return cls(
+        links = cls(
             checks.integers(candidates, "candidates", "[B, n]"),
             checks.integers(first_child, "retrive_next_token", "[B, n]"),
             checks.integers(next_sibling, "retrive_next_sibling", "[B, n]"),
         )
+        check_shape(links.first_child, "retrive_next_token", *links.candidates.shape)
+        check_shape(links.next_sibling, "retrive_next_sibling", *links.candidates.shape)
+        return links
 
 
 class _Answer(NamedTuple):

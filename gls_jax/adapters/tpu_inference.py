@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from gls_jax import checks, schemes, work_shape
-from gls_jax.adapters.engine_keys import checked_keys, keys_from_step, request_noise
+from gls_jax.adapters.engine_keys import check_shape, checked_keys, keys_from_step, request_noise
 from gls_jax.schemes import Scheme
 from gls_jax.schemes.tree_walk import token_without_drafts
 from gls_jax.typing import Numbers
@@ -110,19 +110,23 @@ class RejectionSampler:
         drafts = checks.integers(draft_token_ids, "draft_token_ids", "[T]")
         lengths = checks.integers(num_draft_tokens, "num_draft_tokens", "[B]")
         bonus = checks.integers(bonus_token_ids, "bonus_token_ids", "[B]")
+        check_shape(bonus, "bonus_token_ids", lengths.shape[0])
+        target_probs = checks.floats(target_probs, "target_probs")
+        check_shape(target_probs, "target_probs", drafts.shape[0], None)
+        if draft_probs is not None:
+            draft_probs = checks.floats(draft_probs, "draft_probs")
+            check_shape(draft_probs, "draft_probs", *target_probs.shape)
         batch = _Batch(drafts, lengths, bonus)
         if drafts.size == 0:
             return bonus
         # The engine passes logits then, and no key.
         if not do_sampling:
-            return _verified_greedily(batch, checks.floats(target_probs, "target_probs"))
-        if draft_probs is not None:
-            draft_probs = checks.floats(draft_probs, "draft_probs")
+            return _verified_greedily(batch, target_probs)
         # Noise of the requests, or of this step.
         noise = request_noise(request_keys, positions, lengths.shape[0])
         if noise is None:
             noise = self._noise_of_step(key, lengths.shape[0])
-        arrays = (*noise, batch, draft_probs, checks.floats(target_probs, "target_probs"))
+        arrays = (*noise, batch, draft_probs, target_probs)
         static = (self.scheme, self.max_draft_tokens)
         return work_shape.compiled(_verified, arrays, static)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -56,8 +57,10 @@ class Check:
         """Check, print, and return the exit code."""
         options = dataclasses.asdict(self)
         as_json, location = options.pop("json"), options.pop("verifier")
-        verifier = verifier_location.load(location)
-        with progress() as report:
+        with contextlib.redirect_stdout(sys.stderr):
+            verifier = verifier_location.load(location)
+        # What the verifier prints goes to stderr, so that stdout is the report alone.
+        with contextlib.redirect_stdout(sys.stderr), progress() as report:
             found = conformance.check(verifier, **options, progress=report)
         if as_json:
             print_json(found.as_json())

@@ -171,7 +171,7 @@ class Caller:
             limited(lambda: jax.eval_shape(function, *arguments), self._seconds)
         except VerifierError:
             raise
-        except Exception:
+        except (Exception, SystemExit):
             # What is wrong with it, if anything, a plain call says more clearly.
             self.calls = "no JAX function that can be traced: called in a Python loop"
             return
@@ -200,11 +200,14 @@ class Caller:
 
     def _call(self, function, arguments, trial: int = 0) -> np.ndarray:
         try:
-            answer = np.asarray(function(*arguments))
-        except Exception as error:
+            result = function(*arguments)
+            answer = np.asarray(result)
+        # A verifier that ends the process would end the report with it.
+        except (Exception, SystemExit) as error:
             raise VerifierError(f"raised {_named(error)}", trial) from error
         if answer.dtype == object:
-            raise VerifierError("expected one array, got something else", trial)
+            got = type(result).__name__
+            raise VerifierError(f"expected an array or a number, got {got}", trial)
         return answer
 
     def _loop(self, keys, varying, fixed, seconds: float) -> np.ndarray:
@@ -215,10 +218,7 @@ class Caller:
             # Copies, in case that the verifier writes into its arguments.
             rows = [np.array(array[trial]) for array in varying]
             shared = [np.array(array) for array in fixed]
-            try:
-                answer = np.asarray(self.verifier(noise[trial], *rows, *shared))
-            except Exception as error:
-                raise VerifierError(f"raised {_named(error)}", trial) from error
+            answer = self._call(self.verifier, (noise[trial], *rows, *shared), trial)
             if answers and answer.shape != answers[0].shape:
                 shapes = f"{list(answers[0].shape)} and {list(answer.shape)}"
                 raise VerifierError(f"expected answers of one shape, got {shapes}", trial)
@@ -234,6 +234,6 @@ class Caller:
         return np.stack(answers)
 
 
-def _named(error: Exception) -> str:
+def _named(error: BaseException) -> str:
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:300]}"

@@ -38,6 +38,8 @@ PROBLEMS: dict[str, tuple[str, ...]] = {
 KINDS: tuple[str, ...] = tuple(PROBLEMS)
 """The kinds of verifiers."""
 
+INVARIANCES = ("none", "conditional", "strong")
+
 _RUNS = {
     "token": token_kind.run,
     "ragged": ragged_kind.run,
@@ -147,7 +149,8 @@ def verifier_name(verifier: Any) -> str:
     """The name under which it is reported."""
     if isinstance(verifier, partial):
         verifier = verifier.func
-    return getattr(verifier, "__name__", None) or getattr(verifier, "name", None) or repr(verifier)
+    names = (getattr(verifier, name, None) for name in ("__name__", "name"))
+    return next((name for name in names if isinstance(name, str)), type(verifier).__name__)
 
 
 def _check_verifier(verifier: Any, kind: str) -> None:
@@ -160,6 +163,13 @@ def _check_verifier(verifier: Any, kind: str) -> None:
         if not callable(getattr(verifier, name, None)):
             got = type(verifier).__name__
             raise ValueError(f"verifier: expected an object with a method {name}, got {got}")
+    if isinstance(verifier, type):
+        raise ValueError(f"verifier: expected an object, got the class {verifier.__name__}")
+    # Attributes that are read in place of options.
+    if getattr(verifier, "max_drafts", None) is not None:
+        checks.count(verifier.max_drafts, "verifier.max_drafts")
+    if hasattr(verifier, "invariance"):
+        checks.one_of(verifier.invariance, INVARIANCES, "verifier.invariance")
 
 
 def _check_options(options: Options, kind: str) -> None:
@@ -172,7 +182,7 @@ def _check_options(options: Options, kind: str) -> None:
     for problem in options.problems or ():
         checks.one_of(problem, PROBLEMS[kind], "problems")
     for name, values in (
-        ("invariance", ("none", "conditional", "strong")),
+        ("invariance", INVARIANCES),
         ("drafts", ("independent", "distinct", "any")),
     ):
         value = getattr(options, name)

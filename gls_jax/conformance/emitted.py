@@ -202,7 +202,12 @@ def as_claimed(
     """The acceptance against the exact value that is claimed."""
     rate = count / num_trials
     log_p, log_q = jnp.asarray(logs(pair.p)), jnp.asarray(logs(pair.q))
-    value = float(exact(log_p, log_q, num_drafts))
+    try:
+        value = float(exact(log_p, log_q, num_drafts))
+    except Exception as error:
+        raise VerifierError(f"its acceptance raised {type(error).__name__}: {error}") from error
+    if not -_ROUNDING <= value <= 1 + _ROUNDING:
+        raise VerifierError(f"expected an acceptance within 0..1, got {value}")
     lowest, highest = max(value - _ROUNDING, 0), min(value + _ROUNDING, 1)
     return Outcome(
         "acceptance as claimed",
@@ -295,7 +300,8 @@ def shared_noise(outcome: Outcome, way: Way, example: Example) -> Outcome:
     told = outcome.failure or outcome.message
     advice = (
         f"biased where drafts come from {way.name} of the verifier's key: {told}. Draw from a key "
-        "that no drafter uses; if no drafter ever sees this key, say separate_keys=True"
+        "that no drafter uses; if no drafter ever sees this key, say separate_keys=True "
+        "(--separate-keys)"
     )
     outcome.failure = advice if outcome.failure is not None else None
     outcome.message = advice

@@ -30,9 +30,10 @@ class Way:
         name: as people write it.
         noise: ``(key, num_rows, num_categories) -> f[num_rows, N]`` exponential noise of a race in
             each row, or ``f[num_rows]`` uniforms to be inverted.
-        is_finding: whether a verifier that shares this noise is wrong. Otherwise it is noted: keys
+        is_finding: whether a verifier that shares this noise is wrong. Otherwise it is noted. Keys
             derived by `jax.random.split` are streams of a race too, and every verifier that splits
-            its key would fail.
+            its key would fail. A seed is rarely the drafter's too, and every verifier that makes a
+            generator of it would fail.
     """
 
     name: str
@@ -57,17 +58,17 @@ _OF_SEEDS = (
     Way(
         "np.random.default_rng(seed).choice(...)",  # which inverts uniforms
         lambda seed, r, n: np.random.default_rng(seed).random(r),
-        True,
+        False,
     ),
     Way(
         "np.random.RandomState(seed).choice(...)",
         lambda seed, r, n: np.random.RandomState(seed).random_sample(r),
-        True,
+        False,
     ),
     Way(
         "np.random.default_rng(seed).gumbel(...)",
         lambda seed, r, n: np.exp(-np.random.default_rng(seed).gumbel(size=(r, n))),
-        True,
+        False,
     ),
 )
 

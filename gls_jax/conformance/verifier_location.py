@@ -40,7 +40,16 @@ def load(location: str) -> Any:
                 f"verifier: expected {attributes!r} in {module_name}, got no such name"
             )
         found = getattr(found, attribute)
-    return found() if is_called else found
+    if not is_called:
+        return found
+    try:
+        return found()
+    # Also what would end the process, with an exit code that says something else.
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"verifier: expected {location} to give a verifier, "
+            f"got {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _module(name: str) -> ModuleType:
@@ -51,7 +60,7 @@ def _module(name: str) -> ModuleType:
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = " ".join(str(error).split())
         raise ValueError(
             f"verifier: expected a module that can be imported, got {name}, "

@@ -232,3 +232,10 @@ def test_bad_input():
         sglang_jax.tree_sampler("specinfer")
     with pytest.raises(ValueError, match="expected both or none"):
         sampled(children, positions=np.zeros(2, np.int32))
+    links = np.array([[1, -1, 2]]), np.full((1, 3), -1)
+    with pytest.raises(ValueError, match=r"retrive_next_token: expected shape \[1, 4\], got"):
+        sglang_jax.verify_tree_greedy(1, 4, np.zeros(4, int), links[0], *links, np.ones((4, 5)))
+    with pytest.raises(ValueError, match=r"next_token_logits: expected shape \[3, N\], got"):
+        sglang_jax.verify_tree_greedy(1, 3, np.zeros(3, int), links[0], *links, np.ones((2, 5)))
+    with pytest.raises(ValueError, match="draft_tokens: expected 3 for each request, got 4"):
+        sglang_jax.verify_tree_greedy(1, 3, np.zeros(4, int), links[0], *links, np.ones((4, 5)))

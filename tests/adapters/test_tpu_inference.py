@@ -323,3 +323,39 @@ def test_inside_shard_map(scheme):
     sharded = jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=data))
     key = jax.random.key(0)
     assert sharded(*arrays, key).tolist() == forward(*arrays, key).tolist()
+
+
+@pytest.mark.parametrize("do_sampling", [True, False])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"target_probs": jnp.ones((2, 4)) / 4},
+            r"target_probs: expected shape \[3, N\], got \[2, 4",
+        ),
+        ({"target_probs": jnp.ones(3) / 4}, r"target_probs: expected shape \[3, N\], got \[3\]"),
+        (
+            {"draft_probs": jnp.ones((2, 4)) / 4},
+            r"draft_probs: expected shape \[3, 4\], got \[2, 4",
+        ),
+        ({"bonus_token_ids": jnp.array([1])}, r"bonus_token_ids: expected shape \[2\], got \[1\]"),
+    ],
+)
+def test_shapes_that_do_not_fit(change, message, do_sampling):
+    arrays = {
+        "draft_token_ids": jnp.zeros(3, jnp.int32),
+        "num_draft_tokens": jnp.array([2, 1]),
+        "draft_probs": None,
+        "target_probs": jnp.ones((3, 4)) / 4,
+        "bonus_token_ids": jnp.array([1, 2]),
+    }
+    sample = tpu_inference.rejection_sampler("block", max_draft_tokens=2)
+    with pytest.raises(ValueError, match=message):
+        sample(**(arrays | change), do_sampling=do_sampling, key=jax.random.key(0))
+
+
+def test_a_key_that_is_none():
+    sample = tpu_inference.rejection_sampler("block", max_draft_tokens=1)
+    arrays = jnp.zeros(1, jnp.int32), jnp.array([1]), None, jnp.ones((1, 4)) / 4, jnp.array([1])
+    with pytest.raises(ValueError, match="key: expected a key as of"):
+        sample(*arrays, True, 0)

@@ -15,6 +15,7 @@ def sound(key, drafts, draft_probs, target_probs):
     return jax.random.categorical(jax.random.fold_in(key, 9), jnp.log(target_probs))
 
 def biased(key, drafts, draft_probs, target_probs):
+    print("noise of the verifier")
     return drafts[0]
 
 class Pair:

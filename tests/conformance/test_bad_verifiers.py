@@ -1,5 +1,7 @@
 """What is no answer is a finding in one line, and a wrong call is a ValueError."""
 
+import dataclasses
+import sys
 import time
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gls_jax import conformance
+from gls_jax import conformance, schemes
 from gls_jax.conformance import verifier_location
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -40,7 +42,9 @@ counts_calls.calls = 0
         (lambda key, d, p, q: d, "key", "got int32 of shape [1]"),
         (lambda key, d, p, q: d[0] - 9, "key", "expected a token within 0..5, got -"),
         (lambda seed, d, p, q: len(q), "seed", "expected a token within 0..5, got 6"),
-        (lambda seed, d, p, q: None, "seed", "expected one token, an integer"),
+        (lambda seed, d, p, q: None, "seed", "expected an array or a number, got NoneType"),
+        (lambda seed, d, p, q: sys.exit(0), "seed", "raised SystemExit: 0"),
+        (lambda key, d, p, q: sys.exit(0), "key", "raised SystemExit: 0"),
     ],
 )
 def test_no_usable_answer(verifier, noise, words):
@@ -127,6 +131,49 @@ def test_a_verifier_that_is_no_function_is_refused():
         check(3)
 
 
+@dataclasses.dataclass
+class Shared:
+    """A sound object of kind `shared`, with attributes that may be wrong."""
+
+    acceptance: object
+    max_drafts: object = None
+    invariance: str = "conditional"
+
+    def propose(self, *arguments):
+        return schemes.get("gls").propose(*arguments)
+
+    def verify(self, *arguments):
+        return schemes.get("gls").verify(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "line"),
+    [
+        ({"max_drafts": "x"}, "verifier.max_drafts: expected an int of at least 1"),
+        ({"invariance": "foo"}, "verifier.invariance: expected one of none, conditional, strong"),
+    ],
+)
+def test_wrong_attributes_are_refused(attribute, line):
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
+        check(Shared(schemes.get("gls").acceptance, **attribute), kind="shared")
+    assert line in str(error.value)
+    with pytest.raises(ValueError, match="expected an object, got the class Shared"):
+        check(Shared, kind="shared")
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "words"),
+    [
+        (lambda *_: 1 / 0, "its acceptance raised ZeroDivisionError"),
+        (lambda *_: float("nan"), "expected an acceptance within 0..1, got nan"),
+        (schemes.get("gls").acceptance, None),
+    ],
+)
+def test_a_claim_that_is_no_number_is_a_finding(acceptance, words):
+    report = check(Shared(acceptance), kind="shared")
+    assert report.passed if words is None else words in report.findings[0].message, str(report)
+
+
 def test_problems_beyond_its_vocabulary_are_skipped_and_said_so():
     report = check(emits_the_target, problems=("plain", "flat tail"), max_vocabulary=1000)
     assert report.passed and "1 problems not tried" in str(report)
@@ -157,6 +204,13 @@ def test_a_file_and_a_function_that_makes_the_verifier(tmp_path):
     file.write_text("class A:\n    verify = staticmethod(len)\n\ndef make():\n    return max\n")
     assert verifier_location.load(f"{file}:A.verify") is len
     assert verifier_location.load(f"{file}:make()") is max
+    file.write_text("number = 5\n\ndef make(x): pass\n\ndef ends():\n    raise SystemExit(0)\n")
+    for name in ("number", "make", "ends"):
+        with pytest.raises(ValueError, match=f"{name}.. to give a verifier, got"):
+            verifier_location.load(f"{file}:{name}()")
+    file.write_text("raise SystemExit(0)\n")
+    with pytest.raises(ValueError, match="raised SystemExit"):
+        verifier_location.load(f"{file}:verify")
     file.write_text("def broken(:\n")
     with pytest.raises(ValueError, match="SyntaxError"):
         verifier_location.load(f"{file}:broken")

@@ -10,6 +10,7 @@ import pytest
 from experiments.bench import optimal_gap
 from gls_jax import decomposition, schemes
 from gls_jax.exact.ratio_order import ratio_order
+from gls_jax.planner import conditional
 from gls_jax.schemes import priorities
 from tests import oracles
 from tests.problems import PROBLEMS, logs
@@ -84,6 +85,26 @@ def test_a_selection_without_exchanges_is_seen(monkeypatch):
     selected_p, by_priorities = optimal_gap.selected_distributions(p, q, 2, NUM_PARTS)
     optimal_gap._exchanges.clear_cache()
     assert np.abs(by_priorities - selected_p).sum() / 2 > 100 * ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "num_drafts"),
+    [
+        # u^K leaves the range of float32 within one interval.
+        ([0.55, 0.45], [0.2, 0.8], 160),
+        ([0.5, 0.3, 0.2], [0.2, 0.3, 0.5], 1000),
+        # Tau by a difference that rounding of f makes wrong, divided by a tiny p.
+        ([1.38303947e-2, 0.98616960, 8.1e-10], [0.99907164, 2.3e-7, 9.2812e-4], 1000),
+    ],
+)
+def test_many_drafts(p, q, num_drafts):
+    p, q = (np.array(x) / np.sum(x) for x in (p, q))
+    selected_p, by_priorities = optimal_gap.selected_distributions(p, q, num_drafts, 20_000)
+    assert np.abs(by_priorities - selected_p).sum() / 2 < 1e-4
+    assert selected_p.sum() == pytest.approx(1, abs=1e-4)
+    pairs = (np.asarray(logs(x))[None] for x in (p, q))
+    kernels = conditional.kernels(*pairs, scheme="optimal", num_drafts=40)
+    np.testing.assert_allclose(kernels.sum(axis=-1), 1, atol=1e-5)
 
 
 def test_clip_ratios_cut_what_the_optimum_lacks():
