@@ -65,8 +65,8 @@ two. Measured on 500 problems of 6 to 300 tokens at K = 2, 4, 8 (Dirichlet of 0.
 normal logits near and far, next-token distributions after a top-k of 50), it was 2.6e-7 in the
 median and 3.8e-5 at most, and the acceptance was off the optimum by 1.1e-7 in the median, 2.2e-6 at
 the 99th percentile and 1.2e-5 at most. These figures include the error of the numerical integration
-that measured them (``python -m experiments bench schemes``). Errors grow in proportion to K, because
-``u^K`` multiplies those of `u` by K; the tests bound the bias at K = 1,000 by 1e-4.
+that measured them (``python -m experiments bench schemes``). Errors grow in proportion to K,
+because ``u^K`` multiplies those of `u` by K; a test bounds the bias at K = 1,000 by 1e-4.
 
 **How far.** All drafts must have one distribution, which the drafter must supply. If distributions
 differ, the sets `H` have no order, and the optimum is a linear program over all of them:
