@@ -34,7 +34,9 @@ def keys_from_step(step_key: PRNGKeyArray, num_requests: int) -> Key[Array, " B"
     if not hasattr(step_key, "dtype"):
         raise ValueError(f"key: expected a key as of jax.random.key(0), got {step_key!r}")
     if not jnp.issubdtype(step_key.dtype, jax.dtypes.prng_key):
-        step_key = jax.random.wrap_key_data(step_key)
+        # Keys of four words are those of XLA's generator, whatever the default one is.
+        implementation = "rbg" if step_key.shape == (4,) else _IMPLEMENTATION
+        step_key = jax.random.wrap_key_data(step_key, impl=implementation)
     if str(jax.random.key_impl(step_key)) != _IMPLEMENTATION:
         words = jax.random.bits(step_key, (2,), jnp.uint32)
         step_key = jax.random.wrap_key_data(words, impl=_IMPLEMENTATION)

@@ -178,7 +178,7 @@ class TreeSampler:
         target_probs = checks.floats(target_probs, "target_probs")
         check_shape(target_probs, "target_probs", num_requests * num_candidates, None)
         log_q = jnp.log(target_probs)
-        log_q = log_q.reshape(num_requests, num_candidates, -1)
+        log_q = log_q.reshape(num_requests, num_candidates, log_q.shape[-1])
         answer = _Answer.of(predicts, accept_index, retrive_index)
         check_shape(answer.places, "retrive_index", num_requests, num_candidates)
         check_shape(answer.accept_index, "accept_index", num_requests, None)

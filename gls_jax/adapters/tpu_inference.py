@@ -117,8 +117,17 @@ class RejectionSampler:
             draft_probs = checks.floats(draft_probs, "draft_probs")
             check_shape(draft_probs, "draft_probs", *target_probs.shape)
         batch = _Batch(drafts, lengths, bonus)
+        known = checks.known_values(lengths)
+        if known is not None and known.size and (known.min() < 0 or known.sum() > drafts.size):
+            raise ValueError(
+                f"num_draft_tokens: expected numbers with a sum of at most {drafts.size}, "
+                f"got {known.tolist()}"
+            )
         if drafts.size == 0:
             return bonus
+        # A step without requests: all rows are padding.
+        if lengths.size == 0:
+            return jnp.full(drafts.shape, _PADDING, jnp.int32)
         # The engine passes logits then, and no key.
         if not do_sampling:
             return _verified_greedily(batch, target_probs)

@@ -201,7 +201,11 @@ class Caller:
     def _call(self, function, arguments, trial: int = 0) -> np.ndarray:
         try:
             result = function(*arguments)
+            if isinstance(result, tuple):
+                raise VerifierError(f"expected one array, got a tuple of {len(result)}", trial)
             answer = np.asarray(result)
+        except VerifierError:
+            raise
         # A verifier that ends the process would end the report with it.
         except (Exception, SystemExit) as error:
             raise VerifierError(f"raised {_named(error)}", trial) from error
@@ -235,5 +239,8 @@ class Caller:
 
 
 def _named(error: BaseException) -> str:
-    message = " ".join(str(error).split())
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = "without a message that can be printed"
     return f"{type(error).__name__}: {message[:300]}"

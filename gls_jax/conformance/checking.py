@@ -20,7 +20,8 @@ from gls_jax.conformance import (
     tree_kind,
 )
 from gls_jax.conformance.calling import Caller, Noise, VerifierError
-from gls_jax.conformance.problem_set import LARGE
+from gls_jax.conformance.languages import NUM_TOKENS
+from gls_jax.conformance.problem_set import LARGE, NUM_CATEGORIES
 from gls_jax.conformance.report import CheckResult, Finding, Report
 from gls_jax.conformance.session import Options, Outcome, Session
 from gls_jax.typing import Report as ProgressReport
@@ -37,6 +38,12 @@ PROBLEMS: dict[str, tuple[str, ...]] = {
 
 KINDS: tuple[str, ...] = tuple(PROBLEMS)
 """The kinds of verifiers."""
+
+MOST_TRIALS = 10_000_000
+"""Of a problem; their answers are in memory at the same time."""
+
+LONGEST_TIME = 1_000_000
+"""Largest time limit, in seconds."""
 
 INVARIANCES = ("none", "conditional", "strong")
 
@@ -119,7 +126,7 @@ def check(
         max_drafts=max_drafts,
         max_vocabulary=max_vocabulary,
         problems=None if problems is None else tuple(problems),
-        acceptance=_claimed_acceptance(acceptance),
+        acceptance=_claimed_acceptance(acceptance, kind, max_drafts),
         diverse=diverse,
         without_replacement=without_replacement,
         separate_keys=separate_keys,
@@ -179,8 +186,21 @@ def _check_options(options: Options, kind: str) -> None:
         value = getattr(options, name)
         if value is not None:
             checks.count(value, name)
+    if options.problems == ():
+        raise ValueError(f"problems: expected some of {', '.join(PROBLEMS[kind])}, got none")
     for problem in options.problems or ():
         checks.one_of(problem, PROBLEMS[kind], "problems")
+    if options.num_trials > MOST_TRIALS:
+        raise ValueError(
+            f"num_trials: expected at most {MOST_TRIALS:,}, got {options.num_trials:,}"
+        )
+    # The small problems have this many tokens.
+    fewest = NUM_CATEGORIES if kind in ("token", "shared") else NUM_TOKENS
+    if options.max_vocabulary is not None and options.max_vocabulary < fewest:
+        raise ValueError(
+            f"max_vocabulary: expected at least {fewest}, the tokens of the small problems, "
+            f"got {options.max_vocabulary}"
+        )
     for name, values in (
         ("invariance", INVARIANCES),
         ("drafts", ("independent", "distinct", "any")),
@@ -188,8 +208,11 @@ def _check_options(options: Options, kind: str) -> None:
         value = getattr(options, name)
         if value is not None:
             checks.one_of(value, values, name)
-    if not options.time_limit > 0:
-        raise ValueError(f"time_limit: expected a number of seconds, got {options.time_limit}")
+    if not 0 < options.time_limit <= LONGEST_TIME:
+        raise ValueError(
+            f"time_limit: expected a number of seconds, at most {LONGEST_TIME:,}, "
+            f"got {options.time_limit}"
+        )
     kind_of = {"diverse": "token", "without_replacement": "tree"}
     kind_of |= {"invariance": "shared", "drafts": "shared"}
     for name, only_kind in kind_of.items():
@@ -197,9 +220,21 @@ def _check_options(options: Options, kind: str) -> None:
             raise ValueError(f"{name}: expected kind {only_kind!r}, got kind {kind!r}")
 
 
-def _claimed_acceptance(acceptance: str | Callable[..., Any] | None):
+def _claimed_acceptance(
+    acceptance: str | Callable[..., Any] | None, kind: str, max_drafts: int | None
+):
     if isinstance(acceptance, str):
-        return schemes.get(acceptance).acceptance
+        scheme = schemes.get(acceptance)
+        if scheme.exact is None:
+            raise ValueError(f"acceptance: scheme '{scheme.name}' has no exact one of a token")
+        # The chains of a ragged verifier have one draft at each position.
+        limit = scheme.max_drafts
+        if limit is not None and kind != "ragged" and (max_drafts is None or max_drafts > limit):
+            raise ValueError(
+                f"acceptance: scheme '{scheme.name}' takes at most {limit} draft, expected "
+                f"max_drafts={limit} (--max-drafts {limit}), got {max_drafts}"
+            )
+        return scheme.acceptance
     if acceptance is not None and not callable(acceptance):
         raise ValueError(f"acceptance: expected a scheme or a function, got {acceptance!r}")
     return acceptance

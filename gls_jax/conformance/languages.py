@@ -9,10 +9,19 @@ from jaxtyping import Float, Int
 
 from gls_jax.conformance.problem_set import LARGE, Pair, draws
 
-__all__ = ["LANGUAGES", "LONGEST_CHAIN", "Language", "complete", "large_language", "text_probs"]
+__all__ = [
+    "LANGUAGES",
+    "LONGEST_CHAIN",
+    "NUM_TOKENS",
+    "TREE_LANGUAGES",
+    "Language",
+    "complete",
+    "large_language",
+    "text_probs",
+]
 
 LONGEST_CHAIN = 3
-_TOKENS = 3
+NUM_TOKENS = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,7 +123,7 @@ def text_probs(language: Language, length: int) -> Float[np.ndarray, " C"]:
 def _mixed(seed: int, concentration: float) -> np.ndarray:
     """Distributions that depend on position and previous token."""
     rng = np.random.default_rng(seed)
-    table = rng.dirichlet(np.full(_TOKENS, concentration), (LONGEST_CHAIN + 1, _TOKENS + 1))
+    table = rng.dirichlet(np.full(NUM_TOKENS, concentration), (LONGEST_CHAIN + 1, NUM_TOKENS + 1))
     return table.astype(np.float32)
 
 
@@ -144,6 +153,13 @@ LANGUAGES: dict[str, Language] = {
     }.items()
 }
 """Problems of two or three tokens and up to three drafts in a chain."""
+
+
+TREE_LANGUAGES: dict[str, Language] = LANGUAGES | {
+    # A rejected first sibling leaves a residual against which the second one is really tested.
+    "second test": Language("second test", _repeated([[50, 20, 30]]), _repeated([[54, 36, 10]]))
+}
+"""Those of verifiers that test several drafts of one token."""
 
 
 def large_language(name: str) -> tuple[Language, Pair]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["LARGE", "SMALL", "Pair", "draws", "first_arrivals", "pair_of"]
+__all__ = ["LARGE", "NUM_CATEGORIES", "SMALL", "Pair", "draws", "first_arrivals", "pair_of"]
 
 NUM_CATEGORIES = 6
 

@@ -9,14 +9,14 @@ import numpy as np
 
 from gls_jax.conformance import emitted, hard_keys, same_key
 from gls_jax.conformance.calling import Caller
-from gls_jax.conformance.languages import LANGUAGES, Language, large_language
+from gls_jax.conformance.languages import TREE_LANGUAGES, Language, large_language
 from gls_jax.conformance.problem_set import LARGE, pair_of
 from gls_jax.conformance.session import Outcome, Session, Step
 from gls_jax.conformance.tree_trials import SHAPES, Shape, TreeTrials
 
 __all__ = ["PROBLEMS", "run"]
 
-PROBLEMS: tuple[str, ...] = tuple(dict.fromkeys((*LANGUAGES, *LARGE)))
+PROBLEMS: tuple[str, ...] = tuple(dict.fromkeys((*TREE_LANGUAGES, *LARGE)))
 """Names of the problems."""
 
 _LARGE_TRIALS = 1_000
@@ -29,7 +29,7 @@ def run(session: Session, caller: Caller) -> None:
     """All checks of kind `tree`."""
     options = session.options
     shapes = [shape for shape in SHAPES if shape.list_size <= (options.max_drafts or math.inf)]
-    languages = [language for name, language in LANGUAGES.items() if options.wants(name)]
+    languages = [language for name, language in TREE_LANGUAGES.items() if options.wants(name)]
     steps: list[Step] = []
     for shape in shapes:
         for language in languages:
@@ -130,7 +130,7 @@ def _from_same_key(
 def _zero_uniform(session: Session, caller: Caller, shape: Shape) -> None:
     """Keys of which a uniform is exactly 0, and drafts that must never be emitted."""
     keys = hard_keys.keys()
-    trials = TreeTrials(session, LANGUAGES[_EXCLUDED_DRAFTS], shape, len(keys), keys=keys)
+    trials = TreeTrials(session, TREE_LANGUAGES[_EXCLUDED_DRAFTS], shape, len(keys), keys=keys)
     with session.usable_answers(_EXCLUDED_DRAFTS, trials.example):
         outcome = _text_outcome(trials, trials.answers(caller, session.seconds_per_problem))
         session.outcomes.append(emitted.of_zero_uniforms(outcome))

@@ -33,17 +33,15 @@ def load(location: str) -> Any:
             f"verifier: expected MODULE:FUNCTION or FILE.py:FUNCTION, got {location!r}"
         )
     found: Any = _module(module_name)
-    is_called = attributes.endswith("()")
-    for attribute in attributes.removesuffix("()").split("."):
-        if not hasattr(found, attribute):
-            raise ValueError(
-                f"verifier: expected {attributes!r} in {module_name}, got no such name"
-            )
-        found = getattr(found, attribute)
-    if not is_called:
-        return found
+    names = attributes.removesuffix("()").split(".")
     try:
-        return found()
+        for name in names:
+            found = getattr(found, name)
+        return found() if attributes.endswith("()") else found
+    except AttributeError as error:
+        raise ValueError(
+            f"verifier: expected {attributes!r} in {module_name}, got no such name: {error}"
+        ) from error
     # Also what would end the process, with an exit code that says something else.
     except (Exception, SystemExit) as error:
         raise ValueError(

@@ -129,10 +129,21 @@ def acceptance(
     return jnp.stack(values)
 
 
-def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
-    # scipy.special is slow to import, and only plans need it.
-    from scipy.special import roots_genlaguerre
+def _gamma_nodes(shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quadrature of the Gamma distribution: nodes and weights, of any shape of at least 1.
 
+    By Golub and Welsch: eigenvalues of the Jacobi matrix of the generalised Laguerre polynomials.
+    `scipy.special.roots_genlaguerre` has weights that are not normalised, which overflow.
+    """
+    # scipy.linalg is slow to import, and only plans need it.
+    from scipy.linalg import eigh_tridiagonal
+
+    k = np.arange(_GAMMA_NODES)
+    nodes, vectors = eigh_tridiagonal(2 * k + shape, np.sqrt(k[1:] * (k[1:] + shape - 1)))
+    return nodes, vectors[0] ** 2
+
+
+def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
     p = races.weights(log_p)
     q = races.weights(log_q)
     theta, (weights,) = exponential_nodes((1,), log_q.dtype, step=KERNEL_STEP)
@@ -149,13 +160,13 @@ def kernel(log_p: Vector, log_q: Vector, num_drafts: int) -> Kernel:
         """P(the m-th arrival of y is among the first J), for J = 0, ..., K."""
         # The waiting time from the first to the m-th arrival is Gamma(m - 1) distributed.
         if m > 1:
-            waits, shares = roots_genlaguerre(_GAMMA_NODES, m - 2)
+            waits, shares = _gamma_nodes(m - 1)
         else:
             waits, shares = np.zeros(1), np.ones(1)
-        waits = waits.astype(np.float32)[:, None]
-        shares = (shares / shares.sum()).astype(np.float32)
+        waits, shares = waits.astype(np.float32)[:, None], shares.astype(np.float32)
         # Larger means count as 1e6: the probabilities are 0 either way.
-        means = jnp.minimum(mean_before((theta * q[0] + waits) / p_y), 1e6)
+        times = jnp.asarray((theta * q[0] + waits) / p_y)
+        means = jnp.minimum(mean_before(times), 1e6)
         # P(at most 0, 1, ... of the others come before), over waiting times and theta.
         at_most = jnp.einsum("kgn,g,n->k", poisson_cdf(means, num_drafts), shares, weights)
         among_first = jnp.zeros(num_drafts + 1, p.dtype)

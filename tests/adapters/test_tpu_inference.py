@@ -224,13 +224,13 @@ def test_a_chain_that_is_cut_stays_lossless():
     assert oracles.chi_square(np.bincount(second, minlength=3), q[0]) > ALPHA
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "old"])
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "old", "old rbg"])
 def test_keys_of_every_kind(implementation):
     drafts, lengths, p, q, bonus = problem([2, 1])
     sampler = tpu_inference.rejection_sampler("single", max_draft_tokens=2)
     keys = [
-        jax.random.PRNGKey(seed)
-        if implementation == "old"
+        jax.random.PRNGKey(seed, impl=implementation.removeprefix("old").strip() or None)
+        if implementation.startswith("old")
         else jax.random.key(seed, impl=implementation)
         for seed in range(40)
     ]
@@ -338,6 +338,10 @@ def test_inside_shard_map(scheme):
             {"draft_probs": jnp.ones((2, 4)) / 4},
             r"draft_probs: expected shape \[3, 4\], got \[2, 4",
         ),
+        (
+            {"num_draft_tokens": jnp.array([2, 2])},
+            "num_draft_tokens: expected numbers with a sum of",
+        ),
         ({"bonus_token_ids": jnp.array([1])}, r"bonus_token_ids: expected shape \[2\], got \[1\]"),
     ],
 )
@@ -352,6 +356,14 @@ def test_shapes_that_do_not_fit(change, message, do_sampling):
     sample = tpu_inference.rejection_sampler("block", max_draft_tokens=2)
     with pytest.raises(ValueError, match=message):
         sample(**(arrays | change), do_sampling=do_sampling, key=jax.random.key(0))
+
+
+def test_a_step_without_requests():
+    sample = tpu_inference.rejection_sampler("block", max_draft_tokens=2)
+    none = jnp.zeros(0, jnp.int32)
+    for do_sampling in (True, False):
+        padding = sample(jnp.zeros(3, int), none, None, jnp.ones((3, 4)) / 4, none, do_sampling)
+        assert padding.tolist() == [-1] * 3
 
 
 def test_a_key_that_is_none():

@@ -25,6 +25,15 @@ def raises(key, drafts, p, q):
     raise RuntimeError("no such\ntoken")
 
 
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+def unprintable(key, drafts, p, q):
+    raise Unprintable
+
+
 def counts_calls(seed, drafts, p, q):
     counts_calls.calls += 1
     return counts_calls.calls % len(q)
@@ -45,6 +54,8 @@ counts_calls.calls = 0
         (lambda seed, d, p, q: None, "seed", "expected an array or a number, got NoneType"),
         (lambda seed, d, p, q: sys.exit(0), "seed", "raised SystemExit: 0"),
         (lambda key, d, p, q: sys.exit(0), "key", "raised SystemExit: 0"),
+        (lambda key, d, p, q: (d[0], d[0]), "key", "expected one array, got a tuple of 2"),
+        (unprintable, "key", "raised Unprintable: without a message that can be printed"),
     ],
 )
 def test_no_usable_answer(verifier, noise, words):
@@ -116,6 +127,15 @@ def emits_the_target(key, drafts, draft_probs, target_probs):
         ({"time_limit": 0}, "time_limit: expected a number of seconds"),
         ({"acceptance": "nix"}, "scheme: expected one of"),
         ({"acceptance": 3}, "acceptance: expected a scheme or a function"),
+        ({"acceptance": "block"}, "acceptance: scheme 'block' has no exact one"),
+        (
+            {"acceptance": "single", "max_drafts": 2},
+            "expected max_drafts=1 (--max-drafts 1), got 2",
+        ),
+        ({"problems": ()}, "problems: expected some of plain, "),
+        ({"num_trials": 10**12}, "num_trials: expected at most 10,000,000, got 1,000,000,000,000"),
+        ({"time_limit": float("inf")}, "time_limit: expected a number of seconds, at most"),
+        ({"max_vocabulary": 2}, "max_vocabulary: expected at least 6"),
         ({"without_replacement": True}, "without_replacement: expected kind 'tree'"),
         ({"kind": "shared"}, "verifier: expected an object with a method propose"),
     ],

@@ -69,6 +69,31 @@ def test_one_key_for_all_calls_is_found():
     assert [finding.check for finding in report.findings] == ["emitted distribution"]
 
 
+@pytest.mark.parametrize("is_same", [False, True])
+def test_one_uniform_for_all_siblings_is_found(is_same):
+    """Recursive rejection of the children of the root; only the planted defect is found."""
+
+    def verify(key, tokens, parents, draft_probs, target_probs):
+        uniforms = jax.random.uniform(jax.random.fold_in(key, 1), tokens.shape)
+        uniforms = jnp.where(is_same, uniforms[0], uniforms)
+        p, left, token = draft_probs[0], target_probs[0], -1
+        for node in range(len(tokens)):
+            is_child = parents[node] == 0
+            passes = uniforms[node] * p[tokens[node]] < left[tokens[node]]
+            token = jnp.where(is_child & passes & (token < 0), tokens[node], token)
+            residual = jnp.maximum(left - p, 0)
+            total = residual.sum()
+            residual = jnp.where(total > 0, residual / jnp.maximum(total, 1e-30), left)
+            left = jnp.where(is_child & (token < 0), residual, left)
+        last = jax.random.categorical(jax.random.fold_in(key, 2), jnp.log(left))
+        token = jnp.where(token < 0, last, token)
+        return jnp.full(len(tokens) + 1, -1).at[0].set(token)
+
+    report = check(verify, ("second test",), num_trials=100_000, separate_keys=True)
+    found = {finding.check: finding.problem for finding in report.findings}
+    assert found == ({"emitted distribution": "second test"} if is_same else {}), str(report)
+
+
 def test_what_is_no_path_is_named():
     def verify(key, tokens, parents, draft_probs, target_probs):
         return jnp.pad((tokens[:2] + 1) % 3, (0, len(tokens)), constant_values=-1)

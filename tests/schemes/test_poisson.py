@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gls_jax import bounds, schemes
+from gls_jax.schemes import poisson
 from tests import oracles
 from tests.problems import PROBLEMS, logs
 
@@ -30,3 +31,12 @@ def test_unlikely_drafts_keep_their_digits():
         exact = float(POISSON.acceptance(logs(p), logs(q), k))
         assert exact == pytest.approx(formula(p, q, k), rel=1e-5)
         assert exact >= float(bounds.list_matching(logs(p), logs(q), k)) - 1e-6
+
+
+def test_gamma_nodes_have_the_moments_of_the_distribution():
+    """A rule of n nodes is exact for powers below 2 n; the shapes reach beyond the gamma function."""
+    for shape in (1, 2, 30, 400):
+        nodes, weights = poisson._gamma_nodes(shape)
+        for power in range(4):
+            moment = np.prod([float(shape + i) for i in range(power)])
+            assert (weights * nodes**power).sum() == pytest.approx(moment, rel=1e-9)
