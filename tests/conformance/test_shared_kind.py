@@ -39,11 +39,7 @@ def test_texts_of_several_rounds_pass():
     assert report.passed and len(report.checks) > 1, str(report)
 
 
-# `weighted_importance` is compiled for long, and its defect is that of `single`.
-DEFECTS = [case for case in test_planted_defects.DEFECTS if case[0] != "weighted_importance"]
-
-
-@pytest.mark.parametrize(("name", "defect"), DEFECTS, ids=name_of)
+@pytest.mark.parametrize(("name", "defect"), test_planted_defects.DEFECTS, ids=name_of)
 def test_a_defect_in_verification_is_found(name, defect):
     sound = schemes.get(name)
     defective = dataclasses.replace(sound, verification=TokenVerification(defect))
