@@ -3,7 +3,7 @@
 In exact arithmetic the distance is 0. In float32 the priorities select a draft with a distribution
 that is not exactly the `r` of the scheme. Here that distribution is integrated over the places of
 all tokens (:mod:`gls_jax.schemes.priorities`), at the middles of many equal parts of each token's
-interval. The error of this integration is part of the figures, and the larger part.
+interval. The error of this integration is part of the figures.
 """
 
 from __future__ import annotations

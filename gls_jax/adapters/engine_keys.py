@@ -1,4 +1,4 @@
-"""Keys of requests, from what an engine passes, and the shapes of what it passes."""
+"""Keys of requests, from what an engine passes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,9 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from gls_jax import checks, races
 from gls_jax.typing import Numbers
 
-__all__ = ["check_shape", "checked_keys", "keys_from_step", "keys_from_uniforms", "request_noise"]
+__all__ = ["checked_keys", "keys_from_step", "keys_from_uniforms", "request_noise"]
 
 _IMPLEMENTATION = "threefry2x32"
-
-
-def check_shape(array: Array, name: str, *sizes: int | None) -> None:
-    """Raise `ValueError` unless the array has these sizes; None stands for any."""
-    shape = array.shape
-    fits = len(shape) == len(sizes) and all(
-        size in (None, own) for own, size in zip(shape, sizes, strict=True)
-    )
-    if not fits:
-        expected = ", ".join("N" if size is None else str(size) for size in sizes)
-        raise ValueError(f"{name}: expected shape [{expected}], got {list(shape)}")
 
 
 def keys_from_step(step_key: PRNGKeyArray, num_requests: int) -> Key[Array, " B"]:
@@ -80,6 +69,6 @@ def checked_keys(
     """Keys and positions `i32[B]`; `ValueError` for other shapes or types."""
     checks.keys(request_keys)
     positions = checks.integers(positions, "positions", "[B]")
-    check_shape(request_keys, "request_keys", num_requests)
-    check_shape(positions, "positions", num_requests)
+    checks.has_shape(request_keys, "request_keys", num_requests)
+    checks.has_shape(positions, "positions", num_requests)
     return request_keys, positions

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from gls_jax import checks, races, schemes, work_shape
-from gls_jax.adapters.engine_keys import check_shape, keys_from_uniforms, request_noise
+from gls_jax.adapters.engine_keys import keys_from_uniforms, request_noise
 from gls_jax.loops import varying_like
 from gls_jax.schemes import Path, Scheme, Tree
 from gls_jax.schemes.draft_tree import row_of_node
@@ -170,18 +170,18 @@ class TreeSampler:
             last_coin = checks.floats(
                 uniform_samples_for_final_sampling, "uniform_samples_for_final_sampling"
             )
-            check_shape(coins, "uniform_samples", num_requests, None)
-            check_shape(last_coin, "uniform_samples_for_final_sampling", num_requests)
+            checks.has_shape(coins, "uniform_samples", num_requests, None)
+            checks.has_shape(last_coin, "uniform_samples_for_final_sampling", num_requests)
             keys = keys_from_uniforms(jnp.append(coins, last_coin[:, None], axis=1))
             noise = keys, jnp.zeros(num_requests, jnp.int32)
         # A row for every candidate, the root's first: the rows of a tree.
         target_probs = checks.floats(target_probs, "target_probs")
-        check_shape(target_probs, "target_probs", num_requests * num_candidates, None)
+        checks.has_shape(target_probs, "target_probs", num_requests * num_candidates, None)
         log_q = jnp.log(target_probs)
         log_q = log_q.reshape(num_requests, num_candidates, log_q.shape[-1])
         answer = _Answer.of(predicts, accept_index, retrive_index)
-        check_shape(answer.places, "retrive_index", num_requests, num_candidates)
-        check_shape(answer.accept_index, "accept_index", num_requests, None)
+        checks.has_shape(answer.places, "retrive_index", num_requests, num_candidates)
+        checks.has_shape(answer.accept_index, "accept_index", num_requests, None)
         static = (self.scheme, self.num_drafts or max(num_candidates - 1, 1), answer.path_width)
         path = work_shape.compiled(_paths, (*noise, links, log_q), static)
         return _written(path, answer, links.candidates)
@@ -235,10 +235,10 @@ def verify_tree_greedy(
     shape = (candidates.shape[0], checks.count(speculative_num_steps, "speculative_num_steps") + 1)
     predicts = jnp.zeros(tokens.shape[0] + 1, jnp.int32)
     answer = _Answer.of(predicts, jnp.full(shape, _NONE, jnp.int32), retrive_index)
-    check_shape(answer.places, "retrive_index", *candidates.shape)
+    checks.has_shape(answer.places, "retrive_index", *candidates.shape)
     # A greedy target has one token at every place, whatever the noise.
     logits = checks.floats(next_token_logits, "next_token_logits")
-    check_shape(logits, "next_token_logits", tokens.shape[0], None)
+    checks.has_shape(logits, "next_token_logits", tokens.shape[0], None)
     likeliest = jnp.argmax(logits, axis=-1)
     next_tokens = likeliest.astype(jnp.int32)[answer.places]
     path = work_shape.compiled(_greedy_paths, (links, next_tokens), (answer.path_width,))
@@ -259,8 +259,8 @@ class _Links(NamedTuple):
             checks.integers(first_child, "retrive_next_token", "[B, n]"),
             checks.integers(next_sibling, "retrive_next_sibling", "[B, n]"),
         )
-        check_shape(links.first_child, "retrive_next_token", *links.candidates.shape)
-        check_shape(links.next_sibling, "retrive_next_sibling", *links.candidates.shape)
+        checks.has_shape(links.first_child, "retrive_next_token", *links.candidates.shape)
+        checks.has_shape(links.next_sibling, "retrive_next_sibling", *links.candidates.shape)
         return links
 
 

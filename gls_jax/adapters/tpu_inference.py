@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from gls_jax import checks, schemes, work_shape
-from gls_jax.adapters.engine_keys import check_shape, checked_keys, keys_from_step, request_noise
+from gls_jax.adapters.engine_keys import checked_keys, keys_from_step, request_noise
 from gls_jax.schemes import Scheme
 from gls_jax.schemes.tree_walk import token_without_drafts
 from gls_jax.typing import Numbers
@@ -110,12 +110,12 @@ class RejectionSampler:
         drafts = checks.integers(draft_token_ids, "draft_token_ids", "[T]")
         lengths = checks.integers(num_draft_tokens, "num_draft_tokens", "[B]")
         bonus = checks.integers(bonus_token_ids, "bonus_token_ids", "[B]")
-        check_shape(bonus, "bonus_token_ids", lengths.shape[0])
+        checks.has_shape(bonus, "bonus_token_ids", lengths.shape[0])
         target_probs = checks.floats(target_probs, "target_probs")
-        check_shape(target_probs, "target_probs", drafts.shape[0], None)
+        checks.has_shape(target_probs, "target_probs", drafts.shape[0], None)
         if draft_probs is not None:
             draft_probs = checks.floats(draft_probs, "draft_probs")
-            check_shape(draft_probs, "draft_probs", *target_probs.shape)
+            checks.has_shape(draft_probs, "draft_probs", *target_probs.shape)
         batch = _Batch(drafts, lengths, bonus)
         known = checks.known_values(lengths)
         if known is not None and known.size and (known.min() < 0 or known.sum() > drafts.size):

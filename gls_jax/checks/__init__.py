@@ -13,7 +13,15 @@ of a race, are passed to internal functions and not checked.
 * :mod:`gls_jax.checks.sizes`: sizes, indices, names and devices.
 """
 
-from gls_jax.checks.arrays import as_array, flags, floats, integers, known_values, on_device
+from gls_jax.checks.arrays import (
+    as_array,
+    flags,
+    floats,
+    has_shape,
+    integers,
+    known_values,
+    on_device,
+)
 from gls_jax.checks.drafts import (
     alive_rows,
     alive_tokens,

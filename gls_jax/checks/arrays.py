@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["as_array", "flags", "floats", "integers", "known_values", "on_device"]
+__all__ = ["as_array", "flags", "floats", "has_shape", "integers", "known_values", "on_device"]
 
 
 def known_values(value: Any) -> np.ndarray | None:
@@ -86,6 +86,17 @@ def integers(value: Any, name: str, shape: str) -> jax.Array:
             if not limits.min <= extreme <= limits.max:  # it would wrap around to another number
                 raise ValueError(f"{name}: expected integers of 32 bits, got {extreme}")
     return on_device(array).astype(jnp.int32)
+
+
+def has_shape(array: jax.Array, name: str, *sizes: int | None) -> None:
+    """`ValueError` unless the array has these sizes; None stands for any, and is shown as N."""
+    shape = array.shape
+    fits = len(shape) == len(sizes) and all(
+        size in (None, own) for own, size in zip(shape, sizes, strict=True)
+    )
+    if not fits:
+        expected = ", ".join("N" if size is None else str(size) for size in sizes)
+        raise ValueError(f"{name}: expected shape [{expected}], got {list(shape)}")
 
 
 def flags(value: Any, name: str, size: int) -> jax.Array:

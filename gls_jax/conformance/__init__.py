@@ -76,14 +76,14 @@ A wrong call of :func:`check` itself is a `ValueError`.
 
 **How sure it is.** The statistical tests of a whole report call a lossless verifier biased with
 probability at most :data:`FALSE_FAILURE_RATE`, whatever the number of trials: see
-:mod:`gls_jax.conformance.multinomial_test`. A biased verifier passes if its bias is smaller than
+:mod:`gls_jax.conformance.goodness_of_fit`. A biased verifier passes if its bias is smaller than
 what the report says it would have seen. The other checks hold a verifier to the contract of its
 kind: its answer is a function of its arguments, it is lossless for drafts from the same key too
 (unless ``separate_keys=True``), it answers in time, and its claims are true.
 """
 
 from gls_jax.conformance.checking import KINDS, PROBLEMS, check
-from gls_jax.conformance.multinomial_test import FALSE_FAILURE_RATE
+from gls_jax.conformance.goodness_of_fit import FALSE_FAILURE_RATE
 from gls_jax.conformance.report import CheckResult, Finding, Report
 
 __all__ = ["FALSE_FAILURE_RATE", "KINDS", "PROBLEMS", "CheckResult", "Finding", "Report", "check"]

@@ -12,8 +12,8 @@ from jaxtyping import PRNGKeyArray
 
 from gls_jax import checks, races, schemes
 from gls_jax.conformance import (
+    goodness_of_fit,
     known_mistakes,
-    multinomial_test,
     ragged_kind,
     shared_kind,
     token_kind,
@@ -147,7 +147,7 @@ def check(
         calls=caller.calls or "never called",
         findings=findings,
         checks=results,
-        false_failure_rate=multinomial_test.FALSE_FAILURE_RATE,
+        false_failure_rate=goodness_of_fit.FALSE_FAILURE_RATE,
         seconds=time.monotonic() - start,
     )
 
@@ -244,7 +244,7 @@ def _judged(outcomes: list[Outcome]) -> tuple[tuple[CheckResult, ...], tuple[Fin
     """Every outcome with its status, and one finding for each check that failed."""
     # The false-failure rate of the report is divided among all tests.
     num_tests = sum(outcome.p_value is not None for outcome in outcomes)
-    alpha = multinomial_test.FALSE_FAILURE_RATE / max(num_tests, 1)
+    alpha = goodness_of_fit.FALSE_FAILURE_RATE / max(num_tests, 1)
     wrong = {(outcome.check, outcome.problem) for outcome in outcomes if outcome.has_failed(alpha)}
     for outcome in outcomes:
         # A consequence of what is reported anyway.
@@ -269,7 +269,7 @@ def _result(outcome: Outcome, alpha: float) -> CheckResult:
     bias = None
     # A distribution of one possible token has no bias but an impossible token.
     if outcome.num_cells is not None and outcome.num_cells > 1:
-        bias = multinomial_test.smallest_bias(outcome.num_trials, outcome.num_cells, alpha)
+        bias = goodness_of_fit.smallest_bias(outcome.num_trials, outcome.num_cells, alpha)
     return CheckResult(
         check=outcome.check,
         problem=outcome.problem,

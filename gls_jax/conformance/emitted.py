@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, PRNGKeyArray, Shaped
 
 from gls_jax import bounds
-from gls_jax.conformance import multinomial_test
+from gls_jax.conformance import goodness_of_fit
 from gls_jax.conformance.calling import VerifierError
 from gls_jax.conformance.languages import Language, text_probs
 from gls_jax.conformance.problem_set import Pair
@@ -108,7 +108,7 @@ def distribution(
         check,
         pair.name,
         len(tokens),
-        p_value=multinomial_test.p_value(counts, probs),
+        p_value=goodness_of_fit.p_value(counts, probs),
         num_cells=int((probs > 0).sum()),
         message=_worst_cell(pair, counts),
         example=example(None),
@@ -118,7 +118,7 @@ def distribution(
 def _worst_cell(pair: Pair, counts: Int[np.ndarray, " C"]) -> str:
     """The cell whose count is farthest from its expectation, in words."""
     probs, total = pair.cell_probs(), counts.sum()
-    cell = multinomial_test.farthest(counts, probs)
+    cell = goodness_of_fit.farthest(counts, probs)
     tokens = np.flatnonzero(pair.cells == cell)
     which = f"token {tokens[0]} was" if len(tokens) == 1 else f"{len(tokens)} tokens were"
     return (
@@ -158,7 +158,7 @@ def text_distribution(
         outcome.example = example(trial)
         return outcome
     counts = np.bincount(numbers, minlength=len(probs))
-    outcome.p_value = multinomial_test.p_value(counts, probs)
+    outcome.p_value = goodness_of_fit.p_value(counts, probs)
     outcome.message = f"{what}, {_worst_text(counts, probs, size, length)}"
     outcome.example = example(None)
     return outcome
@@ -167,7 +167,7 @@ def text_distribution(
 def _worst_text(counts: np.ndarray, probs: np.ndarray, size: int, length: int) -> str:
     """The text whose count is farthest from its expectation, in words."""
     total = counts.sum()
-    worst = multinomial_test.farthest(counts, probs)
+    worst = goodness_of_fit.farthest(counts, probs)
     text = [worst // size**place % size for place in range(length - 1, -1, -1)]
     return (
         f"the text {text} had frequency {counts[worst] / total:.4f} in {total:,} trials, "
@@ -190,7 +190,7 @@ def at_most_optimum(pair: Pair, num_drafts: int, count: int, num_trials: int) ->
         pair.name,
         num_trials,
         detail=f"accepted {rate:.4f}, optimum {optimum:.4f} for {num_drafts} drafts",
-        p_value=multinomial_test.rate_p_value(count, num_trials, 0, min(optimum + _ROUNDING, 1)),
+        p_value=goodness_of_fit.rate_p_value(count, num_trials, 0, min(optimum + _ROUNDING, 1)),
         message=f"accepted {rate:.4f}, more than any lossless verifier can ({optimum:.4f})",
         consequence_of=DISTRIBUTION,
     )
@@ -214,7 +214,7 @@ def as_claimed(
         pair.name,
         num_trials,
         detail=f"accepted {rate:.4f}, claimed {value:.4f} for {num_drafts} drafts",
-        p_value=multinomial_test.rate_p_value(count, num_trials, lowest, highest),
+        p_value=goodness_of_fit.rate_p_value(count, num_trials, lowest, highest),
         num_cells=2,
         message=f"accepted {rate:.4f}, claimed {value:.4f}, {num_drafts} drafts",
     )

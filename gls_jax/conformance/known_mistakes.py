@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from gls_jax.conformance import multinomial_test
+from gls_jax.conformance import goodness_of_fit
 
 __all__ = ["KNOWN_MISTAKES", "Counted", "that_fit"]
 
@@ -103,7 +103,7 @@ def that_fit(counted: Sequence[Counted]) -> list[str]:
             probs = np.maximum(emits(p.astype(np.float64), q.astype(np.float64)), 0)
             # Differences of float32 probabilities leave dust where there is nothing.
             probs[probs < 1e-7] = 0
-            are_explained.append(multinomial_test.p_value(counts, probs) > _FITS)
+            are_explained.append(goodness_of_fit.p_value(counts, probs) > _FITS)
         if are_explained and all(are_explained):
             names.append(name)
     return names

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Int
 
-from gls_jax.conformance import emitted, hard_keys, multinomial_test, same_key
+from gls_jax.conformance import emitted, goodness_of_fit, hard_keys, same_key
 from gls_jax.conformance.calling import Caller
 from gls_jax.conformance.languages import LANGUAGES, Language, large_language
 from gls_jax.conformance.problem_set import LARGE, pair_of
@@ -146,7 +146,7 @@ def _independence(calls: Calls, answers: Int[np.ndarray, "C B W"]) -> Outcome:
     product = np.outer(counts.sum(1), counts.sum(0)) / total**2
     p_value = 1.0
     if counts.any():
-        p_value = multinomial_test.p_value(counts.ravel(), product.ravel(), num_categories=size**2)
+        p_value = goodness_of_fit.p_value(counts.ravel(), product.ravel(), num_categories=size**2)
     return Outcome(
         "neighbours are independent",
         calls.language.name,

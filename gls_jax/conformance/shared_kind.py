@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from gls_jax.conformance import emitted, hard_keys, multinomial_test
+from gls_jax.conformance import emitted, goodness_of_fit, hard_keys
 from gls_jax.conformance.calling import Caller, VerifierError
 from gls_jax.conformance.problem_set import LARGE, SMALL, ZERO_UNIFORM, Pair
 from gls_jax.conformance.session import Example, Outcome, Session, Step
@@ -188,7 +188,7 @@ def _drafts(claim: str | None, trials: _Trials, drafts: Int[np.ndarray, "T K"]) 
                 "drafts are independent",
                 pair.name,
                 len(drafts),
-                p_value=multinomial_test.p_value(counts, joint),
+                p_value=goodness_of_fit.p_value(counts, joint),
                 num_cells=int((joint > 0).sum()),
                 message="the first two drafts depend on each other",
                 example=trials.example(None),

@@ -33,21 +33,24 @@ def load(location: str) -> Any:
             f"verifier: expected MODULE:FUNCTION or FILE.py:FUNCTION, got {location!r}"
         )
     found: Any = _module(module_name)
-    names = attributes.removesuffix("()").split(".")
     try:
-        for name in names:
+        for name in attributes.removesuffix("()").split("."):
+            if not hasattr(found, name):
+                raise _Missing(f"no such name as {name!r}")
             found = getattr(found, name)
         return found() if attributes.endswith("()") else found
-    except AttributeError as error:
-        raise ValueError(
-            f"verifier: expected {attributes!r} in {module_name}, got no such name: {error}"
-        ) from error
-    # Also what would end the process, with an exit code that says something else.
+    # A property or a call may raise anything, also what would end the process, with an exit code
+    # that says something else.
     except (Exception, SystemExit) as error:
+        got = f"{type(error).__name__}: " if not isinstance(error, _Missing) else ""
         raise ValueError(
-            f"verifier: expected {location} to give a verifier, "
-            f"got {type(error).__name__}: {' '.join(str(error).split())}"
+            f"verifier: expected {attributes!r} in {module_name} to give a verifier, "
+            f"got {got}{' '.join(str(error).split())}"
         ) from error
+
+
+class _Missing(Exception):
+    """A module or an object has no such attribute."""
 
 
 def _module(name: str) -> ModuleType:

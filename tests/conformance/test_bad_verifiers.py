@@ -209,7 +209,7 @@ def test_the_same_seed_gives_the_same_report():
     [
         ("math", "expected MODULE:FUNCTION"),
         ("no_such_module:verify", "raised ModuleNotFoundError"),
-        ("math:no_such", "expected 'no_such' in math"),
+        ("math:no_such", "expected 'no_such' in math to give a verifier, got no such name as"),
         ("nowhere.py:verify", "no file nowhere.py"),
     ],
 )
@@ -226,7 +226,7 @@ def test_a_file_and_a_function_that_makes_the_verifier(tmp_path):
     assert verifier_location.load(f"{file}:make()") is max
     file.write_text("number = 5\n\ndef make(x): pass\n\ndef ends():\n    raise SystemExit(0)\n")
     for name in ("number", "make", "ends"):
-        with pytest.raises(ValueError, match=f"{name}.. to give a verifier, got"):
+        with pytest.raises(ValueError, match=f"{name}...? in .* to give a verifier, got"):
             verifier_location.load(f"{file}:{name}()")
     file.write_text("raise SystemExit(0)\n")
     with pytest.raises(ValueError, match="raised SystemExit"):

@@ -40,10 +40,10 @@ def p_value(
         num_categories: how many are possible; None counts those of positive probability.
 
     >>> import numpy as np
-    >>> from gls_jax.conformance import multinomial_test
-    >>> multinomial_test.p_value(np.array([51, 49]), np.array([0.5, 0.5]))
+    >>> from gls_jax.conformance import goodness_of_fit
+    >>> goodness_of_fit.p_value(np.array([51, 49]), np.array([0.5, 0.5]))
     1.0
-    >>> multinomial_test.p_value(np.array([80, 20]), np.array([0.5, 0.5])) < 1e-6
+    >>> goodness_of_fit.p_value(np.array([80, 20]), np.array([0.5, 0.5])) < 1e-6
     True
     """
     total = counts.sum()
@@ -82,8 +82,8 @@ def smallest_bias(num_trials: int, num_cells: int, alpha: float) -> float:
     distribution, and adds ``4 n TV^2`` to ``G = 2 n KL``, whose distribution is approximated by a
     normal one.
 
-    >>> from gls_jax.conformance import multinomial_test
-    >>> round(multinomial_test.smallest_bias(100_000, 6, 1e-8), 3)
+    >>> from gls_jax.conformance import goodness_of_fit
+    >>> round(goodness_of_fit.smallest_bias(100_000, 6, 1e-8), 3)
     0.017
     """
     degrees = num_cells - 1
