@@ -34,8 +34,9 @@ class LanguageModel:
     into the slots ``length .. length + T - 1``, whatever their positions, and adds T to `length`.
     A token attends to those slots named by the mask which are filled or written in this call.
     Slots from `length` on are never read, so a smaller `length` discards the newest tokens.
-    All other leaves are `[layers, B, S, ...]`, so that accepted drafts can be moved into place; a
-    cache with another layout needs another `keep`.
+    All other leaves are `[layers, B, S, ...]`, so that accepted drafts can be moved into place. A
+    property `slot_axes` gives the axis of the slots of fields where it is not 2; any other layout
+    needs another `keep`.
 
     Attributes:
         params: pytree of weights.

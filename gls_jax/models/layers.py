@@ -22,12 +22,17 @@ __all__ = [
     "Rotation",
     "attend",
     "normal",
+    "rms_normalised",
     "rotate",
     "soft_cap",
 ]
 
-KeysValues: TypeAlias = tuple[Float[Array, "b _ hkv d"], Float[Array, "b _ hkv d"]]
-"""Keys and values of consecutive cache slots or tokens."""
+KeysValues: TypeAlias = tuple[Float[Array, "b hkv d _"], Float[Array, "b hkv _ d"]]
+"""Keys and values of consecutive cache slots or tokens.
+
+Each has the layout in which its product with the queries or weights is a plain matrix product,
+which on a CPU takes two thirds of the time of `[B, S, Hkv, D]`.
+"""
 
 Rotation: TypeAlias = tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]
 """Cosines and sines of the rotary angles, the same for all heads."""
@@ -75,7 +80,7 @@ class Attention(nnx.Module):
         visible: Bool[Array, "b t all"],
         past: KeysValues | None,
     ) -> tuple[Float[Array, "b t m"], KeysValues | None]:
-        """Attention output `[B, T, M]` and, with a past, new keys and values `[B, T, Hkv, D]`."""
+        """Attention output `[B, T, M]` and, with a past, the keys and values of the T tokens."""
         batch, num_tokens, _ = x.shape
         by_head = (batch, num_tokens, -1, self.head_dim)
         query = self.query(x).reshape(by_head)
@@ -87,7 +92,7 @@ class Attention(nnx.Module):
         # Keys are cached rotated, so each is rotated once.
         query = rotate(query, rotation) * self.scale
         key = rotate(key, rotation)
-        new_kv = (key, value)
+        new_kv = (key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
         segments = [new_kv] if past is None else [past, new_kv]
         mean_values = attend(query, segments, visible, softcap=self.softcap)
         attended = self.output(mean_values.reshape(batch, num_tokens, -1))
@@ -147,12 +152,16 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b size"]) -> Float[Array, "*b size"]:
         """Any shape `[..., size]`, in the dtype of `x`."""
-        wide = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), -1, keepdims=True)
-        normalised = wide * jax.lax.rsqrt(mean_square + self.epsilon)
         # The product is in float32 too: a bfloat16 weight around zero plus one would lose bits.
         factor = self.offset + self.weight[...].astype(jnp.float32)
-        return (normalised * factor).astype(x.dtype)
+        return (rms_normalised(x, self.epsilon) * factor).astype(x.dtype)
+
+
+def rms_normalised(x: Float[Array, "*b size"], epsilon: float) -> Float[Array, "*b size"]:
+    """`x / rms(x)` over the last axis, in float32."""
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(wide), -1, keepdims=True)
+    return wide * jax.lax.rsqrt(mean_square + epsilon)
 
 
 def rotate(x: Float[Array, "b t h d"], rotation: Rotation) -> Float[Array, "b t h d"]:
@@ -185,13 +194,13 @@ def attend(
         Weighted means of the values, `[B, T, Hq, D]`.
     """
     batch, num_tokens, num_heads, head_dim = query.shape
-    num_kv_heads = segments[0][0].shape[2]
+    num_kv_heads = segments[0][0].shape[1]
     # The tokens and the query heads of a group form ONE axis, `[B, Hkv, T * group, D]`: XLA:CPU
     # runs this batched product twice as fast as one with two axes.
     grouped = query.reshape(batch, num_tokens, num_kv_heads, -1, head_dim)
     grouped = grouped.transpose(0, 2, 1, 3, 4).reshape(batch, num_kv_heads, -1, head_dim)
     segment_scores = [
-        jnp.einsum("bhxd,bshd->bhxs", grouped, keys, preferred_element_type=jnp.float32)
+        jnp.einsum("bhxd,bhds->bhxs", grouped, keys, preferred_element_type=jnp.float32)
         for keys, _ in segments
     ]
     scores = jnp.concatenate(segment_scores, -1)
@@ -201,10 +210,10 @@ def attend(
     by_token = jnp.where(visible[:, None, :, None, :], by_token, _MASKED_SCORE)
     weights = jax.nn.softmax(by_token, -1).reshape(scores.shape)
     # Back to segments, for the values are not joined either.
-    segment_ends = np.cumsum([keys.shape[1] for keys, _ in segments])
+    segment_ends = np.cumsum([keys.shape[-1] for keys, _ in segments])
     segment_weights = jnp.split(weights, segment_ends[:-1], -1)
     segment_sums = [
-        jnp.einsum("bhxs,bshd->bhxd", part.astype(values.dtype), values)
+        jnp.einsum("bhxs,bhsd->bhxd", part.astype(values.dtype), values)
         for part, (_, values) in zip(segment_weights, segments, strict=True)
     ]
     mean_values = sum(segment_sums[1:], segment_sums[0])

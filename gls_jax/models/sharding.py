@@ -28,8 +28,8 @@ _AXES = ("data", "model")
 _BY_OUTPUT = P(None, None, "model")
 _BY_INPUT = P(None, "model", None)
 _SPECS = {
-    "embedding": P("model", None),
-    "head": P("model", None),
+    "embedding": P(None, "model"),
+    "head": P(None, "model"),
     "query.weight": _BY_OUTPUT,
     "key.weight": _BY_OUTPUT,
     "value.weight": _BY_OUTPUT,
@@ -54,10 +54,10 @@ _PARTS = {
     "up": "intermediate_size",
     "down": "intermediate_size",
 }
-_KEYS_SPEC = P(None, "data", None, "model", None)
+_BY_HEAD = P(None, "data", "model", None, None)
 _CACHE_SPECS = {
-    "keys": _KEYS_SPEC,
-    "values": _KEYS_SPEC,
+    "keys": _BY_HEAD,
+    "values": _BY_HEAD,
     "positions": P(None, "data", None),
     "length": P("data"),
 }

@@ -1,12 +1,17 @@
 """The decoder: one block for all families, its weights stacked on a leading axis and scanned.
 
 Matrices are `[in, out]`: on XLA:CPU, products with a few tokens then run a fifth faster than with
-the `[out, in]` of checkpoints, and products with one token as fast. The cache is a plain pytree,
-separate from the model.
+the `[out, in]` of checkpoints, and products with one token as fast. So is the output head, and with
+it the embedding, whose columns are the tokens. The cache is a plain pytree, separate from the
+model.
+
+Attention reads the filled part of the cache, up to the next of a few sizes: the time of a call
+depends on the text, not on the size of the cache.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,18 +29,23 @@ from gls_jax.models.layers import (
     RMSNorm,
     Rotation,
     normal,
+    rms_normalised,
     soft_cap,
 )
+from gls_jax.typing import Index
 
 __all__ = ["Block", "Cache", "Transformer", "init_cache"]
+
+# The fewest slots that attention covers: fewer would hardly take less time.
+_LEAST_ATTENDED = 256
 
 
 class Cache(NamedTuple):
     """Keys and values of earlier tokens, as :class:`gls_jax.decoding.LanguageModel` requires.
 
     Attributes:
-        keys: `[L, B, S, Hkv, D]`, layers first; rotated.
-        values: `[L, B, S, Hkv, D]`.
+        keys: `[L, B, Hkv, D, S]`, layers first; rotated.
+        values: `[L, B, Hkv, S, D]`.
         positions: `i32[1, B, S]`, position of the token in each slot. Nodes of a draft tree may
             share a position, but each has a separate slot.
         length: `i32[B]`, filled slots of each row. Lower it to discard the newest tokens: contents
@@ -46,6 +56,11 @@ class Cache(NamedTuple):
     values: jax.Array
     positions: jax.Array
     length: jax.Array
+
+    @property
+    def slot_axes(self) -> dict[str, int]:
+        """The axis of the cache slots, where it is not 2."""
+        return {"keys": 4, "values": 3}
 
 
 class Transformer(nnx.Module):
@@ -77,7 +92,7 @@ class Transformer(nnx.Module):
     >>> model = Transformer(config, rngs=nnx.Rngs(0))
     >>> logits, cache = model(jnp.array([[1, 2, 3]]), cache=model.init_cache(batch=1, length=8))
     >>> logits.shape, cache.keys.shape, cache.length
-    ((1, 3, 32), (2, 1, 8, 1, 4), Array([3], dtype=int32))
+    ((1, 3, 32), (2, 1, 1, 4, 8), Array([3], dtype=int32))
     """
 
     config: Config
@@ -88,14 +103,14 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: Config, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.embedding = normal(rngs, (config.vocab_size, config.hidden_size), dtype)
+        self.embedding = normal(rngs, (config.hidden_size, config.vocab_size), dtype)
         # One call makes all blocks: every parameter has the layers as its first axis.
         layer_rngs = nnx.split_rngs(splits=config.num_layers)
         make_block = nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs))
         self.blocks = layer_rngs(make_block)(rngs)
         self.norm = RMSNorm(config.hidden_size, config, dtype=dtype)
         if not config.tie_embeddings:
-            self.head = normal(rngs, (config.vocab_size, config.hidden_size), dtype)
+            self.head = normal(rngs, (config.hidden_size, config.vocab_size), dtype)
 
     def __call__(
         self,
@@ -124,48 +139,99 @@ class Transformer(nnx.Module):
         Raises:
             ValueError: shapes that do not fit together.
         """
+        hidden, _, cache = self.hidden(tokens, positions, mask, cache)
+        return self.logits(hidden), cache
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        cache: Cache | None = None,
+        feature_layers: tuple[int, ...] = (),
+    ) -> tuple[jax.Array, jax.Array, Cache | None]:
+        """The residual stream after each of `tokens`, without the output head.
+
+        Args:
+            tokens, positions, mask, cache: of `__call__`.
+            feature_layers: indices of the layers whose outputs are the features, static.
+
+        Returns:
+            `[B, T, M]`, the output of the last layer, for `logits`; the outputs of the feature
+            layers side by side, `[B, T, F M]`, each divided by its root mean square; and the cache.
+        """
         tokens = jnp.asarray(tokens)
         positions = None if positions is None else jnp.asarray(positions)
         mask = None if mask is None else jnp.asarray(mask)
         _check_shapes(tokens, positions, mask, cache)
         config = self.config
         # The next free cache slots. Slots and positions differ only for nodes of a draft tree.
-        if cache is None:
-            start = jnp.zeros(tokens.shape[:1], jnp.int32)
-            past = None
-        else:
-            start = cache.length
-            past = (cache.keys, cache.values)
+        start = jnp.zeros(tokens.shape[:1], jnp.int32) if cache is None else cache.length
         slots = start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         if positions is None:
             positions = slots
+        # NaN for unknown tokens: JAX would otherwise clamp the index and continue.
+        x = self.embedding[...].T.at[tokens].get(mode="fill", fill_value=jnp.nan)
+        if config.scale_embeddings:
+            # Rounded to the activations' type first, as in Gemma's own code.
+            x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
+
+        def run(num_slots: int):
+            return self._run_layers(x, positions, slots, mask, cache, num_slots, feature_layers)
+
+        if cache is None:
+            x, features, _ = run(0)
+            return x, features, None
+        # Attention covers the smallest size that holds the filled slots of every row.
+        sizes = _attended_sizes(cache.keys.shape[-1])
+        index = jnp.sum(jnp.asarray(sizes[:-1], jnp.int32) < jnp.max(cache.length))
+        x, features, new = jax.lax.switch(index, [partial(run, size) for size in sizes])
+        return x, features, _append(cache, new, positions, slots)
+
+    def logits(self, hidden: Float[Array, "b t m"]) -> Float[Array, "b t v"]:
+        """The output head: logits `f32[B, T, V]` from the output of the last layer."""
+        head = self.embedding if self.config.tie_embeddings else self.head
+        logits = jnp.einsum(
+            "btm,mv->btv", self.norm(hidden), head[...], preferred_element_type=jnp.float32
+        )
+        return soft_cap(logits, self.config.logit_softcap)
+
+    def _run_layers(
+        self,
+        x: Float[Array, "b t m"],
+        positions: Int[Array, "b t"],
+        slots: Int[Array, "b t"],
+        mask: Bool[Array, "b t s"] | None,
+        cache: Cache | None,
+        num_slots: int,
+        feature_layers: tuple[int, ...],
+    ):
+        """All layers, whose attention covers the first `num_slots` slots of the cache.
+
+        Returns:
+            The last layer's output, the features, and the new keys and values of all layers.
+        """
+        config = self.config
         # Rotations and masks of the two kinds of layers are computed once, outside the scan, where
         # every layer selects those of its kind.
-        tables = _layer_tables(config, positions, _visible(slots, mask, cache), cache)
+        visible = _visible(slots, mask, cache, num_slots)
+        tables = _layer_tables(config, positions, visible, cache, num_slots)
         is_local = jnp.asarray(config.local_layers or (False,) * config.num_layers, jnp.int32)
         block_graph, block_weights = nnx.split(self.blocks)
 
         def run_layer(x, layer):
-            weights, layer_kind, layer_past = layer
+            weights, layer_kind, index = layer
             rotation, visible = jax.tree.map(lambda table: table[layer_kind], tables)
-            return nnx.merge(block_graph, weights)(x, rotation, visible, layer_past)
+            past = None if cache is None else _slots_of_layer(cache, index, num_slots)
+            x, new = nnx.merge(block_graph, weights)(x, rotation, visible, past)
+            return x, (new, x if feature_layers else None)
 
-        # NaN for unknown tokens: JAX would otherwise clamp the index and continue.
-        x = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
-        if config.scale_embeddings:
-            # Rounded to the activations' type first, as in Gemma's own code.
-            x = x * jnp.asarray(config.hidden_size**0.5, x.dtype)
         # The layers only read the cache. They return new keys and values, which are written once
         # for all layers after the scan.
-        x, new = jax.lax.scan(run_layer, x, (block_weights, is_local, past))
-        head = self.embedding if config.tie_embeddings else self.head
-        logits = jnp.einsum(
-            "btm,vm->btv", self.norm(x), head[...], preferred_element_type=jnp.float32
-        )
-        logits = soft_cap(logits, config.logit_softcap)
-        if cache is None:
-            return logits, None
-        return logits, _append(cache, new, positions, slots)
+        layers = (block_weights, is_local, jnp.arange(config.num_layers))
+        x, (new, outputs) = jax.lax.scan(run_layer, x, layers)
+        features = [rms_normalised(outputs[layer], config.norm_eps) for layer in feature_layers]
+        return x, jnp.concatenate(features, -1) if features else x[..., :0], new
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """Empty cache of `length` slots for each of `batch` rows, in the dtype of the weights."""
@@ -213,11 +279,10 @@ class Block(nnx.Module):
 
 def init_cache(config: Config, dtype: DTypeLike, batch: int, length: int) -> Cache:
     """Empty cache of `length` slots for each of `batch` rows."""
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    # Keys and values are two buffers: one array used twice could not be donated.
+    heads = (config.num_layers, batch, config.num_kv_heads)
     return Cache(
-        keys=jnp.zeros(shape, dtype),
-        values=jnp.zeros(shape, dtype),
+        keys=jnp.zeros((*heads, config.head_dim, length), dtype),
+        values=jnp.zeros((*heads, length, config.head_dim), dtype),
         positions=jnp.zeros((1, batch, length), jnp.int32),
         length=jnp.zeros((batch,), jnp.int32),
     )
@@ -228,6 +293,7 @@ def _layer_tables(
     positions: Int[Array, "b t"],
     visible: Bool[Array, "b t all"],
     cache: Cache | None,
+    num_slots: int,
 ):
     """Rotation `(cos, sin)` and mask of each kind of layer, stacked: global, then local if any.
 
@@ -244,7 +310,7 @@ def _layer_tables(
         # A window compares positions, not slots: nodes of a tree at one depth are equally far away.
         key_positions = positions
         if cache is not None:
-            key_positions = jnp.concatenate([cache.positions[0], positions], 1)
+            key_positions = jnp.concatenate([cache.positions[0, :, :num_slots], positions], 1)
         distances = positions[:, :, None] - key_positions[:, None, :]
         masks.append(visible & (distances < config.window))
     return jax.tree.map(lambda *table: jnp.stack(table), *rotations), jnp.stack(masks)
@@ -263,15 +329,17 @@ def _rotation(
 
 
 def _visible(
-    slots: Int[Array, "b t"], mask: Bool[Array, "b t s"] | None, cache: Cache | None
+    slots: Int[Array, "b t"],
+    mask: Bool[Array, "b t s"] | None,
+    cache: Cache | None,
+    num_slots: int,
 ) -> Bool[Array, "b t all"]:
-    """Whether each token sees each of the S cached slots followed by the T new tokens."""
+    """Whether each token sees each of the first cached slots followed by the T new tokens."""
     batch, num_tokens = slots.shape
     square = (batch, num_tokens, num_tokens)
     causal = jnp.broadcast_to(jnp.tril(jnp.ones(square[1:], bool)), square)
     if cache is None:
         return causal if mask is None else mask
-    num_slots = cache.keys.shape[2]
     is_filled = jnp.arange(num_slots) < cache.length[:, None, None]
     sees_old = jnp.broadcast_to(is_filled, (batch, num_tokens, num_slots))
     if mask is None:
@@ -280,7 +348,27 @@ def _visible(
     # yet from the cache, so their columns are taken from the slots that they will have.
     columns = jnp.broadcast_to(slots[:, None, :], square)
     sees_new = jnp.take_along_axis(mask, columns, -1, mode="fill", fill_value=False)
-    return jnp.concatenate([sees_old & mask, sees_new], -1)
+    return jnp.concatenate([sees_old & mask[..., :num_slots], sees_new], -1)
+
+
+def _attended_sizes(num_slots: int) -> list[int]:
+    """The numbers of slots that attention may cover: powers of two, and all."""
+    sizes = []
+    size = _LEAST_ATTENDED
+    while size < num_slots:
+        sizes.append(size)
+        size *= 2
+    return [*sizes, num_slots]
+
+
+def _slots_of_layer(cache: Cache, layer: Index, num_slots: int) -> KeysValues:
+    """Keys and values of one layer in the first slots."""
+    # One slice: of a whole layer first, all its slots would be copied.
+    _, batch, num_heads, head_dim, _ = cache.keys.shape
+    start = (layer, 0, 0, 0, 0)
+    keys = jax.lax.dynamic_slice(cache.keys, start, (1, batch, num_heads, head_dim, num_slots))
+    values = jax.lax.dynamic_slice(cache.values, start, (1, batch, num_heads, num_slots, head_dim))
+    return keys[0], values[0]
 
 
 def _append(
@@ -298,8 +386,13 @@ def _append(
     new_positions = positions[None].astype(jnp.int32)
     # Tokens beyond the last slot are dropped.
     return Cache(
-        keys=cache.keys.at[:, rows, slots].set(new_keys, mode="drop"),
-        values=cache.values.at[:, rows, slots].set(new_values, mode="drop"),
+        # The indexed axes come first in what is written: `[B, T, L, Hkv, D]`.
+        keys=cache.keys.at[:, rows, :, :, slots].set(
+            jnp.moveaxis(new_keys, (1, 4), (0, 1)), mode="drop"
+        ),
+        values=cache.values.at[:, rows, :, slots].set(
+            jnp.moveaxis(new_values, (1, 3), (0, 1)), mode="drop"
+        ),
         positions=cache.positions.at[:, rows, slots].set(new_positions, mode="drop"),
         length=cache.length + slots.shape[1],
     )
@@ -315,7 +408,7 @@ def _check_shapes(tokens, positions, mask, cache) -> None:
             f"positions: expected shape {list(tokens.shape)}, got {list(positions.shape)}"
         )
     num_rows, num_tokens = tokens.shape
-    num_slots = num_tokens if cache is None else cache.keys.shape[2]
+    num_slots = num_tokens if cache is None else cache.keys.shape[-1]
     if cache is not None and cache.length.shape != (num_rows,):
         raise ValueError(f"cache: expected {num_rows} rows, got {cache.length.shape[0]}")
     if num_tokens > num_slots:

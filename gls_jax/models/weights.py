@@ -117,14 +117,16 @@ def keep_layers(model: Transformer, layers: Sequence[int]) -> Transformer:
 def _read(tensors: Tensors, path: str, abstract, layers: Sequence[int]) -> np.ndarray:
     """A parameter of the kept layers in the shape and dtype of `abstract`."""
     tensor_name = tensors.names[path]
+    value = np.empty(abstract.shape, abstract.dtype)
+    # Checkpoints have matrices as [out, in], and a row of the embedding for each token; ours are
+    # [in, out], and its columns are the tokens.
     if "{}" not in tensor_name:
-        return np.asarray(tensors.read(tensor_name), abstract.dtype)
+        value[...] = tensors.read(tensor_name).T
+        return value
     # One tensor of the file for each layer, stacked.
-    stacked = np.empty(abstract.shape, abstract.dtype)
     for row, layer in enumerate(layers):
-        # Checkpoints have matrices as [out, in]; ours are [in, out].
-        stacked[row] = tensors.read(tensor_name.format(layer)).T
-    return stacked
+        value[row] = tensors.read(tensor_name.format(layer)).T
+    return value
 
 
 def _place(value: np.ndarray, path: str, config: Config, mesh: Mesh | None) -> jax.Array:
@@ -165,7 +167,7 @@ def _check_tensors(config: Config, tensors: Tensors, params: Mapping[str, Any]) 
                 tensor_name.format(layer): layer_shape for layer in range(config.num_layers)
             }
         else:
-            expected[tensor_name] = param.shape
+            expected[tensor_name] = param.shape[::-1]
     missing = [tensor_name for tensor_name in expected if tensor_name not in tensors.shapes]
     if missing:
         raise ValueError(

@@ -32,7 +32,7 @@ def test_no_copy_of_a_cache_in_the_loop():
     )
     state = jax.eval_shape(partial(engine.prefill, config), requests, text)
     keys = state.target_cache.keys
-    assert keys.shape[0] == LAYERS and keys.shape[2] > CACHE_SLOTS
+    assert keys.shape[0] == LAYERS and keys.shape[-1] > CACHE_SLOTS
     program = (
         jax.jit(lambda state: engine.run(config, requests, state, 9), donate_argnums=0)
         .lower(state)

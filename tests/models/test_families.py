@@ -192,8 +192,8 @@ def test_logit_softcap(tiny, gemma):
 def test_attention_softcap():
     rng = np.random.default_rng(0)
     query = rng.standard_normal((2, 5, 4, 4)).astype(np.float32) * 3
-    keys = rng.standard_normal((2, 5, 2, 4)).astype(np.float32) * 3
-    values = rng.standard_normal((2, 5, 2, 4)).astype(np.float32) * 3
+    keys = rng.standard_normal((2, 2, 4, 5)).astype(np.float32) * 3
+    values = rng.standard_normal((2, 2, 5, 4)).astype(np.float32) * 3
     visible = np.tril(np.ones((2, 5, 5), bool))
     attended = layers.attend(
         jnp.asarray(query),
@@ -203,10 +203,10 @@ def test_attention_softcap():
     )
     for row in range(2):
         for head in range(4):
-            scores = 2 * np.tanh(query[row, :, head] @ keys[row, :, head // 2].T / 2)
+            scores = 2 * np.tanh(query[row, :, head] @ keys[row, head // 2] / 2)
             weights = np.where(visible[row], np.exp(scores), 0)
             weights /= weights.sum(-1, keepdims=True)
-            close(attended[row, :, head], weights @ values[row, :, head // 2])
+            close(attended[row, :, head], weights @ values[row, head // 2])
 
 
 def test_bfloat16_weights_give_float32_logits(gemma, tiny):
@@ -287,7 +287,7 @@ def test_models_of_one_architecture_compile_once(gemma, tiny):
     )
     logits, cache = step(models.language_model(gemma), TOKENS)
     other, _ = step(models.language_model(random_model(GEMMA, seed=1)), TOKENS)
-    assert step._cache_size() == 1 and cache.keys.shape == (4, 3, SLOTS, 2, 6)
+    assert step._cache_size() == 1 and cache.keys.shape == (4, 3, 2, 6, SLOTS)
     close(logits, tiny.run(gemma, TOKENS)[0])
     assert np.abs(logits - other).max() > 0.1
     step(models.language_model(models.keep_layers(gemma, [0, 1])), TOKENS)

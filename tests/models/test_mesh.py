@@ -121,13 +121,13 @@ def test_weights_and_caches_are_split(rows):
     assert specs["blocks.attention.query.weight"] == specs["blocks.feed_forward.up.weight"]
     assert specs["blocks.attention.query.weight"] == [None, None, "model"]
     assert specs["blocks.attention.output.weight"] == [None, "model", None]
-    assert specs["embedding"] == specs["head"] == ["model", None]
+    assert specs["embedding"] == specs["head"] == [None, "model"]
     assert specs["norm.weight"] == []
     # Two key-value heads do not divide over four devices, nor does the vocabulary.
     few_specs = few[2, 4]["specs"]
     assert few_specs["blocks.attention.key.weight"] == few_specs["embedding"] == []
     assert few_specs["blocks.attention.query.weight"] == [None, None, "model"]
-    assert by_shape[2, 2]["cache"] == few[2, 4]["cache"] == "(3, 4, 12, 2, 8)"
+    assert by_shape[2, 2]["cache"] == few[2, 4]["cache"] == "(3, 4, 2, 8, 12)"
     assert by_shape[2, 2]["logits"] == "(4, 2, 62)"
 
 

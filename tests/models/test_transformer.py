@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from gls_jax.decoding import cache as caches
+from gls_jax.models import transformer
 from tests.models.tiny_checkpoint import paths_from_root
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -63,6 +65,22 @@ def test_cached_in_chunks_equals_uncached(tiny, forward, whole, chunks):
     close(jnp.concatenate(chunk_logits, 1), whole)
 
 
+@pytest.mark.parametrize("least", [1, 4])
+def test_attention_covers_all_filled_slots(monkeypatch, tiny, whole, least):
+    """With sizes of 1, 2, 4, 8 and 16 slots, or of 4 to 16, every length is at or next to one of them."""
+    monkeypatch.setattr(transformer, "_LEAST_ATTENDED", least)
+    step = jax.jit(lambda model, tokens, cache: model(tokens, cache=cache))
+    cache = tiny.model.init_cache(3, SLOTS)
+    for position in range(12):
+        logits, cache = step(tiny.model, TOKENS[:, position : position + 1], cache)
+        close(logits[:, 0], whole[:, position])
+    # Rows of different lengths: the longest decides. A size too small would lose a row's tokens.
+    lengths = np.array([2, 9, 5])
+    cache = cache._replace(length=jnp.asarray(lengths, jnp.int32))
+    logits, _ = step(tiny.model, TOKENS[np.arange(3), lengths][:, None], cache)
+    close(logits[:, 0], whole[np.arange(3), lengths])
+
+
 def test_rows_of_different_length_share_a_batch(tiny, forward, whole):
     # Prefill with padding on the right, then set the true lengths: the padding is overwritten and
     # never seen.
@@ -98,14 +116,9 @@ def test_tree_under_a_mask_equals_its_paths(tiny, forward):
     # As the engine does next: keys and values of one path move to the slots after the text, all
     # others are discarded.
     path = paths[6]
-    rows = np.arange(3)[:, None]
-    old_slots = lengths[:, None] + np.array(path)
-    new_slots = lengths[:, None] + np.arange(len(path))
-    cache = cache._replace(
-        keys=cache.keys.at[:, rows, new_slots].set(cache.keys[:, rows, old_slots]),
-        values=cache.values.at[:, rows, new_slots].set(cache.values[:, rows, old_slots]),
-        length=jnp.asarray(lengths + len(path), jnp.int32),
-    )
+    start = jnp.asarray(lengths, jnp.int32)
+    cache = caches.keep(cache, start[:, None] + jnp.array(path), start, jnp.full(3, len(path)))
+    assert cache.length.tolist() == [length + len(path) for length in lengths]
     logits, _ = forward(TOKENS[:, 8:], cache=cache)
     for row, length in enumerate(lengths):
         text = [*TOKENS[row, :length], *nodes[path], *TOKENS[row, 8:]]
