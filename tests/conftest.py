@@ -31,6 +31,7 @@ CHECKED = [
     "gls_jax.decoding.batch_sampling",
     "gls_jax.decoding.tree_shape",
     "gls_jax.models.layers",
+    "gls_jax.models.layer_stack",
     "gls_jax.models.transformer",
     "gls_jax.models.vae",
     "gls_jax.exact.counting",

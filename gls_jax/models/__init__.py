@@ -33,7 +33,8 @@ from gls_jax.models.chat import ChatTemplate, chat_template
 from gls_jax.models.config import Config, errors_with_path
 from gls_jax.models.detokenize import Detokenizer
 from gls_jax.models.layer_selection import check_kept_layers
-from gls_jax.models.transformer import Cache, Transformer
+from gls_jax.models.layer_stack import Cache
+from gls_jax.models.transformer import Transformer
 from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
 from gls_jax.models.vae_checkpoints import load_vae
 from gls_jax.models.vae_training import Losses, Trained, train_vae

@@ -18,7 +18,8 @@ from jaxtyping import Array
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.models import sharding
 from gls_jax.models.config import Config
-from gls_jax.models.transformer import Cache, Transformer, init_cache
+from gls_jax.models.layer_stack import Cache, init_cache
+from gls_jax.models.transformer import Transformer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gls_jax.decoding import cache as caches
-from gls_jax.models import transformer
+from gls_jax.models import layer_stack
 from tests.models.tiny_checkpoint import paths_from_root
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -68,7 +68,7 @@ def test_cached_in_chunks_equals_uncached(tiny, forward, whole, chunks):
 @pytest.mark.parametrize("least", [1, 4])
 def test_attention_covers_all_filled_slots(monkeypatch, tiny, whole, least):
     """With sizes of 1, 2, 4, 8 and 16 slots, or of 4 to 16, every length is at or next to one of them."""
-    monkeypatch.setattr(transformer, "_LEAST_ATTENDED", least)
+    monkeypatch.setattr(layer_stack, "_LEAST_ATTENDED", least)
     step = jax.jit(lambda model, tokens, cache: model(tokens, cache=cache))
     cache = tiny.model.init_cache(3, SLOTS)
     for position in range(12):
