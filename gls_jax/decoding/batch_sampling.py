@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax.decoding.sampling_parameters import log_probs
 
-__all__ = ["BatchSampling", "add_tokens", "resize_vocabulary"]
+__all__ = ["BatchSampling", "add_tokens", "resize_vocabulary", "scatter_logits"]
 
 
 @jax.tree_util.register_dataclass
@@ -39,8 +39,9 @@ class BatchSampling:
         logits: Float[Array, "B C V"],
         temperature: Float[Array, "B _"],
         seen: Bool[Array, "B _ N"] | None,
-    ) -> Float[Array, "B D N"]:
-        """D distributions of each request, over the target's vocabulary.
+        tokens: Int[Array, " V"] | None = None,
+    ) -> Float[Array, "B D _"]:
+        """D distributions of each request, over the target's vocabulary or over `tokens`.
 
         There is one for each of C tree nodes, or for each of K temperatures at one node.
 
@@ -48,13 +49,18 @@ class BatchSampling:
             logits: of the target or a drafter.
             temperature: `f32[B, 1]` or `f32[B, C]`; with `C = 1` also `f32[B, K]`.
             seen: the tokens of the text at each node; None without a repetition penalty.
+            tokens: of the logits, if they are not of all tokens.
         """
+        if tokens is None:
+            logits = resize_vocabulary(logits, self.vocab_size)
+        elif seen is not None:
+            seen = seen[..., tokens]
 
         def per_node(parameter):
             return None if parameter is None else parameter[:, None]
 
         return log_probs(
-            resize_vocabulary(logits, self.vocab_size),
+            logits,
             temperature=temperature,
             top_k=self.top_k,
             top_p=per_node(self.top_p),
@@ -72,6 +78,14 @@ def resize_vocabulary(logits: Float[Array, "B C V"], vocab_size: int) -> Float[A
     num_missing = max(0, vocab_size - logits.shape[-1])
     logits = logits[..., :vocab_size].astype(jnp.float32)
     return jnp.pad(logits, ((0, 0), (0, 0), (0, num_missing)), constant_values=-jnp.inf)
+
+
+def scatter_logits(
+    logits: Float[Array, "B C R"], tokens: Int[Array, " R"], vocab_size: int
+) -> Float[Array, "B C N"]:
+    """Logits of some tokens over the whole vocabulary; the other tokens are impossible."""
+    whole = jnp.full((*logits.shape[:-1], vocab_size), -jnp.inf, logits.dtype)
+    return whole.at[..., tokens].set(logits)
 
 
 def add_tokens(seen: Bool[Array, "B C N"], tokens: Int[Array, "B C"]) -> Bool[Array, "B C N"]:

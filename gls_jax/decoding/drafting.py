@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gls_jax.decoding.batch_sampling import add_tokens, resize_vocabulary
+from gls_jax.decoding.batch_sampling import add_tokens, resize_vocabulary, scatter_logits
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.model import LanguageModel
+from gls_jax.decoding.reading import read
 from gls_jax.decoding.state import Caches, Drafts, EngineConfig, Requests, Text
 from gls_jax.typing import Index
 
@@ -147,7 +148,7 @@ def draft_static_tree(
     """A static tree, made by a single drafter; see :func:`draft_chains`."""
     (drafter,) = requests.drafters
     (drafter_cache,) = drafter_caches
-    logits, state = read_root(drafter, drafter_cache, text, 2, config.num_cache_slots)
+    logits, state = read_root(config, drafter, drafter_cache, text)
     seen = text.seen
     levels: list[_Level] = []
     first_parent = 0
@@ -175,26 +176,28 @@ def draft_static_tree(
 
 
 def read_root(
-    drafter: LanguageModel,
-    cache: Any,
-    text: Text,
-    num_tokens: int,
-    num_cache_slots: int,
+    config: EngineConfig, drafter: LanguageModel, cache: Any, text: Text
 ) -> tuple[Float[Array, "B 1 V"], DrafterState]:
     """Logits after the text, and the state of a drafter that has read the whole text.
 
-    The last `num_tokens` tokens are read, whether they are in the cache or not: some were emitted
-    in the last round. A shorter text is read from its beginning.
+    The last tokens are read, whether they are in the cache or not: some were emitted in the last
+    round. A shorter text is read from its beginning.
     """
+    # A single drafter has read all but two tokens, the last accepted draft and the one emitted
+    # after it. Several have not read one another's drafts, and one that observes the target has
+    # read its drafts without the target's features: these read the whole last round again.
+    is_single = len(config.drafter_chains) == 1
+    num_tokens = 2 if is_single and drafter.observe is None else config.shape.depth + 1
     start = jnp.maximum(text.length - num_tokens, 0)
     positions = start[:, None] + jnp.arange(num_tokens, dtype=jnp.int32)
     tokens = jnp.take_along_axis(text.tokens, positions, axis=1)
-    logits, cache = _apply(drafter, tokens, positions, None, with_length(cache, start))
-    last_column = (text.length - 1 - start)[:, None, None]
-    visible = jnp.arange(num_cache_slots) < text.length[:, None, None]
+    last_column = (text.length - 1 - start)[:, None]
+    logits, cache = _read(
+        drafter, tokens, positions, None, with_length(cache, start), columns=last_column
+    )
+    visible = jnp.arange(config.num_cache_slots) < text.length[:, None, None]
     # With a text of fewer tokens than were read, slots after the text are filled.
-    state = DrafterState(cache=with_length(cache, text.length), visible=visible)
-    return jnp.take_along_axis(logits, last_column, axis=1), state
+    return logits, DrafterState(cache=with_length(cache, text.length), visible=visible)
 
 
 def read_level(
@@ -212,7 +215,7 @@ def read_level(
     own_slots = cache.length[:, None] + jnp.arange(tokens.shape[1])
     visible |= jnp.arange(visible.shape[-1]) == own_slots[..., None]
     positions = jnp.broadcast_to(text.length[:, None] + depth, tokens.shape)
-    logits, cache = _apply(drafter, tokens, positions, visible, cache)
+    logits, cache = _read(drafter, tokens, positions, visible, cache)
     return logits, DrafterState(cache=cache, visible=visible)
 
 
@@ -221,24 +224,22 @@ def join_levels(first: Any, others: Any) -> Any:
     return jax.tree.map(lambda one, more: jnp.concatenate([one, *more], axis=1), first, others)
 
 
-def _apply(drafter: LanguageModel, tokens, positions, mask, cache):
+def _read(drafter: LanguageModel, tokens, positions, mask, cache, columns=None):
     # A token that only the target's padded vocabulary has is read as the drafter's last one.
     tokens = jnp.minimum(tokens, drafter.vocab_size - 1)
-    return drafter.apply(drafter.params, tokens, positions, mask, cache)
+    reading = read(drafter, tokens, positions, mask, cache, columns=columns)
+    return reading.logits, reading.cache
 
 
 def _read_root_of_chains(config: EngineConfig, requests: Requests, text: Text, drafter_caches):
     """Logits `[B, 1 or K, V]` after the text, and the state of each drafter."""
     is_single = len(requests.drafters) == 1
-    # A single drafter has read all but two tokens, the last accepted draft and the one emitted
-    # after it. Several have not read one another's drafts: each reads the whole last round again.
-    num_tokens = 2 if is_single else config.shape.depth + 1
     all_logits = []
     states = []
     for drafter, cache, chains in zip(
         requests.drafters, drafter_caches, config.drafter_chains, strict=True
     ):
-        logits, state = read_root(drafter, cache, text, num_tokens, config.num_cache_slots)
+        logits, state = read_root(config, drafter, cache, text)
         all_logits.append(logits if is_single else _repeat(logits, len(chains)))
         states.append(state._replace(visible=_repeat(state.visible, len(chains))))
     return _in_chain_order(config, requests, all_logits), tuple(states)
@@ -259,11 +260,15 @@ def _read_chains(config: EngineConfig, requests: Requests, text: Text, depth, to
 
 
 def _in_chain_order(config: EngineConfig, requests: Requests, all_logits):
-    """Logits of all drafters in the order of the chains."""
+    """Logits of all drafters in the order of the chains, those of several over one vocabulary."""
     if len(all_logits) == 1:
         return all_logits[0]
     vocab_size = requests.sampling.vocab_size
-    resized = [resize_vocabulary(logits, vocab_size) for logits in all_logits]
+    resized = []
+    for drafter, logits in zip(requests.drafters, all_logits, strict=True):
+        if drafter.tokens is not None:
+            logits = scatter_logits(logits, drafter.tokens, vocab_size)
+        resized.append(resize_vocabulary(logits, vocab_size))
     return jnp.concatenate(resized, axis=1)[:, np.argsort(np.concatenate(config.drafter_chains))]
 
 
@@ -289,10 +294,10 @@ def _propose_level(
         seen: `bool[B, C, N]`, the tokens of the text at each parent; None without a penalty.
     """
     sampling = requests.sampling
-    log_p = sampling.log_probs(logits, sampling.draft_temperature, seen)
+    log_p = sampling.log_probs(logits, sampling.draft_temperature, seen, requests.draft_tokens)
     num_drafts = draft_index.shape[-1]
     draft_index = jnp.broadcast_to(draft_index, (len(log_p), num_drafts))
-    propose = partial(_propose, config, depth, first_parent)
+    propose = partial(_propose, config, requests, depth, first_parent)
     tokens = jax.vmap(propose)(requests.keys, text.length, log_p, draft_index)
     level = _Level(
         tokens=tokens,
@@ -303,19 +308,29 @@ def _propose_level(
     return level, None if seen is None else add_tokens(_repeat(seen, num_drafts), tokens)
 
 
-def _propose(config: EngineConfig, depth, first_parent, key, start, log_p, draft_index):
+def _propose(
+    config: EngineConfig, requests: Requests, depth, first_parent, key, start, log_p, draft_index
+):
     """Draft tokens `[n]` at `depth` for one request, whose round begins at position `start`."""
     scheme = config.scheme
     list_size = config.shape.list_size
+    draft_tokens = requests.draft_tokens
+
+    def propose(key, log_p):
+        if draft_tokens is None:
+            return scheme.propose_fn(key, log_p, list_size)
+        vocab_size = requests.sampling.vocab_size
+        return scheme.propose_among(key, log_p, list_size, draft_tokens, vocab_size)
+
     if config.shape.is_chains and not scheme.ranked:
         # Each chain has a separate stream of the noise, and may have a separate distribution. One
         # list holds the next draft of every chain, for any parents.
         key = scheme.draft_key(key, start, start + depth, first_parent)
-        return scheme.propose_fn(key, log_p[0] if len(log_p) == 1 else log_p, list_size)
+        return propose(key, log_p[0] if len(log_p) == 1 else log_p)
 
     def list_at(parent, log_p):
         parent_key = scheme.draft_key(key, start, start + depth, parent)
-        return scheme.propose(parent_key, log_p, list_size)
+        return propose(parent_key, log_p)
 
     # In all other cases each parent has a list, and its children take the entries at their indices.
     num_parents = len(log_p)

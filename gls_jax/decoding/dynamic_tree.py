@@ -115,8 +115,7 @@ def draft_dynamic_tree(
     assert shape is not None  # this function is for dynamic trees only
 
     # The first call reads the text.
-    # The last two tokens of the text: the cache lacks the last accepted draft.
-    logits, state = read_root(drafter, drafter_cache, text, 2, config.num_cache_slots)
+    logits, state = read_root(config, drafter, drafter_cache, text)
     depths = jnp.zeros_like(text.length)[:, None]
     root = rule(logits, text.seen, depths)
     search = _Search(

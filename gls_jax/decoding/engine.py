@@ -12,6 +12,9 @@ without its last token. In both cases the next round begins at slot ``length - 1
 the last token together with the tree of `n` nodes, which fill ``1 + n`` slots.
 Then the entries of the accepted nodes are moved to the slots after the text, and those of the
 others are discarded.
+
+A drafter may observe features of the target: it takes up those of the prompt in the prefill, and
+after a round those of the last token and of the accepted nodes.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ from gls_jax.decoding.candidate_rules import candidate_rule
 from gls_jax.decoding.drafting import draft_chains, draft_static_tree
 from gls_jax.decoding.dynamic_tree import draft_dynamic_tree
 from gls_jax.decoding.margin import learn, nothing_learned
-from gls_jax.decoding.model import LanguageModel
-from gls_jax.decoding.state import Drafts, EngineConfig, Requests, State, Text
+from gls_jax.decoding.reading import Reading, read
+from gls_jax.decoding.reduced_vocabulary import verify_reduced
+from gls_jax.decoding.state import Caches, Drafts, EngineConfig, Requests, State, Text
 from gls_jax.decoding.tree_shape import ancestors
 from gls_jax.schemes import Path, Scheme, Tree
 from gls_jax.typing import Index
@@ -51,12 +55,13 @@ def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
         rows = jnp.arange(batch_size)[:, None]
         seen = jnp.zeros((batch_size, 1, requests.sampling.vocab_size), bool)
         seen = seen.at[rows, 0, text.tokens].max(is_prompt)
+    target_cache, drafter_caches = _filled_caches(config, requests, text)
     return State(
         text=Text(tokens=tokens, length=text.length, seen=seen),
         is_active=text.length < requests.max_lengths,
         has_invalid_logits=jnp.zeros(batch_size, bool),
-        target_cache=_filled_cache(config, requests.target, text),
-        drafter_caches=tuple(_filled_cache(config, drafter, text) for drafter in requests.drafters),
+        target_cache=target_cache,
+        drafter_caches=drafter_caches,
         learned=nothing_learned(config.shape.dynamic, batch_size, requests.sampling.vocab_size),
         histogram=jnp.zeros((batch_size, config.shape.depth + 1), jnp.int32),
         draft_calls=jnp.zeros(batch_size, jnp.int32),
@@ -92,14 +97,14 @@ def one_round(
         requests: the models and the parameters of the requests.
         state: before the round.
     """
-    draft, read, select_and_keep = parts
+    draft, read_tree, select_and_keep = parts
     state_without_caches = state._replace(drafter_caches=(), target_cache=None)
     drafts, drafter_caches = draft(config, requests, state_without_caches, state.drafter_caches)
-    logits, target_cache = read(
+    reading, target_cache = read_tree(
         config, requests, state_without_caches, drafts.tree, state.target_cache
     )
     return select_and_keep(
-        config, requests, state_without_caches, drafts, logits, drafter_caches, target_cache
+        config, requests, state_without_caches, drafts, reading, drafter_caches, target_cache
     )
 
 
@@ -130,8 +135,8 @@ def _draft(config: EngineConfig, requests: Requests, state: State, drafter_cache
     return drafts, ()
 
 
-def _read(config: EngineConfig, requests: Requests, state: State, tree: Tree, target_cache):
-    """The target's logits at the root and after each node, in one call."""
+def _read_tree(config: EngineConfig, requests: Requests, state: State, tree: Tree, target_cache):
+    """The target's logits and features at the root and after each node, in one call."""
     text = state.text
     target = requests.target
     num_nodes = tree.tokens.shape[1] + 1
@@ -150,7 +155,10 @@ def _read(config: EngineConfig, requests: Requests, state: State, tree: Tree, ta
 
     # The last token is the root. After the prefill the cache has it too; it is overwritten then.
     cache = with_length(target_cache, text.length - 1)
-    return target.apply(target.params, tokens, text.length[:, None] + depths, mask, cache)
+    positions = text.length[:, None] + depths
+    reading = read(target, tokens, positions, mask, cache, layers=requests.observed_layers)
+    # Apart from the rest, so that its buffers can be donated.
+    return reading._replace(cache=None), reading.cache
 
 
 def _select_and_keep(
@@ -158,7 +166,7 @@ def _select_and_keep(
     requests: Requests,
     state: State,
     drafts: Drafts,
-    logits,
+    reading: Reading,
     drafter_caches,
     target_cache,
 ) -> State:
@@ -170,9 +178,12 @@ def _select_and_keep(
     steps = jnp.arange(tree.depth + 1, dtype=jnp.int32)
 
     # Verify: the accepted path, and the token after it.
-    log_q = sampling.log_probs(logits, sampling.temperature[:, None], seen_at_nodes(text, tree))
-    verify = jax.vmap(config.scheme.verify_tree)
-    path = verify(requests.keys, text.length, tree, drafts.log_p, log_q)
+    seen = seen_at_nodes(text, tree)
+    log_q = sampling.log_probs(reading.logits, sampling.temperature[:, None], seen)
+    verify = config.scheme.verify_tree
+    if drafts.log_p is not None and requests.draft_tokens is not None:
+        verify = partial(verify_reduced, config.scheme, requests.draft_tokens)
+    path = jax.vmap(verify)(requests.keys, text.length, tree, drafts.log_p, log_q)
     tokens = _path_tokens(tree, path)
 
     # Emit the path up to the first stop token, included, and up to the maximal length.
@@ -195,6 +206,13 @@ def _select_and_keep(
     drafter_caches, target_cache = _keep_accepted(
         requests, text.length, drafts, path, drafter_caches, target_cache
     )
+    if reading.features is not None:
+        # The last token and the accepted nodes. The newest token has no features yet.
+        rows_on_path = jnp.pad(path.nodes + 1, ((0, 0), (1, 0)))
+        features = jnp.take_along_axis(reading.features, rows_on_path[..., None], axis=1)
+        drafter_caches = _observe(
+            requests, drafter_caches, features, text.length - 1, new_text.length - 1
+        )
     # Only active requests with valid logits count in what a margin tree learns, and in the
     # histogram (rounds by their number of accepted drafts).
     rows = jnp.arange(len(is_active))
@@ -214,7 +232,7 @@ def _select_and_keep(
     )
 
 
-PARTS: tuple[Callable[..., Any], ...] = (_draft, _read, _select_and_keep)
+PARTS: tuple[Callable[..., Any], ...] = (_draft, _read_tree, _select_and_keep)
 """The parts of a round: draft, read, select and keep."""
 
 
@@ -231,18 +249,53 @@ def seen_at_nodes(text: Text, tree: Tree) -> Bool[Array, "B c N"] | None:
     return seen.at[rows, nodes, tree.tokens[:, None]].max(in_path)
 
 
-def _filled_cache(config: EngineConfig, model: LanguageModel, text: Text):
-    """A cache with the prompts. They are read in parts, which bounds the memory for activations."""
+def _filled_caches(config: EngineConfig, requests: Requests, text: Text) -> tuple[Any, Caches]:
+    """The caches of target and drafters with the prompts.
+
+    Prompts are read in parts, which bounds the memory for activations.
+    """
     batch_size, prompt_size = text.tokens.shape
-    cache = model.init_cache(batch_size, config.num_cache_slots)
+    num_slots = config.num_cache_slots
+    target_cache = requests.target.init_cache(batch_size, num_slots)
+    drafter_caches = tuple(
+        drafter.init_cache(batch_size, num_slots) for drafter in requests.drafters
+    )
     num_read = config.work.prefill_tokens
     for start in range(0, prompt_size, num_read):
         tokens = text.tokens[:, start : start + num_read]
         positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         positions = jnp.broadcast_to(positions, tokens.shape)
         # The logits are not used, and XLA does not compute them.
-        _, cache = model.apply(model.params, tokens, positions, None, cache)
-    return with_length(cache, text.length)
+        layers = requests.observed_layers
+        reading = read(requests.target, tokens, positions, None, target_cache, layers=layers)
+        target_cache = reading.cache
+        if reading.features is not None:
+            # As after a round, the features of the last token are left for the next one.
+            end = jnp.minimum(start + tokens.shape[1], text.length - 1)
+            starts = jnp.full(batch_size, start, jnp.int32)
+            drafter_caches = _observe(requests, drafter_caches, reading.features, starts, end)
+        drafter_caches = tuple(
+            read(drafter, jnp.minimum(tokens, drafter.vocab_size - 1), positions, None, cache).cache
+            for drafter, cache in zip(requests.drafters, drafter_caches, strict=True)
+        )
+    drafter_caches = tuple(with_length(cache, text.length) for cache in drafter_caches)
+    return with_length(target_cache, text.length), drafter_caches
+
+
+def _observe(requests: Requests, drafter_caches: Caches, features, start, end) -> Caches:
+    """The drafters' caches with the features that each of them observes."""
+    num_layers = len(requests.observed_layers)
+    by_layer = features.reshape(*features.shape[:-1], num_layers, -1)
+    first_layer = 0
+    new_caches = []
+    for drafter, cache in zip(requests.drafters, drafter_caches, strict=True):
+        end_layer = first_layer + len(drafter.observed_layers)
+        if drafter.observe is not None:
+            own = by_layer[..., first_layer:end_layer, :].reshape(*features.shape[:-1], -1)
+            cache = drafter.observe(drafter.params, cache, own, start, end)
+        new_caches.append(cache)
+        first_layer = end_layer
+    return tuple(new_caches)
 
 
 def _path_tokens(tree: Tree, path: Path):

@@ -50,6 +50,17 @@ class LanguageModel:
         keep: how accepted drafts are moved, see :func:`gls_jax.decoding.cache.keep`.
         vocabulary: hash of the tokenizer, None if unknown. A drafter and a target with different
             hashes are refused.
+        hidden: `apply` without the output head, ``(params, tokens, positions, mask, cache, layers)
+            -> (hidden f[B, T, M], features f[B, T, W], cache)``; None if the model has only
+            `apply`. `layers` is static and says which features are needed, empty for none.
+        head: the output head, ``(params, hidden f[B, C, M]) -> logits f[B, C, V]``; given with
+            `hidden`. Logits are then computed only for the tokens that need them.
+        observe: of a drafter that uses the target's features, ``(params, cache, features
+            f[B, T, W], start i32[B], end i32[B]) -> cache``: takes up the features of the tokens in
+            the slots from `start` on. Those before `end` are features of the text.
+        observed_layers: what the drafter gives the target as `layers`.
+        tokens: `i32[R]`, of a drafter with a reduced output head: the token of each logit,
+            increasing. All other tokens have probability 0. None if the logits are of all tokens.
     """
 
     params: Any
@@ -62,13 +73,27 @@ class LanguageModel:
         default=caches.keep, metadata={"static": True}
     )
     vocabulary: str | None = dataclasses.field(default=None, metadata={"static": True})
+    hidden: Callable[..., tuple[Array, Array, Any]] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+    head: Callable[[Any, Array], Array] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+    observe: Callable[[Any, Any, Array, Array, Array], Any] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+    observed_layers: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    tokens: Array | None = None
 
     def __post_init__(self) -> None:
-        for name in ("apply", "init_cache", "keep"):
+        optional = [name for name in ("hidden", "head", "observe") if getattr(self, name)]
+        for name in ("apply", "init_cache", "keep", *optional):
             function = getattr(self, name)
             if not callable(function):
                 raise ValueError(f"LanguageModel.{name}: expected a function, got {function!r}")
         checks.count(self.vocab_size, "LanguageModel.vocab_size")
+        if (self.hidden is None) != (self.head is None):
+            raise ValueError("LanguageModel: expected both hidden and head, or neither, got one")
 
 
 AnyModel: TypeAlias = LanguageModel | HasLanguageModel

@@ -60,6 +60,8 @@ def prepare(
     num_drafts = checks.count(options.num_drafts, "num_drafts")
     models, drafter_chains = _distinct_drafters(drafters, target, num_drafts)
     prompts, lengths = request_arrays.prompts(prompts, prompt_lengths, target.vocab_size)
+    for index, model in enumerate(models):
+        _check_drafter(model, f"drafters[{index}]", target)
     batch_size = len(lengths)
     shape = shape_of(scheme, num_drafts, options.draft_length, options.tree)
     if not models:
@@ -142,6 +144,26 @@ def _distinct_drafters(drafters: Drafters, target: LanguageModel, num_drafts: in
             )
         models.append(model)
     return tuple(models), tuple(tuple(columns) for columns in chains.values())
+
+
+def _check_drafter(drafter: LanguageModel, name: str, target: LanguageModel) -> None:
+    """Refuse a drafter that this target cannot serve."""
+    if drafter.observe is not None and target.hidden is None:
+        raise ValueError(
+            f"{name}: expected a target with features for a drafter that observes them, got one "
+            "without `hidden`; models of gls_jax.models have it"
+        )
+    if drafter.tokens is None or isinstance(drafter.tokens, jax.core.Tracer):
+        return
+    tokens = np.asarray(drafter.tokens)
+    is_list = tokens.ndim == 1 and tokens.size > 0 and tokens.dtype.kind in "iu"
+    if not is_list or (np.diff(tokens.astype(np.int64)) <= 0).any():
+        raise ValueError(f"{name}: expected increasing token ids as its tokens, got something else")
+    if tokens[0] < 0 or tokens[-1] >= target.vocab_size:
+        raise ValueError(
+            f"{name}: expected tokens within 0..{target.vocab_size - 1}, "
+            f"got {tokens[0]} to {tokens[-1]}"
+        )
 
 
 def _batch_sampling(

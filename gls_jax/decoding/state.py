@@ -56,6 +56,19 @@ class Requests(NamedTuple):
     max_lengths: Array
     stop_tokens: Array
 
+    @property
+    def observed_layers(self) -> tuple[int, ...]:
+        """The features of the target that all drafters observe, one drafter after the other."""
+        return sum((drafter.observed_layers for drafter in self.drafters), ())
+
+    @property
+    def draft_tokens(self) -> Array | None:
+        """`i32[R]`, the tokens that the drafts are distributed over; None for all.
+
+        Several drafters share a vocabulary, the whole one.
+        """
+        return self.drafters[0].tokens if len(self.drafters) == 1 else None
+
 
 class Text(NamedTuple):
     """The texts so far.

@@ -24,14 +24,14 @@ from gls_jax.models.transformer import Transformer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Apply", "InitCache", "language_model"]
+__all__ = ["Apply", "Head", "Hidden", "InitCache", "language_model"]
 
 
-# `Apply` and `InitCache` are static arguments of compiled functions. As frozen dataclasses they are
-# equal for models of one architecture, so a second model of it reuses the compiled program.
+# These are static arguments of compiled functions. As frozen dataclasses they are equal for models
+# of one architecture, so a second model of it reuses the compiled program.
 @dataclasses.dataclass(frozen=True)
-class Apply:
-    """The model as a pure function of its weights.
+class _Function:
+    """A pure function of the weights.
 
     Attributes:
         graph: the model without its weights.
@@ -40,6 +40,41 @@ class Apply:
 
     graph: Any
     mesh: Mesh | None = None
+
+
+class Hidden(_Function):
+    """The layers without the output head, see :class:`gls_jax.decoding.LanguageModel`."""
+
+    def __call__(
+        self,
+        params: Any,
+        tokens: ArrayLike,
+        positions: Array | None,
+        mask: Array | None,
+        cache: Cache | None,
+        layers: tuple[int, ...] = (),
+    ) -> tuple[jax.Array, jax.Array, Cache | None]:
+        """`Transformer.hidden` with these weights."""
+        tokens = sharding.constrain(jnp.asarray(tokens), P("data", None), self.mesh)
+        model = nnx.merge(self.graph, params)
+        hidden, features, cache = model.hidden(tokens, positions, mask, cache, layers)
+        if cache is not None:
+            cache = sharding.constrain_cache(cache, self.mesh)
+        return hidden, features, cache
+
+
+class Head(_Function):
+    """The output head."""
+
+    def __call__(self, params: Any, hidden: Array) -> jax.Array:
+        """`f32[B, C, V]` logits."""
+        logits = nnx.merge(self.graph, params).logits(hidden)
+        # Each device has whole rows of logits: samples then do not depend on the mesh.
+        return sharding.constrain(logits, P("data", None, None), self.mesh)
+
+
+class Apply(_Function):
+    """The whole model."""
 
     def __call__(
         self,
@@ -50,14 +85,8 @@ class Apply:
         cache: Cache | None,
     ) -> tuple[jax.Array, Cache | None]:
         """`f32[B, T, V]` logits and the cache: `Transformer` with these weights."""
-        tokens = sharding.constrain(jnp.asarray(tokens), P("data", None), self.mesh)
-        model = nnx.merge(self.graph, params)
-        logits, cache = model(tokens, positions, mask, cache)
-        # Each device has whole rows of logits: samples then do not depend on the mesh.
-        logits = sharding.constrain(logits, P("data", None, None), self.mesh)
-        if cache is not None:
-            cache = sharding.constrain_cache(cache, self.mesh)
-        return logits, cache
+        hidden, _, cache = Hidden(self.graph, self.mesh)(params, tokens, positions, mask, cache)
+        return Head(self.graph, self.mesh)(params, hidden), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +133,8 @@ def language_model(model: Transformer, tokenizer: Tokenizer | None = None) -> La
         apply=Apply(graph, mesh),
         init_cache=InitCache(model.config, embedding.dtype, mesh),
         vocab_size=model.config.vocab_size,
+        hidden=Hidden(graph, mesh),
+        head=Head(graph, mesh),
         vocabulary=None if tokenizer is None else _vocabulary_hash(tokenizer),
     )
 

@@ -15,6 +15,7 @@ __all__ = [
     "LIGHTEST",
     "arrivals",
     "exponentials",
+    "exponentials_at",
     "exponentials_from_bits",
     "first_arrivals",
     "uniforms",
@@ -64,6 +65,31 @@ def exponentials(
     streams = jnp.arange(checks.count(num_streams, "num_streams"))
     categories = jnp.arange(checks.count(num_items, "num_items"), dtype=jnp.uint32)
     return _noise_of(stream_words(key, streams[:, None]), categories)
+
+
+def exponentials_at(
+    key: PRNGKeyArray, num_streams: int, items: Int[Array, " R"]
+) -> Float[Array, "K R"]:
+    """The columns `items` of :func:`exponentials`, without the others.
+
+    Args:
+        key: one typed threefry key.
+        num_streams: `K`, static.
+        items: numbers of categories.
+
+    Returns:
+        `f32[K, R]`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from gls_jax import races
+    >>> key, items = jax.random.key(0), jnp.array([1, 4])
+    >>> noise = races.exponentials(key, 3, 5)
+    >>> bool((races.exponentials_at(key, 3, items) == noise[:, items]).all())
+    True
+    """
+    checks.key(key)
+    streams = jnp.arange(checks.count(num_streams, "num_streams"))
+    return _noise_of(stream_words(key, streams[:, None]), items.astype(jnp.uint32))
 
 
 def exponentials_from_bits(

@@ -19,6 +19,9 @@ Active: TypeAlias = Bool[Array, " K"]
 # One token, `[]`.
 Token: TypeAlias = Int[Array, ""]
 
+# The tokens that a distribution is given for, in increasing order, where it is not given for all.
+Tokens: TypeAlias = Int[Array, " N"]
+
 # Draft log-probabilities: `[N]`, or `[K, N]` where each draft has its own distribution.
 DraftLogProbs: TypeAlias = Float[Array, "*k N"]
 

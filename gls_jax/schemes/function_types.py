@@ -25,6 +25,7 @@ from gls_jax.schemes.array_types import (
     RowLogProbs,
     Scalar,
     Token,
+    Tokens,
     Vector,
 )
 from gls_jax.schemes.draft_tree import Path, Tree
@@ -40,6 +41,7 @@ __all__ = [
     "Limit",
     "PathVerification",
     "Propose",
+    "ProposeAmong",
     "Survival",
     "TokenVerification",
     "Trial",
@@ -53,6 +55,17 @@ class Propose(Protocol):
     """Draft K tokens."""
 
     def __call__(self, key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int, /) -> Drafts: ...
+
+
+class ProposeAmong(Protocol):
+    """Draft K tokens where `p` is given for some tokens only, in increasing order.
+
+    The drafts are those of `Propose` on the whole vocabulary, with 0 for all other tokens.
+    """
+
+    def __call__(
+        self, key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int, tokens: Tokens, /
+    ) -> Drafts: ...
 
 
 class Verify(Protocol):

@@ -55,6 +55,7 @@ from gls_jax.schemes.array_types import (
     Kernel,
     Scalar,
     Token,
+    Tokens,
     Vector,
 )
 from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification, Trial, Trials
@@ -68,6 +69,7 @@ __all__ = [
     "accepted",
     "inversion_trial",
     "propose",
+    "propose_among",
     "verify",
 ]
 
@@ -78,6 +80,12 @@ _LEAST_MASS = 1e-18
 def propose(key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int) -> Drafts:
     noise = races.exponentials(key, num_drafts, log_p.shape[-1])
     return draft_list(noise, log_p)
+
+
+def propose_among(
+    key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int, tokens: Tokens
+) -> Drafts:
+    return tokens[draft_list(races.exponentials_at(key, num_drafts, tokens), log_p)]
 
 
 def verify(
@@ -369,6 +377,7 @@ SCHEME = Scheme(
     diverse=True,
     ranked=False,
     propose_fn=propose,
+    propose_among_fn=propose_among,
     verification=TokenVerification(verify),
     exact=ExactAcceptance(
         acceptance, bound=bounds.list_matching, kernel=kernel, tails_are_bounds=True

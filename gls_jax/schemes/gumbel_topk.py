@@ -53,6 +53,7 @@ from gls_jax.schemes.array_types import (
     IntScalar,
     Kernel,
     Scalar,
+    Tokens,
     Vector,
 )
 from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification, Trial, Trials
@@ -68,6 +69,7 @@ __all__ = [
     "accepted",
     "inversion_trial",
     "propose",
+    "propose_among",
     "verify",
 ]
 
@@ -88,10 +90,15 @@ class Interval(NamedTuple):
 
 
 def propose(key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int) -> Drafts:
-    num_categories = log_p.shape[0]
-    return in_order(
-        -races.arrivals(races.exponentials(key, 1, num_categories)[0], log_p), num_drafts
-    )
+    noise = races.exponentials(key, 1, log_p.shape[0])[0]
+    return in_order(-races.arrivals(noise, log_p), num_drafts)
+
+
+def propose_among(
+    key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int, tokens: Tokens
+) -> Drafts:
+    noise = races.exponentials_at(key, 1, tokens)[0]
+    return tokens[in_order(-races.arrivals(noise, log_p), num_drafts)]
 
 
 def in_order(scores: Vector, num_drafts: int) -> Drafts:
@@ -383,6 +390,7 @@ SCHEME = Scheme(
     diverse=False,
     ranked=True,
     propose_fn=propose,
+    propose_among_fn=propose_among,
     verification=TokenVerification(verify),
     exact=ExactAcceptance(acceptance, bound=bounds.list_matching, kernel=kernel),
     trials=Trials(accepted, inversion=inversion_trial),

@@ -39,12 +39,21 @@ from gls_jax.schemes.array_types import (
     Drafts,
     Kernel,
     Token,
+    Tokens,
     Vector,
 )
 from gls_jax.schemes.function_types import ExactAcceptance, TokenVerification, Trial, Trials
 from gls_jax.schemes.scheme import Scheme
 
-__all__ = ["SCHEME", "acceptance", "accepted", "inversion_trial", "propose", "verify"]
+__all__ = [
+    "SCHEME",
+    "acceptance",
+    "accepted",
+    "inversion_trial",
+    "propose",
+    "propose_among",
+    "verify",
+]
 
 # Streams: the first arrivals, and the root of every token's later ones.
 _FIRST = 0
@@ -54,19 +63,24 @@ _GAMMA_NODES = 16  # of the Gauss-Laguerre rule over the waiting time of a later
 
 
 def propose(key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int) -> Drafts:
-    num_categories = log_p.shape[0]
-    first_times = races.exponentials(key, 1, num_categories)[_FIRST]
+    return propose_among(key, log_p, num_drafts, jnp.arange(log_p.shape[0], dtype=jnp.int32))
+
+
+def propose_among(
+    key: PRNGKeyArray, log_p: DraftLogProbs, num_drafts: int, tokens: Tokens
+) -> Drafts:
+    first_times = races.exponentials_at(key, 1, tokens)[_FIRST]
     # Only a token whose first arrival is among the K first can have an arrival among them.
     first_arrivals = races.arrivals(first_times, log_p)
-    _, tokens = jax.lax.top_k(-first_arrivals, min(num_drafts, num_categories))
+    _, first = jax.lax.top_k(-first_arrivals, min(num_drafts, log_p.shape[0]))
 
     # All arrivals of those tokens that can be among the K first: K each.
-    token_keys = races.keys.fold_in_each(races.stream_key(key, _LATER), tokens)
+    token_keys = races.keys.fold_in_each(races.stream_key(key, _LATER), tokens[first])
     gaps = jax.vmap(lambda token_key: races.exponentials(token_key, 1, num_drafts)[0])(token_keys)
-    times = jnp.cumsum(gaps.at[:, 0].set(first_times[tokens]), axis=1)  # [token, arrival]
-    arrivals = races.arrivals(times, log_p[tokens, None]).ravel()
+    times = jnp.cumsum(gaps.at[:, 0].set(first_times[first]), axis=1)  # [token, arrival]
+    arrivals = races.arrivals(times, log_p[first, None]).ravel()
     _, order = jax.lax.top_k(-arrivals, num_drafts)  # far faster than a sort
-    return tokens[order // num_drafts]
+    return tokens[first[order // num_drafts]]
 
 
 def verify(
@@ -189,6 +203,7 @@ SCHEME = Scheme(
     diverse=False,
     ranked=True,
     propose_fn=propose,
+    propose_among_fn=propose_among,
     verification=TokenVerification(verify),
     exact=ExactAcceptance(
         acceptance, bound=bounds.list_matching, kernel=kernel, tails_are_bounds=True

@@ -26,6 +26,7 @@ from gls_jax.schemes.function_types import (
     ExactAcceptance,
     PathVerification,
     Propose,
+    ProposeAmong,
     TokenVerification,
     Trial,
     Trials,
@@ -52,6 +53,9 @@ class Scheme:
         ranked: whether the list holds the ranks of one race, so that the drafts after one tree node
             take ranks 0, 1, ...; otherwise draft k is the winner of stream k.
         propose_fn: ``(key, log_p, num_drafts) -> drafts i32[K]``.
+        propose_among_fn: the same where `p` is given for some tokens only,
+            ``(key, log_p, num_drafts, tokens) -> drafts i32[K]``; None if there is no faster way
+            than to fill in the others.
         verification: of tokens, ``verify(key, drafts, log_p, log_q, active) -> token i32[]``; or of
             whole paths, ``verify_tree(key, position, tree, log_p, log_q) -> Path``.
         exact: ``curve(log_p, log_q, num_drafts: tuple) -> acceptances f[C]`` and other exact
@@ -73,6 +77,7 @@ class Scheme:
     exact: ExactAcceptance | None = dataclasses.field(default=None, repr=False)
     trials: Trials | None = dataclasses.field(default=None, repr=False)
     samples_drafts: bool = True
+    propose_among_fn: ProposeAmong | None = dataclasses.field(default=None, repr=False)
 
     @property
     def verifies_tokens(self) -> bool:
@@ -104,6 +109,52 @@ class Scheme:
         log_probs = checks.draft_distributions(log_p, num_drafts, diverse=self.diverse, owner=owner)
         checks.values(log_p, "log_p")
         return work_shape.compiled(self.propose_fn, (key, log_probs), (num_drafts,))
+
+    def propose_among(
+        self,
+        key: PRNGKeyArray,
+        log_p: LogProbs,
+        num_drafts: int,
+        tokens: Numbers,
+        num_tokens: int,
+    ) -> Int[Array, " K"]:
+        """Drafts of a distribution that is given for some of the tokens.
+
+        A drafter with a reduced output head has one. The drafts are those that :meth:`propose`
+        gives with probability 0 for all other tokens, if it shares its noise with `verify`.
+        Otherwise they have the same distribution.
+
+        Args:
+            key: one typed key, the position's.
+            log_p: `[R]` or `[K, R]`.
+            num_drafts: `K`, static.
+            tokens: `i32[R]`, increasing, within the vocabulary. Not checked.
+            num_tokens: `N`, tokens of the vocabulary, static.
+
+        Returns:
+            `i32[K]`.
+
+        Raises:
+            ValueError: `num_drafts` out of range, or a key that is not one typed threefry key.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from gls_jax import schemes
+        >>> gls, key = schemes.get("gls"), jax.random.key(0)
+        >>> among = gls.propose_among(key, jnp.log(jnp.array([0.4, 0.6])), 4, jnp.array([1, 3]), 5)
+        >>> whole = gls.propose(key, jnp.log(jnp.array([0, 0.4, 0, 0.6, 0])), 4)
+        >>> among.tolist() == whole.tolist()
+        True
+        """
+        checks.key(key)
+        num_drafts = self.check_num_drafts(num_drafts)
+        log_probs, tokens = jnp.asarray(log_p), jnp.asarray(tokens)
+        if self.propose_among_fn is not None:
+            return self.propose_among_fn(key, log_probs, num_drafts, tokens)
+        if self.needs_draft_probs or not self.samples_drafts:
+            # These drafts share no noise with the target.
+            return tokens[self.propose_fn(key, log_probs, num_drafts)]
+        whole = jnp.full((*log_probs.shape[:-1], num_tokens), -jnp.inf, log_probs.dtype)
+        return self.propose_fn(key, whole.at[..., tokens].set(log_probs), num_drafts)
 
     def verify(
         self,

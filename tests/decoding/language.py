@@ -3,10 +3,15 @@
 The distribution of a token depends on its position and on the two tokens before it (0 where there is only one).
 """
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from gls_jax import decoding
+from gls_jax import decoding, models
+from gls_jax.models import drafter
 
 TOKENS, LAST = 4, 8
 
@@ -33,6 +38,25 @@ def model(p):
 
 
 target, drafters = model(TARGET), [model(p) for p in DRAFTS]
+
+
+def hidden(params, tokens, positions, mask, cache, layers):
+    """The target's log-probabilities are its hidden state, and each layer's features."""
+    logits, cache = target.apply(params, tokens, positions, mask, cache)
+    return logits, jnp.tile(logits, (1, 1, len(layers))), cache
+
+
+target_with_features = dataclasses.replace(target, hidden=hidden, head=lambda params, hidden: hidden)
+
+
+def observing_drafter(tokens=(0, 1, 3)):
+    """A drafter with random weights over the target's features, whose head has some of the tokens."""
+    sizes = dict(hidden_size=TOKENS, intermediate_size=TOKENS, num_heads=1, num_kv_heads=1)
+    layers = models.Config(vocab_size=TOKENS, num_layers=1, **sizes)
+    config = drafter.DrafterConfig(layers=layers, observed_layers=(0, 2), num_tokens=len(tokens))
+    graph, params = nnx.split(drafter.DrafterNetwork(config, rngs=nnx.Rngs(1)))
+    sharper = jax.tree.map(lambda x: x * 40 if x.ndim > 1 else x, params)
+    return drafter.drafter_model(nnx.merge(graph, sharper), jnp.array(tokens))
 
 
 def process(p, text, temperature=1.0, top_k=None, top_p=None, min_p=None, repetition_penalty=None):

@@ -76,6 +76,22 @@ def test_distribution(scheme, shape):
     assert p_value(generate(scheme, language.drafters[0], num, **shape, **SHARED), **SHARED) > ALPHA
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_drafter_that_observes_the_target(scheme):
+    """Its output head has three of the four tokens; in the last shape of each scheme."""
+    *_, shape = shapes(scheme)
+    generation = generate(
+        scheme.name,
+        language.observing_drafter(),
+        FEWER.get(scheme.name, REQUESTS),
+        target=language.target_with_features,
+        **shape,
+        **SHARED,
+    )
+    assert p_value(generation, **SHARED) > ALPHA
+    assert generation.metrics.block_efficiency > 1.1
+
+
 def test_plain_generation():
     assert p_value(generate("gls", None, **SHARED), **SHARED) > ALPHA
 
