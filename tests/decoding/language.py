@@ -46,7 +46,9 @@ def hidden(params, tokens, positions, mask, cache, layers):
     return logits, jnp.tile(logits, (1, 1, len(layers))), cache
 
 
-target_with_features = dataclasses.replace(target, hidden=hidden, head=lambda params, hidden: hidden)
+target_with_features = dataclasses.replace(
+    target, hidden=hidden, head=lambda params, hidden: hidden
+)
 
 
 def observing_drafter(tokens=(0, 1, 3)):
