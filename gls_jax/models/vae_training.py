@@ -18,7 +18,7 @@ from gls_jax import checks, races
 from gls_jax.compression.images.image_checks import check_pixels, size_text
 from gls_jax.compression.images.image_crops import crops, halves
 from gls_jax.compression.images.image_model import ImageModel
-from gls_jax.models import vae_checkpoints as checkpoints
+from gls_jax.models import training_checkpoints, vae_checkpoints
 from gls_jax.models.vae import ImageVae, VaeConfig, image_model, new_vae
 from gls_jax.runs import files
 from gls_jax.runs.resume import check_resumable, differing_entries
@@ -112,7 +112,7 @@ def train_vae(
     graph, params = nnx.split(new_vae(config, races.private_key(key)))
     state = {"params": params, "adam": _adam(learning_rate).init(params)}
     if num_done:
-        state = checkpoints.restore(folder, num_done, state)
+        state = training_checkpoints.restore(folder, num_done, state)
     device_images = jnp.asarray(images)
     for epoch in range(num_done, epochs):
         epoch_key = jax.random.fold_in(key, epoch)
@@ -126,12 +126,12 @@ def train_vae(
             )
         losses.append(epoch_losses)
         metadata = {
-            checkpoints.RUN_CONFIGURATION: run_config,
+            vae_checkpoints.RUN_CONFIGURATION: run_config,
             "config": run_config["config"],
             "epochs": epochs,
             "losses": [list(row) for row in losses],
         }
-        checkpoints.save(folder, epoch + 1, state, metadata)
+        training_checkpoints.save(folder, epoch + 1, state, metadata)
         if progress is not None:
             progress(epoch + 1, epochs)
     return Trained(image_model(nnx.merge(graph, state["params"]), config), losses)
@@ -250,19 +250,19 @@ def _previous_epochs(
     folder: Path, run_config: dict, epochs: int, resume: bool
 ) -> tuple[int, list[Losses]]:
     """Number of finished epochs of the run in the folder, and their losses."""
-    newest = checkpoints.find(folder)
+    newest = vae_checkpoints.find(folder)
     if newest is None:
         return 0, []
-    stored_config = newest.metadata[checkpoints.RUN_CONFIGURATION]
+    stored_config = newest.metadata[vae_checkpoints.RUN_CONFIGURATION]
     check_resumable(
         folder,
         "a training run",
         resume=resume,
         differences=differing_entries(stored_config, run_config),
     )
-    if newest.epoch > epochs:
+    if newest.step > epochs:
         raise ValueError(
-            f"{folder}: the training run here has {newest.epoch} epochs, "
+            f"{folder}: the training run here has {newest.step} epochs, "
             f"more than the {epochs} requested"
         )
-    return newest.epoch, [Losses(*row) for row in newest.metadata["losses"]]
+    return newest.step, [Losses(*row) for row in newest.metadata["losses"]]

@@ -124,7 +124,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, short, monkeypatch, 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, epochs=3, progress=killed_after)
     # The second epoch was written, and the third is trained anew.
-    assert vae_checkpoints.find(tmp_path).epoch == 2
+    assert vae_checkpoints.find(tmp_path).step == 2
     with pytest.raises(ValueError, match="expected a finished training run, got 2 of 3 epochs"):
         models.load_vae(tmp_path)
     monkeypatch.setattr(vae_training, "_step", step)

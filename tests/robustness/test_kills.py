@@ -102,7 +102,7 @@ def test_training(tmp_path):
     while len(epochs) < 4 or not epochs[-1]:
         assert killed(cut, rng, 40, [*arguments, "--out", str(cut)], tmp_path / "cache")
         found = vae_checkpoints.find(cut)
-        epochs.append(found.epoch if found else 0)
+        epochs.append(found.step if found else 0)
         assert len(epochs) < 20
     assert sorted(epochs) == epochs and 0 < epochs[-1] < 6
     images = datasets.load(str(tmp_path / "images.npy")).train

@@ -114,7 +114,11 @@ class DrafterNetwork(nnx.Module):
 
     def logits(self, states: Float[Array, "*b m"]) -> Float[Array, "*b r"]:
         """Logits `f32[..., R]` of the tokens of the head."""
-        logits = jnp.matmul(self.norm(states), self.head[...], preferred_element_type=jnp.float32)
+        return self.head_logits(self.norm(states))
+
+    def head_logits(self, normed: Float[Array, "*b m"]) -> Float[Array, "*b r"]:
+        """Logits of the tokens of the head from normed states, the drafter's or the target's."""
+        logits = jnp.matmul(normed, self.head[...], preferred_element_type=jnp.float32)
         return soft_cap(logits, self.config.layers.logit_softcap)
 
     def read(
