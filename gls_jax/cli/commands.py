@@ -26,11 +26,20 @@ from gls_jax.cli.dump import DumpDistributions
 from gls_jax.cli.generate import Generate
 from gls_jax.cli.plan import Plan
 from gls_jax.cli.train import Train
+from gls_jax.cli.train_drafter import TrainDrafter
 
 __all__ = ["COMMANDS", "parse"]
 
 Command: TypeAlias = (
-    Acceptance | Check | Generate | DumpDistributions | Plan | Train | Compress | Decompress
+    Acceptance
+    | Check
+    | Generate
+    | DumpDistributions
+    | Plan
+    | Train
+    | TrainDrafter
+    | Compress
+    | Decompress
 )
 
 COMMANDS: dict[str, Callable[..., Command]] = {
@@ -39,6 +48,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "dump": DumpDistributions,
     "plan": Plan,
     "train": Train,
+    "train-drafter": TrainDrafter,
     "compress": Compress,
     "decompress": Decompress,
     "check": Check,

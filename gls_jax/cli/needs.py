@@ -14,7 +14,17 @@ from gls_jax import extras
 __all__ = ["COMMANDS", "check"]
 
 # The keys of `commands.COMMANDS`, repeated here because that file imports tyro.
-COMMANDS = ("acceptance", "generate", "dump", "plan", "train", "compress", "decompress", "check")
+COMMANDS = (
+    "acceptance",
+    "generate",
+    "dump",
+    "plan",
+    "train",
+    "train-drafter",
+    "compress",
+    "decompress",
+    "check",
+)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -62,6 +72,8 @@ def _extras_of(command: str, arguments: Sequence[str]) -> list[str]:
     is_from_files = _is_given(arguments, "--acceptances") and _is_given(arguments, "--costs")
     if command in ("generate", "dump") or (command == "plan" and not is_from_files):
         needed.append("lm")
+    if command == "train-drafter":
+        needed += ["lm", "figures"]
     has_image_model = command in ("compress", "decompress", "check") and _is_given(
         arguments, "--model"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gls_jax import decoding, models
 from gls_jax.models import layer_selection
+from gls_jax.models.drafter import drafter_file as drafter_files
 from gls_jax.typing import Report
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def check_pair(draft: str | None, drop_layers: str | None) -> None:
     if not is_name and not Path(str(draft)).exists():
         raise FileNotFoundError(
             f"{draft}: no such file or folder; "
-            "expected a Hugging Face folder, a .gguf file, smollm2, ngram or none"
+            "expected a Hugging Face folder, a .gguf file, a trained drafter, smollm2, ngram or "
+            "none"
         )
 
 
@@ -74,8 +76,9 @@ def load_pair(
 
     Args:
         target_name: as for :func:`gls_jax.models.load`.
-        draft: the drafter, likewise; "ngram" looks drafts up in the text, "none" drafts nothing;
-            None takes the target itself, without some of its layers.
+        draft: the drafter, likewise, or one that `gls-jax train-drafter` has trained; "ngram" looks
+            drafts up in the text, "none" drafts nothing; None takes the target itself, without some
+            of its layers.
         drop_layers: layers that the drafter leaves out, such as "12-17" or "3,7-9", or "" for none;
             None leaves out the middle fifth of the target's layers, and none of another drafter's.
         progress: called with `("models", models loaded, 2)`.
@@ -108,6 +111,20 @@ def load_pair(
             draft_name=str(draft),
             draft_checkpoint=None,
             drafter=without_weights,
+        )
+
+    if draft is not None and drafter_files.is_drafter(draft):
+        if drop_layers:
+            raise ValueError(f"drop_layers: expected a whole model, got the drafter {draft}")
+        trained = drafter_files.load_drafter(draft, target)
+        report("models", 2, 2)
+        return ModelPair(
+            target_name=target_name,
+            target=target,
+            tokenizer=target.tokenizer,
+            draft_name=draft,
+            draft_checkpoint=None,
+            drafter=trained,
         )
 
     # A drafter from the target's own weights shares embedding and head with it.

@@ -23,7 +23,7 @@ from gls_jax.runs import files
 from gls_jax.runs.resume import Manifest, check_resumable, differing_entries
 from gls_jax.typing import Progress
 
-__all__ = ["TextFeatures", "padded_length", "read_texts"]
+__all__ = ["TextFeatures", "check_observed_layers", "padded_length", "read_texts"]
 
 _FORMAT = 1
 _RUN = "the features of texts"
@@ -78,8 +78,8 @@ def read_texts(
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
-    layers = tuple(observed_layers)
-    _check(target, texts, layers)
+    layers = check_observed_layers(observed_layers, target.config.num_layers)
+    _check_texts(target, texts)
     lengths = np.array([len(text) for text in texts])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     tokens = np.concatenate([np.asarray(text, np.int32) for text in texts])
@@ -118,6 +118,18 @@ def read_texts(
     return arrays
 
 
+def check_observed_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Layers as a tuple, or a `ValueError`: increasing, and the target's last one among them."""
+    layers = tuple(layers)
+    is_increasing = list(layers) == sorted(set(layers))
+    if not layers or not is_increasing or layers[0] < 0 or layers[-1] != num_layers - 1:
+        raise ValueError(
+            f"observed_layers: expected increasing indices that end with {num_layers - 1}, the "
+            f"target's last layer, got {list(layers)}"
+        )
+    return layers
+
+
 def padded_length(length: int) -> int:
     """The length to which a batch of texts is padded."""
     return -(-length // _LENGTH_STEP) * _LENGTH_STEP
@@ -143,14 +155,7 @@ def _reader(target: Transformer, layers: tuple[int, ...]):
     return step
 
 
-def _check(target: Transformer, texts, layers: tuple[int, ...]) -> None:
-    num_layers = target.config.num_layers
-    is_increasing = list(layers) == sorted(set(layers))
-    if not layers or not is_increasing or layers[0] < 0 or layers[-1] != num_layers - 1:
-        raise ValueError(
-            f"observed_layers: expected increasing indices that end with {num_layers - 1}, the "
-            f"target's last layer, got {list(layers)}"
-        )
+def _check_texts(target: Transformer, texts) -> None:
     if not texts:
         raise ValueError("texts: expected at least one, got none")
     for index, text in enumerate(texts):

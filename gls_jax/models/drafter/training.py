@@ -15,7 +15,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from gls_jax import checks, races
+from gls_jax import races
+from gls_jax.drafter_options import DrafterTraining
 from gls_jax.models import training_checkpoints
 from gls_jax.models.drafter.first_weights import first_network, head_tokens
 from gls_jax.models.drafter.network import DrafterNetwork
@@ -28,7 +29,7 @@ from gls_jax.runs import files
 from gls_jax.runs.resume import check_resumable, configuration_hash, differing_entries
 from gls_jax.typing import Progress
 
-__all__ = ["DrafterTraining", "TrainedDrafter", "Validation", "train_drafter"]
+__all__ = ["TrainedDrafter", "Validation", "train_drafter"]
 
 _RUN = "a training run of a drafter"
 _METADATA_FIELDS = {"configuration", "validations"}
@@ -37,62 +38,6 @@ _WARM_UP = 0.05
 _LARGEST_GRADIENT = 1.0
 # Tokens in a step of validation.
 _VALIDATION_TOKENS = 4096
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DrafterTraining:
-    """How a drafter is trained. The descriptions of the fields are also the command line's help."""
-
-    layers: int = 1
-    """Layers of the drafter, initialised from the target's last ones."""
-    head_tokens: int = 8192
-    """Tokens of the output head: those that the target gives most mass in the texts."""
-    steps_ahead: int = 3
-    """Tokens that are drafted one after the other in training, on the drafter's own states."""
-    loss: str = "kl"
-    """`kl`, `tv`, `lk`, or `list:SCHEME:K` such as `list:gls:8`, the exact acceptance of a list."""
-    depth_weight: float = 0.8
-    """Weight of each further step ahead, compared with the one before."""
-    epochs: int = 4
-    """Passes over the texts."""
-    batch_tokens: int = 4096
-    """Tokens in a step of the optimiser."""
-    learning_rate: float = 1e-3
-    """Largest learning rate of AdamW; it rises first, and falls to a twentieth at the end."""
-    weight_decay: float = 0.01
-    """Of AdamW."""
-    validation_share: float = 0.05
-    """Share of the texts that is held out."""
-    validation_steps: int = 200
-    """Steps between two validations, at which the training can be resumed."""
-    patience: int = 4
-    """Validations without a better one after which training ends."""
-    seed: int = 0
-    """Seed of the weights, the order of the texts and the held-out ones."""
-
-    def check(self) -> None:
-        """Raise `ValueError` for options out of range."""
-        for name in ("layers", "head_tokens", "steps_ahead", "epochs", "batch_tokens"):
-            checks.count(getattr(self, name), name)
-        for name in ("validation_steps", "patience"):
-            checks.count(getattr(self, name), name)
-        if self.layers > 4 or self.steps_ahead > 8:
-            raise ValueError(
-                "layers, steps_ahead: expected at most 4 and 8, "
-                f"got {self.layers} and {self.steps_ahead}"
-            )
-        for name in ("learning_rate", "depth_weight"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(
-                    f"{name}: expected a number within (0, 1], got {getattr(self, name)}"
-                )
-        if not 0 < self.validation_share < 1 or not 0 <= self.weight_decay < 1:
-            raise ValueError(
-                "validation_share, weight_decay: expected numbers below 1, "
-                f"got {self.validation_share} and {self.weight_decay}"
-            )
-        parse_objective(self.loss)
-        checks.seed(self.seed)
 
 
 class Validation(NamedTuple):
@@ -179,6 +124,7 @@ def train_drafter(
     """
     folder = Path(folder)
     options.check()
+    parse_objective(options.loss)
     training_texts, held_out = _split(texts, options)
     tokens, coverage = head_tokens(target, texts, training_texts, held_out, options.head_tokens)
     network = first_network(target, observed_layers, tokens, options.layers, options.seed)
