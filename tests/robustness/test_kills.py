@@ -19,6 +19,7 @@ from gls_jax.compression.images import datasets
 from gls_jax.models import vae_checkpoints
 from gls_jax.runs.jsonl_results import JsonlResults
 from tests import compilation
+from tests.cli.conftest import write
 from tests.images import ramps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -179,3 +180,23 @@ def test_results_of_a_killed_process(tmp_path):
     assert subprocess.run([sys.executable, "-c", program, str(path), "0", "0"]).returncode == 0
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["request"], len(line["text"])) for line in lines] == [(n, n) for n in range(300)]
+
+
+def test_training_of_a_drafter(tmp_path):
+    """Killed while it writes texts, reads them and trains; the weights are those of a run in one piece."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"Prompt {number}: {number * number}" for number in range(12)))
+    checkpoint = write(tmp_path / "tiny", max_position_embeddings=128)
+    arguments = ["train-drafter", "--target", str(checkpoint), "--prompts", str(prompts)]
+    arguments += ["--texts", "12", "--max-new-tokens", "12", "--top-k", "8", "--batch", "2"]
+    arguments += ["--epochs", "4", "--batch-tokens", "128", "--validation-steps", "4"]
+    arguments += ["--head-tokens", "30", "--steps-ahead", "2", "--validation-share", "0.2"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    cut, rng, num_killed = tmp_path / "cut", np.random.default_rng(3), 0
+    for last in (30, 60, 400, 400, 400):
+        resumed = [*arguments, "--out", str(cut), "--resume"]
+        num_killed += killed(cut, rng, last, resumed, tmp_path / "cache")
+    assert num_killed >= 3
+    assert cli.main([*arguments, "--out", str(cut), "--resume"]) == 0
+    name = "drafter.safetensors"
+    assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
