@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -58,6 +58,47 @@ class Metrics(NamedTuple):
         """Tokens per call of the target, the target's own token included: the block efficiency."""
         tokens_per_round = np.arange(1, self.histogram.shape[1] + 1)
         return _ratio((self.histogram * tokens_per_round).sum(), self.histogram.sum())
+
+    def speculative_decoding(self, request: int) -> dict[str, Any] | None:
+        """Figures of one request under the names that vLLM reports, as JSON.
+
+        `num_spec_tokens` is the longest path of drafts, `num_draft_tokens` counts the nodes of
+        trees, and `num_spec_steps` the calls of the target that verified drafts.
+
+        Args:
+            request: its row in the batch.
+
+        Returns:
+            The figures; None if nothing was drafted.
+
+        >>> import numpy as np
+        >>> from gls_jax.decoding.metrics import Metrics
+        >>> run = Metrics(
+        ...     np.array([[2, 1, 1]]), np.array([7]), nodes=2, calls_per_round=2, rounds=4
+        ... )
+        >>> figures = run.speculative_decoding(0)
+        >>> figures["acceptance_histogram"], figures["draft_acceptance_rate"]
+        ([2, 1, 1], 0.375)
+        """
+        counts = self.histogram[request]
+        num_steps = int(counts.sum())
+        if len(counts) == 1 or not num_steps:
+            return None
+        num_accepted = int(counts @ np.arange(len(counts)))
+        num_drafts = num_steps * self.nodes
+        at_least = counts[::-1].cumsum()[::-1]
+        return {
+            "mean_acceptance_length": 1 + num_accepted / num_steps,
+            "draft_acceptance_rate": num_accepted / num_drafts,
+            "acceptance_histogram": counts.tolist(),
+            "conditional_acceptance": [
+                float(after / before) if before else None for before, after in pairwise(at_least)
+            ],
+            "num_spec_steps": num_steps,
+            "num_accepted_draft_tokens": num_accepted,
+            "num_draft_tokens": num_drafts,
+            "num_spec_tokens": len(counts) - 1,
+        }
 
     @property
     def block_efficiency(self) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gls_jax.decoding.metrics import Metrics
 from gls_jax.decoding.requests.text_requests import TextRequest
 
 if TYPE_CHECKING:
@@ -100,13 +101,14 @@ class Reply:
         self._num_shown = end
         return piece
 
-    def record(self, accepted: Collection[int], draft_calls: int) -> dict[str, Any]:
+    def record(self, metrics: Metrics, row: int) -> dict[str, Any]:
         """The finished reply as JSON.
 
         Args:
-            accepted: in how many rounds 0, 1, ... drafts were accepted.
-            draft_calls: number of calls of drafters.
+            metrics: of the batch.
+            row: of the reply.
         """
+        accepted = metrics.histogram[row]
         return {
             "request": self.request.number,
             "text": self.text,
@@ -115,7 +117,8 @@ class Reply:
             "prompt_tokens": len(self.prompt),
             "accepted": [int(count) for count in accepted],
             "target_calls": int(sum(accepted)),
-            "draft_calls": int(draft_calls),
+            "draft_calls": int(metrics.draft_calls[row]),
+            "metrics": {"speculative_decoding": metrics.speculative_decoding(row)},
         }
 
     def _add(self, token: int) -> None:

@@ -172,8 +172,7 @@ def _finish_batch(
         if finished_rows:
             metrics = run.generation.metrics
             for row in finished_rows:
-                accepted, draft_calls = metrics.histogram[row], metrics.draft_calls[row]
-                on_finished(batch[row].record(accepted, draft_calls))
+                on_finished(batch[row].record(metrics, row))
         # The first round also reads the prompts and compiles, so its time is kept apart.
         if warm_end is None:
             warm_end, warm_tokens = time.perf_counter(), num_tokens
