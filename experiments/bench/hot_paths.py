@@ -231,15 +231,15 @@ def round_program(
     )
     if part == "read":
         return partial(read, engine_config), (requests, bare, drafts.tree, state.target_cache)
-    logits, target_cache = jax.eval_shape(
+    reading, target_cache = jax.eval_shape(
         partial(read, engine_config), requests, bare, drafts.tree, state.target_cache
     )
     return partial(select, engine_config), (
         requests,
         bare,
         drafts,
-        logits,
-        drafter_caches,
+        reading,
+        (drafter_caches, ()),
         target_cache,
     )
 

@@ -15,7 +15,7 @@ token `i`:
 >>> options = decoding.DecodeOptions(num_drafts=2, draft_length=3, max_new_tokens=8)
 >>> key, prompts = jax.random.key(17), [[3, 0]]
 >>> prepared = preparation.prepare(key, target, drafter, prompts, None, options)
->>> config, requests, text, _ = prepared
+>>> config, requests, text, *_ = prepared
 >>> state = engine.prefill(config, requests, text)
 >>> draft, read, select_and_keep = engine.PARTS
 
@@ -30,8 +30,8 @@ whose nodes are stored level by level:
 A mask lets each draft see the text and the earlier drafts of its chain. The logits are those of
 seven next tokens, and the cache holds the text and all drafts after it:
 
->>> logits, cache = read(config, requests, state, drafts.tree, state.target_cache)
->>> logits.shape, cache.tokens[0, 0, :8].tolist()
+>>> reading, cache = read(config, requests, state, drafts.tree, state.target_cache)
+>>> reading.logits.shape, cache.tokens[0, 0, :8].tolist()
 ((1, 7, 4), [3, 0, 1, 2, 2, 1, 3, 3])
 
 *Select.* At each position the target draws its token with the noise that the drafter used. After
@@ -39,7 +39,8 @@ seven next tokens, and the cache holds the text and all drafts after it:
 draft: accepted. After `3 0 2 1` it is 2, but 3 was drafted. The round ends, with two accepted
 drafts and three new tokens, for one call of the target:
 
->>> state = select_and_keep(config, requests, state, drafts, logits, drafter_caches, cache)
+>>> caches = (drafter_caches, ())  # no other drafter observes the target
+>>> state = select_and_keep(config, requests, state, drafts, reading, caches, cache)
 >>> state.text.tokens[0, :5].tolist(), state.histogram.tolist()
 ([3, 0, 2, 1, 2], [[0, 0, 1, 0]])
 
@@ -57,6 +58,7 @@ Such rounds make up a text. Here 64 new tokens take 20 rounds; plain generation 
 ([64], 20)
 """
 
+from gls_jax.decoding.choice import Auto, auto
 from gls_jax.decoding.generation import BrokenLogits, Generation, Stream, generate, stream
 from gls_jax.decoding.metrics import Metrics
 from gls_jax.decoding.model import LanguageModel
@@ -66,6 +68,7 @@ from gls_jax.decoding.tree_shape import BestFirstTree, MarginTree
 from gls_jax.decoding.uncached import from_function, ngram_lookup
 
 __all__ = [
+    "Auto",
     "BestFirstTree",
     "BrokenLogits",
     "DecodeOptions",
@@ -74,6 +77,7 @@ __all__ = [
     "MarginTree",
     "Metrics",
     "Stream",
+    "auto",
     "check_sampling",
     "from_function",
     "generate",

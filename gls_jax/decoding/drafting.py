@@ -185,9 +185,12 @@ def read_root(
     """
     # A single drafter has read all but two tokens, the last accepted draft and the one emitted
     # after it. Several have not read one another's drafts, and one that observes the target has
-    # read its drafts without the target's features: these read the whole last round again.
+    # read its drafts without the target's features: these read the whole last round again. Where
+    # drafts come from several sources, the drafter has not read those of the others.
     is_single = len(config.drafter_chains) == 1
-    num_tokens = 2 if is_single and drafter.observe is None else config.shape.depth + 1
+    longest = max((mode.shape.depth for mode in config.modes if mode.source == "model"), default=0)
+    reads_drafts_again = not is_single or drafter.observe is not None or config.modes
+    num_tokens = max(config.shape.depth, longest) + 1 if reads_drafts_again else 2
     start = jnp.maximum(text.length - num_tokens, 0)
     positions = start[:, None] + jnp.arange(num_tokens, dtype=jnp.int32)
     tokens = jnp.take_along_axis(text.tokens, positions, axis=1)

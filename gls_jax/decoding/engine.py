@@ -19,6 +19,7 @@ after a round those of the last token and of the accepted nodes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -29,15 +30,21 @@ from jaxtyping import Array, Bool
 
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.candidate_rules import candidate_rule
+from gls_jax.decoding.choice import choose_mode, learn_acceptance
 from gls_jax.decoding.drafting import draft_chains, draft_static_tree
 from gls_jax.decoding.dynamic_tree import draft_dynamic_tree
+from gls_jax.decoding.lookup import Match, draft_by_lookup, find_match
 from gls_jax.decoding.margin import learn, nothing_learned
+from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.reading import Reading, read
 from gls_jax.decoding.reduced_vocabulary import verify_reduced
 from gls_jax.decoding.state import Caches, Drafts, EngineConfig, Requests, State, Text
 from gls_jax.decoding.tree_shape import ancestors
 from gls_jax.schemes import Path, Scheme, Tree
 from gls_jax.typing import Index
+
+# Tokens that a drafter reads after rounds without it.
+_CATCH_UP = 32
 
 __all__ = ["PARTS", "one_round", "prefill", "run", "seen_at_nodes"]
 
@@ -65,6 +72,7 @@ def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
         learned=nothing_learned(config.shape.dynamic, batch_size, requests.sampling.vocab_size),
         histogram=jnp.zeros((batch_size, config.shape.depth + 1), jnp.int32),
         draft_calls=jnp.zeros(batch_size, jnp.int32),
+        num_drafted=jnp.zeros(batch_size, jnp.int32),
     )
 
 
@@ -78,6 +86,8 @@ def run(config: EngineConfig, requests: Requests, state: State, rounds: Index) -
 
     def next_round(carry):
         num_done, state = carry
+        if config.modes:
+            return num_done + 1, _chosen_round(config, requests, state)
         return num_done + 1, one_round(config, PARTS, requests, state)
 
     return jax.lax.while_loop(is_unfinished, next_round, (0, state))[1]
@@ -98,18 +108,84 @@ def one_round(
         state: before the round.
     """
     draft, read_tree, select_and_keep = parts
-    state_without_caches = state._replace(drafter_caches=(), target_cache=None)
+    state_without_caches = state._replace(drafter_caches=(), target_cache=None, watching_caches=())
     drafts, drafter_caches = draft(config, requests, state_without_caches, state.drafter_caches)
     reading, target_cache = read_tree(
         config, requests, state_without_caches, drafts.tree, state.target_cache
     )
     return select_and_keep(
-        config, requests, state_without_caches, drafts, reading, drafter_caches, target_cache
+        config,
+        requests,
+        state_without_caches,
+        drafts,
+        reading,
+        (drafter_caches, state.watching_caches),
+        target_cache,
     )
+
+
+def _chosen_round(config: EngineConfig, requests: Requests, state: State) -> State:
+    """One round in the mode that promises most tokens per second, see `choice`."""
+    text, choice = state.text, state.choice
+    match = find_match(text.tokens, text.length)
+    mode = choose_mode(config.modes, choice, match, state.is_active)
+    rounds = [
+        partial(_round_of_mode, config, number, requests) for number in range(len(config.modes))
+    ]
+    after = jax.lax.switch(mode, rounds, state, match)
+    counts = after.histogram - state.histogram
+    choice = learn_acceptance(config.modes, after.choice, mode, match, counts)
+    return after._replace(choice=choice)
+
+
+def _round_of_mode(
+    config: EngineConfig, number: int, requests: Requests, state: State, match: Match
+) -> State:
+    """One round in one mode. The other drafters observe, and read nothing."""
+    mode = config.modes[number]
+    is_model = mode.source == "model"
+    chains = (tuple(range(mode.shape.list_size)),) if is_model else ()
+    mode_config = dataclasses.replace(
+        config, shape=mode.shape, source=mode.source, drafter_chains=chains
+    )
+    num_emitted = -state.text.length
+    if is_model:
+        # Tokens of rounds in other modes.
+        (cache,) = state.drafter_caches
+        cache = _caught_up(config, requests.drafters[0], cache, state)
+        after = one_round(mode_config, PARTS, requests, state._replace(drafter_caches=(cache,)))
+    else:
+        mode_requests = requests._replace(drafters=(), watching=requests.drafters)
+        mode_state = state._replace(
+            drafter_caches=(), watching_caches=state.drafter_caches, match=match
+        )
+        after = one_round(mode_config, PARTS, mode_requests, mode_state)
+        after = after._replace(drafter_caches=after.watching_caches, watching_caches=())
+    num_emitted = jnp.max(num_emitted + after.text.length)
+    unread = num_emitted if is_model else state.choice.unread + num_emitted
+    return after._replace(match=None, choice=state.choice._replace(unread=unread))
+
+
+def _caught_up(config: EngineConfig, drafter: LanguageModel, cache, state: State):
+    """The cache of a drafter that has read the newest tokens but those of the last round."""
+    longest = max(mode.shape.depth for mode in config.modes if mode.source == "model")
+    text = state.text
+
+    def read_newest(cache):
+        start = jnp.maximum(text.length - _CATCH_UP, 0)
+        positions = start[:, None] + jnp.arange(_CATCH_UP, dtype=jnp.int32)
+        tokens = jnp.take_along_axis(text.tokens, positions, axis=1, mode="clip")
+        tokens = jnp.minimum(tokens, drafter.vocab_size - 1)
+        return read(drafter, tokens, positions, None, with_length(cache, start)).cache
+
+    # The next call of the drafter reads one more token than it drafts, whatever it has read.
+    return jax.lax.cond(state.choice.unread > longest + 1, read_newest, lambda cache: cache, cache)
 
 
 def _draft(config: EngineConfig, requests: Requests, state: State, drafter_caches):
     """The drafts of this round, in the shape that is configured, and the drafters' caches."""
+    if config.source == "lookup":
+        return draft_by_lookup(config, requests, state.text, state.match), ()
     if config.shape.dynamic:
         rule = candidate_rule(config, requests, state.text, state.learned)
         return draft_dynamic_tree(
@@ -167,7 +243,7 @@ def _select_and_keep(
     state: State,
     drafts: Drafts,
     reading: Reading,
-    drafter_caches,
+    caches: tuple[Caches, Caches],
     target_cache,
 ) -> State:
     """Verify the drafts and emit tokens; the state after the round."""
@@ -203,6 +279,7 @@ def _select_and_keep(
 
     # Keep: emitted tokens join the text, and entries of accepted nodes stay in the caches.
     new_text = _append(text, tokens, is_emitted)
+    drafter_caches, watching_caches = caches
     drafter_caches, target_cache = _keep_accepted(
         requests, text.length, drafts, path, drafter_caches, target_cache
     )
@@ -210,9 +287,15 @@ def _select_and_keep(
         # The last token and the accepted nodes. The newest token has no features yet.
         rows_on_path = jnp.pad(path.nodes + 1, ((0, 0), (1, 0)))
         features = jnp.take_along_axis(reading.features, rows_on_path[..., None], axis=1)
-        drafter_caches = _observe(
-            requests, drafter_caches, features, text.length - 1, new_text.length - 1
+        observed = _observe(
+            requests,
+            (*drafter_caches, *watching_caches),
+            features,
+            text.length - 1,
+            new_text.length - 1,
         )
+        drafter_caches = observed[: len(drafter_caches)]
+        watching_caches = observed[len(drafter_caches) :]
     # Only active requests with valid logits count in what a margin tree learns, and in the
     # histogram (rounds by their number of accepted drafts).
     rows = jnp.arange(len(is_active))
@@ -229,6 +312,10 @@ def _select_and_keep(
         learned=learned,
         histogram=state.histogram.at[rows, path.length].add(is_valid.astype(jnp.int32)),
         draft_calls=state.draft_calls + jnp.where(is_valid, drafts.num_calls, 0),
+        num_drafted=state.num_drafted
+        + jnp.where(is_valid, jnp.sum(tree.alive, axis=1, dtype=jnp.int32), 0),
+        choice=state.choice,
+        watching_caches=watching_caches,
     )
 
 
@@ -288,7 +375,8 @@ def _observe(requests: Requests, drafter_caches: Caches, features, start, end) -
     by_layer = features.reshape(*features.shape[:-1], num_layers, -1)
     first_layer = 0
     new_caches = []
-    for drafter, cache in zip(requests.drafters, drafter_caches, strict=True):
+    drafters = (*requests.drafters, *requests.watching)
+    for drafter, cache in zip(drafters, drafter_caches, strict=True):
         end_layer = first_layer + len(drafter.observed_layers)
         if drafter.observe is not None:
             own = by_layer[..., first_layer:end_layer, :].reshape(*features.shape[:-1], -1)

@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from gls_jax.decoding import engine
+from gls_jax.decoding.choice import Drafters, first_choice
+from gls_jax.decoding.cost_measurement import measured_costs
 from gls_jax.decoding.metrics import Metrics
-from gls_jax.decoding.model import AnyModel, Drafters
+from gls_jax.decoding.model import AnyModel
 from gls_jax.decoding.options import DecodeOptions
 from gls_jax.decoding.preparation import Prepared, prepare
 from gls_jax.decoding.tree_shape import DynamicTree
@@ -92,7 +94,8 @@ def generate(
     Args:
         key: one typed key, of which request `r` uses ``fold_in(key, r)``; or `B` keys.
         target: a :class:`LanguageModel`, or a checkpoint that has one.
-        drafters: one model; a sequence of K models, one per chain; or None for plain generation.
+        drafters: one model; a sequence of K models, one per chain; :func:`auto`, which chooses in
+            every round; or None for plain generation.
         prompts: `i32[B, P]`, padded at the end, or B sequences of token ids.
         prompt_lengths: `i32[B]`, each at least 1; None takes the whole prompts.
         scheme, num_drafts, draft_length, tree: what is drafted, and who verifies it. These and the
@@ -180,10 +183,17 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
     """A run in progress: each round gives an array of new tokens for each request."""
 
     def __init__(self, prepared: Prepared, timed: bool) -> None:
-        self._config, self._requests, text, self._max_new_tokens = prepared
+        self._config, self._requests, text, self._max_new_tokens, costs = prepared
         self._prompt_lengths = np.asarray(text.length)
         self._seconds = dict.fromkeys((*_PARTS, "other"), 0.0) if timed else None
         self._state = self._measured("other", engine.prefill, self._config, self._requests, text)
+        self._measurement = None
+        if self._config.modes:
+            if timed:
+                raise ValueError("timed: expected False with automatic drafting, got True")
+            self._measurement = measured_costs(self._config, len(text.length), costs)
+            choice = first_choice(self._config.modes, self._measurement.costs)
+            self._state = self._state._replace(choice=choice)
 
     def __next__(self) -> list[Int[np.ndarray, " new"]]:
         if not self._is_active():
@@ -221,9 +231,19 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
             rounds=int(histogram.sum(axis=1).max(initial=0)),
             seconds=None if self._seconds is None else dict(self._seconds),
             measured_calls=np.asarray(self._state.draft_calls, np.int64),
+            drafted=np.asarray(self._state.num_drafted, np.int64),
+            modes=self._rounds_by_mode(),
         )
         tokens, lengths = jax.device_put((tokens, lengths))
         return Generation(tokens=tokens, lengths=lengths, metrics=metrics)
+
+    def _rounds_by_mode(self) -> dict[str, int] | None:
+        """Rounds of the batch in each mode of automatic drafting."""
+        if not self._config.modes:
+            return None
+        rounds = np.asarray(self._state.choice.rounds).tolist()
+        names = [mode.name for mode in self._config.modes]
+        return dict(zip(names, rounds, strict=True))
 
     def _tokens_from(self, starts):
         """The tokens of each text from a position on."""
@@ -236,6 +256,13 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
 
     def _advance(self, rounds: int) -> None:
         """At most `rounds` rounds; exactly one in a timed run, where each part is a program."""
+        if self._measurement is not None:
+            # Costs are measured in single rounds, each in a mode that is forced.
+            while not self._measurement.is_complete and self._is_active() and rounds > 0:
+                self._state = self._measurement.run(self._requests, self._state)
+                rounds -= 1
+            if rounds == 0:
+                return
         if self._seconds is None:
             self._state = engine.run(self._config, self._requests, self._state, rounds)
             return
@@ -266,7 +293,7 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
 @cache
 def _compiled_parts():
     """Each part of a round as a program, which takes over the memory of the caches it changes."""
-    donated = (["drafter_caches"], ["target_cache"], ["drafter_caches", "target_cache"])
+    donated = (["drafter_caches"], ["target_cache"], ["caches", "target_cache"])
     return [
         jax.jit(part, static_argnames=["config"], donate_argnames=names)
         for part, names in zip(engine.PARTS, donated, strict=True)

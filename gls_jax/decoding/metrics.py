@@ -25,6 +25,8 @@ class Metrics(NamedTuple):
             was timed.
         measured_calls: `i64[B]`, calls of drafters that each request took part in; None if they
             follow from `calls_per_round`.
+        drafted: `i64[B]`, drafts that the target verified; None if they follow from `nodes`.
+        modes: of automatic drafting, rounds of the batch by the source of their drafts.
 
     >>> import numpy as np
     >>> from gls_jax.decoding.metrics import Metrics
@@ -40,6 +42,8 @@ class Metrics(NamedTuple):
     rounds: int
     seconds: dict[str, float] | None = None
     measured_calls: Int[np.ndarray, " B"] | None = None
+    drafted: Int[np.ndarray, " B"] | None = None
+    modes: dict[str, int] | None = None
 
     @property
     def target_calls(self) -> Int[np.ndarray, " B"]:
@@ -86,10 +90,12 @@ class Metrics(NamedTuple):
             return None
         num_accepted = int(counts @ np.arange(len(counts)))
         num_drafts = num_steps * self.nodes
+        if self.drafted is not None:
+            num_drafts = int(self.drafted[request])
         at_least = counts[::-1].cumsum()[::-1]
         return {
             "mean_acceptance_length": 1 + num_accepted / num_steps,
-            "draft_acceptance_rate": num_accepted / num_drafts,
+            "draft_acceptance_rate": num_accepted / num_drafts if num_drafts else None,
             "acceptance_histogram": counts.tolist(),
             "conditional_acceptance": [
                 float(after / before) if before else None for before, after in pairwise(at_least)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -12,7 +12,7 @@ from jax import Array
 from gls_jax import checks
 from gls_jax.decoding import cache as caches
 
-__all__ = ["AnyModel", "Drafters", "HasLanguageModel", "LanguageModel"]
+__all__ = ["AnyModel", "HasLanguageModel", "LanguageModel"]
 
 
 class HasLanguageModel(Protocol):
@@ -97,4 +97,3 @@ class LanguageModel:
 
 
 AnyModel: TypeAlias = LanguageModel | HasLanguageModel
-Drafters: TypeAlias = AnyModel | Sequence[AnyModel] | None

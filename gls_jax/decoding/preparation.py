@@ -13,10 +13,11 @@ from jaxtyping import PRNGKeyArray
 from gls_jax import checks, schemes, work_shape
 from gls_jax.decoding import request_arrays
 from gls_jax.decoding.batch_sampling import BatchSampling
-from gls_jax.decoding.model import AnyModel, Drafters, LanguageModel
+from gls_jax.decoding.choice import Auto, Drafters
+from gls_jax.decoding.model import AnyModel, LanguageModel
 from gls_jax.decoding.options import DecodeOptions
 from gls_jax.decoding.sampling_parameters import check_sampling
-from gls_jax.decoding.state import EngineConfig, Requests, Text
+from gls_jax.decoding.state import EngineConfig, Mode, Requests, Text
 from gls_jax.decoding.tree_shape import Shape, shape_of
 from gls_jax.schemes import Scheme
 from gls_jax.typing import Numbers
@@ -32,12 +33,14 @@ class Prepared(NamedTuple):
         requests: the models and the parameters of the requests.
         text: the prompts.
         max_new_tokens: the largest of all requests.
+        costs: of each mode of automatic drafting, None if they are to be measured.
     """
 
     config: EngineConfig
     requests: Requests
     text: Text
     max_new_tokens: int
+    costs: tuple[float, ...] | None
 
 
 def prepare(
@@ -58,13 +61,22 @@ def prepare(
     scheme = options.scheme
     scheme = scheme if isinstance(scheme, Scheme) else schemes.get(scheme)
     num_drafts = checks.count(options.num_drafts, "num_drafts")
-    models, drafter_chains = _distinct_drafters(drafters, target, num_drafts)
+    automatic = drafters if isinstance(drafters, Auto) else None
+    given = drafters.drafter if isinstance(drafters, Auto) else drafters
+    models, drafter_chains = _distinct_drafters(given, target, num_drafts)
     prompts, lengths = request_arrays.prompts(prompts, prompt_lengths, target.vocab_size)
     for index, model in enumerate(models):
         _check_drafter(model, f"drafters[{index}]", target)
     batch_size = len(lengths)
-    shape = shape_of(scheme, num_drafts, options.draft_length, options.tree)
-    if not models:
+    modes: tuple[Mode, ...] = ()
+    if automatic is not None:
+        modes = _modes(automatic, scheme, num_drafts, options.tree)
+        # At least as long and as large as that of every mode.
+        depth = max(mode.shape.depth for mode in modes)
+        shape = shape_of(scheme, num_drafts, depth, None)
+    else:
+        shape = shape_of(scheme, num_drafts, options.draft_length, options.tree)
+    if not models and automatic is None:
         # Plain generation drafts nothing. Its token is still that of a list of this size.
         shape = Shape(widths=(), is_chains=False, list_size=shape.list_size)
 
@@ -88,6 +100,7 @@ def prepare(
             drafter_chains=drafter_chains,
             num_cache_slots=num_cache_slots,
             work=work_shape.current(),
+            modes=modes,
         ),
         requests=Requests(
             target=target,
@@ -101,6 +114,7 @@ def prepare(
         ),
         text=Text(tokens=jnp.asarray(prompts), length=jnp.asarray(lengths, jnp.int32), seen=None),
         max_new_tokens=int(num_new.max()),
+        costs=None if automatic is None else automatic.costs,
     )
 
 
@@ -114,7 +128,9 @@ def _language_model(value: object, name: str) -> LanguageModel:
     return model
 
 
-def _distinct_drafters(drafters: Drafters, target: LanguageModel, num_drafts: int):
+def _distinct_drafters(
+    drafters: AnyModel | Sequence[AnyModel] | None, target: LanguageModel, num_drafts: int
+):
     """The different models among the drafters, and the chains that each of them makes."""
     if drafters is None:
         return (), ()
@@ -144,6 +160,21 @@ def _distinct_drafters(drafters: Drafters, target: LanguageModel, num_drafts: in
             )
         models.append(model)
     return tuple(models), tuple(tuple(columns) for columns in chains.values())
+
+
+def _modes(automatic: Auto, scheme: Scheme, num_drafts: int, tree: object) -> tuple[Mode, ...]:
+    """The ways to make the drafts of a round, from which one is chosen."""
+    if tree is not None:
+        raise ValueError(f"tree: expected None with automatic drafting, got {tree}")
+    modes = []
+    for source, length in automatic.sources():
+        if source == "model":
+            shape = shape_of(scheme, num_drafts, length, None)
+        else:
+            # The list has the same size in all modes: the target's token may depend on it.
+            shape = Shape(widths=(1,) * length, is_chains=length > 0, list_size=num_drafts)
+        modes.append(Mode(source, shape))
+    return tuple(modes)
 
 
 def _check_drafter(drafter: LanguageModel, name: str, target: LanguageModel) -> None:

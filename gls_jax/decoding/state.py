@@ -20,6 +20,24 @@ Caches: TypeAlias = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class Mode:
+    """One way to make the drafts of a round.
+
+    Attributes:
+        source: "plain" for no drafts, "model", or "lookup".
+        shape: of the draft tree.
+    """
+
+    source: str
+    shape: Shape
+
+    @property
+    def name(self) -> str:
+        """Such as `plain` or `lookup 4`."""
+        return f"{self.source} {self.shape.depth}" if self.shape.depth else self.source
+
+
+@dataclasses.dataclass(frozen=True)
 class EngineConfig:
     """The configuration of the engine, a static argument of the compiled functions.
 
@@ -29,6 +47,9 @@ class EngineConfig:
         drafter_chains: numbers of the chains that each drafter makes; a single drafter makes all.
         num_cache_slots: `S`, slots in each row of the caches.
         work: how wide to compute.
+        modes: the ways to make drafts, if one is chosen in every round; `shape` is then the
+            largest.
+        source: of the drafts, see :class:`Mode`; with `modes` that of the present round.
     """
 
     scheme: Scheme
@@ -36,6 +57,8 @@ class EngineConfig:
     drafter_chains: tuple[tuple[int, ...], ...]
     num_cache_slots: int
     work: WorkShape
+    modes: tuple[Mode, ...] = ()
+    source: str = "model"
 
 
 class Requests(NamedTuple):
@@ -47,6 +70,7 @@ class Requests(NamedTuple):
         sampling: the sampling parameters.
         max_lengths: `i32[B]`, length at which a text ends, prompt included.
         stop_tokens: `i32[B, M]`, tokens that end a text, padded with -1.
+        watching: drafters that draft nothing in this round, but observe the target.
     """
 
     target: LanguageModel
@@ -55,11 +79,13 @@ class Requests(NamedTuple):
     sampling: BatchSampling
     max_lengths: Array
     stop_tokens: Array
+    watching: tuple[LanguageModel, ...] = ()
 
     @property
     def observed_layers(self) -> tuple[int, ...]:
         """The features of the target that all drafters observe, one drafter after the other."""
-        return sum((drafter.observed_layers for drafter in self.drafters), ())
+        observers = (*self.drafters, *self.watching)
+        return sum((drafter.observed_layers for drafter in observers), ())
 
     @property
     def draft_tokens(self) -> Array | None:
@@ -96,6 +122,10 @@ class State(NamedTuple):
         learned: :class:`gls_jax.decoding.margin.Learned` of a margin tree; None for other shapes.
         histogram: `i32[B, depth + 1]`, number of rounds in which 0, 1, ... drafts were accepted.
         draft_calls: `i32[B]`, calls of drafters that each request took part in.
+        num_drafted: `i32[B]`, drafts that the target verified for each request.
+        choice: :class:`gls_jax.decoding.choice.Choice`, if the drafts are chosen in every round.
+        watching_caches: of the drafters that only observe.
+        match: :class:`gls_jax.decoding.lookup.Match`, within a round that looks drafts up.
     """
 
     text: Text
@@ -106,6 +136,10 @@ class State(NamedTuple):
     learned: Any
     histogram: Array
     draft_calls: Array
+    num_drafted: Array
+    choice: Any = None
+    watching_caches: Caches = ()
+    match: Any = None
 
 
 class Drafts(NamedTuple):

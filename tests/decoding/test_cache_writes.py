@@ -27,7 +27,7 @@ def test_no_copy_of_a_cache_in_the_loop():
     model = models.Transformer(models.Config(**shapes, num_layers=LAYERS), rngs=nnx.Rngs(0))
     target = drafter = models.language_model(model)
     options = decoding.DecodeOptions(draft_length=DRAFT_LENGTH, max_new_tokens=CACHE_SLOTS)
-    config, requests, text, _ = preparation.prepare(
+    config, requests, text, *_ = preparation.prepare(
         races.new_key(0), target, drafter, [[1]], None, options
     )
     state = jax.eval_shape(partial(engine.prefill, config), requests, text)

@@ -146,7 +146,7 @@ def test_the_most_probable_is_read_next():
         None,
         DecodeOptions(scheme="topk", tree=BestFirstTree(4, 5, frontier=1, children=4)),
     )
-    config, requests, text, _ = prepared
+    config, requests, text, *_ = prepared
     state = engine.prefill(config, requests, text)
     drafts, _ = engine.PARTS[0](config, requests, state, state.drafter_caches)
     probabilities = path_probabilities(5)

@@ -92,6 +92,39 @@ def test_drafter_that_observes_the_target(scheme):
     assert generation.metrics.block_efficiency > 1.1
 
 
+def generate_in_modes(scheme, modes, drafter, num, **options):
+    """Automatic drafting whose rounds are forced into these modes, one after the other."""
+    automatic = decoding.auto(
+        drafter, draft_lengths=(2,), lookup_lengths=(3,), costs=(1.0, 1.1, 1.2)
+    )
+    prompts = [PROMPTS[row % 2] for row in range(num)]
+    options = decoding.DecodeOptions(scheme=scheme, max_new_tokens=NEW, **options)
+    run = decoding.stream(
+        jax.random.key(2), language.target_with_features, automatic, prompts, options=options
+    )
+    for mode in [*modes, *[0] * NEW]:
+        choice = run._state.choice._replace(forced=jax.numpy.int32(mode))
+        run._state = run._state._replace(choice=choice)
+        if next(run, None) is None:
+            break
+    return run.finish()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+def test_drafts_from_several_sources(scheme):
+    """Look-up, then a drafter that observes the target, whose output head is reduced."""
+    generation = generate_in_modes(
+        scheme.name,
+        [2, 1, 1],
+        language.observing_drafter(),
+        FEWER.get(scheme.name, REQUESTS),
+        num_drafts=min(2, scheme.max_drafts or 2),
+        **SHARED,
+    )
+    assert p_value(generation, **SHARED) > ALPHA
+    assert generation.metrics.modes == {"plain": 0, "model 2": 2, "lookup 3": 1}
+
+
 def test_plain_generation():
     assert p_value(generate("gls", None, **SHARED), **SHARED) > ALPHA
 

@@ -1,0 +1,234 @@
+"""Which drafts a round makes: chosen from running estimates of acceptance and from costs.
+
+A *mode* is a way to make the drafts of a round: none, chains of a model, or a chain by look-up.
+Before every round the mode with most expected tokens per second is chosen, for the whole batch:
+
+    (1 + a_1 + a_1 a_2 + ... + a_1 ... a_L) / cost,
+
+where `a_d` is the probability that the draft at depth `d` is accepted if those before it are. The
+estimates count acceptances with weights that decay, from prior counts on. Look-up has an estimate
+for each length of match. While a mode is not used its counts decay to the prior ones, which are
+optimistic: so it is tried again from time to time.
+
+The choice depends on the past only: on texts and acceptances before the round, and on costs. The
+drafts of a round are verified as any other, so the law of the text is the target's for every
+scheme, and under a strongly invariant scheme the text does not change at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gls_jax import checks
+from gls_jax.decoding.lookup import LONGEST_MATCH, Match
+from gls_jax.decoding.model import AnyModel
+from gls_jax.decoding.state import Mode
+
+__all__ = ["Auto", "Choice", "Drafters", "auto", "choose_mode", "first_choice", "learn_acceptance"]
+
+# How fast the counts of earlier rounds decay, a round.
+_DECAY = 0.98
+# Prior counts, and the acceptance that they stand for: of a model, and by the length of the match.
+_PRIOR_WEIGHT = 4.0
+_MODEL_PRIOR = 0.5
+_LOOKUP_PRIORS = (0.2, 0.4, 0.6, 0.85)
+# Guesses of costs before any are measured: of a further token that the target reads, and of a call
+# of a drafter, in plain steps.
+_TOKEN_COST = 0.06
+_DRAFT_COST = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Auto:
+    """Drafting that is decided round by round; see :func:`auto`.
+
+    Attributes:
+        drafter: a model that drafts, or None.
+        lookup: whether drafts may be looked up in the text.
+        draft_lengths: lengths of the chains of the model.
+        lookup_lengths: lengths of the chains by look-up.
+        costs: of a round of each mode in plain steps, in the order of :meth:`sources`; None
+            measures them.
+    """
+
+    drafter: AnyModel | None
+    lookup: bool
+    draft_lengths: tuple[int, ...]
+    lookup_lengths: tuple[int, ...]
+    costs: tuple[float, ...] | None
+
+    def sources(self) -> list[tuple[str, int]]:
+        """Source and length of the drafts of each mode: first plain generation."""
+        modes = [("plain", 0)]
+        if self.drafter is not None:
+            modes += [("model", length) for length in self.draft_lengths]
+        if self.lookup:
+            modes += [("lookup", length) for length in self.lookup_lengths]
+        return modes
+
+
+def auto(
+    drafter: AnyModel | None = None,
+    *,
+    lookup: bool = True,
+    draft_lengths: tuple[int, ...] = (2, 4),
+    lookup_lengths: tuple[int, ...] = (4, 12),
+    costs: tuple[float, ...] | None = None,
+) -> Auto:
+    """Drafting that is decided round by round: no drafts, a model's, or look-up in the text.
+
+    Give the result to :func:`generate` in place of a drafter. It is for texts of which some repeat
+    themselves or their prompt, and some do not: speculation that does not pay is left off.
+
+    Args:
+        drafter: a model that drafts; None leaves that mode out.
+        lookup: whether drafts may be what followed an earlier occurrence of the end of the text.
+        draft_lengths: lengths of the chains of the model, from which one is chosen.
+        lookup_lengths: lengths of the chains by look-up.
+        costs: of a round of each mode, in plain steps: plain (1), then those of each draft length,
+            then those of each look-up length. None measures them in the first rounds of the first
+            batch; the tokens of a scheme that is not strongly invariant then depend on these times,
+            though not their distribution.
+
+    Raises:
+        ValueError: no source of drafts, lengths that are not positive, or another number of costs.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from gls_jax import decoding
+    >>> cycle = decoding.from_function(
+    ...     lambda params, tokens: params[tokens], 9 * jnp.eye(7)[::-1], 7
+    ... )
+    >>> auto = decoding.auto(costs=(1, 1.2, 1.4))
+    >>> options = dict(max_new_tokens=32, temperature=0.5)
+    >>> fast = decoding.generate(jax.random.key(1), cycle, auto, [[3, 1]], **options)
+    >>> plain = decoding.generate(jax.random.key(1), cycle, None, [[3, 1]], **options)
+    >>> bool((fast.tokens == plain.tokens).all()), fast.metrics.rounds < 10
+    (True, True)
+    """
+    if drafter is None and not lookup:
+        raise ValueError("auto: expected a drafter, or lookup=True, got neither")
+    draft_lengths = checks.counts(draft_lengths, "draft_lengths")
+    lookup_lengths = checks.counts(lookup_lengths, "lookup_lengths")
+    result = Auto(drafter, bool(lookup), draft_lengths, lookup_lengths, None)
+    if costs is None:
+        return result
+    costs = tuple(float(cost) for cost in costs)
+    num_modes = len(result.sources())
+    if len(costs) != num_modes or not all(0 < cost < np.inf for cost in costs):
+        raise ValueError(
+            f"costs: expected {num_modes} positive numbers, one for each of {result.sources()}, "
+            f"got {costs}"
+        )
+    return dataclasses.replace(result, costs=costs)
+
+
+Drafters: TypeAlias = AnyModel | Sequence[AnyModel] | Auto | None
+"""What drafts: one model, a model for each of K chains, automatic drafting, or nothing."""
+
+
+class Choice(NamedTuple):
+    """What the choice of a mode rests on.
+
+    Attributes:
+        accepted, tried: `f32[1 + LONGEST_MATCH, D]`, decayed counts at each depth: of the model,
+            then of look-up by the length of the match.
+        costs: `f32[modes]`.
+        forced: `i32[]`, the mode of the next round, where costs are measured; -1 to choose.
+        rounds: `i32[modes]`, rounds in each mode.
+        unread: `i32[]`, tokens of the longest text that the drafter has not read.
+    """
+
+    accepted: Float[Array, "_ D"]
+    tried: Float[Array, "_ D"]
+    costs: Float[Array, " _"]
+    forced: Int[Array, ""]
+    rounds: Int[Array, " _"]
+    unread: Int[Array, ""]
+
+
+def first_choice(modes: tuple[Mode, ...], costs: tuple[float, ...] | None) -> Choice:
+    """Nothing is known but the priors."""
+    depth = max(mode.shape.depth for mode in modes)
+    if costs is None:
+        guesses = []
+        for mode in modes:
+            num_calls = mode.shape.depth if mode.source == "model" else 0
+            guesses.append(1 + _TOKEN_COST * mode.shape.num_nodes + _DRAFT_COST * num_calls)
+        costs = tuple(guesses)
+    # Separate buffers, because the state is donated.
+    return Choice(
+        accepted=jnp.zeros((1 + LONGEST_MATCH, depth)),
+        tried=jnp.zeros((1 + LONGEST_MATCH, depth)),
+        costs=jnp.asarray(costs, jnp.float32),
+        forced=jnp.int32(-1),
+        rounds=jnp.zeros(len(modes), jnp.int32),
+        unread=jnp.int32(0),
+    )
+
+
+def choose_mode(
+    modes: tuple[Mode, ...], choice: Choice, match: Match, is_active: Array
+) -> Int[Array, ""]:
+    """The mode of the next round."""
+    priors = jnp.array([_MODEL_PRIOR, *_LOOKUP_PRIORS])[:, None]
+    weight = choice.tried + _PRIOR_WEIGHT
+    acceptance = (choice.accepted + _PRIOR_WEIGHT * priors) / weight
+    # Expected accepted drafts of chains of every length, for the model and each length of match.
+    expected = jnp.cumsum(jnp.cumprod(acceptance, axis=1), axis=1)
+    # Where nothing matches there are no drafts.
+    by_match = jnp.concatenate([jnp.zeros_like(expected[:1]), expected[1:]])[match.length]
+    num_active = jnp.maximum(jnp.sum(is_active), 1)
+    values = []
+    for number, mode in enumerate(modes):
+        depth = mode.shape.depth
+        if mode.source == "plain":
+            num_accepted = jnp.zeros(())
+        elif mode.source == "model":
+            num_accepted = expected[0, depth - 1]
+        else:
+            num_accepted = jnp.sum(jnp.where(is_active, by_match[:, depth - 1], 0)) / num_active
+        values.append((1 + num_accepted) / choice.costs[number])
+    best = jnp.argmax(jnp.stack(values)).astype(jnp.int32)
+    return jnp.where(choice.forced >= 0, choice.forced, best)
+
+
+def learn_acceptance(
+    modes: tuple[Mode, ...],
+    choice: Choice,
+    mode: Int[Array, ""],
+    match: Match,
+    counts: Int[Array, "B A"],
+) -> Choice:
+    """The choice after a round.
+
+    Args:
+        modes: all modes.
+        choice: before the round.
+        mode: of the round.
+        match: of the round.
+        counts: 1 at the number of accepted drafts of each request, 0 elsewhere; all 0 for requests
+            that do not count.
+    """
+    at_least = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+    accepted_at, tried_at = at_least[:, 1:], at_least[:, :-1]
+    depths = jnp.array([each.shape.depth for each in modes])[mode]
+    tried_at = tried_at * (jnp.arange(tried_at.shape[1]) < depths)
+    is_model = jnp.array([each.source == "model" for each in modes])[mode]
+    is_lookup = jnp.array([each.source == "lookup" for each in modes])[mode]
+    # Which row of the counts each request belongs to; without a match to none.
+    row = jnp.where(is_model, 0, match.length)
+    counts_here = is_model | (is_lookup & (match.length > 0))
+    in_row = (jnp.arange(1 + LONGEST_MATCH) == row[:, None]) & counts_here[:, None]
+    weights = in_row.astype(jnp.float32)
+    return choice._replace(
+        accepted=_DECAY * choice.accepted + weights.T @ accepted_at.astype(jnp.float32),
+        tried=_DECAY * choice.tried + weights.T @ tried_at.astype(jnp.float32),
+        forced=jnp.int32(-1),
+        rounds=choice.rounds.at[mode].add(1),
+    )

@@ -1,0 +1,151 @@
+"""Automatic drafting: what it chooses, that the text is that without, and what it costs."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gls_jax import decoding
+from gls_jax.decoding import cost_measurement
+from gls_jax.decoding.lookup import find_match
+from tests.decoding.tiny_models import (
+    KEY,
+    noisy,
+    random_prompts,
+    texts,
+    transformer,
+    trigram_model,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+LENGTHS = dict(draft_lengths=(2, 4), lookup_lengths=(3, 6))
+COSTS = (1.0, 1.2, 1.4, 1.2, 1.4)
+STRONG = {
+    "gumbel_topk": dict(num_drafts=2),
+    "poisson": dict(num_drafts=2),
+    "gls_strong": dict(num_drafts=3),
+    "topk": dict(num_drafts=1),
+    "minhash": dict(num_drafts=1),
+}
+
+
+@pytest.mark.parametrize("scheme", STRONG)
+def test_text_of_plain_generation(scheme):
+    """200 prompts in four batches, at a temperature at which texts repeat themselves: all sources are used."""
+    target = trigram_model(0)
+    automatic = decoding.auto(noisy(target, 0.5), **LENGTHS, costs=COSTS)
+    options = dict(scheme=scheme, max_new_tokens=24, temperature=0.3) | STRONG[scheme]
+    prompts = random_prompts(200)
+    num_flips, modes = 0, {}
+    for start in range(0, 200, 50):
+        batch = prompts[start : start + 50]
+        plain = decoding.generate(KEY, target, None, batch, **options)
+        fast = decoding.generate(KEY, target, automatic, batch, **options)
+        num_flips += sum(a != b for a, b in zip(texts(plain), texts(fast), strict=True))
+        for name, rounds in fast.metrics.modes.items():
+            modes[name] = modes.get(name, 0) + rounds
+        assert fast.metrics.rounds < plain.metrics.rounds
+    assert num_flips <= 1, f"{num_flips} of 200 texts differ"
+    assert modes["model 2"] + modes["model 4"] > 0
+
+
+def test_models_with_a_cache_catch_up():
+    """The drafter reads nothing in rounds without it; the text stays, and so does what it accepts."""
+    target = transformer(0)
+    options = dict(scheme="gumbel_topk", max_new_tokens=60, temperature=0.5)
+    prompts = random_prompts(4)
+    plain = decoding.generate(KEY, target, None, prompts, **options)
+    drafter = noisy(target, 0.0)
+    automatic = decoding.auto(drafter, draft_lengths=(3,), lookup_lengths=(3,), costs=(1, 1.5, 1.4))
+    run = decoding.stream(
+        KEY, target, automatic, prompts, options=decoding.DecodeOptions(**options)
+    )
+    accepted_after_pause = []
+    for mode in [1, 0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 1, 0, 0, 0, 0, 0, 1, 1, 1]:
+        choice = run._state.choice._replace(forced=jnp.int32(mode))
+        run._state = run._state._replace(choice=choice)
+        before = np.asarray(run._state.histogram)
+        next(run)
+        if mode == 1:
+            counts = np.asarray(run._state.histogram) - before
+            accepted_after_pause.append(counts @ np.arange(counts.shape[1]))
+    assert texts(run.finish()) == texts(plain)
+    # The drafter is the target: all drafts are accepted, unless it has not read the text.
+    assert np.min(accepted_after_pause) == 3
+
+
+def test_speculation_that_does_not_pay_is_left_off():
+    """A drafter of another language, and texts that repeat nothing: at most 5 % more than plain generation."""
+    target, other = trigram_model(0), trigram_model(7)
+    automatic = decoding.auto(other, **LENGTHS, costs=COSTS)
+    options = dict(scheme="gumbel_topk", max_new_tokens=250, temperature=1.0)
+    generation = decoding.generate(KEY, target, automatic, random_prompts(8), **options)
+    rounds = np.array(list(generation.metrics.modes.values()))
+    assert rounds @ np.array(COSTS) < 1.05 * 250
+    assert rounds[0] > 150
+
+
+def test_look_up_where_the_text_repeats():
+    cycle = decoding.from_function(
+        lambda params, tokens: params[tokens], 9 * jnp.roll(jnp.eye(7), 1, axis=1), 7
+    )
+    automatic = decoding.auto(**LENGTHS, costs=(1, 1.2, 1.4)[:3])
+    prompts, options = [[0, 1, 2], [3]], dict(max_new_tokens=70, temperature=0.2)
+    generation = decoding.generate(KEY, cycle, automatic, prompts, **options)
+    assert texts(generation) == texts(decoding.generate(KEY, cycle, None, prompts, **options))
+    assert generation.metrics.modes["lookup 6"] > 5 and generation.metrics.rounds < 25
+
+
+def test_costs_are_measured_once():
+    cost_measurement._MEASURED.clear()
+    target = trigram_model(0)
+    automatic = decoding.auto(noisy(target, 0.5), **LENGTHS)
+    prompts, options = random_prompts(3), dict(max_new_tokens=60)
+    first = decoding.generate(KEY, target, automatic, prompts, **options)
+    (costs,) = cost_measurement._MEASURED.values()
+    assert costs[0] == 1 and all(0.1 < cost < 50 for cost in costs)
+    assert min(first.metrics.modes.values()) >= 3
+    decoding.generate(KEY, target, automatic, prompts, **options)
+    assert list(cost_measurement._MEASURED.values()) == [costs]
+    assert texts(first) == texts(decoding.generate(KEY, target, None, prompts, **options))
+
+
+@pytest.mark.parametrize(
+    ("text", "length", "expected"),
+    [
+        ([5, 6, 7, 8, 5, 6, 0, 0], 6, (2, 2)),
+        ([1, 1, 1, 1, 0, 0, 0, 0], 4, (3, 3)),
+        ([1, 2, 3, 4, 0, 0, 0, 0], 4, (None, 0)),
+        ([1, 2, 9, 3, 2, 9, 2, 9], 8, (6, 2)),
+        ([4, 0, 0, 0, 0, 0, 0, 0], 1, (None, 0)),
+    ],
+)
+def test_matches(text, length, expected):
+    match = find_match(jnp.array([text]), jnp.array([length]))
+    assert int(match.length[0]) == expected[1]
+    if expected[0] is not None:
+        assert int(match.next_position[0]) == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(lookup=False), "auto: expected a drafter, or lookup=True, got neither"),
+        (dict(lookup_lengths=(0,)), "lookup_lengths: expected"),
+        (dict(costs=(1, 2)), "costs: expected 3 positive numbers"),
+        (dict(costs=(1, float("nan"), 1)), "costs: expected 3 positive numbers"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        decoding.auto(**arguments)
+
+
+def test_trees_and_timed_runs_are_refused():
+    target = trigram_model(0)
+    for options, message in (
+        (dict(tree=(2, 1)), "tree: expected None"),
+        (dict(timed=True), "timed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decoding.generate(KEY, target, decoding.auto(), [[1]], **options)
