@@ -48,10 +48,10 @@ class Generate:
     """How drafts are proposed and verified: one of gls_jax.schemes.NAMES and PATH_NAMES."""
     drafts: int | None = None
     """Number of chains, K. Default: one for each draft temperature, else 4, or as many as the
-    scheme takes; 1 for ngram, which has one guess.
+    scheme takes; 1 for ngram, which has one guess, and for auto.
     """
     length: int | None = None
-    """Drafts in a chain. Default: 4."""
+    """Drafts in a chain. Default: 4; `auto` chooses it."""
     tree: str | None = None
     """In place of chains: children at each depth, such as `4,2,1`; or `margin`,
     `margin:BUDGET,DEPTH`, for the scheme gumbel_topk; or `best-first`, `best-first:BUDGET,DEPTH`,
@@ -107,7 +107,11 @@ class Generate:
             # Everything is checked before models are loaded.
             text_requests = self._requests()
             options = self._decode_options()
-            requests.check_options(options, has_drafter=self.models.draft != "none")
+            requests.check_options(
+                options,
+                has_drafter=self.models.draft != "none",
+                is_automatic=self.models.is_automatic,
+            )
             self.models.check()
 
             # The text of a single request is shown while it grows.
@@ -158,11 +162,14 @@ class Generate:
                 "tree: expected --tree, or --drafts and --length, got --tree combined with "
                 f"{'--drafts' if self.drafts is not None else '--length'}"
             )
+        if self.models.is_automatic and self.length is not None:
+            raise ValueError("length: expected none with --draft auto, which chooses it")
         scheme = schemes.get(self.scheme)
         temperatures = self.draft_temperature or ()
         # Look-up of n-grams has one guess; other drafters follow their temperatures.
         num_drafts = self.drafts
-        if num_drafts is None and self.models.draft == "ngram":
+        has_one_guess = self.models.draft == "ngram" or self.models.is_automatic
+        if num_drafts is None and has_one_guess:
             num_drafts = 1
         elif num_drafts is None:
             num_drafts = len(temperatures) if len(temperatures) > 1 else 4

@@ -22,8 +22,10 @@ class ModelNames:
     target: str = "smollm2"
     """`smollm2`, a Hugging Face folder or a .gguf file."""
     draft: str | None = None
-    """The drafter, likewise. `generate` also takes `ngram`, which looks drafts up in the text, and
-    `none`, which drafts nothing. Default: the target without --drop-layers.
+    """The drafter, likewise. `generate` also takes the folder of `gls-jax train-drafter`; `ngram`,
+    which looks drafts up in the text; `none`, which drafts nothing; and `auto` or `auto:DRAFTER`,
+    which chooses in every round whether to look drafts up, to take those of the drafter, or none.
+    Default: the target without --drop-layers.
     """
     drop_layers: str | None = None
     """Layers that the drafter leaves out, such as `12-17` or `3,7-9`; empty for none. Default: the
@@ -41,7 +43,19 @@ class ModelNames:
         if self.draft in refused:
             expected = "a drafter" if self.draft == "none" else "a drafter that is a model"
             raise ValueError(f"draft: expected {expected}, got {self.draft}")
+        if refused and (self.is_automatic or model_pair.is_trained_drafter(self.draft)):
+            raise ValueError(
+                "draft: expected a language model, which drafts without the target's features, "
+                f"got {self.draft}; only gls-jax generate takes that"
+            )
         model_pair.check_pair(self.draft, self.drop_layers)
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether what drafts is chosen in every round."""
+        from gls_jax.models import model_pair
+
+        return model_pair.is_automatic(self.draft)
 
     def load(self, report: Report) -> ModelPair:
         """Load both models."""

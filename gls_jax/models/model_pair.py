@@ -14,9 +14,10 @@ from gls_jax.typing import Report
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["ModelPair", "check_pair", "load_pair"]
+__all__ = ["ModelPair", "check_pair", "is_automatic", "is_trained_drafter", "load_pair"]
 
 _DRAFTERS_WITHOUT_WEIGHTS = ("ngram", "none")
+_AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class ModelPair:
         tokenizer: tokenizer of the target, and so of both models.
         draft_name: name of the drafter, with the layers that it leaves out.
         draft_checkpoint: checkpoint of the drafter, or None if the drafter has no weights.
-        drafter: the drafter as decoding takes it, or None for generation without drafts.
+        drafter: the drafter as decoding takes it, or None if no model drafts.
+        is_automatic: whether its drafts, look-up or none are chosen in every round.
     """
 
     target_name: str
@@ -38,6 +40,12 @@ class ModelPair:
     draft_name: str
     draft_checkpoint: models.Checkpoint | None
     drafter: decoding.LanguageModel | None
+    is_automatic: bool = False
+
+    @property
+    def drafting(self) -> decoding.LanguageModel | decoding.Auto | None:
+        """What `decoding.generate` takes as its drafters."""
+        return decoding.auto(self.drafter) if self.is_automatic else self.drafter
 
 
 def check_pair(draft: str | None, drop_layers: str | None) -> None:
@@ -54,7 +62,8 @@ def check_pair(draft: str | None, drop_layers: str | None) -> None:
     >>> model_pair.check_pair("ngram", None)
     """
     layer_selection.parse_ranges(drop_layers or "")
-    if draft in _DRAFTERS_WITHOUT_WEIGHTS and drop_layers is not None:
+    is_auto, draft = _split_auto(draft)
+    if (is_auto or draft in _DRAFTERS_WITHOUT_WEIGHTS) and drop_layers is not None:
         raise ValueError(f"drop_layers: expected a drafter that is a model, got draft {draft!r}")
     is_name = draft in (None, "smollm2", *_DRAFTERS_WITHOUT_WEIGHTS)
     if not is_name and not Path(str(draft)).exists():
@@ -77,8 +86,9 @@ def load_pair(
     Args:
         target_name: as for :func:`gls_jax.models.load`.
         draft: the drafter, likewise, or one that `gls-jax train-drafter` has trained; "ngram" looks
-            drafts up in the text, "none" drafts nothing; None takes the target itself, without some
-            of its layers.
+            drafts up in the text, "none" drafts nothing; "auto" chooses in every round whether to
+            look drafts up, and "auto:DRAFTER" whether to take those of a drafter; None takes the
+            target itself, without some of its layers.
         drop_layers: layers that the drafter leaves out, such as "12-17" or "3,7-9", or "" for none;
             None leaves out the middle fifth of the target's layers, and none of another drafter's.
         progress: called with `("models", models loaded, 2)`.
@@ -93,6 +103,9 @@ def load_pair(
     >>> pair.draft_name, pair.draft_checkpoint.config.num_layers
     ('smollm2 without layers 1-28', 2)
     """
+    is_auto, draft = _split_auto(draft)
+    if is_auto:
+        return _automatic_pair(target_name, draft, progress)
     report = progress or _ignore_progress
     report("models", 0, 2)
     target = models.load(target_name)
@@ -113,7 +126,7 @@ def load_pair(
             drafter=without_weights,
         )
 
-    if draft is not None and drafter_files.is_drafter(draft):
+    if draft is not None and is_trained_drafter(draft):
         if drop_layers:
             raise ValueError(f"drop_layers: expected a whole model, got the drafter {draft}")
         trained = drafter_files.load_drafter(draft, target)
@@ -154,6 +167,32 @@ def load_pair(
         draft_checkpoint=checkpoint,
         drafter=drafter,
     )
+
+
+def is_automatic(draft: str | None) -> bool:
+    """Whether this name of a drafter means automatic drafting."""
+    return _split_auto(draft)[0]
+
+
+def is_trained_drafter(draft: str | None) -> bool:
+    """Whether this name is a drafter of `gls-jax train-drafter`."""
+    return draft is not None and drafter_files.is_drafter(draft)
+
+
+def _automatic_pair(target_name: str, draft: str | None, progress: Report | None) -> ModelPair:
+    """A target with automatic drafting, by look-up and by a drafter if one is given."""
+    pair = load_pair(target_name, draft or "none", progress=progress)
+    name = f"{_AUTO}:{draft}" if draft else _AUTO
+    return dataclasses.replace(pair, draft_name=name, is_automatic=True)
+
+
+def _split_auto(draft: str | None) -> tuple[bool, str | None]:
+    """Whether drafting is automatic, and the name of the drafter."""
+    kind, _, name = (draft or "").partition(":")
+    # A file may have such a name, too.
+    if kind != _AUTO or (draft and Path(draft).exists()):
+        return False, draft
+    return True, name or None
 
 
 def _ignore_progress(kind: str, done: int, total: int) -> None:

@@ -147,7 +147,7 @@ def answer(
             pair = load_models()
             timer = run_batches(
                 pair.target.language_model,
-                pair.drafter,
+                pair.drafting,
                 _new_replies(share, pair, text_options),
                 options,
                 batch_size=batch_size,

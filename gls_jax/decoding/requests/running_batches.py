@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from gls_jax import races
+from gls_jax.decoding.choice import Drafters, auto
 from gls_jax.decoding.generation import BrokenLogits, Stream, stream
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.options import DecodeOptions
@@ -59,7 +60,9 @@ class Timer:
         self.parts = {name: earlier.get(name, 0.0) + added[name] for name in added}
 
 
-def check_options(options: DecodeOptions, *, has_drafter: bool = True) -> None:
+def check_options(
+    options: DecodeOptions, *, has_drafter: bool = True, is_automatic: bool = False
+) -> None:
     """Check decoding options as far as that is possible without the models.
 
     The options go through the same validation as for a real run, with a placeholder for the
@@ -68,6 +71,7 @@ def check_options(options: DecodeOptions, *, has_drafter: bool = True) -> None:
     Args:
         options: the options.
         has_drafter: whether the target has a drafter.
+        is_automatic: whether drafting is automatic.
 
     Raises:
         ValueError: options out of range or that do not go together.
@@ -79,13 +83,15 @@ def check_options(options: DecodeOptions, *, has_drafter: bool = True) -> None:
     ValueError: num_drafts: scheme 'single' takes at most 1, got 2
     """
     placeholder = from_function(_never_called, (), _LARGEST_VOCABULARY)
-    drafter = placeholder if has_drafter else None
-    prepare(races.new_key(0), placeholder, drafter, [[0]], None, options)
+    drafters: Drafters = placeholder if has_drafter else None
+    if is_automatic:
+        drafters = auto(placeholder)
+    prepare(races.new_key(0), placeholder, drafters, [[0]], None, options)
 
 
 def run_batches(
     target: LanguageModel,
-    drafter: LanguageModel | None,
+    drafters: Drafters,
     replies: Sequence[Reply],
     options: DecodeOptions,
     *,
@@ -99,7 +105,8 @@ def run_batches(
     A reply whose model gives NaN or infinite logits stays unfinished; the others are finished.
 
     Args:
-        target, drafter: the models; None drafts nothing.
+        target: the model.
+        drafters: what drafts, as `decoding.generate` takes it.
         replies: the replies, which are changed in place.
         options: common options; length, temperature and stop tokens come from the requests.
         batch_size: requests in one batch.
@@ -117,14 +124,14 @@ def run_batches(
         # Another batch size would compile again, so the last batch is filled up.
         num_fillers = batch_size - len(batch)
         started = time.perf_counter()
-        run = _start_batch(target, drafter, batch, num_fillers, options, timed)
+        run = _start_batch(target, drafters, batch, num_fillers, options, timed)
         _finish_batch(run, batch, started, timer, on_text or _ignore_text, on_finished)
     return timer
 
 
 def _start_batch(
     target: LanguageModel,
-    drafter: LanguageModel | None,
+    drafters: Drafters,
     batch: Sequence[Reply],
     num_fillers: int,
     options: DecodeOptions,
@@ -143,7 +150,7 @@ def _start_batch(
     )
     keys = jnp.stack([reply.key for reply in rows])
     prompts = [reply.prompt for reply in rows]
-    return stream(keys, target, drafter, prompts, options=batch_options, timed=timed)
+    return stream(keys, target, drafters, prompts, options=batch_options, timed=timed)
 
 
 def _finish_batch(
