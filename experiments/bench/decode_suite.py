@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments.bench import target_call
 from experiments.bench.timing import (
     Benchmark,
     Line,
@@ -257,6 +258,8 @@ _CHAIN_SCHEMES = (
     "traversal",
 )
 SUITE: tuple[Benchmark, ...] = (
+    target_call.by_positions,
+    target_call.by_slots,
     partial(against_transformers, speculative=False),
     partial(against_transformers, speculative=True),
     partial(batch, num_requests=8, speculative=False),

@@ -201,7 +201,7 @@ def choose_mode(
 def learn_acceptance(
     modes: tuple[Mode, ...],
     choice: Choice,
-    mode: Int[Array, ""],
+    number: int,
     match: Match,
     counts: Int[Array, "B A"],
 ) -> Choice:
@@ -210,25 +210,24 @@ def learn_acceptance(
     Args:
         modes: all modes.
         choice: before the round.
-        mode: of the round.
+        number: of the mode of the round, static.
         match: of the round.
         counts: 1 at the number of accepted drafts of each request, 0 elsewhere; all 0 for requests
             that do not count.
     """
     at_least = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
     accepted_at, tried_at = at_least[:, 1:], at_least[:, :-1]
-    depths = jnp.array([each.shape.depth for each in modes])[mode]
-    tried_at = tried_at * (jnp.arange(tried_at.shape[1]) < depths)
-    is_model = jnp.array([each.source == "model" for each in modes])[mode]
-    is_lookup = jnp.array([each.source == "lookup" for each in modes])[mode]
+    mode = modes[number]
+    tried_at = tried_at * (jnp.arange(tried_at.shape[1]) < mode.shape.depth)
     # Which row of the counts each request belongs to; without a match to none.
-    row = jnp.where(is_model, 0, match.length)
-    counts_here = is_model | (is_lookup & (match.length > 0))
+    is_lookup = mode.source == "lookup"
+    row = match.length if is_lookup else jnp.zeros_like(match.length)
+    counts_here = match.length > 0 if is_lookup else jnp.full(row.shape, mode.source == "model")
     in_row = (jnp.arange(1 + LONGEST_MATCH) == row[:, None]) & counts_here[:, None]
     weights = in_row.astype(jnp.float32)
     return choice._replace(
         accepted=_DECAY * choice.accepted + weights.T @ accepted_at.astype(jnp.float32),
         tried=_DECAY * choice.tried + weights.T @ tried_at.astype(jnp.float32),
         forced=jnp.int32(-1),
-        rounds=choice.rounds.at[mode].add(1),
+        rounds=choice.rounds.at[number].add(1),
     )

@@ -33,9 +33,8 @@ from gls_jax.decoding.candidate_rules import candidate_rule
 from gls_jax.decoding.choice import choose_mode, learn_acceptance
 from gls_jax.decoding.drafting import draft_chains, draft_static_tree
 from gls_jax.decoding.dynamic_tree import draft_dynamic_tree
-from gls_jax.decoding.lookup import Match, draft_by_lookup, find_match
+from gls_jax.decoding.lookup import draft_by_lookup, find_match
 from gls_jax.decoding.margin import learn, nothing_learned
-from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.reading import Reading, read
 from gls_jax.decoding.reduced_vocabulary import verify_reduced
 from gls_jax.decoding.state import Caches, Drafts, EngineConfig, Requests, State, Text
@@ -86,10 +85,10 @@ def run(config: EngineConfig, requests: Requests, state: State, rounds: Index) -
 
     def next_round(carry):
         num_done, state = carry
-        if config.modes:
-            return num_done + 1, _chosen_round(config, requests, state)
         return num_done + 1, one_round(config, PARTS, requests, state)
 
+    if config.modes:
+        next_round = partial(_rounds_of_all_modes, config, requests, is_unfinished)
     return jax.lax.while_loop(is_unfinished, next_round, (0, state))[1]
 
 
@@ -124,23 +123,34 @@ def one_round(
     )
 
 
-def _chosen_round(config: EngineConfig, requests: Requests, state: State) -> State:
-    """One round in the mode that promises most tokens per second, see `choice`."""
-    text, choice = state.text, state.choice
-    match = find_match(text.tokens, text.length)
-    mode = choose_mode(config.modes, choice, match, state.is_active)
-    rounds = [
-        partial(_round_of_mode, config, number, requests) for number in range(len(config.modes))
-    ]
-    after = jax.lax.switch(mode, rounds, state, match)
-    counts = after.histogram - state.histogram
-    choice = learn_acceptance(config.modes, after.choice, mode, match, counts)
-    return after._replace(choice=choice)
+def _rounds_of_all_modes(
+    config: EngineConfig, requests: Requests, is_unfinished: Callable[..., Any], carry
+):
+    """Rounds in one mode after the other, each for as long as it promises most, see `choice`.
+
+    A loop for each mode, and no switch: in a switch jaxlib 0.10 copies the whole caches.
+    """
+    for number in range(len(config.modes)):
+
+        def is_chosen(carry, number=number):
+            _, state = carry
+            return is_unfinished(carry) & (_choice_of(config, state) == number)
+
+        def next_round(carry, number=number):
+            num_done, state = carry
+            return num_done + 1, _round_of_mode(config, number, requests, state)
+
+        carry = jax.lax.while_loop(is_chosen, next_round, carry)
+    return carry
 
 
-def _round_of_mode(
-    config: EngineConfig, number: int, requests: Requests, state: State, match: Match
-) -> State:
+def _choice_of(config: EngineConfig, state: State):
+    """The mode of the next round."""
+    match = find_match(state.text.tokens, state.text.length)
+    return choose_mode(config.modes, state.choice, match, state.is_active)
+
+
+def _round_of_mode(config: EngineConfig, number: int, requests: Requests, state: State) -> State:
     """One round in one mode. The other drafters observe, and read nothing."""
     mode = config.modes[number]
     is_model = mode.source == "model"
@@ -148,38 +158,48 @@ def _round_of_mode(
     mode_config = dataclasses.replace(
         config, shape=mode.shape, source=mode.source, drafter_chains=chains
     )
-    num_emitted = -state.text.length
+    text, histogram = state.text, state.histogram
+    match = find_match(text.tokens, text.length)
     if is_model:
-        # Tokens of rounds in other modes.
-        (cache,) = state.drafter_caches
-        cache = _caught_up(config, requests.drafters[0], cache, state)
-        after = one_round(mode_config, PARTS, requests, state._replace(drafter_caches=(cache,)))
+        after = one_round(mode_config, PARTS, requests, _caught_up(config, requests, state))
     else:
         mode_requests = requests._replace(drafters=(), watching=requests.drafters)
         mode_state = state._replace(
             drafter_caches=(), watching_caches=state.drafter_caches, match=match
         )
         after = one_round(mode_config, PARTS, mode_requests, mode_state)
-        after = after._replace(drafter_caches=after.watching_caches, watching_caches=())
-    num_emitted = jnp.max(num_emitted + after.text.length)
+        after = after._replace(drafter_caches=after.watching_caches, watching_caches=(), match=None)
+    num_emitted = jnp.max(after.text.length - text.length)
     unread = num_emitted if is_model else state.choice.unread + num_emitted
-    return after._replace(match=None, choice=state.choice._replace(unread=unread))
+    counts = after.histogram - histogram
+    choice = learn_acceptance(config.modes, state.choice, number, match, counts)
+    return after._replace(choice=choice._replace(unread=unread))
 
 
-def _caught_up(config: EngineConfig, drafter: LanguageModel, cache, state: State):
-    """The cache of a drafter that has read the newest tokens but those of the last round."""
+def _caught_up(config: EngineConfig, requests: Requests, state: State) -> State:
+    """The state in which the drafter has read the newest tokens, but those of the last round."""
+    (drafter,) = requests.drafters
     longest = max(mode.shape.depth for mode in config.modes if mode.source == "model")
     text = state.text
 
-    def read_newest(cache):
+    # The next call of the drafter reads one more token than it drafts, whatever it has read.
+    def is_behind(carry):
+        unread, _ = carry
+        return unread > longest + 1
+
+    def read_newest(carry):
+        _, cache = carry
         start = jnp.maximum(text.length - _CATCH_UP, 0)
         positions = start[:, None] + jnp.arange(_CATCH_UP, dtype=jnp.int32)
         tokens = jnp.take_along_axis(text.tokens, positions, axis=1, mode="clip")
         tokens = jnp.minimum(tokens, drafter.vocab_size - 1)
-        return read(drafter, tokens, positions, None, with_length(cache, start)).cache
+        reading = read(drafter, tokens, positions, None, with_length(cache, start))
+        return jnp.zeros_like(state.choice.unread), reading.cache
 
-    # The next call of the drafter reads one more token than it drafts, whatever it has read.
-    return jax.lax.cond(state.choice.unread > longest + 1, read_newest, lambda cache: cache, cache)
+    # A loop of at most one step, for the reason of `_rounds_of_all_modes`.
+    carry = (state.choice.unread, state.drafter_caches[0])
+    _, cache = jax.lax.while_loop(is_behind, read_newest, carry)
+    return state._replace(drafter_caches=(cache,))
 
 
 def _draft(config: EngineConfig, requests: Requests, state: State, drafter_caches):
