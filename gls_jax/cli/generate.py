@@ -76,8 +76,8 @@ class Generate:
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
     prompts: Path | None = None
-    """Or a file with one JSON object per line: `prompt` or `messages`; optionally `max_new_tokens`,
-    `temperature`, `seed`.
+    """Or a file with one JSON object per line: `prompt`, `messages`, or `turns` of a user, of which
+    the first is answered; optionally `max_new_tokens`, `temperature`, `seed`.
     """
     batch: int = 8
     """Requests in one batch; results do not depend on it."""

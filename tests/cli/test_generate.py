@@ -250,6 +250,10 @@ def test_resume_after_an_interrupt(args, tmp_path, capsys, monkeypatch):
         ),
         (["--drop-layers", "7-3"], "drop_layers: expected layers such as"),
         (["--draft", "missing"], "missing: no such file or folder"),
+        (["--draft", "auto:missing"], "missing: no such file or folder"),
+        (["--draft", "auto", "--length", "3"], "length: expected none with --draft auto"),
+        (["--draft", "auto", "--tree", "4,2"], "tree: expected None with automatic drafting"),
+        (["--draft", "auto", "--drop-layers", "1"], "drop_layers: expected a drafter that is"),
         (["--target", "missing"], "missing: no such file or folder"),
         (["--resume"], "resume: expected --out"),
         (["--no-chat", "--system", "Be brief."], "system: expected a chat"),
@@ -276,6 +280,9 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
         ('{"prompt": 3}', "prompt: expected text, got int"),
         ('{"prompt": ""}', "expected a prompt, got an empty one"),
         ('{"messages": []}', "expected a prompt, got an empty one"),
+        ('{"turns": []}', "turns: expected a list of texts"),
+        ('{"turns": "Hello"}', "turns: expected a list of texts"),
+        ('{"turns": [3]}', "turns: expected a list of texts"),
         ('{"messages": ["a"]}', "messages: expected a list of objects with role and content"),
         ('{"prompt": "a", "max_new_tokens": 0}', "max_new_tokens: expected an int of at least 1"),
         ('{"prompt": "a", "temperature": "hot"}', "temperature: expected 0 or a finite number"),
@@ -332,3 +339,48 @@ def test_errors_found_after_loading_the_models(checkpoint, tmp_path, capsys):
         (error,) = capsys.readouterr().err.strip().splitlines()
         assert error.startswith("gls-jax: error: ") and message in error
     assert (tmp_path / "results").read_text() == "notes of mine"
+
+
+def test_automatic_drafting_gives_the_text_without(checkpoint, capsys):
+    """By look-up, with costs that are measured; its figures have the names that vLLM reports."""
+    common = [
+        "--target",
+        checkpoint,
+        "--prompt",
+        "abcabcabcabc",
+        "--max-new-tokens",
+        "40",
+        "--json",
+    ]
+    common += ["--temperature", "0"]
+    outputs = []
+    for draft in ("none", "auto"):
+        assert generate(*common, "--draft", draft) == 0
+        outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    (plain, _), (fast, _) = outputs
+    assert fast["tokens"] == plain["tokens"]
+    assert plain["metrics"]["speculative_decoding"] is None
+    figures = fast["metrics"]["speculative_decoding"]
+    assert figures["num_spec_steps"] == sum(figures["acceptance_histogram"]) < 100
+    assert figures["num_accepted_draft_tokens"] <= figures["num_draft_tokens"]
+
+
+def test_first_turn_is_answered(checkpoint, tmp_path, capsys):
+    path = tmp_path / "bench.jsonl"
+    path.write_text('{"question_id": 1, "turns": ["Hello", "And then?"]}\n{"prompt": "Hello"}\n')
+    assert (
+        generate(
+            "--target",
+            checkpoint,
+            "--prompts",
+            path,
+            "--draft",
+            "none",
+            "--json",
+            "--temperature",
+            "0",
+        )
+        == 0
+    )
+    first, second, _ = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["tokens"] == second["tokens"]

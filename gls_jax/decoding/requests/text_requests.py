@@ -122,7 +122,8 @@ def requests_from_prompts(
 def read_requests(path: Path, *, max_new_tokens: int, temperature: float) -> list[TextRequest]:
     """Read requests from a file with one JSON object per line; blank lines are skipped.
 
-    An object has `prompt` or `messages`, and optionally `max_new_tokens`, `temperature` and `seed`.
+    An object has `prompt`, `messages`, or `turns`, the turns of a user, of which the first is
+    answered (MT-bench); and optionally `max_new_tokens`, `temperature` and `seed`.
 
     Args:
         path: the file.
@@ -214,13 +215,19 @@ def _parse_line(line: str, number: int, where: str, defaults: dict[str, Any]) ->
     # Deeply nested brackets exhaust the stack of the parser.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: expected a JSON object, got something else ({error})") from None
-    if not isinstance(fields, dict) or ("prompt" in fields) == ("messages" in fields):
+    names = ("prompt", "messages", "turns")
+    if not isinstance(fields, dict) or sum(name in fields for name in names) != 1:
         raise ValueError(
-            f"{where}: expected a JSON object with either prompt or messages, "
+            f"{where}: expected a JSON object with either prompt or messages or turns, "
             f"got {line.strip()[:60]}"
         )
     if "messages" in fields:
         prompt = _parse_messages(fields["messages"], where)
+    elif "turns" in fields:
+        turns = fields["turns"]
+        if not isinstance(turns, list) or not turns or not isinstance(turns[0], str):
+            raise ValueError(f"{where}: turns: expected a list of texts, got something else")
+        prompt = turns[0]
     else:
         prompt = fields["prompt"]
         if not isinstance(prompt, str):
