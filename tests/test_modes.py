@@ -48,6 +48,7 @@ NO_ARRAYS = {  # public names of the core that no mode of JAX can touch, and why
 BY_SCHEME = {
     "SCHEME",
     "propose",
+    "propose_among",
     "verify",
     "acceptance",
     "accepted",

@@ -171,7 +171,7 @@ def language_model(source: Checkpoint | Transformer) -> LanguageModel:
     >>> from gls_jax import models
     >>> model = models.language_model(models.load("smollm2", layers=[0]))
     >>> model.vocab_size, model.init_cache(2, 16).keys.shape
-    (49152, (1, 2, 16, 3, 64))
+    (49152, (1, 2, 3, 64, 16))
     """
     if isinstance(source, Checkpoint):
         return source.language_model

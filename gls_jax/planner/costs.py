@@ -45,7 +45,7 @@ class Costs:
 
     Attributes:
         batch: requests decoded together.
-        cache_slots: of the models' caches; attention reads all of them.
+        cache_slots: of the models' caches, all filled when calls are timed.
         draft, target: seconds of a call by tokens read for each request.
         overhead: by scheme, seconds of a round of K chains of length 4 without the model calls, by
             K.
@@ -228,7 +228,15 @@ def free_model(model: LanguageModel, vocab_size: int, noise: float) -> LanguageM
     """
     common, other = jax.random.normal(races.new_key(0), (2, vocab_size))
     logits = 2.5 * (common + noise * other)
-    return dataclasses.replace(model, params=logits, apply=_constant_logits, vocab_size=vocab_size)
+    return dataclasses.replace(
+        model,
+        params=logits,
+        apply=_constant_logits,
+        vocab_size=vocab_size,
+        # With these `apply` would not be called.
+        hidden=None,
+        head=None,
+    )
 
 
 def _draft_tokens(shape: Shape) -> list[int]:

@@ -135,7 +135,7 @@ class Scheme:
             `i32[K]`.
 
         Raises:
-            ValueError: `num_drafts` out of range, or a key that is not one typed threefry key.
+            ValueError: as `propose`, or not one token for each probability.
 
         >>> import jax, jax.numpy as jnp
         >>> from gls_jax import schemes
@@ -147,7 +147,15 @@ class Scheme:
         """
         checks.key(key)
         num_drafts = self.check_num_drafts(num_drafts)
-        log_probs, tokens = jnp.asarray(log_p), jnp.asarray(tokens)
+        owner = f"scheme '{self.name}'"
+        log_probs = checks.draft_distributions(log_p, num_drafts, diverse=self.diverse, owner=owner)
+        checks.values(log_p, "log_p")
+        tokens = checks.integers(tokens, "tokens", "[R]")
+        if tokens.shape != log_probs.shape[-1:]:
+            raise ValueError(
+                f"tokens: expected one for each of {log_probs.shape[-1]} probabilities, "
+                f"got {tokens.shape[0]}"
+            )
         if self.propose_among_fn is not None:
             return self.propose_among_fn(key, log_probs, num_drafts, tokens)
         if self.needs_draft_probs or not self.samples_drafts:

@@ -145,6 +145,7 @@ CALLS = {
         schemes.specinfer_wor.acceptance_estimate(KEY, log_p, log_q, 2, 10)
     ),
     "Scheme.propose": lambda log_p: GLS.propose(KEY, log_p, 2),
+    "Scheme.propose_among": lambda log_p: GLS.propose_among(KEY, log_p, 2, jnp.arange(5), 9),
     "Scheme.verify": lambda log_p, log_q: GLS.verify(KEY, DRAFTS, log_p, log_q),
     "Scheme.acceptance": lambda log_p, log_q: GLS.acceptance(log_p, log_q, 2),
     "Scheme.acceptance_curve": lambda log_p, log_q: WITHOUT_REPLACEMENT.acceptance_curve(
@@ -216,7 +217,7 @@ def takes_distributions():
         if name[0] != "_"
     }
     behind_the_methods = {"propose", "verify", "verify_tree", "acceptance", "accepted"}
-    behind_the_methods |= {"inversion_trial"}
+    behind_the_methods |= {"inversion_trial", "propose_among"}
     for module in vars(schemes).values():
         if isinstance(module, types.ModuleType) and hasattr(module, "SCHEME"):
             others = set(module.__all__) - behind_the_methods
