@@ -32,7 +32,9 @@ CALLS: dict[str, Call] = {
     ),
     "races.weights": lambda key, p, q, d: races.weights(jnp.asarray(p, jnp.float32)),
     "races.winner": lambda key, p, q, d: races.winner(jnp.asarray(p, jnp.float32)),
-    "races.exponentials_at": lambda key, p, q, d: races.exponentials_at(key, NUM_DRAFTS, d),
+    "races.exponentials_at": lambda key, p, q, d: races.exponentials_at(
+        key, NUM_DRAFTS, jnp.asarray(d)
+    ),
     "races.exponentials_from_bits": lambda key, p, q, d: races.exponentials_from_bits(
         *jax.random.key_data(key)
     ),
@@ -111,12 +113,6 @@ def _scheme_calls(name: str, called: set) -> dict[str, Call]:
     verify = scheme.verification.verify if scheme.verifies_tokens else None
     calls: dict[str, tuple[object, Call]] = {
         "propose": (scheme.propose_fn, lambda key, p, q, d: scheme.propose(key, p, num_drafts)),
-        "propose_among": (
-            scheme.propose_among_fn,
-            lambda key, p, q, d: scheme.propose_among(
-                key, p, num_drafts, jnp.arange(NUM_TOKENS) * 2, 2 * NUM_TOKENS
-            ),
-        ),
         "verify": (
             verify,
             lambda key, p, q, d: scheme.verify(key, d[:num_drafts], p, q),

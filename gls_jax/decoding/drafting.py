@@ -15,6 +15,7 @@ from gls_jax.decoding.batch_sampling import add_tokens, resize_vocabulary, scatt
 from gls_jax.decoding.cache import with_length
 from gls_jax.decoding.model import LanguageModel
 from gls_jax.decoding.reading import read
+from gls_jax.decoding.reduced_vocabulary import propose_reduced
 from gls_jax.decoding.state import Caches, Drafts, EngineConfig, Requests, Text
 from gls_jax.typing import Index
 
@@ -323,7 +324,7 @@ def _propose(
         if draft_tokens is None:
             return scheme.propose_fn(key, log_p, list_size)
         vocab_size = requests.sampling.vocab_size
-        return scheme.propose_among(key, log_p, list_size, draft_tokens, vocab_size)
+        return propose_reduced(scheme, key, log_p, list_size, draft_tokens, vocab_size)
 
     if config.shape.is_chains and not scheme.ranked:
         # Each chain has a separate stream of the noise, and may have a separate distribution. One

@@ -52,7 +52,8 @@ class LanguageModel:
             hashes are refused.
         hidden: `apply` without the output head, ``(params, tokens, positions, mask, cache, layers)
             -> (hidden f[B, T, M], features f[B, T, W], cache)``; None if the model has only
-            `apply`, which is not called otherwise. `layers` is static and says which features are needed, empty for none.
+            `apply`, which is not called otherwise. `layers` is static and says which features are
+            needed, empty for none.
         head: the output head, ``(params, hidden f[B, C, M]) -> logits f[B, C, V]``; given with
             `hidden`. Logits are then computed only for the tokens that need them.
         observe: of a drafter that uses the target's features, ``(params, cache, features

@@ -1,4 +1,6 @@
-"""Verification against a drafter that has probabilities for some of the tokens only.
+"""Drafts of a drafter that has probabilities for some of the tokens only, and their verification.
+
+Where drafter and target share noise, the drafts are those of the whole vocabulary, made without it.
 
 A scheme that reads the draft probabilities gets a smaller problem: the R tokens of the drafter, and
 one more that stands for all *others*. The drafter never drafts it, and the target gives it their
@@ -20,7 +22,33 @@ from gls_jax.schemes import Path, Scheme, Tree
 from gls_jax.schemes.draft_tree import row_of_node
 from gls_jax.typing import Index
 
-__all__ = ["verify_reduced"]
+__all__ = ["propose_reduced", "verify_reduced"]
+
+
+def propose_reduced(
+    scheme: Scheme,
+    key: PRNGKeyArray,
+    log_p: Float[Array, "*k R"],
+    num_drafts: int,
+    tokens: Int[Array, " R"],
+    vocab_size: int,
+) -> Int[Array, " K"]:
+    """The drafts of ``scheme.propose_fn`` for a distribution on `tokens` only.
+
+    Args:
+        scheme: any.
+        key, num_drafts: as for `propose_fn`.
+        log_p: `[R]`, or `[K, R]` for one distribution for each draft.
+        tokens: of the drafter, increasing.
+        vocab_size: `N`.
+    """
+    if scheme.propose_among_fn is not None:
+        return scheme.propose_among_fn(key, log_p, num_drafts, tokens)
+    if scheme.needs_draft_probs or not scheme.samples_drafts:
+        # These drafts share no noise with the target.
+        return tokens[scheme.propose_fn(key, log_p, num_drafts)]
+    whole = jnp.full((*log_p.shape[:-1], vocab_size), -jnp.inf, log_p.dtype)
+    return scheme.propose_fn(key, whole.at[..., tokens].set(log_p), num_drafts)
 
 
 def verify_reduced(

@@ -110,60 +110,6 @@ class Scheme:
         checks.values(log_p, "log_p")
         return work_shape.compiled(self.propose_fn, (key, log_probs), (num_drafts,))
 
-    def propose_among(
-        self,
-        key: PRNGKeyArray,
-        log_p: LogProbs,
-        num_drafts: int,
-        tokens: Numbers,
-        num_tokens: int,
-    ) -> Int[Array, " K"]:
-        """Drafts of a distribution that is given for some of the tokens.
-
-        A drafter with a reduced output head has one. The drafts are those that :meth:`propose`
-        gives with probability 0 for all other tokens, if it shares its noise with `verify`.
-        Otherwise they have the same distribution.
-
-        Args:
-            key: one typed key, the position's.
-            log_p: `[R]` or `[K, R]`.
-            num_drafts: `K`, static.
-            tokens: `i32[R]`, increasing, within the vocabulary. Not checked.
-            num_tokens: `N`, tokens of the vocabulary, static.
-
-        Returns:
-            `i32[K]`.
-
-        Raises:
-            ValueError: as `propose`, or not one token for each probability.
-
-        >>> import jax, jax.numpy as jnp
-        >>> from gls_jax import schemes
-        >>> gls, key = schemes.get("gls"), jax.random.key(0)
-        >>> among = gls.propose_among(key, jnp.log(jnp.array([0.4, 0.6])), 4, jnp.array([1, 3]), 5)
-        >>> whole = gls.propose(key, jnp.log(jnp.array([0, 0.4, 0, 0.6, 0])), 4)
-        >>> among.tolist() == whole.tolist()
-        True
-        """
-        checks.key(key)
-        num_drafts = self.check_num_drafts(num_drafts)
-        owner = f"scheme '{self.name}'"
-        log_probs = checks.draft_distributions(log_p, num_drafts, diverse=self.diverse, owner=owner)
-        checks.values(log_p, "log_p")
-        tokens = checks.integers(tokens, "tokens", "[R]")
-        if tokens.shape != log_probs.shape[-1:]:
-            raise ValueError(
-                f"tokens: expected one for each of {log_probs.shape[-1]} probabilities, "
-                f"got {tokens.shape[0]}"
-            )
-        if self.propose_among_fn is not None:
-            return self.propose_among_fn(key, log_probs, num_drafts, tokens)
-        if self.needs_draft_probs or not self.samples_drafts:
-            # These drafts share no noise with the target.
-            return tokens[self.propose_fn(key, log_probs, num_drafts)]
-        whole = jnp.full((*log_probs.shape[:-1], num_tokens), -jnp.inf, log_probs.dtype)
-        return self.propose_fn(key, whole.at[..., tokens].set(log_probs), num_drafts)
-
     def verify(
         self,
         key: PRNGKeyArray,

@@ -145,7 +145,6 @@ CALLS = {
         schemes.specinfer_wor.acceptance_estimate(KEY, log_p, log_q, 2, 10)
     ),
     "Scheme.propose": lambda log_p: GLS.propose(KEY, log_p, 2),
-    "Scheme.propose_among": lambda log_p: GLS.propose_among(KEY, log_p, 2, jnp.arange(5), 9),
     "Scheme.verify": lambda log_p, log_q: GLS.verify(KEY, DRAFTS, log_p, log_q),
     "Scheme.acceptance": lambda log_p, log_q: GLS.acceptance(log_p, log_q, 2),
     "Scheme.acceptance_curve": lambda log_p, log_q: WITHOUT_REPLACEMENT.acceptance_curve(

@@ -9,7 +9,7 @@ import pytest
 
 from gls_jax import decoding, schemes
 from gls_jax.decoding.batch_sampling import scatter_logits
-from gls_jax.decoding.reduced_vocabulary import verify_reduced
+from gls_jax.decoding.reduced_vocabulary import propose_reduced, verify_reduced
 from tests.decoding import language
 from tests.decoding.tiny_models import texts
 
@@ -76,7 +76,7 @@ def test_the_same_acceptance_where_draft_probabilities_are_needed(scheme):
 
     def trial(key):
         draft_key = scheme.draft_key(key, 0, 0, 0)
-        drafts = scheme.propose_among(draft_key, log_p, num_drafts, tokens, 8)
+        drafts = propose_reduced(scheme, draft_key, log_p, num_drafts, tokens, 8)
         tree = schemes.chains(drafts[:, None], ranked=scheme.ranked)
         rows_p = jnp.tile(log_p, (num_drafts, 1))
         rows_q = jnp.tile(log_q, (num_drafts + 1, 1))

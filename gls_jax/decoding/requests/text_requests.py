@@ -221,6 +221,7 @@ def _parse_line(line: str, number: int, where: str, defaults: dict[str, Any]) ->
             f"{where}: expected a JSON object with either prompt or messages or turns, "
             f"got {line.strip()[:60]}"
         )
+    prompt: str | Messages
     if "messages" in fields:
         prompt = _parse_messages(fields["messages"], where)
     elif "turns" in fields:
