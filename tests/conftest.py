@@ -27,6 +27,7 @@ CHECKED = [
     "gls_jax.decoding.dynamic_tree",
     "gls_jax.decoding.drafting",
     "gls_jax.decoding.engine",
+    "gls_jax.decoding.round_parts",
     "gls_jax.decoding.margin",
     "gls_jax.decoding.batch_sampling",
     "gls_jax.decoding.tree_shape",

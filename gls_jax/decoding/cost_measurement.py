@@ -1,12 +1,14 @@
 """Costs of the modes of automatic drafting, measured in the first rounds of a batch.
 
-Each round is forced into one mode, and timed. It is a round like any other: its tokens stay. The
-costs are kept, so that later batches of the same kind choose from the beginning.
+Each round is forced into one mode, and timed. It is a round like any other: its tokens stay. A
+measurement that a short batch leaves unfinished goes on in the next one of the same kind, and its
+costs are kept for all later ones.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,11 @@ import jax.numpy as jnp
 from gls_jax.decoding import engine
 from gls_jax.decoding.state import EngineConfig, Requests, State
 
-__all__ = ["CostMeasurement", "measured_costs"]
+__all__ = ["CostMeasurement", "cost_measurement"]
 
-# Rounds of each mode; the fastest counts. The first round of all also compiles, and is left out.
+# Rounds of each mode; the fastest counts.
 _REPEATS = 3
-_MEASURED: dict[tuple[EngineConfig, int], tuple[float, ...]] = {}
+_MEASUREMENTS: dict[Any, CostMeasurement] = {}
 
 
 class CostMeasurement:
@@ -28,16 +30,13 @@ class CostMeasurement:
         costs: of each mode in plain steps; None until they are known.
     """
 
-    def __init__(
-        self, config: EngineConfig, batch_size: int, costs: tuple[float, ...] | None
-    ) -> None:
+    def __init__(self, config: EngineConfig, costs: tuple[float, ...] | None) -> None:
         self._config = config
-        self._kind = (config, batch_size)
-        self.costs = _MEASURED.get(self._kind) if costs is None else costs
-        # Plain rounds first: the first of all compiles.
+        self.costs = costs
+        # Plain rounds first: the first of all compiles, and is not timed.
         self._waiting = [0, *list(range(len(config.modes))) * _REPEATS]
-        self._is_first = True
-        self._seconds = [float("inf")] * len(config.modes)
+        self._seconds: list[list[float]] = [[] for _ in config.modes]
+        self._has_compiled = False
 
     @property
     def is_complete(self) -> bool:
@@ -51,20 +50,30 @@ class CostMeasurement:
         state = jax.block_until_ready(state._replace(choice=choice))
         started = time.perf_counter()
         state = jax.block_until_ready(engine.run(self._config, requests, state, 1))
-        seconds = time.perf_counter() - started
-        if not self._is_first:
-            self._seconds[mode] = min(self._seconds[mode], seconds)
-        self._is_first = False
+        if self._has_compiled:
+            self._seconds[mode].append(time.perf_counter() - started)
+        self._has_compiled = True
         if not self._waiting:
-            self.costs = tuple(each / self._seconds[0] for each in self._seconds)
-            _MEASURED[self._kind] = self.costs
+            fastest = [min(seconds) for seconds in self._seconds]
+            self.costs = tuple(seconds / fastest[0] for seconds in fastest)
             costs = jnp.asarray(self.costs, jnp.float32)
             state = state._replace(choice=state.choice._replace(costs=costs))
         return state
 
 
-def measured_costs(
-    config: EngineConfig, batch_size: int, costs: tuple[float, ...] | None
+def cost_measurement(
+    config: EngineConfig, requests: Requests, costs: tuple[float, ...] | None
 ) -> CostMeasurement:
-    """A measurement, which is complete if the costs are given or have been measured before."""
-    return CostMeasurement(config, batch_size, costs)
+    """The measurement for a kind of batch: models, configuration and size.
+
+    It is complete if the costs are given or have been measured before.
+    """
+    if costs is not None:
+        return CostMeasurement(config, costs)
+    models = (requests.target, *requests.drafters)
+    functions = tuple((model.apply, model.hidden) for model in models)
+    sizes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(models))
+    kind = (config, functions, sizes, len(requests.keys))
+    if kind not in _MEASUREMENTS:
+        _MEASUREMENTS[kind] = CostMeasurement(config, None)
+    return _MEASUREMENTS[kind]

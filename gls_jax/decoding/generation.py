@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from gls_jax.decoding import engine
 from gls_jax.decoding.choice import Drafters, first_choice
-from gls_jax.decoding.cost_measurement import measured_costs
+from gls_jax.decoding.cost_measurement import CostMeasurement, cost_measurement
 from gls_jax.decoding.metrics import Metrics
 from gls_jax.decoding.model import AnyModel
 from gls_jax.decoding.options import DecodeOptions
@@ -184,14 +184,14 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
 
     def __init__(self, prepared: Prepared, timed: bool) -> None:
         self._config, self._requests, text, self._max_new_tokens, costs = prepared
+        if self._config.modes and timed:
+            raise ValueError("timed: expected False with automatic drafting, got True")
         self._prompt_lengths = np.asarray(text.length)
         self._seconds = dict.fromkeys((*_PARTS, "other"), 0.0) if timed else None
         self._state = self._measured("other", engine.prefill, self._config, self._requests, text)
-        self._measurement = None
+        self._measurement: CostMeasurement | None = None
         if self._config.modes:
-            if timed:
-                raise ValueError("timed: expected False with automatic drafting, got True")
-            self._measurement = measured_costs(self._config, len(text.length), costs)
+            self._measurement = cost_measurement(self._config, self._requests, costs)
             choice = first_choice(self._config.modes, self._measurement.costs)
             self._state = self._state._replace(choice=choice)
 

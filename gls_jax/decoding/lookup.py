@@ -19,7 +19,7 @@ from gls_jax.schemes import Tree
 __all__ = ["LONGEST_MATCH", "Match", "draft_by_lookup", "find_match"]
 
 LONGEST_MATCH = 4
-"""Longer matches count as this long."""
+"""In automatic drafting longer matches count as this long."""
 
 
 class Match(NamedTuple):
@@ -27,19 +27,22 @@ class Match(NamedTuple):
 
     Attributes:
         next_position: `i32[B]`, position after the occurrence.
-        length: `i32[B]`, tokens that match, at most :data:`LONGEST_MATCH`; 0 for none.
+        length: `i32[B]`, tokens that match; 0 for none.
     """
 
     next_position: Int[Array, " B"]
     length: Int[Array, " B"]
 
 
-def find_match(tokens: Int[Array, "B T"], length: Int[Array, " B"]) -> Match:
+def find_match(
+    tokens: Int[Array, "B T"], length: Int[Array, " B"], longest: int = LONGEST_MATCH
+) -> Match:
     """The longest match of the end of each text.
 
     Args:
         tokens: the texts.
         length: of each text.
+        longest: the most tokens that count.
     """
     size = tokens.shape[1]
     positions = jnp.arange(size, dtype=jnp.int32)
@@ -48,7 +51,7 @@ def find_match(tokens: Int[Array, "B T"], length: Int[Array, " B"]) -> Match:
     # How many tokens up to each position match the end of the text.
     still_matches = jnp.ones(tokens.shape, bool)
     num_matching = jnp.zeros(tokens.shape, jnp.int32)
-    for back in range(LONGEST_MATCH):
+    for back in range(longest):
         # `roll` brings the end of the text to its beginning, where nothing can match.
         here = jnp.where(positions >= back, jnp.roll(tokens, back, axis=1), -1)
         at_end = jnp.take_along_axis(tokens, jnp.maximum(last - back, 0), axis=1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from gls_jax import checks
+from gls_jax.decoding.lookup import find_match
 from gls_jax.decoding.model import LanguageModel
 
 __all__ = ["from_function", "ngram_lookup"]
@@ -121,25 +122,8 @@ class _Lookup:
     longest: int
 
     def __call__(self, params, texts, length):
-        size = texts.shape[1]
-        positions = jnp.arange(size)
-        last_position = length[:, None] - 1
-
-        # How many tokens up to each position match the end of the text, `longest` at most.
-        still_matches = jnp.ones(texts.shape, bool)
-        num_matching = jnp.zeros(texts.shape, jnp.int32)
-        for back in range(self.longest):
-            # `roll` brings the end of the text to its beginning, where nothing can match.
-            tokens_here = jnp.where(positions >= back, jnp.roll(texts, back, axis=1), -1)
-            at_end = jnp.take_along_axis(texts, jnp.maximum(last_position - back, 0), axis=1)
-            still_matches &= (tokens_here == at_end) & (last_position >= back)
-            num_matching += still_matches.astype(jnp.int32)
-
-        # The longest match, and of several the latest position before the end.
-        score = jnp.where(positions < last_position, num_matching * size + positions, -1)
-        best_position = jnp.argmax(score, axis=1)[:, None]
-        is_match = jnp.take_along_axis(score, best_position, axis=1) >= size
-        next_position = jnp.where(is_match, best_position + 1, last_position)
+        match = find_match(texts, length, self.longest)
+        next_position = jnp.where(match.length > 0, match.next_position, length - 1)[:, None]
         next_token = jnp.take_along_axis(texts, next_position, axis=1)
         return jnp.where(jnp.arange(self.vocab_size) == next_token, 0.0, -jnp.inf)
 

@@ -175,8 +175,7 @@ class Writer:
         if self._arrays:
             return
         for path, dtype, shape in _array_files(self._folder, self._manifest.configuration):
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            self._arrays.append(array)
+            self._arrays.append(files.new_array(path, dtype, shape))
         self._manifest.write(self._folder / _MANIFEST)
 
     def append(self, rows: Rows, *, finished: bool) -> None:

@@ -109,36 +109,34 @@ def load_pair(
     report = progress or _ignore_progress
     report("models", 0, 2)
     target = models.load(target_name)
-    if target.tokenizer is None:
+    tokenizer = target.tokenizer
+    if tokenizer is None:
         raise ValueError(f"{target_name}: expected a tokenizer with the weights, found none")
     report("models", 1, 2)
 
-    if draft in _DRAFTERS_WITHOUT_WEIGHTS:
-        without_weights = None
-        if draft == "ngram":
-            without_weights = decoding.ngram_lookup(target.config.vocab_size)
-        return ModelPair(
-            target_name=target_name,
-            target=target,
-            tokenizer=target.tokenizer,
-            draft_name=str(draft),
-            draft_checkpoint=None,
-            drafter=without_weights,
-        )
-
-    if draft is not None and is_trained_drafter(draft):
-        if drop_layers:
-            raise ValueError(f"drop_layers: expected a whole model, got the drafter {draft}")
-        trained = drafter_files.load_drafter(draft, target)
+    def pair(
+        draft_name: str,
+        drafter: decoding.LanguageModel | None,
+        checkpoint: models.Checkpoint | None = None,
+    ) -> ModelPair:
         report("models", 2, 2)
         return ModelPair(
             target_name=target_name,
             target=target,
-            tokenizer=target.tokenizer,
-            draft_name=draft,
-            draft_checkpoint=None,
-            drafter=trained,
+            tokenizer=tokenizer,
+            draft_name=draft_name,
+            draft_checkpoint=checkpoint,
+            drafter=drafter,
         )
+
+    if draft == "none":
+        return pair(draft, None)
+    if draft == "ngram":
+        return pair(draft, decoding.ngram_lookup(target.config.vocab_size))
+    if draft is not None and is_trained_drafter(draft):
+        if drop_layers:
+            raise ValueError(f"drop_layers: expected a whole model, got the drafter {draft}")
+        return pair(draft, drafter_files.load_drafter(draft, target))
 
     # A drafter from the target's own weights shares embedding and head with it.
     draft_name = target_name if draft is None else draft
@@ -158,15 +156,7 @@ def load_pair(
     drafter = checkpoint.language_model
     if drafter.vocabulary not in (None, target.language_model.vocabulary):
         raise ValueError(f"{draft}: expected the tokenizer of the target, got another one")
-    report("models", 2, 2)
-    return ModelPair(
-        target_name=target_name,
-        target=target,
-        tokenizer=target.tokenizer,
-        draft_name=draft_name,
-        draft_checkpoint=checkpoint,
-        drafter=drafter,
-    )
+    return pair(draft_name, drafter, checkpoint)
 
 
 def is_automatic(draft: str | None) -> bool:

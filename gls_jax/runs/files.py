@@ -17,6 +17,7 @@ __all__ = [
     "alone",
     "check_file",
     "check_folder",
+    "new_array",
     "one_line",
     "open_array",
     "read_array",
@@ -148,6 +149,25 @@ def read_array(path: Path, expected: str) -> np.ndarray:
         ValueError: not a whole `.npy` file of plain numbers.
     """
     return np.array(_map_array(path, expected))
+
+
+def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A new `.npy` file, memory-mapped, with room on the disk for all of it.
+
+    Without that room, writing into the map would end the process without a word.
+
+    Raises:
+        OSError: no room, or the file cannot be written; the file is removed.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
+    except OSError as error:
+        path.unlink()
+        raise OSError(error.errno, f"{path}: expected room for {array.nbytes} bytes") from None
+    return array
 
 
 def open_array(

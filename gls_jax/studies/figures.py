@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ except ModuleNotFoundError:
 from gls_jax.runs.files import write_whole
 from gls_jax.studies.acceptance_study import Row
 
-__all__ = ["acceptance", "save_figure"]
+__all__ = ["acceptance", "drafter_training", "save_figure"]
 
 
 def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
@@ -60,6 +60,31 @@ def acceptance(path: Path, rows: Sequence[Row], title: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend(title="points: simulated, ±2 s.e.", fontsize="small")
 
+    save_figure(path, figure, dpi=120)
+
+
+def drafter_training(path: Path, report: Mapping[str, Any]) -> None:
+    """Held-out acceptance against the steps of training, a line for each draft of a chain.
+
+    Args:
+        path: `.png` file, replaced whole.
+        report: of :func:`gls_jax.models.drafter.make_drafter`.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    rows = report["validations"]
+    steps = [row["step"] for row in rows]
+    for depth in range(len(rows[0]["acceptance"])):
+        acceptances = [row["acceptance"][depth] for row in rows]
+        axes.plot(steps, acceptances, f"C{depth}.-", label=f"draft {depth + 1} of a chain")
+    axes.set(
+        xlabel="steps of training",
+        ylabel="acceptance of one draft, held out",
+        title=f"drafter of {report['target']}, {report['tokens']:,} tokens",
+        ylim=(0, None),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
     save_figure(path, figure, dpi=120)
 
 

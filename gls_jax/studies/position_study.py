@@ -189,7 +189,7 @@ def _open_values(
             return earlier_values, num_done
     # The old manifest is removed first: it must never count values of another run.
     path.unlink(missing_ok=True)
-    values = np.lib.format.open_memmap(folder / _VALUES, mode="w+", dtype=np.float32, shape=shape)
+    values = files.new_array(folder / _VALUES, np.float32, shape)
     manifest.write(path)
     return values, 0
 

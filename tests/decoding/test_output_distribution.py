@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gls_jax import decoding, schemes
-from gls_jax.decoding import BestFirstTree, MarginTree
+from gls_jax.decoding import BestFirstTree, MarginTree, round_parts
 from gls_jax.decoding.cache import with_length
 from tests import oracles
 from tests.decoding import language
@@ -206,7 +206,7 @@ def test_planted_defect_in_the_parameters():
 
 def test_planted_defect_in_the_tokens_seen(monkeypatch):
     """A repetition penalty that does not see the drafts before it."""
-    monkeypatch.setattr(decoding.engine, "seen_at_nodes", lambda text, tree: text.seen)
+    monkeypatch.setattr(round_parts, "seen_at_nodes", lambda text, tree: text.seen)
     decoding.engine.run.clear_cache()
     generation = generate(
         "gls", language.drafters[0], num_drafts=2, draft_length=3, repetition_penalty=1.4

@@ -55,6 +55,9 @@ def make_drafter(
         ValueError: options out of range, or a folder of another run.
         OSError: the folder cannot be written.
     """
+    # Imported here, because only this function needs matplotlib: before the work, not after it.
+    from gls_jax.studies import figures
+
     folder = Path(folder)
     source.check()
     training.check()
@@ -106,7 +109,7 @@ def make_drafter(
         report=report,
     )
     files.write_json(folder / "report.json", report)
-    _draw(folder / "report.png", report)
+    figures.drafter_training(folder / "report.png", report)
     return report
 
 
@@ -116,35 +119,6 @@ def _as_json(source: TextSource) -> dict[str, Any]:
     fields["plain_text"] = [path.name for path in source.plain_text]
     fields["prompts"] = Path(source.prompts).name
     return fields
-
-
-def _draw(path: Path, report: dict[str, Any]) -> None:
-    """Held-out acceptance against the steps of training, a line for each draft of a chain."""
-    from matplotlib.figure import Figure
-
-    from gls_jax.studies.figures import save_figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    rows = report["validations"]
-    steps = [row["step"] for row in rows]
-    for depth in range(len(rows[0]["acceptance"])):
-        axes.plot(
-            steps,
-            [row["acceptance"][depth] for row in rows],
-            color=f"C{depth}",
-            marker=".",
-            label=f"draft {depth + 1} of a chain",
-        )
-    axes.set(
-        xlabel="steps of training",
-        ylabel="acceptance of one draft, held out",
-        title=f"drafter of {report['target']}, {report['tokens']:,} tokens",
-        ylim=(0, None),
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(path, figure, dpi=120)
 
 
 def _ignore_progress(kind: str, done: int, total: int) -> None:

@@ -191,13 +191,9 @@ def _open(folder: Path, starts, tokens, width: int, num_done: int) -> TextFeatur
     features_path, totals_path = folder / "features.npy", folder / "log_totals.npy"
     shape = (len(tokens), width)
     if not num_done:
-        with open(folder / "tokens.npy", "wb") as file:
-            np.save(file, tokens)
-        for path, dtype, array_shape in (
-            (features_path, "float16", shape),
-            (totals_path, "float32", shape[:1]),
-        ):
-            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=array_shape)
+        files.new_array(folder / "tokens.npy", np.int32, tokens.shape)[...] = tokens
+        files.new_array(features_path, np.float16, shape)
+        files.new_array(totals_path, np.float32, shape[:1])
     return TextFeatures(
         starts=starts,
         tokens=tokens,

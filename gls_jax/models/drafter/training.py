@@ -36,6 +36,8 @@ _METADATA_FIELDS = {"configuration", "validations"}
 # Share of the steps in which the learning rate rises.
 _WARM_UP = 0.05
 _LARGEST_GRADIENT = 1.0
+# Texts side by side that are held out together: the replies to one prompt are alike.
+_TEXTS_OF_PROMPT = 2
 # Tokens in a step of validation.
 _VALIDATION_TOKENS = 4096
 
@@ -286,11 +288,13 @@ def _accepted(graph, constants: _Constants, num_steps: int, trained, batch: _Bat
 def _split(texts: TextFeatures, options: DrafterTraining) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the texts to train on, and of those that are held out."""
     num_texts = len(texts.starts) - 1
-    num_held_out = max(1, round(options.validation_share * num_texts))
-    if num_texts <= num_held_out:
-        raise ValueError(f"texts: expected at least two, got {num_texts}")
-    order = np.random.default_rng(options.seed).permutation(num_texts)
-    return order[num_held_out:], order[:num_held_out]
+    num_groups = -(-num_texts // _TEXTS_OF_PROMPT)
+    num_held_out = max(1, round(options.validation_share * num_groups))
+    if num_groups <= num_held_out:
+        raise ValueError(f"texts: expected more than {_TEXTS_OF_PROMPT}, got {num_texts}")
+    held_out_groups = np.random.default_rng(options.seed).permutation(num_groups)[:num_held_out]
+    is_held_out = np.isin(np.arange(num_texts) // _TEXTS_OF_PROMPT, held_out_groups)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def _batches(texts: TextFeatures, numbers: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["pieces_of_plain_text", "replies_of_target"]
 
 _PLACEHOLDER = "gls-jax"
-# Replies to each prompt that the target writes.
+# Replies to each prompt that the target writes; training holds them out together.
 _REPLIES_PER_PROMPT = 2
 # Of a prompt that the target writes. Longer ones are left out, and so are very short ones.
 _PROMPT_TOKENS = 80
