@@ -20,6 +20,7 @@ from experiments import (
     per_token,
     public_samplers,
     same_seed,
+    trained_drafters,
     tree_budget,
 )
 from experiments.bench import command
@@ -37,6 +38,7 @@ EXPERIMENTS: dict[str, Any] = {
     "per_token": per_token.PerToken,
     "same_seed": same_seed.SameSeed,
     "tree_budget": tree_budget.TreeBudget,
+    "trained_drafters": trained_drafters.TrainedDrafters,
     "gaussian_tables": gaussian_tables.GaussianTables,
     "mnist_tables": mnist_tables.MnistTables,
     "public_samplers": public_samplers.PublicSamplers,
@@ -49,6 +51,7 @@ RESUMABLE = (
     "block_efficiency",
     "same_seed",
     "tree_budget",
+    "trained_drafters",
     "gaussian_tables",
     "mnist_tables",
 )

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.bench import target_call
+from experiments.bench import peer_models, target_call
+from experiments.bench.speculation import SPECULATION
 from experiments.bench.timing import (
     Benchmark,
     Line,
@@ -71,52 +72,13 @@ def _generate(
     return jax.block_until_ready(generation)
 
 
-def _load_peers() -> tuple[Any, Any] | None:
-    """SmolLM2 and its drafter as models of transformers, or None where that is not installed."""
-    try:
-        import torch
-        import transformers
-        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-    except ModuleNotFoundError:
-        return None
-    from experiments import shared
-    from gls_jax.models import model_location
-
-    path = model_location.smollm2()
-
-    # A model from the configuration and the tensors of the GGUF file.
-    def load():
-        config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        model.load_state_dict(load_gguf_checkpoint(str(path), True, model)["tensors"], strict=False)
-        model.tie_weights()
-        return model
-
-    target = load()
-    assistant = load()
-    # The assistant loses the layers that our drafter leaves out.
-    all_layers = assistant.model.layers
-    kept_layers = shared.remaining_layers(_DROPPED, len(all_layers))
-    assistant.model.layers = torch.nn.ModuleList([all_layers[i] for i in kept_layers])
-    # A layer finds its part of the cache by its number, and still has the old one.
-    for layer_index, layer in enumerate(assistant.model.layers):
-        layer.self_attn.layer_idx = layer_index
-    assistant.config.num_hidden_layers = len(kept_layers)
-    # Always chains of the same length, as ours.
-    generation_config = assistant.generation_config
-    generation_config.num_assistant_tokens = _LENGTH
-    generation_config.num_assistant_tokens_schedule = "constant"
-    generation_config.assistant_confidence_threshold = 0.0
-    return target, assistant
-
-
 def against_transformers(repeats: int, *, speculative: bool) -> Line:
     """Tokens per second of one request at temperature 1: plain, or K = 1 with the same drafter."""
     mode = "plain"
     if speculative:
         mode = f"K=1, L={_LENGTH}, without layers {_DROPPED[0]}-{_DROPPED[1]}"
     benchmark_name = f"{mode}, one request against transformers"
-    peers = _load_peers()
+    peers = peer_models.load_pair(_DROPPED, _LENGTH)
     if peers is None:
         return {"benchmark": benchmark_name, "skipped": "needs the peers extra (make peers)"}
     import torch
@@ -258,6 +220,7 @@ _CHAIN_SCHEMES = (
     "traversal",
 )
 SUITE: tuple[Benchmark, ...] = (
+    *SPECULATION,
     target_call.by_positions,
     target_call.by_slots,
     partial(against_transformers, speculative=False),

@@ -44,6 +44,7 @@ class Generate:
     """
 
     models: tyro.conf.OmitArgPrefixes[ModelNames] = DEFAULT_MODELS
+    """Default: --draft auto, or --draft trained for smollm2 where an option says how to draft."""
     scheme: str = "gumbel_topk"
     """How drafts are proposed and verified: one of gls_jax.schemes.NAMES and PATH_NAMES."""
     drafts: int | None = None
@@ -106,13 +107,14 @@ class Generate:
         with self.processes.joined_cluster() as is_primary:
             # Everything is checked before models are loaded.
             text_requests = self._requests()
+            names = self._model_names()
             options = self._decode_options()
             requests.check_options(
                 options,
-                has_drafter=self.models.draft != "none",
-                is_automatic=self.models.is_automatic,
+                has_drafter=names.draft != "none",
+                is_automatic=names.is_automatic,
             )
-            self.models.check()
+            names.check()
 
             # The text of a single request is shown while it grows.
             is_streamed = len(text_requests) == 1 and not self.json
@@ -126,7 +128,7 @@ class Generate:
 
                 answers = requests.answer(
                     text_requests,
-                    partial(self.models.load, report),
+                    partial(names.load, report),
                     options,
                     self.text,
                     configuration=self._configuration(),
@@ -155,6 +157,15 @@ class Generate:
             raise ValueError("prompt: expected --prompt or --prompts, got none")
         return requests.requests_from_prompts(self.prompt, **limits)
 
+    def _model_names(self) -> ModelNames:
+        """The models. Nothing said about drafting, it is automatic, which is never slow."""
+        if self.models.draft is not None or self.models.drop_layers is not None:
+            return self.models
+        shape_options = (self.drafts, self.length, self.tree, self.draft_temperature)
+        if not self.timed and all(option is None for option in shape_options):
+            return dataclasses.replace(self.models, draft="auto")
+        return self.models.with_trained_drafter()
+
     def _decode_options(self) -> DecodeOptions:
         has_chain_options = self.drafts is not None or self.length is not None
         if self.tree is not None and has_chain_options:
@@ -162,13 +173,14 @@ class Generate:
                 "tree: expected --tree, or --drafts and --length, got --tree combined with "
                 f"{'--drafts' if self.drafts is not None else '--length'}"
             )
-        if self.models.is_automatic and self.length is not None:
+        names = self._model_names()
+        if names.is_automatic and self.length is not None:
             raise ValueError("length: expected none with --draft auto, which chooses it")
         scheme = schemes.get(self.scheme)
         temperatures = self.draft_temperature or ()
         # Look-up of n-grams has one guess; other drafters follow their temperatures.
         num_drafts = self.drafts
-        has_one_guess = self.models.draft == "ngram" or self.models.is_automatic
+        has_one_guess = names.draft == "ngram" or names.is_automatic
         if num_drafts is None and has_one_guess:
             num_drafts = 1
         elif num_drafts is None:
@@ -188,7 +200,7 @@ class Generate:
         )
 
     def _configuration(self) -> dict[str, Any]:
-        configuration = dataclasses.asdict(self.models) | dataclasses.asdict(self.text)
+        configuration = dataclasses.asdict(self._model_names()) | dataclasses.asdict(self.text)
         # The hash of a request contains its seed, or this one with the number of the request.
         del configuration["seed"]
         for name in _HASHED_OPTIONS:

@@ -22,10 +22,11 @@ class ModelNames:
     target: str = "smollm2"
     """`smollm2`, a Hugging Face folder or a .gguf file."""
     draft: str | None = None
-    """The drafter, likewise. `generate` also takes the folder of `gls-jax train-drafter`; `ngram`,
-    which looks drafts up in the text; `none`, which drafts nothing; and `auto` or `auto:DRAFTER`,
-    which chooses in every round whether to look drafts up, to take those of the drafter, or none.
-    Default: the target without --drop-layers.
+    """The drafter, likewise. `generate` also takes `trained`, the drafter that comes with smollm2,
+    or the folder of `gls-jax train-drafter`; `ngram`, which looks drafts up in the text; `none`,
+    which drafts nothing; and `auto` or `auto:DRAFTER`, which chooses in every round whether to look
+    drafts up, to take those of the drafter, or none; `generate` uses it if nothing is said about
+    drafting. Default elsewhere: the target without --drop-layers.
     """
     drop_layers: str | None = None
     """Layers that the drafter leaves out, such as `12-17` or `3,7-9`; empty for none. Default: the
@@ -49,6 +50,13 @@ class ModelNames:
                 f"got {self.draft}; only gls-jax generate takes that"
             )
         model_pair.check_pair(self.draft, self.drop_layers)
+
+    def with_trained_drafter(self) -> ModelNames:
+        """The drafter that comes with the target, if there is one."""
+        from gls_jax.models import drafter
+
+        has_drafter = drafter.shipped_drafter(self.target) is not None
+        return dataclasses.replace(self, draft="trained") if has_drafter else self
 
     @property
     def is_automatic(self) -> bool:

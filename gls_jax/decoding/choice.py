@@ -5,10 +5,11 @@ Before every round the mode with most expected tokens per second is chosen, for 
 
     (1 + a_1 + a_1 a_2 + ... + a_1 ... a_L) / cost,
 
-where `a_d` is the probability that the draft at depth `d` is accepted if those before it are. The
-estimates count acceptances with weights that decay, from prior counts on. Look-up has an estimate
-for each length of match. While a mode is not used its counts decay to the prior ones, which are
-optimistic: so it is tried again from time to time.
+where `a_d` is the probability that a draft at depth `d` is accepted if those before it were. The
+estimates count acceptances with weights that decay, from prior counts on. Chains of a model
+have the same estimates whatever their length, each tree has its own, and look-up has some for each
+length of match. While a mode is not used its counts decay to the prior ones, which are optimistic:
+so it is tried again from time to time.
 
 The choice depends on the past only: on texts and acceptances before the round, and on costs. The
 drafts of a round are verified as any other, so the law of the text is the target's for every
@@ -29,6 +30,8 @@ from gls_jax import checks
 from gls_jax.decoding.lookup import LONGEST_MATCH, Match
 from gls_jax.decoding.model import AnyModel
 from gls_jax.decoding.state import Mode
+from gls_jax.decoding.tree_shape import BestFirstTree, DynamicTree, MarginTree, Shape
+from gls_jax.schemes import Scheme
 
 __all__ = ["Auto", "Choice", "Drafters", "auto", "choose_mode", "first_choice", "learn_acceptance"]
 
@@ -44,6 +47,10 @@ _TOKEN_COST = 0.06
 _DRAFT_COST = 0.05
 
 
+TreeOption: TypeAlias = Sequence[int] | DynamicTree
+"""A tree as decoding options have it: children at each depth, or a dynamic tree."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Auto:
     """Drafting that is decided round by round; see :func:`auto`.
@@ -52,6 +59,7 @@ class Auto:
         drafter: a model that drafts, or None.
         lookup: whether drafts may be looked up in the text.
         draft_lengths: lengths of the chains of the model.
+        draft_trees: trees of the model; None takes those of :func:`usual_trees`.
         lookup_lengths: lengths of the chains by look-up.
         costs: of a round of each mode in plain steps, in the order of :meth:`sources`; None
             measures them.
@@ -60,17 +68,30 @@ class Auto:
     drafter: AnyModel | None
     lookup: bool
     draft_lengths: tuple[int, ...]
+    draft_trees: tuple[TreeOption, ...] | None
     lookup_lengths: tuple[int, ...]
     costs: tuple[float, ...] | None
 
-    def sources(self) -> list[tuple[str, int]]:
-        """Source and length of the drafts of each mode: first plain generation."""
-        modes = [("plain", 0)]
+    def sources(self, scheme: Scheme) -> list[tuple[str, int | TreeOption]]:
+        """Source, and length or tree, of the drafts of each mode: first plain generation."""
+        modes: list[tuple[str, int | TreeOption]] = [("plain", 0)]
         if self.drafter is not None:
+            trees = usual_trees(scheme) if self.draft_trees is None else self.draft_trees
             modes += [("model", length) for length in self.draft_lengths]
+            modes += [("model", tree) for tree in trees]
         if self.lookup:
             modes += [("lookup", length) for length in self.lookup_lengths]
         return modes
+
+
+def usual_trees(scheme: Scheme) -> tuple[DynamicTree, ...]:
+    """The trees of automatic drafting: one of four nodes, for the schemes that have dynamic trees.
+
+    A target that reads five tokens takes a quarter more time than for one, where its time is that
+    of reading its weights.
+    """
+    kinds: dict[str, type[DynamicTree]] = {"gumbel_topk": MarginTree, "topk": BestFirstTree}
+    return (kinds[scheme.name](budget=4, depth=3),) if scheme.name in kinds else ()
 
 
 def auto(
@@ -78,6 +99,7 @@ def auto(
     *,
     lookup: bool = True,
     draft_lengths: tuple[int, ...] = (2, 4),
+    draft_trees: tuple[TreeOption, ...] | None = None,
     lookup_lengths: tuple[int, ...] = (4, 12),
     costs: tuple[float, ...] | None = None,
 ) -> Auto:
@@ -90,14 +112,17 @@ def auto(
         drafter: a model that drafts; None leaves that mode out.
         lookup: whether drafts may be what followed an earlier occurrence of the end of the text.
         draft_lengths: lengths of the chains of the model, from which one is chosen.
+        draft_trees: trees of the model, each as `tree` of :class:`DecodeOptions`. None is one small
+            dynamic tree for `gumbel_topk` and `topk`, and none for other schemes.
         lookup_lengths: lengths of the chains by look-up.
         costs: of a round of each mode, in plain steps: plain (1), then those of each draft length,
-            then those of each look-up length. None measures them in the first rounds of the first
+            each tree and each look-up length. None measures them in the first rounds of the first
             batch; the tokens of a scheme that is not strongly invariant then depend on these times,
             though not their distribution.
 
     Raises:
-        ValueError: no source of drafts, lengths that are not positive, or another number of costs.
+        ValueError: no source of drafts, lengths that are not positive, or costs that are not. Their
+            number is checked when the scheme is known.
 
     >>> import jax, jax.numpy as jnp
     >>> from gls_jax import decoding
@@ -115,17 +140,16 @@ def auto(
         raise ValueError("auto: expected a drafter, or lookup=True, got neither")
     draft_lengths = checks.counts(draft_lengths, "draft_lengths")
     lookup_lengths = checks.counts(lookup_lengths, "lookup_lengths")
-    result = Auto(drafter, bool(lookup), draft_lengths, lookup_lengths, None)
-    if costs is None:
-        return result
-    costs = tuple(float(cost) for cost in costs)
-    num_modes = len(result.sources())
-    if len(costs) != num_modes or not all(0 < cost < np.inf for cost in costs):
-        raise ValueError(
-            f"costs: expected {num_modes} positive numbers, one for each of {result.sources()}, "
-            f"got {costs}"
+    if costs is not None:
+        costs = tuple(float(cost) for cost in costs)
+        if not all(0 < cost < np.inf for cost in costs):
+            raise ValueError(f"costs: expected positive numbers, got {costs}")
+    if draft_trees is not None:
+        draft_trees = tuple(
+            tree if isinstance(tree, DynamicTree) else checks.counts(tree, "draft_trees")
+            for tree in draft_trees
         )
-    return dataclasses.replace(result, costs=costs)
+    return Auto(drafter, bool(lookup), draft_lengths, draft_trees, lookup_lengths, costs)
 
 
 Drafters: TypeAlias = AnyModel | Sequence[AnyModel] | Auto | None
@@ -136,8 +160,8 @@ class Choice(NamedTuple):
     """What the choice of a mode rests on.
 
     Attributes:
-        accepted, tried: `f32[1 + LONGEST_MATCH, D]`, decayed counts at each depth: of the model,
-            then of look-up by the length of the match.
+        accepted, tried: `f32[M + LONGEST_MATCH, D]`, decayed counts at each depth: of the M kinds
+            of drafts of the model, then of look-up by the length of the match.
         costs: `f32[modes]`.
         forced: `i32[]`, the mode of the next round, where costs are measured; -1 to choose.
         rounds: `i32[modes]`, rounds in each mode.
@@ -158,13 +182,15 @@ def first_choice(modes: tuple[Mode, ...], costs: tuple[float, ...] | None) -> Ch
     if costs is None:
         guesses = []
         for mode in modes:
+            # A dynamic tree has a call of the drafter for each depth, too.
             num_calls = mode.shape.depth if mode.source == "model" else 0
             guesses.append(1 + _TOKEN_COST * mode.shape.num_nodes + _DRAFT_COST * num_calls)
         costs = tuple(guesses)
+    num_rows = len(_model_kinds(modes)) + LONGEST_MATCH
     # Separate buffers, because the state is donated.
     return Choice(
-        accepted=jnp.zeros((1 + LONGEST_MATCH, depth)),
-        tried=jnp.zeros((1 + LONGEST_MATCH, depth)),
+        accepted=jnp.zeros((num_rows, depth)),
+        tried=jnp.zeros((num_rows, depth)),
         costs=jnp.asarray(costs, jnp.float32),
         forced=jnp.int32(-1),
         rounds=jnp.zeros(len(modes), jnp.int32),
@@ -176,13 +202,15 @@ def choose_mode(
     modes: tuple[Mode, ...], choice: Choice, match: Match, is_active: Array
 ) -> Int[Array, ""]:
     """The mode of the next round."""
-    priors = jnp.array([_MODEL_PRIOR, *_LOOKUP_PRIORS])[:, None]
+    kinds = _model_kinds(modes)
+    priors = jnp.array([*[_MODEL_PRIOR] * len(kinds), *_LOOKUP_PRIORS])[:, None]
     weight = choice.tried + _PRIOR_WEIGHT
     acceptance = (choice.accepted + _PRIOR_WEIGHT * priors) / weight
-    # Expected accepted drafts of chains of every length, for the model and each length of match.
+    # Expected accepted drafts up to every depth, for each kind and each length of match.
     expected = jnp.cumsum(jnp.cumprod(acceptance, axis=1), axis=1)
     # Where nothing matches there are no drafts.
-    by_match = jnp.concatenate([jnp.zeros_like(expected[:1]), expected[1:]])[match.length]
+    by_length = expected[len(kinds) :]
+    by_match = jnp.concatenate([jnp.zeros_like(by_length[:1]), by_length])[match.length]
     num_active = jnp.maximum(jnp.sum(is_active), 1)
     values = []
     for number, mode in enumerate(modes):
@@ -190,7 +218,7 @@ def choose_mode(
         if mode.source == "plain":
             num_accepted = jnp.zeros(())
         elif mode.source == "model":
-            num_accepted = expected[0, depth - 1]
+            num_accepted = expected[kinds.index(_kind(mode)), depth - 1]
         else:
             num_accepted = jnp.sum(jnp.where(is_active, by_match[:, depth - 1], 0)) / num_active
         values.append((1 + num_accepted) / choice.costs[number])
@@ -219,11 +247,14 @@ def learn_acceptance(
     accepted_at, tried_at = at_least[:, 1:], at_least[:, :-1]
     mode = modes[number]
     tried_at = tried_at * (jnp.arange(tried_at.shape[1]) < mode.shape.depth)
-    # Which row of the counts each request belongs to; without a match to none.
-    is_lookup = mode.source == "lookup"
-    row = match.length if is_lookup else jnp.zeros_like(match.length)
-    counts_here = match.length > 0 if is_lookup else jnp.full(row.shape, mode.source == "model")
-    in_row = (jnp.arange(1 + LONGEST_MATCH) == row[:, None]) & counts_here[:, None]
+    # Which row of the counts each request belongs to; -1 where it counts nowhere.
+    kinds = _model_kinds(modes)
+    row = jnp.full_like(match.length, -1)
+    if mode.source == "model":
+        row = jnp.full_like(row, kinds.index(_kind(mode)))
+    elif mode.source == "lookup":
+        row = jnp.where(match.length > 0, len(kinds) + match.length - 1, row)
+    in_row = jnp.arange(len(choice.tried)) == row[:, None]
     weights = in_row.astype(jnp.float32)
     return choice._replace(
         accepted=_DECAY * choice.accepted + weights.T @ accepted_at.astype(jnp.float32),
@@ -231,3 +262,13 @@ def learn_acceptance(
         forced=jnp.int32(-1),
         rounds=choice.rounds.at[number].add(1),
     )
+
+
+def _model_kinds(modes: tuple[Mode, ...]) -> list[Shape | str]:
+    """The kinds of drafts of a model: chains of all lengths are one, and each tree is one."""
+    kinds = [_kind(mode) for mode in modes if mode.source == "model"]
+    return list(dict.fromkeys(kinds))
+
+
+def _kind(mode: Mode) -> Shape | str:
+    return "chains" if mode.shape.is_chains else mode.shape

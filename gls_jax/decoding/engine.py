@@ -56,13 +56,15 @@ def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
         seen = jnp.zeros((batch_size, 1, requests.sampling.vocab_size), bool)
         seen = seen.at[rows, 0, text.tokens].max(is_prompt)
     target_cache, drafter_caches = _filled_caches(config, requests, text)
+    shapes = [config.shape, *(mode.shape for mode in config.modes)]
+    dynamic = next((shape.dynamic for shape in shapes if shape.dynamic), None)
     return State(
         text=Text(tokens=tokens, length=text.length, seen=seen),
         is_active=text.length < requests.max_lengths,
         has_invalid_logits=jnp.zeros(batch_size, bool),
         target_cache=target_cache,
         drafter_caches=drafter_caches,
-        learned=nothing_learned(config.shape.dynamic, batch_size, requests.sampling.vocab_size),
+        learned=nothing_learned(dynamic, batch_size, requests.sampling.vocab_size),
         histogram=jnp.zeros((batch_size, config.shape.depth + 1), jnp.int32),
         draft_calls=jnp.zeros(batch_size, jnp.int32),
         num_drafted=jnp.zeros(batch_size, jnp.int32),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -71,7 +72,7 @@ def prepare(
     modes: tuple[Mode, ...] = ()
     if automatic is not None:
         modes = _modes(automatic, scheme, num_drafts, options.tree)
-        # At least as long and as large as that of every mode.
+        # At least as long as that of every mode.
         depth = max(mode.shape.depth for mode in modes)
         shape = shape_of(scheme, num_drafts, depth, None)
     else:
@@ -92,7 +93,9 @@ def prepare(
     # After the text the caches have slots for a round: the last token, and all nodes that a model
     # reads. Sizes are rounded up, so that other requests run the same compiled program.
     text_size = prompts.shape[1] + request_arrays.round_up(int(num_new.max()))
-    num_cache_slots = text_size + 1 + max(shape.num_nodes, shape.num_read)
+    shapes = [shape, *(mode.shape for mode in modes)]
+    num_nodes = max(max(shape.num_nodes, shape.num_read) for shape in shapes)
+    num_cache_slots = text_size + 1 + num_nodes
     return Prepared(
         config=EngineConfig(
             scheme=scheme,
@@ -166,15 +169,35 @@ def _modes(automatic: Auto, scheme: Scheme, num_drafts: int, tree: object) -> tu
     """The ways to make the drafts of a round, from which one is chosen."""
     if tree is not None:
         raise ValueError(f"tree: expected None with automatic drafting, got {tree}")
-    modes = []
-    for source, length in automatic.sources():
-        if source == "model":
-            shape = shape_of(scheme, num_drafts, length, None)
+    sources = automatic.sources(scheme)
+    shapes = []
+    for source, drafts in sources:
+        if not isinstance(drafts, int):
+            shape = _tree_among_modes(shape_of(scheme, num_drafts, 1, drafts), num_drafts)
+        elif source == "model":
+            shape = shape_of(scheme, num_drafts, drafts, None)
         else:
-            # The list has the same size in all modes: the target's token may depend on it.
-            shape = Shape(widths=(1,) * length, is_chains=length > 0, list_size=num_drafts)
-        modes.append(Mode(source, shape))
-    return tuple(modes)
+            shape = Shape(widths=(1,) * drafts, is_chains=drafts > 0, list_size=num_drafts)
+        shapes.append(shape)
+    if automatic.costs is not None and len(automatic.costs) != len(sources):
+        raise ValueError(
+            f"costs: expected {len(sources)} numbers, one for each of {sources}, "
+            f"got {len(automatic.costs)}"
+        )
+    return tuple(Mode(source, shape) for (source, _), shape in zip(sources, shapes, strict=True))
+
+
+def _tree_among_modes(shape: Shape, num_drafts: int) -> Shape:
+    """A tree as one of several modes; its lists have the size of the others."""
+    if shape.dynamic:
+        # The token of a scheme that has dynamic trees does not depend on the size of the list.
+        return shape
+    if max(shape.widths) > num_drafts:
+        raise ValueError(
+            f"draft_trees: expected at most num_drafts ({num_drafts}) children, "
+            f"got {max(shape.widths)}"
+        )
+    return dataclasses.replace(shape, list_size=num_drafts)
 
 
 def _check_drafter(drafter: LanguageModel, name: str, target: LanguageModel) -> None:

@@ -141,7 +141,7 @@ def _select_and_keep(
     is_valid = is_active & ~has_invalid_logits
     num_drafted = jnp.sum(tree.alive, axis=1, dtype=jnp.int32)
     learned = state.learned
-    if learned is not None:
+    if learned is not None and drafts.candidates is not None:
         learned = learn(learned, drafts, log_q, path, tokens, is_valid)
     return State(
         text=new_text,

@@ -33,8 +33,13 @@ class Mode:
 
     @property
     def name(self) -> str:
-        """Such as `plain` or `lookup 4`."""
-        return f"{self.source} {self.shape.depth}" if self.shape.depth else self.source
+        """Such as `plain`, `lookup 4` or `model tree 4,3`."""
+        shape = self.shape
+        if shape.dynamic:
+            return f"{self.source} tree {shape.dynamic.budget},{shape.depth}"
+        if shape.widths and not shape.is_chains:
+            return f"{self.source} tree {'-'.join(map(str, shape.widths))}"
+        return f"{self.source} {shape.depth}" if shape.depth else self.source
 
 
 @dataclasses.dataclass(frozen=True)

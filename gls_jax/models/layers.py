@@ -134,8 +134,22 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b inputs"]) -> Float[Array, "*b outputs"]:
         """`[B, T, in]` to `[B, T, out]`."""
-        product = x @ self.weight[...]
+        product = matrix_product(x, self.weight[...]).astype(x.dtype)
         return product if self.bias is None else product + self.bias[...]
+
+
+def matrix_product(
+    x: Float[Array, "*b inputs"], weight: Float[Array, "inputs outputs"]
+) -> Float[Array, "*b outputs"]:
+    """`x @ weight` in float32, whatever the types of `x` and `weight`."""
+    rows = x.reshape(-1, x.shape[-1])
+    num_rows = rows.shape[0]
+    # XLA:CPU has a fast product for bfloat16 if the result is float32 and there are at least two
+    # rows. One row takes eleven times as long as two, so a copy is added.
+    if num_rows == 1 and weight.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        rows = jnp.concatenate([rows, rows])
+    product = jnp.matmul(rows, weight, preferred_element_type=jnp.float32)
+    return product[:num_rows].reshape(*x.shape[:-1], -1)
 
 
 class RMSNorm(nnx.Module):
@@ -213,10 +227,12 @@ def attend(
     segment_ends = np.cumsum([keys.shape[-1] for keys, _ in segments])
     segment_weights = jnp.split(weights, segment_ends[:-1], -1)
     segment_sums = [
-        jnp.einsum("bhxs,bhsd->bhxd", part.astype(values.dtype), values)
+        jnp.einsum(
+            "bhxs,bhsd->bhxd", part.astype(values.dtype), values, preferred_element_type=jnp.float32
+        )
         for part, (_, values) in zip(segment_weights, segments, strict=True)
     ]
-    mean_values = sum(segment_sums[1:], segment_sums[0])
+    mean_values = sum(segment_sums[1:], segment_sums[0]).astype(query.dtype)
     mean_values = mean_values.reshape(batch, num_kv_heads, num_tokens, -1, head_dim)
     return mean_values.transpose(0, 2, 1, 3, 4).reshape(batch, num_tokens, num_heads, head_dim)
 

@@ -14,10 +14,17 @@ from gls_jax.typing import Report
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["ModelPair", "check_pair", "is_automatic", "is_trained_drafter", "load_pair"]
+__all__ = [
+    "ModelPair",
+    "check_pair",
+    "is_automatic",
+    "is_trained_drafter",
+    "load_pair",
+]
 
 _DRAFTERS_WITHOUT_WEIGHTS = ("ngram", "none")
 _AUTO = "auto"
+_TRAINED = "trained"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,12 +72,12 @@ def check_pair(draft: str | None, drop_layers: str | None) -> None:
     is_auto, draft = _split_auto(draft)
     if (is_auto or draft in _DRAFTERS_WITHOUT_WEIGHTS) and drop_layers is not None:
         raise ValueError(f"drop_layers: expected a drafter that is a model, got draft {draft!r}")
-    is_name = draft in (None, "smollm2", *_DRAFTERS_WITHOUT_WEIGHTS)
+    is_name = draft in (None, "smollm2", _TRAINED, *_DRAFTERS_WITHOUT_WEIGHTS)
     if not is_name and not Path(str(draft)).exists():
         raise FileNotFoundError(
             f"{draft}: no such file or folder; "
-            "expected a Hugging Face folder, a .gguf file, a trained drafter, smollm2, ngram or "
-            "none"
+            "expected a Hugging Face folder, a .gguf file, the folder of a trained drafter, "
+            "trained, smollm2, ngram or none"
         )
 
 
@@ -85,10 +92,11 @@ def load_pair(
 
     Args:
         target_name: as for :func:`gls_jax.models.load`.
-        draft: the drafter, likewise, or one that `gls-jax train-drafter` has trained; "ngram" looks
-            drafts up in the text, "none" drafts nothing; "auto" chooses in every round whether to
-            look drafts up, and "auto:DRAFTER" whether to take those of a drafter; None takes the
-            target itself, without some of its layers.
+        draft: the drafter, likewise, or one that `gls-jax train-drafter` has trained; "trained" is
+            the one that comes with smollm2; "ngram" looks drafts up in the text, "none" drafts
+            nothing; "auto:DRAFTER" chooses in every round whether to take the drafts of a drafter,
+            to look drafts up, or to draft nothing, and "auto" alone takes "trained" for smollm2 and
+            only looks up for others; None is the target itself, without some of its layers.
         drop_layers: layers that the drafter leaves out, such as "12-17" or "3,7-9", or "" for none;
             None leaves out the middle fifth of the target's layers, and none of another drafter's.
         progress: called with `("models", models loaded, 2)`.
@@ -136,7 +144,8 @@ def load_pair(
     if draft is not None and is_trained_drafter(draft):
         if drop_layers:
             raise ValueError(f"drop_layers: expected a whole model, got the drafter {draft}")
-        return pair(draft, drafter_files.load_drafter(draft, target))
+        path = _shipped_drafter(target_name) if draft == _TRAINED else draft
+        return pair(draft, drafter_files.load_drafter(path, target))
 
     # A drafter from the target's own weights shares embedding and head with it.
     draft_name = target_name if draft is None else draft
@@ -166,13 +175,27 @@ def is_automatic(draft: str | None) -> bool:
 
 def is_trained_drafter(draft: str | None) -> bool:
     """Whether this name is a drafter of `gls-jax train-drafter`."""
-    return draft is not None and drafter_files.is_drafter(draft)
+    return draft == _TRAINED or (draft is not None and drafter_files.is_drafter(draft))
+
+
+def _shipped_drafter(target_name: str) -> Path:
+    """The file of the drafter that comes with this package for a target."""
+    path = drafter_files.shipped_drafter(target_name)
+    if path is None:
+        raise ValueError(
+            f"draft: expected target smollm2 for the trained drafter of this package, got "
+            f"{target_name}; gls-jax train-drafter trains one for other targets"
+        )
+    return path
 
 
 def _automatic_pair(target_name: str, draft: str | None, progress: Report | None) -> ModelPair:
-    """A target with automatic drafting, by look-up and by a drafter if one is given."""
-    pair = load_pair(target_name, draft or "none", progress=progress)
-    name = f"{_AUTO}:{draft}" if draft else _AUTO
+    """A target with automatic drafting, by look-up and by a drafter if there is one."""
+    if draft is None:
+        has_drafter = drafter_files.shipped_drafter(target_name) is not None
+        draft = _TRAINED if has_drafter else "none"
+    pair = load_pair(target_name, draft, progress=progress)
+    name = _AUTO if draft == "none" else f"{_AUTO}:{draft}"
     return dataclasses.replace(pair, draft_name=name, is_automatic=True)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from gls_jax.models.config import Config
 from gls_jax.models.layer_stack import Block, Cache, init_cache, new_blocks, run_blocks
-from gls_jax.models.layers import RMSNorm, normal, soft_cap
+from gls_jax.models.layers import RMSNorm, matrix_product, normal, soft_cap
 
 __all__ = ["Transformer"]
 
@@ -130,9 +130,7 @@ class Transformer(nnx.Module):
     def logits(self, hidden: Float[Array, "b t m"]) -> Float[Array, "b t v"]:
         """The output head: logits `f32[B, T, V]` from the output of the last layer."""
         head = self.embedding if self.config.tie_embeddings else self.head
-        logits = jnp.einsum(
-            "btm,mv->btv", self.norm(hidden), head[...], preferred_element_type=jnp.float32
-        )
+        logits = matrix_product(self.norm(hidden), head[...])
         return soft_cap(logits, self.config.logit_softcap)
 
     def init_cache(self, batch: int, length: int) -> Cache:

@@ -18,8 +18,15 @@ from tests.decoding.tiny_models import (
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-LENGTHS = dict(draft_lengths=(2, 4), lookup_lengths=(3, 6))
+LENGTHS = dict(draft_lengths=(2, 4), draft_trees=(), lookup_lengths=(3, 6))
 COSTS = (1.0, 1.2, 1.4, 1.2, 1.4)
+# The trees that these schemes may have beside the chains.
+TREES = {
+    "gumbel_topk": decoding.MarginTree(4, 3),
+    "topk": decoding.BestFirstTree(4, 3),
+    "poisson": (2, 1),
+    "gls_strong": [3, 1],
+}
 STRONG = {
     "gumbel_topk": dict(num_drafts=2),
     "poisson": dict(num_drafts=2),
@@ -33,7 +40,10 @@ STRONG = {
 def test_text_of_plain_generation(scheme):
     """200 prompts in four batches, with a drafter near the target."""
     target = trigram_model(0)
-    automatic = decoding.auto(noisy(target, 0.5), **LENGTHS, costs=COSTS)
+    drafting, costs = dict(LENGTHS), COSTS
+    if scheme in TREES:
+        drafting["draft_trees"], costs = [TREES[scheme]], (1.0, 1.2, 1.4, 1.05, 1.2, 1.4)
+    automatic = decoding.auto(noisy(target, 0.5), **drafting, costs=costs)
     options = dict(scheme=scheme, max_new_tokens=24, temperature=0.3) | STRONG[scheme]
     prompts = random_prompts(200)
     num_flips, modes = 0, {}
@@ -46,7 +56,11 @@ def test_text_of_plain_generation(scheme):
             modes[name] = modes.get(name, 0) + rounds
         assert fast.metrics.rounds < plain.metrics.rounds
     assert num_flips <= 1, f"{num_flips} of 200 texts differ"
-    assert modes["model 2"] + modes["model 4"] > 0 and modes["plain"] < 100
+    assert sum(rounds for name, rounds in modes.items() if name.startswith("model")) > 0
+    assert modes["plain"] < 100
+    if scheme in TREES:
+        (rounds_with_tree,) = [rounds for name, rounds in modes.items() if "tree" in name]
+        assert rounds_with_tree > 0
 
 
 def test_models_with_a_cache_catch_up():
@@ -56,7 +70,9 @@ def test_models_with_a_cache_catch_up():
     prompts = random_prompts(4)
     plain = decoding.generate(KEY, target, None, prompts, **options)
     drafter = noisy(target, 0.0)
-    automatic = decoding.auto(drafter, draft_lengths=(3,), lookup_lengths=(3,), costs=(1, 1.5, 1.4))
+    automatic = decoding.auto(
+        drafter, draft_lengths=(3,), draft_trees=(), lookup_lengths=(3,), costs=(1, 1.5, 1.4)
+    )
     run = decoding.stream(
         KEY, target, automatic, prompts, options=decoding.DecodeOptions(**options)
     )
@@ -140,13 +156,31 @@ def test_matches(text, length, expected):
     [
         (dict(lookup=False), "auto: expected a drafter, or lookup=True, got neither"),
         (dict(lookup_lengths=(0,)), "lookup_lengths: expected"),
-        (dict(costs=(1, 2)), "costs: expected 3 positive numbers"),
-        (dict(costs=(1, float("nan"), 1)), "costs: expected 3 positive numbers"),
+        (dict(costs=(1, float("nan"), 1)), "costs: expected positive numbers"),
+        (dict(draft_trees=((2, 0),)), "draft_trees: expected"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         decoding.auto(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(costs=(1, 2)), "costs: expected 6 numbers"),
+        (
+            dict(draft_trees=((5, 1),)),
+            r"draft_trees: expected at most num_drafts \(1\) children, got 5",
+        ),
+        (dict(draft_trees=(decoding.BestFirstTree(4, 3),)), "tree: expected scheme 'topk'"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_scheme(arguments, message):
+    target = trigram_model(0)
+    automatic = decoding.auto(target, **arguments)
+    with pytest.raises(ValueError, match=message):
+        decoding.generate(KEY, target, automatic, [[1]], max_new_tokens=2)
 
 
 def test_trees_and_timed_runs_are_refused():

@@ -94,8 +94,13 @@ def test_drafter_that_observes_the_target(scheme):
 
 def generate_in_modes(scheme, modes, drafter, num, **options):
     """Automatic drafting whose rounds are forced into these modes, one after the other."""
+    tree = (options["num_drafts"], 1)
     automatic = decoding.auto(
-        drafter, draft_lengths=(2,), lookup_lengths=(3,), costs=(1.0, 1.1, 1.2)
+        drafter,
+        draft_lengths=(2,),
+        draft_trees=(tree,),
+        lookup_lengths=(3,),
+        costs=(1.0, 1.1, 1.2, 1.2),
     )
     prompts = [PROMPTS[row % 2] for row in range(num)]
     options = decoding.DecodeOptions(scheme=scheme, max_new_tokens=NEW, **options)
@@ -112,17 +117,17 @@ def generate_in_modes(scheme, modes, drafter, num, **options):
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 def test_drafts_from_several_sources(scheme):
-    """Look-up, then a drafter that observes the target, whose output head is reduced."""
+    """Look-up, then chains and a tree of a drafter that observes the target, with a reduced head."""
     generation = generate_in_modes(
         scheme.name,
-        [2, 1, 1],
+        [3, 1, 2],
         language.observing_drafter(),
         FEWER.get(scheme.name, REQUESTS),
         num_drafts=min(2, scheme.max_drafts or 2),
         **SHARED,
     )
     assert p_value(generation, **SHARED) > ALPHA
-    assert generation.metrics.modes == {"plain": 0, "model 2": 2, "lookup 3": 1}
+    assert list(generation.metrics.modes.values()) == [0, 1, 1, 1]
 
 
 def test_plain_generation():

@@ -9,13 +9,15 @@ from gls_jax.models.drafter.drafter_file import (
     load_drafter,
     read_drafter,
     save_drafter,
+    shipped_drafter,
 )
+from gls_jax.models.drafter.evaluation import HeldOut, Validation, held_out_distributions
 from gls_jax.models.drafter.first_weights import default_observed_layers
 from gls_jax.models.drafter.making import make_drafter
 from gls_jax.models.drafter.network import DrafterConfig, DrafterNetwork
 from gls_jax.models.drafter.objectives import parse_objective
 from gls_jax.models.drafter.text_features import TextFeatures, read_texts
-from gls_jax.models.drafter.training import TrainedDrafter, Validation, train_drafter
+from gls_jax.models.drafter.training import TrainedDrafter, train_drafter
 
 __all__ = [
     "FILE_NAME",
@@ -23,12 +25,14 @@ __all__ = [
     "DrafterFile",
     "DrafterNetwork",
     "DrafterTraining",
+    "HeldOut",
     "TextFeatures",
     "TextSource",
     "TrainedDrafter",
     "Validation",
     "default_observed_layers",
     "drafter_model",
+    "held_out_distributions",
     "is_drafter",
     "load_drafter",
     "make_drafter",
@@ -36,5 +40,6 @@ __all__ = [
     "read_drafter",
     "read_texts",
     "save_drafter",
+    "shipped_drafter",
     "train_drafter",
 ]

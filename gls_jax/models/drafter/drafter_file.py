@@ -26,10 +26,20 @@ from gls_jax.runs import files
 if TYPE_CHECKING:
     from gls_jax.models import Checkpoint
 
-__all__ = ["FILE_NAME", "DrafterFile", "is_drafter", "load_drafter", "read_drafter", "save_drafter"]
+__all__ = [
+    "FILE_NAME",
+    "DrafterFile",
+    "is_drafter",
+    "load_drafter",
+    "read_drafter",
+    "save_drafter",
+    "shipped_drafter",
+]
 
 FILE_NAME = "drafter.safetensors"
 """Name of the file in the folder of a training run."""
+# Drafters of this package, by the name of their target.
+_SHIPPED = {"smollm2": Path(__file__).with_name("smollm2_drafter.safetensors")}
 _FORMAT = "gls_jax drafter 1"
 _TOKENS = "tokens"
 _ABOUT = "gls_jax"  # the only entry of the metadata
@@ -88,6 +98,14 @@ def save_drafter(
     # One entry, because safetensors writes several in any order: equal drafters are equal files.
     content = safetensors.save(tensors, {_ABOUT: json.dumps(about)})
     files.write_whole(Path(path), lambda file: file.write(content))
+
+
+def shipped_drafter(target_name: str) -> Path | None:
+    """The file of the drafter that comes with this package for a target; None if there is none.
+
+    `SHIPPED.md` beside it says how it was trained, and under which licence it is.
+    """
+    return _SHIPPED.get(target_name)
 
 
 def is_drafter(path: str | Path) -> bool:

@@ -6,54 +6,43 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
 
 from gls_jax import races
 from gls_jax.drafter_options import DrafterTraining
 from gls_jax.models import training_checkpoints
+from gls_jax.models.drafter.evaluation import (
+    Constants,
+    Validation,
+    has_state,
+    norm_factor,
+    target_log_probs,
+    validate,
+)
 from gls_jax.models.drafter.first_weights import first_network, head_tokens
 from gls_jax.models.drafter.network import DrafterNetwork
-from gls_jax.models.drafter.objectives import Objective, overlap, parse_objective
-from gls_jax.models.drafter.text_features import TextFeatures, padded_length
+from gls_jax.models.drafter.objectives import Objective, parse_objective
+from gls_jax.models.drafter.text_batches import padded_batch, split_texts, text_batches
+from gls_jax.models.drafter.text_features import TextFeatures
 from gls_jax.models.drafter.unrolled import unrolled_states
-from gls_jax.models.layers import rms_normalised
 from gls_jax.models.transformer import Transformer
 from gls_jax.runs import files
 from gls_jax.runs.resume import check_resumable, configuration_hash, differing_entries
 from gls_jax.typing import Progress
 
-__all__ = ["TrainedDrafter", "Validation", "train_drafter"]
+__all__ = ["TrainedDrafter", "train_drafter"]
 
 _RUN = "a training run of a drafter"
 _METADATA_FIELDS = {"configuration", "validations"}
 # Share of the steps in which the learning rate rises.
 _WARM_UP = 0.05
 _LARGEST_GRADIENT = 1.0
-# Texts side by side that are held out together: the replies to one prompt are alike.
-_TEXTS_OF_PROMPT = 2
-# Tokens in a step of validation.
-_VALIDATION_TOKENS = 4096
-
-
-class Validation(NamedTuple):
-    """Figures on the held-out texts.
-
-    Attributes:
-        step: steps of the optimiser before it.
-        acceptance: ``1 - TV`` at each step ahead, over the whole vocabulary.
-        length: expected number of accepted drafts of a chain as long as the steps ahead.
-    """
-
-    step: int
-    acceptance: tuple[float, ...]
-    length: float
 
 
 class TrainedDrafter(NamedTuple):
@@ -61,36 +50,17 @@ class TrainedDrafter(NamedTuple):
 
     Attributes:
         network: with the best weights of all validations.
+        last: with the weights after the last step.
         tokens: `i32[R]`, of its head.
         coverage: share of the target's mass on the held-out texts that these tokens have.
         validations: in order; the first is before the training.
     """
 
     network: DrafterNetwork
+    last: DrafterNetwork
     tokens: np.ndarray
     coverage: float
     validations: list[Validation]
-
-
-class _Batch(NamedTuple):
-    """Padded texts: `[B, T]` tokens, `[B, T, W]` features, `[B, T]` log-totals, `[B]` lengths."""
-
-    tokens: Array
-    features: Array
-    log_totals: Array
-    lengths: Array
-
-
-class _Constants(NamedTuple):
-    """What training does not change.
-
-    Attributes:
-        frozen: the target's embedding and head, as parameters of the network.
-        norm: `f32[M]`, factor of the target's last norm.
-    """
-
-    frozen: Any
-    norm: Array
 
 
 def train_drafter(
@@ -100,6 +70,7 @@ def train_drafter(
     observed_layers: Sequence[int],
     options: DrafterTraining,
     *,
+    start: DrafterNetwork | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> TrainedDrafter:
@@ -113,6 +84,8 @@ def train_drafter(
         texts: from :func:`gls_jax.models.drafter.read_texts`, with the same layers.
         observed_layers: indices of the target's layers that the drafter observes.
         options: how it is trained.
+        start: a drafter trained before on the same texts with the same seed, which is trained
+            further; None starts from layers of the target.
         resume: continue the run in the folder.
         progress: called with `(steps done, steps)`.
 
@@ -127,30 +100,37 @@ def train_drafter(
     folder = Path(folder)
     options.check()
     parse_objective(options.loss)
-    training_texts, held_out = _split(texts, options)
+    training_texts, held_out = split_texts(texts, options)
     tokens, coverage = head_tokens(target, texts, training_texts, held_out, options.head_tokens)
     network = first_network(target, observed_layers, tokens, options.layers, options.seed)
+    if start is not None:
+        if start.config != network.config:
+            raise ValueError("start: expected a drafter of these options, got another one")
+        # A copy, because training takes over the memory of the weights.
+        network = nnx.clone(start)
     configuration = dataclasses.asdict(options) | {
         "observed_layers": list(observed_layers),
         "texts": configuration_hash(len(texts.tokens), texts.starts, texts.tokens),
     }
+    if start is not None:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(start))]
+        configuration["start"] = configuration_hash(len(leaves), *leaves)
 
     # The trained weights, and those that are the target's.
     graph, *parts = nnx.split(network, _is_trained, ...)
     trained, frozen = parts
-    norm = target.norm.offset + target.norm.weight[...].astype(jnp.float32)
-    constants = _Constants(frozen, norm)
-    batches = _batches(texts, training_texts, options.batch_tokens)
+    constants = Constants(frozen, norm_factor(target))
+    batches = text_batches(texts, training_texts, options.batch_tokens)
     num_steps = options.epochs * len(batches)
     optimizer = _optimizer(options, num_steps)
     state = {"trained": trained, "best": trained, "optimizer": optimizer.init(trained)}
-    validate = partial(_validate, graph, constants, texts, held_out, options)
+    validated = partial(validate, graph, constants, texts, held_out, options)
 
     done, validations = _previous_steps(folder, configuration, resume)
     if done:
         state = training_checkpoints.restore(folder, done, state)
     else:
-        validations = [validate(trained, 0)]
+        validations = [validated(trained, 0)]
     train_step = partial(_train_step, graph, constants, optimizer, options)
     train = jax.jit(train_step, donate_argnums=(0, 1))
     key = races.new_key(options.seed)
@@ -162,7 +142,7 @@ def train_drafter(
         for step in range(done, next_stop):
             epoch, index = divmod(step, len(batches))
             order = np.random.default_rng([options.seed, epoch]).permutation(len(batches))
-            batch = _batch(texts, batches[order[index]])
+            batch = padded_batch(texts, batches[order[index]])
             step_key = jax.random.fold_in(key, step)
             trained, optimizer_state, loss = train(trained, optimizer_state, batch, step_key)
             if progress is not None:
@@ -173,7 +153,7 @@ def train_drafter(
                 "try a smaller learning rate"
             )
         done = next_stop
-        validations.append(validate(trained, done))
+        validations.append(validated(trained, done))
         is_best = validations[-1].length >= max(row.length for row in validations)
         best = trained if is_best else state["best"]
         state = {"trained": trained, "best": best, "optimizer": optimizer_state}
@@ -182,8 +162,13 @@ def train_drafter(
             "validations": [list(row) for row in validations],
         }
         training_checkpoints.save(folder, done, state, metadata)
-    network = nnx.merge(graph, state["best"], frozen)
-    return TrainedDrafter(network, tokens, coverage, validations)
+    return TrainedDrafter(
+        network=nnx.merge(graph, state["best"], frozen),
+        last=nnx.merge(graph, state["trained"], frozen),
+        tokens=tokens,
+        coverage=coverage,
+        validations=validations,
+    )
 
 
 def _is_trained(path, _) -> bool:
@@ -206,14 +191,14 @@ def _optimizer(options: DrafterTraining, num_steps: int) -> optax.GradientTransf
 
 
 def _train_step(
-    graph, constants: _Constants, optimizer, options: DrafterTraining, trained, state, batch, key
+    graph, constants: Constants, optimizer, options: DrafterTraining, trained, state, batch, key
 ):
     """One step of the optimiser: the new weights and state, and the loss before it."""
     objective = parse_objective(options.loss)
 
     def loss_of(trained):
         network = nnx.merge(graph, trained, constants.frozen)
-        log_q = _target_log_probs(network, constants, batch)
+        log_q = target_log_probs(network, constants.norm, batch)
         all_states = unrolled_states(
             network, batch.tokens, batch.features, num_steps=options.steps_ahead
         )
@@ -237,99 +222,9 @@ def _train_step(
 def _step_loss(objective: Objective, step: int, network, key, states, log_q, lengths):
     """Mean loss of one step ahead."""
     log_p = jax.nn.log_softmax(network.logits(states), axis=-1)
-    counts = _counts(log_q.shape[1], lengths, step).ravel()
+    counts = has_state(log_q.shape[1], lengths, step).ravel()
     flat = (-1, log_p.shape[-1])
     return objective.mean(key, log_p.reshape(flat), log_q.reshape(flat), counts)
-
-
-def _target_log_probs(
-    network: DrafterNetwork, constants: _Constants, batch: _Batch
-) -> Float[Array, "b t r"]:
-    """The target's log-probabilities of the tokens of the head."""
-    config = network.config.layers
-    # The last features are the output of the target's last layer, but for its norm.
-    last = batch.features[..., -config.hidden_size :].astype(jnp.float32)
-    hidden = rms_normalised(last, config.norm_eps) * constants.norm
-    logits = network.head_logits(hidden)
-    return jax.lax.stop_gradient(logits - batch.log_totals[..., None])
-
-
-def _counts(num_positions: int, lengths, step: int):
-    """Whether a position of a text has a state at this step, `bool[B, T]`; step 0 is the first."""
-    positions = jnp.arange(num_positions)
-    return (positions >= step) & (positions < lengths[:, None])
-
-
-def _validate(graph, constants: _Constants, texts, held_out, options, trained, step) -> Validation:
-    """Acceptance of single drafts on the held-out texts, by step ahead."""
-    sums = np.zeros((options.steps_ahead, 2))
-    for rows in _batches(texts, held_out, _VALIDATION_TOKENS):
-        batch_sums = _accepted(graph, constants, options.steps_ahead, trained, _batch(texts, rows))
-        sums += np.asarray(batch_sums)
-    acceptance = sums[:, 0] / np.maximum(sums[:, 1], 1)
-    return Validation(step, tuple(map(float, acceptance)), float(np.sum(np.cumprod(acceptance))))
-
-
-@partial(jax.jit, static_argnames=("graph", "num_steps"))
-def _accepted(graph, constants: _Constants, num_steps: int, trained, batch: _Batch):
-    """Sum of the acceptance and number of positions at each step ahead, `[num_steps, 2]`."""
-    network = nnx.merge(graph, trained, constants.frozen)
-    log_q = _target_log_probs(network, constants, batch)
-    sums = []
-    for step, states in enumerate(
-        unrolled_states(network, batch.tokens, batch.features, num_steps)
-    ):
-        log_p = jax.nn.log_softmax(network.logits(states), axis=-1)
-        counts = _counts(log_q.shape[1], batch.lengths, step)
-        sums.append([jnp.sum(counts * overlap(log_p, log_q)), jnp.sum(counts)])
-    return jnp.asarray(sums)
-
-
-def _split(texts: TextFeatures, options: DrafterTraining) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the texts to train on, and of those that are held out."""
-    num_texts = len(texts.starts) - 1
-    num_groups = -(-num_texts // _TEXTS_OF_PROMPT)
-    num_held_out = max(1, round(options.validation_share * num_groups))
-    if num_groups <= num_held_out:
-        raise ValueError(f"texts: expected more than {_TEXTS_OF_PROMPT}, got {num_texts}")
-    held_out_groups = np.random.default_rng(options.seed).permutation(num_groups)[:num_held_out]
-    is_held_out = np.isin(np.arange(num_texts) // _TEXTS_OF_PROMPT, held_out_groups)
-    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-
-
-def _batches(texts: TextFeatures, numbers: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Texts of about equal length in batches of at most `batch_tokens` tokens, padding included."""
-    lengths = np.diff(texts.starts)[numbers]
-    order = numbers[np.argsort(lengths, kind="stable")]
-    batches = []
-    end = len(order)
-    # From the longest down, so that the first of a batch decides its length.
-    while end > 0:
-        longest = order[end - 1]
-        length = padded_length(int(texts.starts[longest + 1] - texts.starts[longest]))
-        size = max(1, batch_tokens // length)
-        batches.append(order[max(0, end - size) : end])
-        end -= size
-    return batches
-
-
-def _batch(texts: TextFeatures, numbers: np.ndarray) -> _Batch:
-    """The texts of these numbers, padded with zeros."""
-    starts, ends = texts.starts[numbers], texts.starts[numbers + 1]
-    length = padded_length(int((ends - starts).max()))
-
-    def padded(values):
-        rows = np.zeros((len(numbers), length, *values.shape[1:]), values.dtype)
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            rows[row, : end - start] = values[start:end]
-        return rows
-
-    return _Batch(
-        tokens=jnp.asarray(padded(texts.tokens)),
-        features=jnp.asarray(padded(texts.features)),
-        log_totals=jnp.asarray(padded(texts.log_totals)),
-        lengths=jnp.asarray(ends - starts, jnp.int32),
-    )
 
 
 def _has_ended(validations: list[Validation], patience: int) -> bool:

@@ -1,0 +1,143 @@
+"""Which loss for which scheme: drafters trained further with each, and their exact acceptances.
+
+All start from one drafter that was trained with `kl`, and are trained for as many steps on the same
+batches. `kl` itself is among them, so that more training is not taken for a better loss. The
+metrics are exact acceptances at the same held-out positions, so differences are paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gls_jax import schemes
+from gls_jax.drafter_options import TextSource
+from gls_jax.exact import batched
+from gls_jax.models import drafter
+from gls_jax.models.drafter.training_texts import replies_of_target
+from gls_jax.models.model_pair import ModelPair
+from gls_jax.typing import Report
+
+LOSSES = ("kl", "tv", "lk", "list:gls:8", "list:gumbel_topk:8")
+# Scheme and list length of each metric; `single` is 1 - TV, and K = 1 is the coupled draft.
+METRICS = (("single", 1), ("gls", 1), ("gls", 8), ("gumbel_topk", 8))
+
+
+class LossRow(NamedTuple):
+    """Mean acceptance with one loss under one metric, and the paired difference to `kl`."""
+
+    loss: str
+    scheme: str
+    num_drafts: int
+    acceptance: float
+    difference: float
+    standard_error: float
+    texts: int
+
+
+def compare(
+    folder: Path,
+    pair: ModelPair,
+    *,
+    num_texts: int,
+    num_positions: int,
+    seeds: int,
+    report: Report,
+) -> list[LossRow]:
+    """Train with every loss and seed, and measure.
+
+    Args:
+        folder: for texts, features and checkpoints; what is there is not done again.
+        pair: the target alone.
+        num_texts: replies of the target that are trained on.
+        num_positions: of held-out texts, for each seed.
+        seeds: of weights, batches and held-out texts.
+        report: progress.
+    """
+    source = TextSource(texts=num_texts)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = replies_of_target(folder, pair, source, seed=0, resume=True, progress=report)
+    target = pair.target.model
+    layers = drafter.default_observed_layers(pair.target.config.num_layers)
+    features = drafter.read_texts(
+        folder / "features",
+        target,
+        texts,
+        layers,
+        resume=True,
+        progress=partial(report, "tokens read"),
+    )
+    train = partial(_train, folder, target, features, layers, report)
+    values: dict[str, list[np.ndarray]] = {loss: [] for loss in LOSSES}
+    clusters = []
+    for seed in range(seeds):
+        options = drafter.DrafterTraining(
+            seed=seed, epochs=6, validation_steps=20, head_tokens=4096, batch_tokens=2048
+        )
+        first = train(f"{seed}-start", options, None)
+        further = dataclasses.replace(options, epochs=2, learning_rate=3e-4, patience=1000)
+        for loss in LOSSES:
+            name = f"{seed}-{loss.replace(':', '-')}"
+            network = train(name, dataclasses.replace(further, loss=loss), first)
+            held_out = drafter.held_out_distributions(
+                network, target, features, options, num_positions
+            )
+            values[loss].append(_acceptances(held_out, report))
+        # A cluster is a text with a seed: positions of one text depend on one another.
+        clusters.append(held_out.texts + seed * len(texts))
+    cluster = np.concatenate(clusters)
+    by_loss = {loss: np.concatenate(parts, axis=1) for loss, parts in values.items()}
+    return [
+        _row(loss, metric, by_loss[loss][index], by_loss["kl"][index], cluster)
+        for index, metric in enumerate(METRICS)
+        for loss in LOSSES
+    ]
+
+
+def _train(folder: Path, target, features, layers, report: Report, name, options, start):
+    """The weights of the last step: all losses then have as many steps behind them."""
+    trained = drafter.train_drafter(
+        folder / name,
+        target,
+        features,
+        layers,
+        options,
+        start=start,
+        resume=True,
+        progress=partial(report, f"training {name}"),
+    )
+    return trained.last
+
+
+def _acceptances(held_out: drafter.HeldOut, report: Report) -> np.ndarray:
+    """Exact acceptance one step ahead, `[metrics, M]`."""
+    log_p, log_q = held_out.log_p[0], held_out.log_q
+    rows = []
+    for number, (name, num_drafts) in enumerate(METRICS):
+        report("exact acceptances", number, len(METRICS))
+        curves = batched.acceptance_curves(schemes.get(name), log_p, log_q, [num_drafts])
+        rows.append(np.asarray(curves)[:, 0])
+    return np.stack(rows)
+
+
+def _row(loss, metric, values: np.ndarray, of_kl: np.ndarray, cluster: np.ndarray) -> LossRow:
+    scheme, num_drafts = metric
+    difference = values - of_kl
+    # The mean over positions has the error of sums over texts.
+    names = np.unique(cluster)
+    centred = difference - difference.mean()
+    sums = np.array([centred[cluster == name].sum() for name in names])
+    error = np.sqrt(np.sum(sums**2)) / len(difference)
+    return LossRow(
+        loss=loss,
+        scheme=scheme,
+        num_drafts=num_drafts,
+        acceptance=float(values.mean()),
+        difference=float(difference.mean()),
+        standard_error=float(error),
+        texts=len(names),
+    )
