@@ -26,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(if $(C
 .PHONY: help setup versions values demo test peers lint bench samplers accelerator dist constraints clean
 
 help:
-	@echo "make demo   set up and draw acceptance against K on random pairs and on a language model, into results/"
+	@echo "make demo   set up, draw acceptance against K on random pairs and on a language model into results/, and write a text"
 	@echo "make test   set up and run the tests          TESTS=tests/schemes runs some of them"
 	@echo "make lint   format check, lint and types      make peers  tests against torch and transformers"
 	@echo "make bench  speed against peers, into results/bench.json; AGAINST=earlier.json compares"
@@ -64,6 +64,7 @@ values: $(VENV)/ready
 demo: $(VENV)/ready
 	$(BIN)/gls-jax acceptance --pairs random --out results/random --resume
 	$(BIN)/gls-jax acceptance --pairs model --out results/model --resume
+	$(BIN)/gls-jax generate --prompt "Give me three tips for a job interview." --temperature 0.6 --top-k 50
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 $(TESTS)

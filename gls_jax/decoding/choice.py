@@ -30,7 +30,13 @@ from gls_jax import checks
 from gls_jax.decoding.lookup import LONGEST_MATCH, Match
 from gls_jax.decoding.model import AnyModel
 from gls_jax.decoding.state import Mode
-from gls_jax.decoding.tree_shape import BestFirstTree, DynamicTree, MarginTree, Shape
+from gls_jax.decoding.tree_shape import (
+    BestFirstTree,
+    DynamicTree,
+    MarginTree,
+    Shape,
+    shape_of,
+)
 from gls_jax.schemes import Scheme
 
 __all__ = ["Auto", "Choice", "Drafters", "auto", "choose_mode", "first_choice", "learn_acceptance"]
@@ -61,7 +67,7 @@ class Auto:
         draft_lengths: lengths of the chains of the model.
         draft_trees: trees of the model; None takes those of :func:`usual_trees`.
         lookup_lengths: lengths of the chains by look-up.
-        costs: of a round of each mode in plain steps, in the order of :meth:`sources`; None
+        costs: of a round of each mode in plain steps, in the order of :meth:`modes`; None
             measures them.
     """
 
@@ -72,16 +78,47 @@ class Auto:
     lookup_lengths: tuple[int, ...]
     costs: tuple[float, ...] | None
 
-    def sources(self, scheme: Scheme) -> list[tuple[str, int | TreeOption]]:
-        """Source, and length or tree, of the drafts of each mode: first plain generation."""
-        modes: list[tuple[str, int | TreeOption]] = [("plain", 0)]
+    def modes(self, scheme: Scheme, num_drafts: int = 1) -> tuple[Mode, ...]:
+        """The modes: plain generation, each length and tree of the model, each look-up length.
+
+        Raises:
+            ValueError: a tree that the scheme cannot verify, or another number of costs.
+        """
+        # Lists have one size in all modes: the target's token may depend on it.
+        modes = [Mode("plain", _lookup_shape(0, num_drafts))]
         if self.drafter is not None:
             trees = usual_trees(scheme) if self.draft_trees is None else self.draft_trees
-            modes += [("model", length) for length in self.draft_lengths]
-            modes += [("model", tree) for tree in trees]
+            shapes = [shape_of(scheme, num_drafts, length, None) for length in self.draft_lengths]
+            shapes += [_tree_shape(scheme, num_drafts, tree) for tree in trees]
+            modes += [Mode("model", shape) for shape in shapes]
         if self.lookup:
-            modes += [("lookup", length) for length in self.lookup_lengths]
-        return modes
+            shapes = [_lookup_shape(length, num_drafts) for length in self.lookup_lengths]
+            modes += [Mode("lookup", shape) for shape in shapes]
+        if self.costs is not None and len(self.costs) != len(modes):
+            names = ", ".join(mode.name for mode in modes)
+            raise ValueError(
+                f"costs: expected {len(modes)} numbers, one for each of {names}, "
+                f"got {len(self.costs)}"
+            )
+        return tuple(modes)
+
+
+def _lookup_shape(length: int, num_drafts: int) -> Shape:
+    """One chain; none for plain generation."""
+    return Shape(widths=(1,) * length, is_chains=length > 0, list_size=num_drafts)
+
+
+def _tree_shape(scheme: Scheme, num_drafts: int, tree: TreeOption) -> Shape:
+    shape = shape_of(scheme, num_drafts, 1, tree)
+    if shape.dynamic:
+        # The token of a scheme that has dynamic trees does not depend on the size of the list.
+        return shape
+    if max(shape.widths) > num_drafts:
+        raise ValueError(
+            f"draft_trees: expected at most num_drafts ({num_drafts}) children, "
+            f"got {max(shape.widths)}"
+        )
+    return dataclasses.replace(shape, list_size=num_drafts)
 
 
 def usual_trees(scheme: Scheme) -> tuple[DynamicTree, ...]:

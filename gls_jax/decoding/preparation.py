@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -71,7 +70,9 @@ def prepare(
     batch_size = len(lengths)
     modes: tuple[Mode, ...] = ()
     if automatic is not None:
-        modes = _modes(automatic, scheme, num_drafts, options.tree)
+        if options.tree is not None:
+            raise ValueError(f"tree: expected None with automatic drafting, got {options.tree}")
+        modes = automatic.modes(scheme, num_drafts)
         # At least as long as that of every mode.
         depth = max(mode.shape.depth for mode in modes)
         shape = shape_of(scheme, num_drafts, depth, None)
@@ -163,41 +164,6 @@ def _distinct_drafters(
             )
         models.append(model)
     return tuple(models), tuple(tuple(columns) for columns in chains.values())
-
-
-def _modes(automatic: Auto, scheme: Scheme, num_drafts: int, tree: object) -> tuple[Mode, ...]:
-    """The ways to make the drafts of a round, from which one is chosen."""
-    if tree is not None:
-        raise ValueError(f"tree: expected None with automatic drafting, got {tree}")
-    sources = automatic.sources(scheme)
-    shapes = []
-    for source, drafts in sources:
-        if not isinstance(drafts, int):
-            shape = _tree_among_modes(shape_of(scheme, num_drafts, 1, drafts), num_drafts)
-        elif source == "model":
-            shape = shape_of(scheme, num_drafts, drafts, None)
-        else:
-            shape = Shape(widths=(1,) * drafts, is_chains=drafts > 0, list_size=num_drafts)
-        shapes.append(shape)
-    if automatic.costs is not None and len(automatic.costs) != len(sources):
-        raise ValueError(
-            f"costs: expected {len(sources)} numbers, one for each of {sources}, "
-            f"got {len(automatic.costs)}"
-        )
-    return tuple(Mode(source, shape) for (source, _), shape in zip(sources, shapes, strict=True))
-
-
-def _tree_among_modes(shape: Shape, num_drafts: int) -> Shape:
-    """A tree as one of several modes; its lists have the size of the others."""
-    if shape.dynamic:
-        # The token of a scheme that has dynamic trees does not depend on the size of the list.
-        return shape
-    if max(shape.widths) > num_drafts:
-        raise ValueError(
-            f"draft_trees: expected at most num_drafts ({num_drafts}) children, "
-            f"got {max(shape.widths)}"
-        )
-    return dataclasses.replace(shape, list_size=num_drafts)
 
 
 def _check_drafter(drafter: LanguageModel, name: str, target: LanguageModel) -> None:

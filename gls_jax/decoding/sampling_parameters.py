@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from gls_jax import races
 from gls_jax.typing import Numbers
 
 __all__ = ["check_sampling", "log_probs"]
@@ -127,7 +128,7 @@ def log_probs(
     is_known = not isinstance(temperature, jax.core.Tracer)
     if is_known and not np.any(np.asarray(temperature) == 0):
         return log_p
-    first_largest = jnp.argmax(logits, axis=-1)[..., None]
+    first_largest = races.winner(-logits)[..., None]
     greedy = jnp.where(jnp.arange(logits.shape[-1]) == first_largest, 0.0, -jnp.inf)
     return jnp.where(is_greedy & ~jnp.isnan(log_p), greedy, log_p)
 

@@ -14,6 +14,7 @@ from tests.decoding.tiny_models import (
     KEY,
     ROWS,
     noisy,
+    observing_drafter,
     random_prompts,
     texts,
     transformer,
@@ -62,6 +63,29 @@ def test_strong_schemes_give_the_text_of_plain_generation(scheme, shape):
         if name == "near":
             assert generation.metrics.block_efficiency > 1.5
     assert plain != texts(decoding.generate(jax.random.key(4), target, None, prompts, **options))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shape"),
+    [
+        (scheme, shape)
+        for scheme, shape in STRONG
+        if "num_drafts" in shape or scheme == "gumbel_topk"
+    ],
+    ids=lambda x: x if isinstance(x, str) else "-".join(x),
+)
+def test_texts_with_a_drafter_that_observes_its_target(scheme, shape):
+    """200 prompts, a head of 40 of the 61 tokens: the text of plain generation, by strong schemes."""
+    prompts, target = random_prompts(200), transformer(0)
+    options = dict(
+        scheme=scheme, max_new_tokens=8, temperature=0.7, num_drafts=shape.get("num_drafts", 1)
+    )
+    plain = texts(decoding.generate(KEY, target, None, prompts, **options))
+    drafter = observing_drafter()
+    generation = decoding.generate(KEY, target, drafter, prompts, draft_length=2, **options | shape)
+    flips = sum(a != b for a, b in zip(texts(generation), plain, strict=True))
+    assert flips <= 1, f"{flips} of 200 texts differ"
+    assert generation.metrics.block_efficiency > 1.02
 
 
 def test_schemes_of_one_race_give_the_same_text(target, near):

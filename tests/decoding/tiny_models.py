@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from gls_jax import decoding, models
+from gls_jax.models import drafter
 
 KEY = jax.random.key(3)
 TOKENS = 61
@@ -30,6 +31,15 @@ def transformer(seed):
     graph, params = nnx.split(models.Transformer(CONFIG, rngs=nnx.Rngs(seed)))
     sharper = jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, params)
     return models.language_model(nnx.merge(graph, sharper))
+
+
+def observing_drafter(num_tokens=40):
+    """A drafter with random weights that observes `transformer`, with a head of some of its tokens."""
+    layers = dataclasses.replace(CONFIG, num_layers=1)
+    config = drafter.DrafterConfig(layers=layers, observed_layers=(0, 2), num_tokens=num_tokens)
+    graph, params = nnx.split(drafter.DrafterNetwork(config, rngs=nnx.Rngs(1)))
+    sharper = jax.tree.map(lambda x: x * 6 if x.ndim > 1 else x, params)
+    return drafter.drafter_model(nnx.merge(graph, sharper), jnp.arange(num_tokens))
 
 
 def trigram(params, tokens):

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from gls_jax.decoding import cache as caches
-from gls_jax.models import layer_stack
+from gls_jax.models import layer_stack, layers
 from tests.models.tiny_checkpoint import paths_from_root
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -167,6 +167,19 @@ def test_donated_cache_and_no_second_compilation(tiny, whole):
         assert old.keys.is_deleted() and old.values.is_deleted()
     assert step._cache_size() == 1
     close(logits[:, 0], whole[:, 2])
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (2, 300), (1, 1, 300), (3, 1, 300), (2, 3, 300)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_are_accumulated_in_float32(shape, dtype):
+    """One row of bfloat16 is computed as two."""
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.normal(size=size), dtype) for size in (shape, (300, 7)))
+    product = layers.matrix_product(x, weight)
+    assert product.dtype == jnp.float32 and product.shape == (*shape[:-1], 7)
+    expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64)
+    # Sums of 300 products of order one; rounding each of them to bfloat16 would give 0.05.
+    np.testing.assert_allclose(product, expected, rtol=0, atol=2e-4)
 
 
 def test_bfloat16_weights_give_float32_logits(tiny, whole):

@@ -106,8 +106,7 @@ def train_drafter(
     if start is not None:
         if start.config != network.config:
             raise ValueError("start: expected a drafter of these options, got another one")
-        # A copy, because training takes over the memory of the weights.
-        network = nnx.clone(start)
+        network = start
     configuration = dataclasses.asdict(options) | {
         "observed_layers": list(observed_layers),
         "texts": configuration_hash(len(texts.tokens), texts.starts, texts.tokens),
@@ -119,6 +118,8 @@ def train_drafter(
     # The trained weights, and those that are the target's.
     graph, *parts = nnx.split(network, _is_trained, ...)
     trained, frozen = parts
+    # A copy: training takes over the memory of these weights, which may be the target's or `start`.
+    trained = jax.tree.map(jnp.copy, trained)
     constants = Constants(frozen, norm_factor(target))
     batches = text_batches(texts, training_texts, options.batch_tokens)
     num_steps = options.epochs * len(batches)
