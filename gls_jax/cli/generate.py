@@ -44,7 +44,9 @@ class Generate:
     """
 
     models: tyro.conf.OmitArgPrefixes[ModelNames] = DEFAULT_MODELS
-    """Default: --draft auto, or --draft trained for smollm2 where an option says how to draft."""
+    """Default: --draft auto, for a strongly invariant scheme. If an option says how to draft, or
+    for another scheme: --draft trained for smollm2, else the target without --drop-layers.
+    """
     scheme: str = "gumbel_topk"
     """How drafts are proposed and verified: one of gls_jax.schemes.NAMES and PATH_NAMES."""
     drafts: int | None = None
@@ -158,11 +160,13 @@ class Generate:
         return requests.requests_from_prompts(self.prompt, **limits)
 
     def _model_names(self) -> ModelNames:
-        """The models. Nothing said about drafting, it is automatic, which is never slow."""
+        """The models; if nothing is said about drafting, it is automatic."""
         if self.models.draft is not None or self.models.drop_layers is not None:
             return self.models
         shape_options = (self.drafts, self.length, self.tree, self.draft_temperature)
-        if not self.timed and all(option is None for option in shape_options):
+        is_free = not self.timed and all(option is None for option in shape_options)
+        # The texts of other schemes would depend on their batch, and on measured costs.
+        if is_free and schemes.get(self.scheme).invariance == "strong":
             return dataclasses.replace(self.models, draft="auto")
         return self.models.with_trained_drafter()
 

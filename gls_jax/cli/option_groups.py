@@ -25,8 +25,8 @@ class ModelNames:
     """The drafter, likewise. `generate` also takes `trained`, the drafter that comes with smollm2,
     or the folder of `gls-jax train-drafter`; `ngram`, which looks drafts up in the text; `none`,
     which drafts nothing; and `auto` or `auto:DRAFTER`, which chooses in every round whether to look
-    drafts up, to take those of the drafter, or none; `generate` uses it if nothing is said about
-    drafting. Default elsewhere: the target without --drop-layers.
+    drafts up, to take those of the drafter, or none. Default: the target without --drop-layers;
+    `generate` has its own.
     """
     drop_layers: str | None = None
     """Layers that the drafter leaves out, such as `12-17` or `3,7-9`; empty for none. Default: the

@@ -45,7 +45,7 @@ class CostMeasurement:
 
     def run(self, requests: Requests, state: State) -> State:
         """One round in the next mode to be measured."""
-        mode = self._waiting.pop(0)
+        mode = self._waiting[0]
         choice = state.choice._replace(forced=jnp.int32(mode))
         state = jax.block_until_ready(state._replace(choice=choice))
         started = time.perf_counter()
@@ -53,18 +53,23 @@ class CostMeasurement:
         if self._has_compiled:
             self._seconds[mode].append(time.perf_counter() - started)
         self._has_compiled = True
+        # Only now: an interrupted round is measured again.
+        self._waiting.pop(0)
         if not self._waiting:
             fastest = [min(seconds) for seconds in self._seconds]
             self.costs = tuple(seconds / fastest[0] for seconds in fastest)
-            costs = jnp.asarray(self.costs, jnp.float32)
-            state = state._replace(choice=state.choice._replace(costs=costs))
         return state
+
+    def known(self, state: State) -> State:
+        """The state with the measured costs, which another batch may have completed."""
+        costs = jnp.asarray(self.costs, jnp.float32)
+        return state._replace(choice=state.choice._replace(costs=costs))
 
 
 def cost_measurement(
     config: EngineConfig, requests: Requests, costs: tuple[float, ...] | None
 ) -> CostMeasurement:
-    """The measurement for a kind of batch: models, configuration and size.
+    """The measurement for a kind of batch: models, configuration, sampling and size.
 
     It is complete if the costs are given or have been measured before.
     """
@@ -73,7 +78,8 @@ def cost_measurement(
     models = (requests.target, *requests.drafters)
     functions = tuple((model.apply, model.hidden) for model in models)
     sizes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(models))
-    kind = (config, functions, sizes, len(requests.keys))
+    sampling = (jax.tree.structure(requests.sampling), requests.sampling.top_k)
+    kind = (config, functions, sizes, sampling, len(requests.keys))
     if kind not in _MEASUREMENTS:
         _MEASUREMENTS[kind] = CostMeasurement(config, None)
     return _MEASUREMENTS[kind]

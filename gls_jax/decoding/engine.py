@@ -38,7 +38,7 @@ from gls_jax.typing import Index
 
 __all__ = ["PARTS", "one_round", "prefill", "run"]
 
-# Tokens that a drafter reads after rounds without it.
+# Tokens that a drafter reads at a time after rounds without it.
 _CATCH_UP = 32
 
 
@@ -68,6 +68,7 @@ def prefill(config: EngineConfig, requests: Requests, text: Text) -> State:
         histogram=jnp.zeros((batch_size, config.shape.depth + 1), jnp.int32),
         draft_calls=jnp.zeros(batch_size, jnp.int32),
         num_drafted=jnp.zeros(batch_size, jnp.int32),
+        tried=jnp.zeros((batch_size, config.shape.depth), jnp.int32),
     )
 
 
@@ -122,7 +123,7 @@ def one_round(
 def _rounds_of_all_modes(
     config: EngineConfig, requests: Requests, is_unfinished: Callable[..., Any], carry
 ):
-    """Rounds in one mode after the other, each for as long as it promises most, see `choice`.
+    """Rounds in one mode after the other, each for as long as it is the one chosen.
 
     A loop for each mode, and no switch: in a switch jaxlib 0.10 copies the whole caches.
     """
@@ -147,7 +148,7 @@ def _choice_of(config: EngineConfig, state: State):
 
 
 def _round_of_mode(config: EngineConfig, number: int, requests: Requests, state: State) -> State:
-    """One round in one mode. The other drafters observe, and read nothing."""
+    """One round in one mode. Where the model does not draft, it only observes the target."""
     mode = config.modes[number]
     is_model = mode.source == "model"
     chains = (tuple(range(mode.shape.list_size)),) if is_model else ()
@@ -173,7 +174,7 @@ def _round_of_mode(config: EngineConfig, number: int, requests: Requests, state:
 
 
 def _caught_up(config: EngineConfig, requests: Requests, state: State) -> State:
-    """The state in which the drafter has read the newest tokens, but those of the last round."""
+    """The state in which the drafter has read all but the tokens that its next call reads."""
     (drafter,) = requests.drafters
     longest = max(mode.shape.depth for mode in config.modes if mode.source == "model")
     text = state.text
@@ -183,18 +184,18 @@ def _caught_up(config: EngineConfig, requests: Requests, state: State) -> State:
         unread, _ = carry
         return unread > longest + 1
 
-    def read_newest(carry):
-        _, cache = carry
-        start = jnp.maximum(text.length - _CATCH_UP, 0)
+    def read_block(carry):
+        unread, cache = carry
+        # The oldest of the unread tokens first; the last block ends with the text.
+        start = jnp.maximum(text.length - jnp.maximum(unread, _CATCH_UP), 0)
         positions = start[:, None] + jnp.arange(_CATCH_UP, dtype=jnp.int32)
         tokens = jnp.take_along_axis(text.tokens, positions, axis=1, mode="clip")
         tokens = jnp.minimum(tokens, drafter.vocab_size - 1)
         reading = read(drafter, tokens, positions, None, with_length(cache, start))
-        return jnp.zeros_like(state.choice.unread), reading.cache
+        return jnp.maximum(unread - _CATCH_UP, 0), reading.cache
 
-    # A loop of at most one step, for the reason of `_rounds_of_all_modes`.
     carry = (state.choice.unread, state.drafter_caches[0])
-    _, cache = jax.lax.while_loop(is_behind, read_newest, carry)
+    _, cache = jax.lax.while_loop(is_behind, read_block, carry)
     return state._replace(drafter_caches=(cache,))
 
 

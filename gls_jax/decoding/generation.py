@@ -233,6 +233,7 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
             measured_calls=np.asarray(self._state.draft_calls, np.int64),
             drafted=np.asarray(self._state.num_drafted, np.int64),
             modes=self._rounds_by_mode(),
+            tried=np.asarray(self._state.tried, np.int64),
         )
         tokens, lengths = jax.device_put((tokens, lengths))
         return Generation(tokens=tokens, lengths=lengths, metrics=metrics)
@@ -261,6 +262,8 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
             while not self._measurement.is_complete and self._is_active() and rounds > 0:
                 self._state = self._measurement.run(self._requests, self._state)
                 rounds -= 1
+            if self._measurement.is_complete:
+                self._state = self._measurement.known(self._state)
             if rounds == 0:
                 return
         if self._seconds is None:

@@ -2,7 +2,7 @@
 
 (Prompt lookup decoding, Saxena 2023.) The tokens before each earlier position are compared with the
 end of the text, and the position with the longest match is taken, the latest of several. The draft
-is what followed there; where it reaches the end of the text it goes on with its own beginning, so a
+is what followed there; where that reaches the end of the text it is repeated, so a
 text that repeats itself is continued for any length.
 """
 
@@ -82,7 +82,7 @@ def draft_by_lookup(config: EngineConfig, requests: Requests, text: Text, match:
 
     tree = Tree(
         tokens=jnp.where(is_match, tokens, 0),
-        parents=rows(steps),  # row i is that of node i - 1
+        parents=rows(steps),  # 0 is the root, so the parent of node i is row i
         draft_index=rows(jnp.zeros_like(steps)),
         depths=rows(steps),
         alive=rows(is_match),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,9 @@ class Metrics(NamedTuple):
         measured_calls: `i64[B]`, calls of drafters that each request took part in; None if they
             follow from `calls_per_round`.
         drafted: `i64[B]`, drafts that the target verified; None if they follow from `nodes`.
-        modes: of automatic drafting, rounds of the batch by the source of their drafts.
+        modes: of automatic drafting, rounds of the batch in each mode, by its name.
+        tried: `i64[B, depth]`, in how many rounds a draft at each depth could be accepted, because
+            those before it were and there was one; None if all rounds had drafts at all depths.
 
     >>> import numpy as np
     >>> from gls_jax.decoding.metrics import Metrics
@@ -44,6 +45,7 @@ class Metrics(NamedTuple):
     measured_calls: Int[np.ndarray, " B"] | None = None
     drafted: Int[np.ndarray, " B"] | None = None
     modes: dict[str, int] | None = None
+    tried: Int[np.ndarray, "B depth"] | None = None
 
     @property
     def target_calls(self) -> Int[np.ndarray, " B"]:
@@ -84,26 +86,30 @@ class Metrics(NamedTuple):
         >>> figures["acceptance_histogram"], figures["draft_acceptance_rate"]
         ([2, 1, 1], 0.375)
         """
-        counts = self.histogram[request]
-        num_steps = int(counts.sum())
-        if len(counts) == 1 or not num_steps:
+        counts = self.histogram[request].copy()
+        tried = self._tried()[request]
+        if not tried.sum():
             return None
+        num_steps = int(tried[0])
+        # Rounds without drafts accepted none, and verified nothing.
+        counts[0] -= counts.sum() - num_steps
         num_accepted = int(counts @ np.arange(len(counts)))
         num_drafts = num_steps * self.nodes
         if self.drafted is not None:
             num_drafts = int(self.drafted[request])
-        at_least = counts[::-1].cumsum()[::-1]
+        accepted = _at_least(counts)[1:]
         return {
             "mean_acceptance_length": 1 + num_accepted / num_steps,
             "draft_acceptance_rate": num_accepted / num_drafts if num_drafts else None,
             "acceptance_histogram": counts.tolist(),
             "conditional_acceptance": [
-                float(after / before) if before else None for before, after in pairwise(at_least)
+                float(after / before) if before else None
+                for before, after in zip(tried, accepted, strict=True)
             ],
             "num_spec_steps": num_steps,
             "num_accepted_draft_tokens": num_accepted,
             "num_draft_tokens": num_drafts,
-            "num_spec_tokens": len(counts) - 1,
+            "num_spec_tokens": int((tried > 0).sum()),
         }
 
     @property
@@ -120,11 +126,19 @@ class Metrics(NamedTuple):
     def acceptance_by_position(self) -> Float[np.ndarray, " depth"]:
         """Probability that the draft at each depth is accepted, given that those before it are.
 
-        NaN at a depth that no round reached.
+        NaN at a depth at which no round had a draft that could be accepted.
         """
-        # In how many rounds at least 0, 1, ... drafts were accepted.
-        at_least = self.histogram.sum(axis=0)[::-1].cumsum()[::-1]
-        return np.array([_ratio(after, before) for before, after in pairwise(at_least)])
+        accepted = _at_least(self.histogram.sum(axis=0))[1:]
+        tried = self._tried().sum(axis=0)
+        return np.array([_ratio(*counts) for counts in zip(accepted, tried, strict=True)])
+
+    def _tried(self) -> Int[np.ndarray, "B depth"]:
+        return _at_least(self.histogram)[:, :-1] if self.tried is None else self.tried
+
+
+def _at_least(counts: np.ndarray) -> np.ndarray:
+    """In how many rounds at least 0, 1, ... drafts were accepted; along the last axis."""
+    return counts[..., ::-1].cumsum(axis=-1)[..., ::-1]
 
 
 def _ratio(numerator, denominator) -> float:

@@ -73,7 +73,7 @@ def prepare(
         if options.tree is not None:
             raise ValueError(f"tree: expected None with automatic drafting, got {options.tree}")
         modes = automatic.modes(scheme, num_drafts)
-        # At least as long as that of every mode.
+        # As deep as the deepest mode: counts and texts have room for it.
         depth = max(mode.shape.depth for mode in modes)
         shape = shape_of(scheme, num_drafts, depth, None)
     else:
@@ -85,7 +85,8 @@ def prepare(
     # The distributions that are sampled.
     sampling = _batch_sampling(options, scheme, shape, batch_size, target.vocab_size)
     if len(models) > 1 or sampling.draft_temperature.shape[1] > 1:
-        _check_own_distributions(scheme, shape)
+        for each in (shape, *(mode.shape for mode in modes if mode.source == "model")):
+            _check_own_distributions(scheme, each)
 
     # Where the texts end: at the number of new tokens, or where the context window does.
     num_new = request_arrays.max_new_tokens(options.max_new_tokens, batch_size)

@@ -1,6 +1,7 @@
 """Drafts of a drafter that has probabilities for some of the tokens only, and their verification.
 
-Where drafter and target share noise, the drafts are those of the whole vocabulary, made without it.
+Where drafter and target share noise, the drafts are those of a drafter with all tokens that gives
+the others probability 0. Only the R tokens' noise is drawn.
 
 A scheme that reads the draft probabilities gets a smaller problem: the R tokens of the drafter, and
 one more that stands for all *others*. The drafter never drafts it, and the target gives it their
@@ -81,7 +82,8 @@ def verify_reduced(
     reduced_tree = dataclasses.replace(tree, tokens=columns)
     path = scheme.verify_tree(key, position, reduced_tree, reduced_log_p, reduced_log_q)
 
-    # The token among the others. No scheme folds the private branch of a private branch.
+    # The token among the others. Schemes fold a private branch once; folded twice, this noise is
+    # used nowhere else.
     noise_key = races.private_key(
         races.private_key(races.position_key(key, position + path.length))
     )

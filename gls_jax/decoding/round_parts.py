@@ -153,9 +153,18 @@ def _select_and_keep(
         histogram=state.histogram.at[rows, path.length].add(is_valid.astype(jnp.int32)),
         draft_calls=state.draft_calls + jnp.where(is_valid, drafts.num_calls, 0),
         num_drafted=state.num_drafted + jnp.where(is_valid, num_drafted, 0),
+        tried=_with_round(state.tried, tree, path, is_valid),
         choice=state.choice,
         watching_caches=watching_caches,
     )
+
+
+def _with_round(tried, tree: Tree, path: Path, is_valid):
+    """The counts of depths at which a draft could be accepted, with this round."""
+    depths = jnp.arange(tried.shape[1], dtype=jnp.int32)
+    depth_of_tree = jnp.max(jnp.where(tree.alive, tree.depths + 1, 0), axis=1, initial=0)
+    reached = (depths <= path.length[:, None]) & (depths < depth_of_tree[:, None])
+    return tried + (reached & is_valid[:, None]).astype(jnp.int32)
 
 
 PARTS: tuple[Callable[..., Any], ...] = (_draft, _read_tree, _select_and_keep)
@@ -233,8 +242,8 @@ def _keep_accepted(
     if drafts.tree.depth == 0:
         return drafter_caches, target_cache
     # Several drafters keep only the text, because none has read the drafts of the others. The cache
-    # of a single drafter omits the last accepted node: in every round a drafter reads the last two
-    # tokens of the text, whether or not it has read them before.
+    # of a single drafter omits the last accepted node: in every round it reads at least the last
+    # two tokens of the text, whether or not it has read them before.
     if len(drafter_caches) == 1:
         cache_slots = jnp.take_along_axis(drafts.cache_slots, jnp.maximum(path.nodes, 0), axis=1)
         num_kept = jnp.maximum(path.length - 1, 0)

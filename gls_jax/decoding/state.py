@@ -52,8 +52,8 @@ class EngineConfig:
         drafter_chains: numbers of the chains that each drafter makes; a single drafter makes all.
         num_cache_slots: `S`, slots in each row of the caches.
         work: how wide to compute.
-        modes: the ways to make drafts, if one is chosen in every round; `shape` is then the
-            largest.
+        modes: the ways to make drafts, if one is chosen in every round; `shape` is then as deep as
+            the deepest, and says how much room counts and texts need.
         source: of the drafts, see :class:`Mode`; with `modes` that of the present round.
     """
 
@@ -128,6 +128,8 @@ class State(NamedTuple):
         histogram: `i32[B, depth + 1]`, number of rounds in which 0, 1, ... drafts were accepted.
         draft_calls: `i32[B]`, calls of drafters that each request took part in.
         num_drafted: `i32[B]`, drafts that the target verified for each request.
+        tried: `i32[B, depth]`, rounds in which a draft at each depth could be accepted, because
+            those before it were and there was one.
         choice: :class:`gls_jax.decoding.choice.Choice`, if the drafts are chosen in every round.
         watching_caches: of the drafters that only observe.
         match: :class:`gls_jax.decoding.lookup.Match`, within a round that looks drafts up.
@@ -142,6 +144,7 @@ class State(NamedTuple):
     histogram: Array
     draft_calls: Array
     num_drafted: Array
+    tried: Array
     choice: Any = None
     watching_caches: Caches = ()
     match: Any = None
@@ -152,8 +155,8 @@ class Drafts(NamedTuple):
 
     Attributes:
         tree: :class:`gls_jax.schemes.Tree` with leaves `[B, n]`.
-        log_p: `f32[B, n, N]`, the distribution that each node was drawn from; None where the scheme
-            does not read it.
+        log_p: `f32[B, n, N]`, the distribution that each node was drawn from, `[B, n, R]` over the
+            tokens of a reduced head; None where the scheme does not read it.
         cache_slots: `i32[B, n]`, slot of each node in the cache of a single drafter; -1 where the
             drafter has not read the node.
         is_invalid: `bool[B, depth]`, whether a drafter's logits were invalid, by depth.

@@ -69,9 +69,13 @@ def check_pair(draft: str | None, drop_layers: str | None) -> None:
     >>> model_pair.check_pair("ngram", None)
     """
     layer_selection.parse_ranges(drop_layers or "")
+    name = draft
     is_auto, draft = _split_auto(draft)
-    if (is_auto or draft in _DRAFTERS_WITHOUT_WEIGHTS) and drop_layers is not None:
-        raise ValueError(f"drop_layers: expected a drafter that is a model, got draft {draft!r}")
+    has_no_layers = draft in _DRAFTERS_WITHOUT_WEIGHTS or is_trained_drafter(draft)
+    if drop_layers is not None and (has_no_layers or (is_auto and draft is None)):
+        raise ValueError(
+            f"drop_layers: expected a drafter that is a language model, got draft {name!r}"
+        )
     is_name = draft in (None, "smollm2", _TRAINED, *_DRAFTERS_WITHOUT_WEIGHTS)
     if not is_name and not Path(str(draft)).exists():
         raise FileNotFoundError(
@@ -111,9 +115,10 @@ def load_pair(
     >>> pair.draft_name, pair.draft_checkpoint.config.num_layers
     ('smollm2 without layers 1-28', 2)
     """
+    check_pair(draft, drop_layers)
     is_auto, draft = _split_auto(draft)
     if is_auto:
-        return _automatic_pair(target_name, draft, progress)
+        return _automatic_pair(target_name, draft, drop_layers, progress)
     report = progress or _ignore_progress
     report("models", 0, 2)
     target = models.load(target_name)
@@ -142,8 +147,6 @@ def load_pair(
     if draft == "ngram":
         return pair(draft, decoding.ngram_lookup(target.config.vocab_size))
     if draft is not None and is_trained_drafter(draft):
-        if drop_layers:
-            raise ValueError(f"drop_layers: expected a whole model, got the drafter {draft}")
         path = _shipped_drafter(target_name) if draft == _TRAINED else draft
         return pair(draft, drafter_files.load_drafter(path, target))
 
@@ -189,12 +192,14 @@ def _shipped_drafter(target_name: str) -> Path:
     return path
 
 
-def _automatic_pair(target_name: str, draft: str | None, progress: Report | None) -> ModelPair:
+def _automatic_pair(
+    target_name: str, draft: str | None, drop_layers: str | None, progress: Report | None
+) -> ModelPair:
     """A target with automatic drafting, by look-up and by a drafter if there is one."""
     if draft is None:
         has_drafter = drafter_files.shipped_drafter(target_name) is not None
         draft = _TRAINED if has_drafter else "none"
-    pair = load_pair(target_name, draft, progress=progress)
+    pair = load_pair(target_name, draft, drop_layers, progress=progress)
     name = _AUTO if draft == "none" else f"{_AUTO}:{draft}"
     return dataclasses.replace(pair, draft_name=name, is_automatic=True)
 

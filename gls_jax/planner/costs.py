@@ -24,7 +24,6 @@ import numpy as np
 from gls_jax import checks, decoding, races, schemes
 from gls_jax.decoding import DecodeOptions, LanguageModel
 from gls_jax.decoding.cache import with_length
-from gls_jax.decoding.state import Mode
 from gls_jax.decoding.tree_shape import Shape
 from gls_jax.runs import files
 
@@ -77,34 +76,13 @@ class Costs:
         """Seconds of a token without drafts."""
         return self.target[1] + self.step
 
-    def round(self, scheme: str, shape: Shape, *, has_drafter: bool = True) -> float:
-        """Seconds of a round; without a drafter, drafts cost nothing."""
-        draft = 0.0
-        if has_drafter:
-            draft = sum(_interpolate(self.draft, tokens) for tokens in _draft_tokens(shape))
+    def round(self, scheme: str, shape: Shape) -> float:
+        """Seconds of a round."""
+        draft = sum(_interpolate(self.draft, tokens) for tokens in _draft_tokens(shape))
         target = _interpolate(self.target, 1 + shape.num_nodes)
         # Proportional to the depth, because it was measured at one depth only.
         overhead = _interpolate(self.overhead[scheme], shape.num_nodes / shape.depth)
         return draft + target + overhead * shape.depth / _LENGTH
-
-    def of_modes(self, scheme: str, modes: Sequence[Mode]) -> tuple[float, ...]:
-        """Costs of the modes of automatic drafting in plain steps, for `decoding.auto(costs=...)`.
-
-        Args:
-            scheme: a scheme that was measured.
-            modes: of :meth:`gls_jax.decoding.Auto.modes`.
-
-        Raises:
-            ValueError: a scheme or a size that was not measured.
-        """
-        self.check((scheme, mode.shape) for mode in modes if mode.shape.depth)
-        seconds = [
-            self.round(scheme, mode.shape, has_drafter=mode.source == "model")
-            if mode.shape.depth
-            else self.plain()
-            for mode in modes
-        ]
-        return tuple(value / self.plain() for value in seconds)
 
     def save(self, path: Path) -> None:
         """Write the costs as JSON."""
@@ -264,8 +242,6 @@ def free_model(model: LanguageModel, vocab_size: int, noise: float) -> LanguageM
 def _draft_tokens(shape: Shape) -> list[int]:
     """Tokens that the drafter reads at each level."""
     # At the root it reads the last accepted token and the emitted one.
-    if shape.dynamic:
-        return [2, *[shape.dynamic.frontier] * (shape.depth - 1)]
     return [2, *np.cumprod(shape.widths[:-1], dtype=int).tolist()]
 
 

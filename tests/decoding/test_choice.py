@@ -66,7 +66,7 @@ def test_text_of_plain_generation(scheme):
 def test_models_with_a_cache_catch_up():
     """The drafter reads nothing in rounds without it; the text stays, and so does what it accepts."""
     target = transformer(0)
-    options = dict(scheme="gumbel_topk", max_new_tokens=60, temperature=0.5)
+    options = dict(scheme="gumbel_topk", max_new_tokens=130, temperature=0.5)
     prompts = random_prompts(4)
     plain = decoding.generate(KEY, target, None, prompts, **options)
     drafter = noisy(target, 0.0)
@@ -77,7 +77,8 @@ def test_models_with_a_cache_catch_up():
         KEY, target, automatic, prompts, options=decoding.DecodeOptions(**options)
     )
     accepted_after_pause = []
-    for mode in [1, 0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 1, 0, 0, 0, 0, 0, 1, 1, 1]:
+    # At last more tokens than are read in one call.
+    for mode in [1, *[0] * 6, 1, 1, 2, 2, 1, *[0] * 5, 1, *[0] * 71, 1, 1, 1]:
         choice = run._state.choice._replace(forced=jnp.int32(mode))
         run._state = run._state._replace(choice=choice)
         before = np.asarray(run._state.histogram)
@@ -86,7 +87,7 @@ def test_models_with_a_cache_catch_up():
             counts = np.asarray(run._state.histogram) - before
             accepted_after_pause.append(counts @ np.arange(counts.shape[1]))
     assert texts(run.finish()) == texts(plain)
-    # The drafter is the target: all drafts are accepted, unless it has not read the text.
+    # The drafter is the target: all drafts are accepted, unless it has not read the whole text.
     assert np.min(accepted_after_pause) == 3
 
 
@@ -134,6 +135,55 @@ def test_costs_are_measured_once():
     assert texts(first) == texts(decoding.generate(KEY, target, None, prompts, **options))
 
 
+def test_two_streams_measure_together_and_an_interrupted_round_is_measured_again(monkeypatch):
+    cost_measurement._MEASUREMENTS.clear()
+    target = trigram_model(0, vocab_size=43)
+    automatic = decoding.auto(noisy(target, 0.5), **LENGTHS)
+    options = decoding.DecodeOptions(max_new_tokens=60)
+    one, other = (decoding.stream(KEY, target, automatic, [[1]], options=options) for _ in "12")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cost_measurement.engine, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(one)
+    one, third = (decoding.stream(KEY, target, automatic, [[1]], options=options) for _ in "12")
+    for _ in zip(range(12), one, other, strict=False):
+        pass
+    for run in (one, other, third):
+        next(run)
+        costs = np.asarray(run._state.choice.costs)
+        (measurement,) = cost_measurement._MEASUREMENTS.values()
+        np.testing.assert_allclose(costs, np.array(measurement.costs), rtol=1e-6)
+
+
+def test_acceptance_counts_only_rounds_that_had_drafts():
+    """The drafter is the target, so its chains of two are accepted whole."""
+    target = trigram_model(0)
+    automatic = decoding.auto(
+        target, draft_lengths=(2,), draft_trees=(), lookup_lengths=(12,), costs=(1, 1.1, 50)
+    )
+    options = decoding.DecodeOptions(max_new_tokens=40, scheme="poisson", temperature=0.5)
+    run = decoding.stream(KEY, target, automatic, [[1], [2]], options=options)
+    for mode in [0, 1, 1, 0, 1, 1]:
+        choice = run._state.choice._replace(forced=jnp.int32(mode))
+        run._state = run._state._replace(choice=choice)
+        next(run)
+    metrics = run.generation.metrics
+    assert metrics.acceptance_by_position[:2].tolist() == [1, 1]
+    assert np.isnan(metrics.acceptance_by_position[2:]).all()
+    figures = metrics.speculative_decoding(0)
+    assert figures["num_spec_steps"] == 4 and figures["num_spec_tokens"] == 2
+    assert figures["mean_acceptance_length"] == 3 and figures["acceptance_histogram"][:3] == [
+        0,
+        0,
+        4,
+    ]
+    assert metrics.mean_acceptance_length == pytest.approx(14 / 6)
+
+
 @pytest.mark.parametrize(
     ("text", "length", "expected"),
     [
@@ -155,6 +205,7 @@ def test_matches(text, length, expected):
     ("arguments", "message"),
     [
         (dict(lookup=False), "auto: expected a drafter, or lookup=True, got neither"),
+        (dict(drafter=[1, 2]), "auto: expected one drafter or None, got 2"),
         (dict(lookup_lengths=(0,)), "lookup_lengths: expected"),
         (dict(costs=(1, float("nan"), 1)), "costs: expected positive numbers"),
         (dict(draft_trees=((2, 0),)), "draft_trees: expected"),
@@ -191,3 +242,11 @@ def test_trees_and_timed_runs_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             decoding.generate(KEY, target, decoding.auto(), [[1]], **options)
+
+
+def test_trees_take_one_draft_temperature():
+    target = trigram_model(0)
+    automatic = decoding.auto(target, draft_trees=((2, 1),))
+    options = dict(scheme="gls", num_drafts=2, draft_temperatures=(0.5, 1.0), max_new_tokens=2)
+    with pytest.raises(ValueError, match="drafters: expected chains for several"):
+        decoding.generate(KEY, target, automatic, [[1]], **options)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from gls_jax import decoding, planner, schemes
+from gls_jax import decoding, planner
 from gls_jax.planner import Setting, costs
 
 COSTS = planner.Costs(
@@ -32,23 +32,6 @@ def test_round_is_the_sum_of_its_parts():
     assert COSTS.round("gls", WIDE.shape) == pytest.approx(tree)
     single = (3 + 1) + 120 + 8 * 2 / 4
     assert COSTS.round("single", Setting("single", 1, 2).shape) == pytest.approx(single)
-
-
-def test_modes_of_automatic_drafting():
-    drafter = decoding.from_function(lambda params, tokens: params[tokens], jnp.eye(3), 3)
-    automatic = decoding.auto(
-        drafter, draft_lengths=(2,), draft_trees=((2, 1),), lookup_lengths=(4,)
-    )
-    modes = automatic.modes(schemes.get("gls"), 2)
-    assert [mode.name for mode in modes] == ["plain", "model 2", "model tree 2-1", "lookup 4"]
-    chains = 2 * 3.0 + 140 + 20 * 2 / 4  # the drafter reads two tokens at each of two levels
-    tree = 2 * 3.0 + 140 + 20 * 2 / 4
-    lookup = 140 + 10
-    expected = [value / 105 for value in (105, chains, tree, lookup)]
-    assert COSTS.of_modes("gls", modes) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="costs: expected those of poisson"):
-        COSTS.of_modes("poisson", modes)
-    assert decoding.auto(drafter, costs=COSTS.of_modes("gls", modes)).costs[0] == 1
 
 
 def test_rates_are_of_the_batch_and_the_speedup_is_not():

@@ -60,7 +60,16 @@ class Answers:
         histogram = np.array([record["accepted"] for record in self.records])
         num_tokens = np.array([len(record["tokens"]) for record in self.records])
         # The figures below do not depend on the sizes that are set to 0.
-        metrics = Metrics(histogram, num_tokens, nodes=0, calls_per_round=0, rounds=0)
+        # Records of earlier versions do not have it.
+        tried = [record.get("tried") for record in self.records]
+        metrics = Metrics(
+            histogram,
+            num_tokens,
+            nodes=0,
+            calls_per_round=0,
+            rounds=0,
+            tried=None if None in tried else np.array(tried),
+        )
         reasons = [record["finish_reason"] for record in self.records]
         figures = {
             "requests": len(self.records),

@@ -117,6 +117,7 @@ class Reply:
             "prompt_tokens": len(self.prompt),
             "accepted": [int(count) for count in accepted],
             "target_calls": int(sum(accepted)),
+            "tried": None if metrics.tried is None else metrics.tried[row].tolist(),
             "draft_calls": int(metrics.draft_calls[row]),
             "metrics": {"speculative_decoding": metrics.speculative_decoding(row)},
         }

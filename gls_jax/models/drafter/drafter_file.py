@@ -75,7 +75,7 @@ def save_drafter(
     vocabulary: str | None,
     report: Mapping[str, Any],
 ) -> None:
-    """Write a drafter, whole.
+    """Write a drafter's file, in one step: it is never half written.
 
     Args:
         path: of the file.
@@ -105,7 +105,8 @@ def shipped_drafter(target_name: str) -> Path | None:
 
     `SHIPPED.md` beside it says how it was trained, and under which licence it is.
     """
-    return _SHIPPED.get(target_name)
+    path = _SHIPPED.get(target_name)
+    return path if path is not None and path.is_file() else None
 
 
 def is_drafter(path: str | Path) -> bool:
@@ -157,13 +158,13 @@ def load_drafter(path: str | Path, target: Checkpoint) -> LanguageModel:
     stored = read_drafter(path)
     layers = stored.config.layers
     model = target.model
-    hidden_sizes = (layers.hidden_size, layers.vocab_size, max(stored.config.observed_layers) + 1)
+    sizes = (layers.hidden_size, layers.vocab_size, max(stored.config.observed_layers) + 1)
     of_target = (model.config.hidden_size, model.config.vocab_size, model.config.num_layers)
     vocabularies = {stored.vocabulary, target.language_model.vocabulary} - {None}
-    if hidden_sizes != of_target or len(vocabularies) > 1:
+    if sizes != of_target or len(vocabularies) > 1:
         raise ValueError(
-            f"{path}: expected a drafter of this target (hidden size, vocabulary and layers "
-            f"{of_target}), got one of another {hidden_sizes}"
+            f"{path}: expected a drafter of this target (its tokenizer, and hidden size, "
+            f"vocabulary and layers {of_target}), got one of another with {sizes}"
         )
     dtype = model.embedding[...].dtype
     abstract = nnx.eval_shape(lambda: DrafterNetwork(stored.config, dtype=dtype, rngs=nnx.Rngs(0)))

@@ -41,7 +41,8 @@ class Validation(NamedTuple):
     Attributes:
         step: steps of the optimiser before it.
         acceptance: ``1 - TV`` at each step ahead, over the whole vocabulary.
-        length: expected number of accepted drafts of a chain as long as the steps ahead.
+        length: sum of the products of these acceptances up to each step. It compares weights. It
+            is not the mean length of accepted chains: acceptances in a text are not independent.
     """
 
     step: int
@@ -174,6 +175,6 @@ def target_log_probs(
 
 
 def has_state(num_positions: int, lengths, step: int):
-    """Whether a position of a text has a state at this step, `bool[B, T]`; step 0 is the first."""
+    """Whether a position of a text has a state at this step, `bool[B, T]`, counted from 0."""
     positions = jnp.arange(num_positions)
     return (positions >= step) & (positions < lengths[:, None])

@@ -39,7 +39,7 @@ def head_tokens(
     held_out: np.ndarray,
     count: int,
 ) -> tuple[np.ndarray, float]:
-    """The tokens to which the target gives most mass, and what share of it they have elsewhere.
+    """The tokens to which the target gives most mass, and their share of it on held-out texts.
 
     Args:
         target: the target.
@@ -66,8 +66,9 @@ def first_network(
 ) -> DrafterNetwork:
     """A drafter with embedding, head, last norm and last layers of the target.
 
-    The last of the observed layers becomes the state, and the state and the token's embedding are
-    added. So the network begins as the target's last layers, run once more.
+    The last of the observed layers becomes the state. Normed state and normed embedding of the
+    token are added with equal weights. So the network begins as the target's last layers, run once
+    more on what the target has made of the text and the new token.
     """
     target_config = target.config
     kept = range(target_config.num_layers - num_layers, target_config.num_layers)

@@ -9,8 +9,8 @@ For tokens that the target has read, the state is made of the target's *features
 some of its layers. For drafted tokens it is the drafter's own. (EAGLE, Li et al. 2401.15077;
 several layers as features: EAGLE-3, 2503.01840.)
 
-Embedding and output head are the target's. The head has the R most frequent tokens only; all
-others have probability 0.
+Embedding and output head are the target's. The head has only the R tokens to which the target
+gives most mass; all others have probability 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax.models.config import Config
 from gls_jax.models.layer_stack import Block, Cache, init_cache, new_blocks, run_blocks
-from gls_jax.models.layers import Linear, RMSNorm, normal, soft_cap
+from gls_jax.models.layers import Linear, RMSNorm, matrix_product, normal, soft_cap
 
 __all__ = ["DrafterCache", "DrafterConfig", "DrafterNetwork", "init_drafter_cache"]
 
@@ -118,7 +118,7 @@ class DrafterNetwork(nnx.Module):
 
     def head_logits(self, normed: Float[Array, "*b m"]) -> Float[Array, "*b r"]:
         """Logits of the tokens of the head from normed states, the drafter's or the target's."""
-        logits = jnp.matmul(normed, self.head[...], preferred_element_type=jnp.float32)
+        logits = matrix_product(normed, self.head[...])
         return soft_cap(logits, self.config.layers.logit_softcap)
 
     def read(

@@ -60,11 +60,11 @@ class Objective:
             key: selects positions for a list loss.
             log_p: of the drafter, normalised over R tokens.
             log_q: of the target at these tokens, not normalised over them.
-            counts: which positions count, at least one.
+            counts: which positions count; without any the mean is 0.
         """
         if self.kind == "list":
             return self._list_mean(key, log_p, log_q, counts)
-        weights = counts / jnp.sum(counts)
+        weights = counts / jnp.maximum(jnp.sum(counts), 1)
         accepted = overlap(log_p, log_q)
         cross_entropy = -jnp.sum(jnp.exp(log_q) * log_p, axis=-1)
         if self.kind == "kl":

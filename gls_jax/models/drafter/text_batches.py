@@ -11,10 +11,10 @@ from jaxtyping import Array
 from gls_jax.drafter_options import DrafterTraining
 from gls_jax.models.drafter.text_features import TextFeatures, padded_length
 
-__all__ = ["Batch", "padded_batch", "split_texts", "text_batches"]
+__all__ = ["TEXTS_OF_PROMPT", "Batch", "padded_batch", "split_texts", "text_batches"]
 
-# Texts side by side that are held out together: the replies to one prompt are alike.
-_TEXTS_OF_PROMPT = 2
+TEXTS_OF_PROMPT = 2
+"""Replies to each prompt that the target writes; alike, so they are held out together."""
 
 
 class Batch(NamedTuple):
@@ -29,12 +29,15 @@ class Batch(NamedTuple):
 def split_texts(texts: TextFeatures, options: DrafterTraining) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the texts to train on, and of those that are held out."""
     num_texts = len(texts.starts) - 1
-    num_groups = -(-num_texts // _TEXTS_OF_PROMPT)
+    num_groups = -(-num_texts // TEXTS_OF_PROMPT)
     num_held_out = max(1, round(options.validation_share * num_groups))
     if num_groups <= num_held_out:
-        raise ValueError(f"texts: expected more than {_TEXTS_OF_PROMPT}, got {num_texts}")
+        raise ValueError(
+            f"texts: expected enough to hold out {options.validation_share:.0%} of them, in pairs, "
+            f"got {num_texts}"
+        )
     held_out_groups = np.random.default_rng(options.seed).permutation(num_groups)[:num_held_out]
-    is_held_out = np.isin(np.arange(num_texts) // _TEXTS_OF_PROMPT, held_out_groups)
+    is_held_out = np.isin(np.arange(num_texts) // TEXTS_OF_PROMPT, held_out_groups)
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 

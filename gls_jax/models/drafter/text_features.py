@@ -23,7 +23,7 @@ from gls_jax.runs import files
 from gls_jax.runs.resume import Manifest, check_resumable, differing_entries
 from gls_jax.typing import Progress
 
-__all__ = ["TextFeatures", "check_observed_layers", "padded_length", "read_texts"]
+__all__ = ["TextFeatures", "check_observed_layers", "padded_length", "read_texts", "weights_hash"]
 
 _FORMAT = 1
 _RUN = "the features of texts"
@@ -85,7 +85,7 @@ def read_texts(
     tokens = np.concatenate([np.asarray(text, np.int32) for text in texts])
     configuration = {
         "texts": hashlib.sha256(starts.tobytes() + tokens.tobytes()).hexdigest(),
-        "target": _weights_hash(target),
+        "target": weights_hash(target),
         "layers": list(layers),
     }
     files.check_folder(folder)
@@ -202,10 +202,11 @@ def _open(folder: Path, starts, tokens, width: int, num_done: int) -> TextFeatur
     )
 
 
-def _weights_hash(target: Transformer) -> str:
-    """Hash of the configuration and of some weights of every kind."""
+def weights_hash(target: Transformer) -> str:
+    """Hash of the configuration and of some weights of every kind, from all layers."""
     digest = hashlib.sha256(repr(target.config).encode())
     for leaf in jax.tree.leaves(nnx.state(target)):
-        flat = np.asarray(leaf[(0,) * (leaf.ndim - 1)], np.float32)
-        digest.update(flat[:64].tobytes())
+        # The first axis is that of the layers, if there is one.
+        some = leaf.reshape(leaf.shape[0], -1)[:, :16]
+        digest.update(np.asarray(some, np.float32).tobytes())
     return digest.hexdigest()

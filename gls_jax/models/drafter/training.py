@@ -29,7 +29,7 @@ from gls_jax.models.drafter.first_weights import first_network, head_tokens
 from gls_jax.models.drafter.network import DrafterNetwork
 from gls_jax.models.drafter.objectives import Objective, parse_objective
 from gls_jax.models.drafter.text_batches import padded_batch, split_texts, text_batches
-from gls_jax.models.drafter.text_features import TextFeatures
+from gls_jax.models.drafter.text_features import TextFeatures, weights_hash
 from gls_jax.models.drafter.unrolled import unrolled_states
 from gls_jax.models.transformer import Transformer
 from gls_jax.runs import files
@@ -90,7 +90,7 @@ def train_drafter(
         progress: called with `(steps done, steps)`.
 
     Returns:
-        The drafter with the best weights.
+        The drafter with the best and with the last weights.
 
     Raises:
         ValueError: options out of range, too few texts, a run in the folder without `resume` or of
@@ -104,12 +104,18 @@ def train_drafter(
     tokens, coverage = head_tokens(target, texts, training_texts, held_out, options.head_tokens)
     network = first_network(target, observed_layers, tokens, options.layers, options.seed)
     if start is not None:
-        if start.config != network.config:
-            raise ValueError("start: expected a drafter of these options, got another one")
+        if start.config != network.config or not jnp.array_equal(
+            start.head[...], network.head[...]
+        ):
+            raise ValueError(
+                "start: expected a drafter of these options and this target, with the same output "
+                "head (from these texts and this seed), got another one"
+            )
         network = start
     configuration = dataclasses.asdict(options) | {
         "observed_layers": list(observed_layers),
         "texts": configuration_hash(len(texts.tokens), texts.starts, texts.tokens),
+        "target": weights_hash(target),
     }
     if start is not None:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(start))]
@@ -229,7 +235,7 @@ def _step_loss(objective: Objective, step: int, network, key, states, log_q, len
 
 
 def _has_ended(validations: list[Validation], patience: int) -> bool:
-    """Whether the last validations were all worse than the best one before them."""
+    """Whether none of the last validations was better than the best one before them."""
     best = int(np.argmax([row.length for row in validations]))
     return len(validations) - 1 - best >= patience
 

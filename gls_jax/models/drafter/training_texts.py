@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from gls_jax.decoding import DecodeOptions, requests
 from gls_jax.drafter_options import OWN_PROMPTS, TextSource
 from gls_jax.models.chat import ChatTemplate, chat_template
+from gls_jax.models.drafter.text_batches import TEXTS_OF_PROMPT
+from gls_jax.models.drafter.text_features import weights_hash
 from gls_jax.runs import files
 from gls_jax.typing import Report
 
@@ -24,11 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["pieces_of_plain_text", "replies_of_target"]
 
 _PLACEHOLDER = "gls-jax"
-# Replies to each prompt that the target writes; training holds them out together.
-_REPLIES_PER_PROMPT = 2
-# Of a prompt that the target writes. Longer ones are left out, and so are very short ones.
+# Of a prompt that the target writes: most tokens, and fewest characters. Others are left out.
 _PROMPT_TOKENS = 80
-_LEAST_PROMPT = 12
+_LEAST_CHARACTERS = 12
 # How many more prompts are asked for than are needed, because some are left out.
 _SPARE_PROMPTS = 1.25
 # With a smaller share of usable ones among so many, the model cannot write prompts.
@@ -87,7 +87,7 @@ def replies_of_target(
 
 
 def pieces_of_plain_text(pair: ModelPair, source: TextSource) -> list[list[int]]:
-    """Plain text as token ids, in pieces of equal length."""
+    """Plain text as token ids, in pieces of `text_tokens`; the last of a file may be shorter."""
     pieces = []
     for path in source.plain_text:
         tokens = pair.tokenizer.encode(files.read_text(path)).ids
@@ -102,7 +102,7 @@ def _own_requests(
 ) -> list[requests.TextRequest]:
     """Requests for replies to prompts that the target writes."""
     beginning = _beginning_of_user_turn(pair)
-    num_needed = -(-source.texts // _REPLIES_PER_PROMPT)
+    num_needed = -(-source.texts // TEXTS_OF_PROMPT)
     num_asked = 0
     prompts: list[str] = []
     while len(prompts) < num_needed:
@@ -122,7 +122,7 @@ def _own_requests(
             progress=progress,
             kind="prompts",
         )
-        prompts = _usable(records, pair)
+        prompts = _usable(records, pair, source)
         # If more are needed, the file of these is continued.
         resume = True
         # Few of the prompts of a model that was not trained for chats end.
@@ -132,7 +132,7 @@ def _own_requests(
                 f"{len(prompts)} of {num_asked} that end; give a file of prompts"
             )
     numbers = range(source.texts)
-    return _requests([prompts[number // _REPLIES_PER_PROMPT] for number in numbers], source)
+    return _requests([prompts[number // TEXTS_OF_PROMPT] for number in numbers], source)
 
 
 def _beginning_of_user_turn(pair: ModelPair) -> str:
@@ -146,18 +146,19 @@ def _beginning_of_user_turn(pair: ModelPair) -> str:
     return template.render(turn, add_generation_prompt=False).partition(_PLACEHOLDER)[0]
 
 
-def _usable(records: Iterable[dict[str, Any]], pair: ModelPair) -> list[str]:
+def _usable(records: Iterable[dict[str, Any]], pair: ModelPair, source: TextSource) -> list[str]:
     """Prompts that end, leave room for a reply, are not too short, and repeat no earlier one."""
     template = chat_template(pair.target_name)
     assert template is not None  # it wrote the beginning of the turn
+    room = min(source.text_tokens, pair.target.config.max_positions)
     prompts: dict[str, None] = {}
     for record in records:
         text = record["text"].strip()
-        if record["finish_reason"] != "stop" or len(text) < _LEAST_PROMPT:
+        if record["finish_reason"] != "stop" or len(text) < _LEAST_CHARACTERS:
             continue
         rendered = template.render([{"role": "user", "content": text}])
         prompt = pair.tokenizer.encode(rendered, add_special_tokens=False).ids
-        if len(prompt) < pair.target.config.max_positions:
+        if len(prompt) < room:
             prompts.setdefault(text)
     return list(prompts)
 
@@ -201,7 +202,12 @@ def _answers(
     kind: str,
 ) -> list[dict[str, Any]]:
     """Records of the target's replies, in the order of the requests."""
-    configuration = {"target": pair.target_name, "top_k": source.top_k, "chat": text_options.chat}
+    configuration = {
+        "target": pair.target_name,
+        "weights": weights_hash(pair.target.model),
+        "top_k": source.top_k,
+        "chat": text_options.chat,
+    }
 
     def report(_: str, done: int, total: int) -> None:
         if progress is not None:
