@@ -74,7 +74,7 @@ def check_pair(draft: str | None, drop_layers: str | None) -> None:
     has_no_layers = draft in _DRAFTERS_WITHOUT_WEIGHTS or is_trained_drafter(draft)
     if drop_layers is not None and (has_no_layers or (is_auto and draft is None)):
         raise ValueError(
-            f"drop_layers: expected a drafter that is a language model, got draft {name!r}"
+            f"drop_layers: expected a drafter that is a model with layers, got draft {name!r}"
         )
     is_name = draft in (None, "smollm2", _TRAINED, *_DRAFTERS_WITHOUT_WEIGHTS)
     if not is_name and not Path(str(draft)).exists():
