@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
 from gls_jax.decoding.lookup import LONGEST_MATCH, Match
-from gls_jax.decoding.model import AnyModel, LanguageModel
+from gls_jax.decoding.model import AnyModel
 from gls_jax.decoding.state import Mode
 from gls_jax.decoding.tree_shape import (
     BestFirstTree,
@@ -176,7 +176,9 @@ def auto(
     >>> bool((fast.tokens == plain.tokens).all()), fast.metrics.rounds < 10
     (True, True)
     """
-    if isinstance(drafter, list | tuple) and not isinstance(drafter, LanguageModel):
+    # A checkpoint is a tuple, too, but one model.
+    is_one = hasattr(type(drafter), "language_model")
+    if isinstance(drafter, list | tuple) and not is_one:
         raise ValueError(f"auto: expected one drafter or None, got {len(drafter)} of them")
     if drafter is None and not lookup:
         raise ValueError("auto: expected a drafter, or lookup=True, got neither")
@@ -253,7 +255,7 @@ def choose_mode(
     # Where nothing matches there are no drafts.
     by_length = expected[len(kinds) :]
     by_match = jnp.concatenate([jnp.zeros_like(by_length[:1]), by_length])[match.length]
-    num_active = jnp.maximum(jnp.sum(is_active), 1)
+    num_active = jnp.maximum(jnp.sum(is_active), 1).astype(jnp.float32)
     values = []
     for number, mode in enumerate(modes):
         depth = mode.shape.depth
@@ -288,7 +290,7 @@ def learn_acceptance(
     at_least = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
     accepted_at, tried_at = at_least[:, 1:], at_least[:, :-1]
     mode = modes[number]
-    tried_at = tried_at * (jnp.arange(tried_at.shape[1]) < mode.shape.depth)
+    tried_at = jnp.where(jnp.arange(tried_at.shape[1]) < mode.shape.depth, tried_at, 0)
     # Which row of the counts each request belongs to; -1 where it counts nowhere.
     kinds = _model_kinds(modes)
     row = jnp.full_like(match.length, -1)

@@ -7,6 +7,7 @@ costs are kept for all later ones.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -37,6 +38,8 @@ class CostMeasurement:
         self._waiting = [0, *list(range(len(config.modes))) * _REPEATS]
         self._seconds: list[list[float]] = [[] for _ in config.modes]
         self._has_compiled = False
+        # Batches of several threads measure together, one after the other.
+        self._lock = threading.Lock()
 
     @property
     def is_complete(self) -> bool:
@@ -44,7 +47,11 @@ class CostMeasurement:
         return self.costs is not None
 
     def run(self, requests: Requests, state: State) -> State:
-        """One round in the next mode to be measured."""
+        """One round in the next mode to be measured; none if another thread was faster."""
+        with self._lock:
+            return state if self.is_complete else self._measure(requests, state)
+
+    def _measure(self, requests: Requests, state: State) -> State:
         mode = self._waiting[0]
         choice = state.choice._replace(forced=jnp.int32(mode))
         state = jax.block_until_ready(state._replace(choice=choice))
