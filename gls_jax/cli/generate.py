@@ -83,7 +83,9 @@ class Generate:
     the first is answered; optionally `max_new_tokens`, `temperature`, `seed`.
     """
     batch: int = 8
-    """Requests in one batch; results do not depend on it."""
+    """Requests in one batch. Results do not depend on it, unless drafting is automatic and the
+    scheme not strongly invariant.
+    """
     text: tyro.conf.OmitArgPrefixes[requests.TextOptions] = _DEFAULT_TEXT
     out: Path | None = None
     """A file to which each finished result is appended at once, one JSON object per line."""
@@ -180,6 +182,8 @@ class Generate:
         names = self._model_names()
         if names.is_automatic and self.length is not None:
             raise ValueError("length: expected none with --draft auto, which chooses it")
+        if names.is_automatic and self.timed:
+            raise ValueError("timed: expected no --timed with --draft auto")
         scheme = schemes.get(self.scheme)
         temperatures = self.draft_temperature or ()
         # Look-up of n-grams has one guess; other drafters follow their temperatures.

@@ -1,14 +1,14 @@
 """Which drafts a round makes: chosen from running estimates of acceptance and from costs.
 
 A *mode* is a way to make the drafts of a round: none, chains or a tree of a model, or one chain by
-look-up.
-Before every round the mode with most expected tokens per second is chosen, for the whole batch:
+look-up. Before every round the mode with most expected tokens per second is chosen, for the whole
+batch:
 
     (1 + a_1 + a_1 a_2 + ... + a_1 ... a_L) / cost,
 
 where `a_d` is the probability that a draft at depth `d` is accepted if those before it were. The
-estimates count acceptances with weights that decay, from prior counts on. Chains of a model
-have the same estimates whatever their length, each tree has its own, and look-up has some for each
+estimates count acceptances with weights that decay, from prior counts on. Chains of a model have
+the same estimates whatever their length, each tree has its own, and look-up has some for each
 length of match. While a mode is not used its counts decay to the prior ones, within some hundred
 rounds: it is tried again if the prior promises that it pays.
 
@@ -31,9 +31,10 @@ from jaxtyping import Array, Float, Int
 
 from gls_jax import checks
 from gls_jax.decoding.lookup import LONGEST_MATCH, Match
-from gls_jax.decoding.model import AnyModel
+from gls_jax.decoding.model import AnyModel, LanguageModel
 from gls_jax.decoding.state import Mode
 from gls_jax.decoding.tree_shape import (
+    LARGEST_TREE,
     BestFirstTree,
     DynamicTree,
     MarginTree,
@@ -42,7 +43,16 @@ from gls_jax.decoding.tree_shape import (
 )
 from gls_jax.schemes import Scheme
 
-__all__ = ["Auto", "Choice", "Drafters", "auto", "choose_mode", "first_choice", "learn_acceptance"]
+__all__ = [
+    "Auto",
+    "Choice",
+    "Drafters",
+    "auto",
+    "chain_shape",
+    "choose_mode",
+    "first_choice",
+    "learn_acceptance",
+]
 
 # Factor on all counts after each round.
 _DECAY = 0.98
@@ -89,14 +99,14 @@ class Auto:
         """
         # Lists have one size in all modes, because the target's token may depend on it. That of a
         # scheme with dynamic trees does not.
-        modes = [Mode("plain", _chain_shape(0, num_drafts))]
+        modes = [Mode("plain", chain_shape(0, num_drafts))]
         if self.drafter is not None:
             trees = usual_trees(scheme) if self.draft_trees is None else self.draft_trees
             shapes = [shape_of(scheme, num_drafts, length, None) for length in self.draft_lengths]
             shapes += [_tree_shape(scheme, num_drafts, tree) for tree in trees]
             modes += [Mode("model", shape) for shape in shapes]
         if self.lookup:
-            shapes = [_chain_shape(length, num_drafts) for length in self.lookup_lengths]
+            shapes = [chain_shape(length, num_drafts) for length in self.lookup_lengths]
             modes += [Mode("lookup", shape) for shape in shapes]
         if self.costs is not None and len(self.costs) != len(modes):
             names = ", ".join(mode.name for mode in modes)
@@ -107,7 +117,7 @@ class Auto:
         return tuple(modes)
 
 
-def _chain_shape(length: int, num_drafts: int) -> Shape:
+def chain_shape(length: int, num_drafts: int) -> Shape:
     """One chain of this length; without nodes at length 0, for plain generation."""
     return Shape(widths=(1,) * length, is_chains=length > 0, list_size=num_drafts)
 
@@ -176,24 +186,46 @@ def auto(
     >>> bool((fast.tokens == plain.tokens).all()), fast.metrics.rounds < 10
     (True, True)
     """
-    # A checkpoint is a tuple, too, but one model.
-    is_one = hasattr(type(drafter), "language_model")
-    if isinstance(drafter, list | tuple) and not is_one:
-        raise ValueError(f"auto: expected one drafter or None, got {len(drafter)} of them")
+    is_model = isinstance(drafter, LanguageModel) or hasattr(type(drafter), "language_model")
+    if drafter is not None and not is_model:
+        raise ValueError(f"auto: expected one drafter or None, got {type(drafter).__name__}")
     if drafter is None and not lookup:
         raise ValueError("auto: expected a drafter, or lookup=True, got neither")
     draft_lengths = checks.counts(draft_lengths, "draft_lengths")
     lookup_lengths = checks.counts(lookup_lengths, "lookup_lengths")
-    if costs is not None:
-        costs = tuple(float(cost) for cost in costs)
-        if not all(0 < cost < np.inf for cost in costs):
-            raise ValueError(f"costs: expected positive numbers, got {costs}")
-    if draft_trees is not None:
-        draft_trees = tuple(
-            tree if isinstance(tree, DynamicTree) else checks.counts(tree, "draft_trees")
-            for tree in draft_trees
+    # Before anything of that size is made.
+    if max(lookup_lengths) > LARGEST_TREE:
+        raise ValueError(
+            f"lookup_lengths: expected at most {LARGEST_TREE}, got {max(lookup_lengths)}"
         )
+    if costs is not None:
+        costs = _checked_costs(costs)
+    if draft_trees is not None:
+        draft_trees = _checked_trees(draft_trees)
     return Auto(drafter, bool(lookup), draft_lengths, draft_trees, lookup_lengths, costs)
+
+
+def _checked_costs(costs: object) -> tuple[float, ...]:
+    try:
+        numbers = np.asarray(costs, np.float64)
+        is_valid = numbers.ndim == 1 and (numbers > 0).all() and np.isfinite(numbers).all()
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"costs: expected positive numbers, got {costs!r}")
+    return tuple(numbers.tolist())
+
+
+def _checked_trees(trees: object) -> tuple[TreeOption, ...]:
+    if not isinstance(trees, list | tuple) or any(isinstance(tree, str) for tree in trees):
+        raise ValueError(
+            "draft_trees: expected a list of trees, such as [(2, 1)] or [MarginTree(4, 3)], "
+            f"got {trees!r}"
+        )
+    return tuple(
+        tree if isinstance(tree, DynamicTree) else checks.counts(tree, "draft_trees")
+        for tree in trees
+    )
 
 
 Drafters: TypeAlias = AnyModel | Sequence[AnyModel] | Auto | None

@@ -84,8 +84,8 @@ def generate(
     Whatever the scheme and the drafters, the texts have exactly the target's distribution. A token
     depends on its request's key, its position, the text before it and the target. Under a strongly
     invariant scheme it depends on nothing else: it equals the token that plain generation with the
-    same key emits, up to ties that rounding decides. It never depends on the other requests of the
-    batch.
+    same key emits, up to ties that rounding decides. It does not depend on the other requests of
+    the batch, unless drafting is automatic and the scheme is not strongly invariant.
 
     Everything is compiled once per combination of models, scheme, shape of the tree, batch size,
     set of sampling parameters that are not None, and value of `top_k`. Prompt length,
@@ -243,8 +243,10 @@ class Stream(Iterator[list[Int[np.ndarray, " new"]]]):
         if not self._config.modes:
             return None
         rounds = np.asarray(self._state.choice.rounds).tolist()
-        names = [mode.name for mode in self._config.modes]
-        return dict(zip(names, rounds, strict=True))
+        by_name: dict[str, int] = {}
+        for mode, count in zip(self._config.modes, rounds, strict=True):
+            by_name[mode.name] = by_name.get(mode.name, 0) + count
+        return by_name
 
     def _tokens_from(self, starts):
         """The tokens of each text from a position on."""

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 from gls_jax import checks, schemes, work_shape
 from gls_jax.decoding import request_arrays
 from gls_jax.decoding.batch_sampling import BatchSampling
-from gls_jax.decoding.choice import Auto, Drafters
+from gls_jax.decoding.choice import Auto, Drafters, chain_shape
 from gls_jax.decoding.model import AnyModel, LanguageModel
 from gls_jax.decoding.options import DecodeOptions
 from gls_jax.decoding.sampling_parameters import check_sampling
@@ -75,7 +75,7 @@ def prepare(
         modes = automatic.modes(scheme, num_drafts)
         # As deep as the deepest mode: counts and texts have room for it.
         depth = max(mode.shape.depth for mode in modes)
-        shape = shape_of(scheme, num_drafts, depth, None)
+        shape = chain_shape(depth, scheme.check_num_drafts(num_drafts))
     else:
         shape = shape_of(scheme, num_drafts, options.draft_length, options.tree)
     if not models and automatic is None:

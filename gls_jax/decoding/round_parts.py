@@ -269,9 +269,10 @@ def _num_valid(scheme: Scheme, drafts: Drafts, log_q, path: Path, num_left):
         is_failure = jnp.take_along_axis(is_invalid, nodes, axis=1) & in_path
         first_failure = jnp.argmax(is_failure, axis=1).astype(jnp.int32)
     else:
-        # The path depends on all nodes, so not even its first token is valid.
+        # The path depends on all nodes that are alive, so not even its first token is valid.
         levels = jnp.pad(drafts.tree.depths + 1, ((0, 0), (1, 0)))
-        is_failure = is_invalid & (levels < num_left[:, None])
+        is_alive = jnp.pad(drafts.tree.alive, ((0, 0), (1, 0)), constant_values=True)
+        is_failure = is_invalid & is_alive & (levels < num_left[:, None])
         first_failure = jnp.int32(0)
     num_valid = jnp.where(jnp.any(is_failure, axis=1), first_failure, depth + 1)
     # Invalid drafts invalidate the whole round, because they take part in the verification.

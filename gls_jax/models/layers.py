@@ -141,15 +141,16 @@ class Linear(nnx.Module):
 def matrix_product(
     x: Float[Array, "*b inputs"], weight: Float[Array, "inputs outputs"]
 ) -> Float[Array, "*b outputs"]:
-    """`x @ weight` in float32, whatever the types of `x` and `weight`."""
+    """`x @ weight`, in float32 where the types of `x` and `weight` are smaller."""
     rows = x.reshape(-1, x.shape[-1])
     num_rows = rows.shape[0]
-    # XLA:CPU has a fast product for bfloat16 if the result is float32 and there are at least two
-    # rows. One row takes eleven times as long as two, so a copy is added.
+    # XLA:CPU has no fast product for one row in bfloat16. It takes several times as long as two, so
+    # a copy is added.
     if num_rows == 1 and weight.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         rows = jnp.concatenate([rows, rows])
-    product = jnp.matmul(rows, weight, preferred_element_type=jnp.float32)
-    return product[:num_rows].reshape(*x.shape[:-1], -1)
+    dtype = jnp.promote_types(jnp.result_type(x, weight), jnp.float32)
+    product = jnp.matmul(rows, weight, preferred_element_type=dtype)
+    return product[:num_rows].reshape(*x.shape[:-1], weight.shape[-1])
 
 
 class RMSNorm(nnx.Module):

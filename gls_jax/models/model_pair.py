@@ -14,13 +14,7 @@ from gls_jax.typing import Report
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = [
-    "ModelPair",
-    "check_pair",
-    "is_automatic",
-    "is_trained_drafter",
-    "load_pair",
-]
+__all__ = ["ModelPair", "check_pair", "is_automatic", "is_trained_drafter", "load_pair"]
 
 _DRAFTERS_WITHOUT_WEIGHTS = ("ngram", "none")
 _AUTO = "auto"
@@ -206,11 +200,9 @@ def _automatic_pair(
 
 def _split_auto(draft: str | None) -> tuple[bool, str | None]:
     """Whether drafting is automatic, and the name of the drafter."""
+    # As with all names, a file of the same name is `./auto`.
     kind, _, name = (draft or "").partition(":")
-    # A file may have such a name, too.
-    if kind != _AUTO or (draft and Path(draft).exists()):
-        return False, draft
-    return True, name or None
+    return (True, name or None) if kind == _AUTO else (False, draft)
 
 
 def _ignore_progress(kind: str, done: int, total: int) -> None:

@@ -252,6 +252,7 @@ def test_resume_after_an_interrupt(args, tmp_path, capsys, monkeypatch):
         (["--draft", "missing"], "missing: no such file or folder"),
         (["--draft", "auto:missing"], "missing: no such file or folder"),
         (["--draft", "auto", "--length", "3"], "length: expected none with --draft auto"),
+        (["--draft", "auto", "--timed"], "timed: expected no --timed with --draft auto"),
         (["--draft", "auto", "--tree", "4,2"], "tree: expected None with automatic drafting"),
         (["--draft", "auto", "--drop-layers", "1"], "drop_layers: expected a drafter that is"),
         (["--target", "missing"], "missing: no such file or folder"),

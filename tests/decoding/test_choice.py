@@ -1,5 +1,8 @@
 """Automatic drafting: what it chooses, that the text is that without, and what it costs."""
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -159,6 +162,42 @@ def test_two_streams_measure_together_and_an_interrupted_round_is_measured_again
         np.testing.assert_allclose(costs, np.array(measurement.costs), rtol=1e-6)
 
 
+def test_threads_measure_one_after_the_other():
+    cost_measurement._MEASUREMENTS.clear()
+    target = trigram_model(0, vocab_size=37)
+    automatic = decoding.auto(noisy(target, 0.5), **LENGTHS)
+    options = dict(max_new_tokens=40)
+    prompts = [[1], [2]]
+    expected = texts(decoding.generate(KEY, target, None, prompts, **options))
+
+    def generate(_):
+        return texts(decoding.generate(KEY, target, automatic, prompts, **options))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(generate, range(8))) == [expected] * 8
+
+
+def test_a_checkpoint_is_one_drafter():
+    class Checkpoint(NamedTuple):
+        model: object
+        language_model: object
+
+    target = trigram_model(0)
+    automatic = decoding.auto(Checkpoint(None, target), costs=(1, 1.2, 1.4, 1.2, 1.2, 1.4))
+    assert decoding.generate(KEY, target, automatic, [[1]], max_new_tokens=4).lengths.tolist() == [
+        4
+    ]
+
+
+def test_modes_of_one_name_are_counted_together():
+    target = trigram_model(0)
+    automatic = decoding.auto(
+        target, draft_lengths=(4, 4), draft_trees=(), lookup_lengths=(3,), costs=(1, 0.1, 0.2, 2)
+    )
+    metrics = decoding.generate(KEY, target, automatic, [[1]], max_new_tokens=20).metrics
+    assert metrics.modes["model 4"] == metrics.rounds
+
+
 def test_acceptance_counts_only_rounds_that_had_drafts():
     """The drafter is the target, so its chains of two are accepted whole."""
     target = trigram_model(0)
@@ -205,7 +244,14 @@ def test_matches(text, length, expected):
     ("arguments", "message"),
     [
         (dict(lookup=False), "auto: expected a drafter, or lookup=True, got neither"),
-        (dict(drafter=[1, 2]), "auto: expected one drafter or None, got 2"),
+        (dict(drafter=[1, 2]), "auto: expected one drafter or None, got list"),
+        (dict(drafter="smollm2"), "auto: expected one drafter or None, got str"),
+        (dict(costs=5), "costs: expected positive numbers, got 5"),
+        (dict(costs=(1, None)), "costs: expected positive numbers"),
+        (dict(costs="abc"), "costs: expected positive numbers, got 'abc'"),
+        (dict(draft_trees=decoding.MarginTree(4, 3)), "draft_trees: expected a list of trees"),
+        (dict(draft_trees=["margin"]), "draft_trees: expected a list of trees"),
+        (dict(lookup_lengths=(3 * 10**9,)), "lookup_lengths: expected at most 8192"),
         (dict(lookup_lengths=(0,)), "lookup_lengths: expected"),
         (dict(costs=(1, float("nan"), 1)), "costs: expected positive numbers"),
         (dict(draft_trees=((2, 0),)), "draft_trees: expected"),

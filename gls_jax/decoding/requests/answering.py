@@ -107,7 +107,7 @@ def answer(
 
     In a cluster (:mod:`gls_jax.runs.cluster`) every process calls this function with the same
     arguments, and each answers its share of the requests. Results depend neither on the batch size
-    nor on the processes.
+    nor on the processes, unless drafting is automatic and the scheme is not strongly invariant.
 
     Args:
         requests: the requests.

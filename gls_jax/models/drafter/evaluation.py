@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from gls_jax import checks
 from gls_jax.drafter_options import DrafterTraining
 from gls_jax.models.drafter.network import DrafterNetwork
 from gls_jax.models.drafter.objectives import overlap
@@ -120,28 +121,36 @@ def held_out_distributions(
         texts: from :func:`gls_jax.models.drafter.read_texts`.
         options: of the training: its seed says which texts are held out.
         num_positions: how many, or all if there are fewer.
+
+    Raises:
+        ValueError: no positions, or held-out texts that are all shorter than the steps ahead.
     """
+    checks.count(num_positions, "num_positions")
     _, held_out = split_texts(texts, options)
-    # Every position at which the last step has a state, each as (text, position).
+    # Every position at which the last step has a state, as rows (text, position).
     places = [
         (text, position)
         for text in held_out
         for position in range(options.steps_ahead - 1, texts.starts[text + 1] - texts.starts[text])
     ]
-    rng = np.random.default_rng(options.seed)
-    chosen = sorted(rng.permutation(len(places))[:num_positions])
-    wanted = {text: [places[i][1] for i in chosen if places[i][0] == text] for text in held_out}
+    if not places:
+        raise ValueError(
+            f"texts: expected held-out ones of at least {options.steps_ahead} tokens, got none"
+        )
+    order = np.random.default_rng(options.seed).permutation(len(places))
+    chosen = np.array(places)[np.sort(order[:num_positions])]
+
+    # One text at a time: the distributions of all positions would take much memory.
     graph, params = nnx.split(network)
     norm = norm_factor(target)
-    log_p, log_q, numbers = [], [], []
-    for text, positions in wanted.items():
-        if positions:
-            batch = padded_batch(texts, np.array([text]))
-            of_drafter, of_target = _distributions(graph, options.steps_ahead, params, norm, batch)
-            log_p.append(np.asarray(of_drafter[:, 0, np.array(positions)]))
-            log_q.append(np.asarray(of_target[0, np.array(positions)]))
-            numbers += [text] * len(positions)
-    return HeldOut(np.concatenate(log_p, axis=1), np.concatenate(log_q), np.array(numbers))
+    log_p, log_q = [], []
+    for text in np.unique(chosen[:, 0]):
+        positions = chosen[chosen[:, 0] == text, 1]
+        batch = padded_batch(texts, np.array([text]))
+        of_drafter, of_target = _distributions(graph, options.steps_ahead, params, norm, batch)
+        log_p.append(np.asarray(of_drafter[:, 0, positions]))
+        log_q.append(np.asarray(of_target[0, positions]))
+    return HeldOut(np.concatenate(log_p, axis=1), np.concatenate(log_q), chosen[:, 0])
 
 
 @partial(jax.jit, static_argnames=("graph", "num_steps"))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,11 @@ from gls_jax.models.drafter.first_weights import first_network, head_tokens
 from gls_jax.models.drafter.network import DrafterNetwork
 from gls_jax.models.drafter.objectives import Objective, parse_objective
 from gls_jax.models.drafter.text_batches import padded_batch, split_texts, text_batches
-from gls_jax.models.drafter.text_features import TextFeatures, weights_hash
+from gls_jax.models.drafter.text_features import (
+    TextFeatures,
+    check_observed_layers,
+    weights_hash,
+)
 from gls_jax.models.drafter.unrolled import unrolled_states
 from gls_jax.models.transformer import Transformer
 from gls_jax.runs import files
@@ -100,26 +104,20 @@ def train_drafter(
     folder = Path(folder)
     options.check()
     parse_objective(options.loss)
+    observed_layers = check_observed_layers(observed_layers, target.config.num_layers)
+    width = len(observed_layers) * target.config.hidden_size
+    if texts.features.shape[1] != width:
+        raise ValueError(
+            f"texts: expected features of {len(observed_layers)} layers, {width} numbers a token, "
+            f"got {texts.features.shape[1]}"
+        )
     training_texts, held_out = split_texts(texts, options)
     tokens, coverage = head_tokens(target, texts, training_texts, held_out, options.head_tokens)
     network = first_network(target, observed_layers, tokens, options.layers, options.seed)
     if start is not None:
-        if start.config != network.config or not jnp.array_equal(
-            start.head[...], network.head[...]
-        ):
-            raise ValueError(
-                "start: expected a drafter of these options and this target, with the same output "
-                "head (from these texts and this seed), got another one"
-            )
+        _check_start(start, network)
         network = start
-    configuration = dataclasses.asdict(options) | {
-        "observed_layers": list(observed_layers),
-        "texts": configuration_hash(len(texts.tokens), texts.starts, texts.tokens),
-        "target": weights_hash(target),
-    }
-    if start is not None:
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(start))]
-        configuration["start"] = configuration_hash(len(leaves), *leaves)
+    configuration = _configuration(target, texts, observed_layers, options, start)
 
     # The trained weights, and those that are the target's.
     graph, *parts = nnx.split(network, _is_trained, ...)
@@ -141,12 +139,10 @@ def train_drafter(
     train_step = partial(_train_step, graph, constants, optimizer, options)
     train = jax.jit(train_step, donate_argnums=(0, 1))
     key = races.new_key(options.seed)
-    while done < num_steps and not _has_ended(validations, options.patience):
-        next_stop = min(num_steps, done + options.validation_steps)
-        trained, optimizer_state = state["trained"], state["optimizer"]
-        # The best weights may be the newest ones, whose buffers the next step takes over.
-        state["best"] = jax.tree.map(jnp.copy, state["best"])
-        for step in range(done, next_stop):
+
+    def train_until(last: int, trained, optimizer_state):
+        """The steps up to `last`; the same whether or not training was resumed before them."""
+        for step in range(done, last):
             epoch, index = divmod(step, len(batches))
             order = np.random.default_rng([options.seed, epoch]).permutation(len(batches))
             batch = padded_batch(texts, batches[order[index]])
@@ -156,9 +152,16 @@ def train_drafter(
                 progress(step + 1, num_steps)
         if not np.isfinite(float(loss)):
             raise ValueError(
-                f"training: expected a finite loss, got {float(loss)} in step {next_stop}; "
+                f"training: expected a finite loss, got {float(loss)} in step {last}; "
                 "try a smaller learning rate"
             )
+        return trained, optimizer_state
+
+    while done < num_steps and not _has_ended(validations, options.patience):
+        next_stop = min(num_steps, done + options.validation_steps)
+        # The best weights may be the newest ones, whose buffers the next step takes over.
+        state["best"] = jax.tree.map(jnp.copy, state["best"])
+        trained, optimizer_state = train_until(next_stop, state["trained"], state["optimizer"])
         done = next_stop
         validations.append(validated(trained, done))
         is_best = validations[-1].length >= max(row.length for row in validations)
@@ -176,6 +179,36 @@ def train_drafter(
         coverage=coverage,
         validations=validations,
     )
+
+
+def _check_start(start: DrafterNetwork, expected: DrafterNetwork) -> None:
+    """Refuse a drafter that cannot be trained further with these options."""
+    if not isinstance(start, DrafterNetwork):
+        raise ValueError(f"start: expected a DrafterNetwork, got {type(start).__name__}")
+    if start.config != expected.config or not jnp.array_equal(start.head[...], expected.head[...]):
+        raise ValueError(
+            "start: expected a drafter of these options and this target, with the same output "
+            "head (from these texts and this seed), got another one"
+        )
+
+
+def _configuration(
+    target: Transformer,
+    texts: TextFeatures,
+    observed_layers: Sequence[int],
+    options: DrafterTraining,
+    start: DrafterNetwork | None,
+) -> dict[str, Any]:
+    """Everything that the result depends on, as JSON."""
+    configuration = dataclasses.asdict(options) | {
+        "observed_layers": list(observed_layers),
+        "texts": configuration_hash(len(texts.tokens), texts.starts, texts.tokens),
+        "target": weights_hash(target),
+    }
+    if start is not None:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(start))]
+        configuration["start"] = configuration_hash(len(leaves), *leaves)
+    return configuration
 
 
 def _is_trained(path, _) -> bool:

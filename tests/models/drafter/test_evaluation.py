@@ -84,3 +84,23 @@ def test_training_goes_on_from_a_drafter(target, texts, trained, tmp_path):
         drafter.train_drafter(
             folder, target, texts, LAYERS, OPTIONS, start=further.last, resume=True
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(observed_layers=(0, 5)), "observed_layers: expected increasing indices"),
+        (dict(observed_layers=(1,)), "texts: expected features of 1 layers, 12 numbers a token"),
+        (dict(start="drafter"), "start: expected a DrafterNetwork, got str"),
+    ],
+)
+def test_bad_arguments_of_training(target, texts, tmp_path, change, message):
+    arguments = dict(observed_layers=LAYERS, options=OPTIONS) | change
+    with pytest.raises(ValueError, match=message):
+        drafter.train_drafter(tmp_path / "run", target, texts, **arguments)
+
+
+@pytest.mark.parametrize("num_positions", [0, -1, 2.5, None])
+def test_bad_numbers_of_positions(target, texts, trained, num_positions):
+    with pytest.raises(ValueError, match="num_positions: expected"):
+        drafter.held_out_distributions(trained.last, target, texts, OPTIONS, num_positions)
