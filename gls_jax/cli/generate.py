@@ -275,9 +275,13 @@ def _summary_table(figures: dict[str, Any], title: str) -> Table:
     efficiency = _format(figures["block_efficiency"])
     table.add_row("mean acceptance length (block efficiency)", efficiency)
     if figures["acceptance_by_position"]:
-        shares = enumerate(figures["acceptance_histogram"])
+        # Up to the most drafts that a round accepted: automatic drafting may try many.
+        histogram = figures["acceptance_histogram"]
+        most = max(number for number, share in enumerate(histogram) if share or not number)
+        shares = enumerate(histogram[: most + 1])
         table.add_row("acceptance histogram", "  ".join(f"{n} {share:.0%}" for n, share in shares))
-        positions = [_format(chance) for chance in figures["acceptance_by_position"]]
+        by_position = figures["acceptance_by_position"][: most + 1]
+        positions = [_format(chance) for chance in by_position]
         table.add_row("acceptance by position", "  ".join(positions))
     table.add_row("prompts, compilation, first tokens", f"{figures['warm_up_seconds']:.1f} s")
     table.add_row("tokens per second after that", _format(figures["tokens_per_second"]))

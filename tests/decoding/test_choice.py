@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -175,6 +176,15 @@ def test_threads_measure_one_after_the_other():
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(generate, range(8))) == [expected] * 8
+
+
+def test_strict_promotion_changes_nothing():
+    target = trigram_model(0)
+    automatic = decoding.auto(noisy(target, 0.5), costs=(1, 1.2, 1.4, 1.2, 1.2, 1.4))
+    options = dict(max_new_tokens=12, temperature=0.5)
+    expected = texts(decoding.generate(KEY, target, automatic, [[1, 2]], **options))
+    with jax.numpy_dtype_promotion("strict"):
+        assert texts(decoding.generate(KEY, target, automatic, [[1, 2]], **options)) == expected
 
 
 def test_a_checkpoint_is_one_drafter():
