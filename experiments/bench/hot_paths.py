@@ -185,10 +185,9 @@ BILLION = models.Config(
 def _abstract_model(config: models.Config, dtype: Any) -> decoding.LanguageModel:
     """A language model without weights, only their shapes."""
     transformer = nnx.eval_shape(lambda: models.Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    graph, params = nnx.split(transformer)
     return decoding.LanguageModel(
-        params=params,
-        apply=decoding_adapter.Apply(graph),
+        params=nnx.state(transformer),
+        apply=decoding_adapter.Apply(config),
         init_cache=decoding_adapter.InitCache(config, dtype),
         vocab_size=config.vocab_size,
     )

@@ -89,30 +89,28 @@ def _call(num_positions: int, num_slots: int):
 
 def _products(num_rows: int):
     """The matrix products of a call, one after the other."""
-    blocks = _model().model.blocks
-    attention, feed_forward = blocks.attention, blocks.feed_forward
-    layers = (
-        attention.query.weight[...],
-        attention.key.weight[...],
-        attention.value.weight[...],
-        attention.output.weight[...],
-        feed_forward.gate.weight[...],
-        feed_forward.up.weight[...],
-        feed_forward.down.weight[...],
-    )
+    layers = [
+        (
+            block.attention.query.weight[...],
+            block.attention.key.weight[...],
+            block.attention.value.weight[...],
+            block.attention.output.weight[...],
+            block.feed_forward.gate.weight[...],
+            block.feed_forward.up.weight[...],
+            block.feed_forward.down.weight[...],
+        )
+        for block in _model().model.blocks
+    ]
     head = _model().model.embedding[...]
 
     @jax.jit
     def run(x, layers, head):
-        def layer(x, weights):
-            query, key, value, output, gate, up, down = weights
+        for query, key, value, output, gate, up, down in layers:
             # All products must be needed.
-            narrow = jnp.sum(x @ key + x @ value, axis=-1, keepdims=True)
-            x = x + (x @ query + narrow) @ output
-            return x + ((x @ gate) * (x @ up)) @ down, None
+            narrow = jnp.sum(x @ key.T + x @ value.T, axis=-1, keepdims=True)
+            x = x + (x @ query.T + narrow) @ output.T
+            x = x + ((x @ gate.T) * (x @ up.T)) @ down.T
+        return x @ head.T
 
-        x, _ = jax.lax.scan(layer, x, layers)
-        return x @ head
-
-    x = jnp.full((num_rows, head.shape[0]), 1e-3)
+    x = jnp.full((num_rows, head.shape[1]), 1e-3)
     return waiting(run, x, layers, head)

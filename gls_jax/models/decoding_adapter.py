@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -34,12 +35,25 @@ class _Function:
     """A pure function of the weights.
 
     Attributes:
-        graph: the model without its weights.
+        config: of the model.
         mesh: where the weights lie, None for one device: requests are split over its axis `data`.
     """
 
-    graph: Any
+    config: Config
     mesh: Mesh | None = None
+
+    def model(self, params: Any) -> Transformer:
+        """The model with these weights."""
+        return nnx.merge(_graph(self.config), params)
+
+
+@lru_cache
+def _graph(config: Config) -> Any:
+    """A model of this configuration without its weights.
+
+    The functions do not hold it: it is large, and compared in each call of a compiled function.
+    """
+    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
 
 
 class Hidden(_Function):
@@ -56,8 +70,7 @@ class Hidden(_Function):
     ) -> tuple[jax.Array, jax.Array, Cache | None]:
         """`Transformer.hidden` with these weights."""
         tokens = sharding.constrain(jnp.asarray(tokens), P("data", None), self.mesh)
-        model = nnx.merge(self.graph, params)
-        hidden, features, cache = model.hidden(tokens, positions, mask, cache, layers)
+        hidden, features, cache = self.model(params).hidden(tokens, positions, mask, cache, layers)
         if cache is not None:
             cache = sharding.constrain_cache(cache, self.mesh)
         return hidden, features, cache
@@ -68,7 +81,7 @@ class Head(_Function):
 
     def __call__(self, params: Any, hidden: Array) -> jax.Array:
         """`f32[B, C, V]` logits."""
-        logits = nnx.merge(self.graph, params).logits(hidden)
+        logits = self.model(params).logits(hidden)
         # Each device has whole rows of logits: samples then do not depend on the mesh.
         return sharding.constrain(logits, P("data", None, None), self.mesh)
 
@@ -85,8 +98,8 @@ class Apply(_Function):
         cache: Cache | None,
     ) -> tuple[jax.Array, Cache | None]:
         """`f32[B, T, V]` logits and the cache: `Transformer` with these weights."""
-        hidden, _, cache = Hidden(self.graph, self.mesh)(params, tokens, positions, mask, cache)
-        return Head(self.graph, self.mesh)(params, hidden), cache
+        hidden, _, cache = Hidden(self.config, self.mesh)(params, tokens, positions, mask, cache)
+        return Head(self.config, self.mesh)(params, hidden), cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +138,16 @@ def language_model(model: Transformer, tokenizer: Tokenizer | None = None) -> La
     >>> first.vocab_size, first.apply == second.apply, hash(first.apply) == hash(second.apply)
     (32, True, True)
     """
-    graph, params = nnx.split(model)
+    config = model.config
     embedding = model.embedding[...]
     mesh = sharding.mesh_of(embedding)
     return LanguageModel(
-        params=params,
-        apply=Apply(graph, mesh),
-        init_cache=InitCache(model.config, embedding.dtype, mesh),
-        vocab_size=model.config.vocab_size,
-        hidden=Hidden(graph, mesh),
-        head=Head(graph, mesh),
+        params=nnx.state(model),
+        apply=Apply(config, mesh),
+        init_cache=InitCache(config, embedding.dtype, mesh),
+        vocab_size=config.vocab_size,
+        hidden=Hidden(config, mesh),
+        head=Head(config, mesh),
         vocabulary=None if tokenizer is None else _vocabulary_hash(tokenizer),
     )
 

@@ -1,4 +1,4 @@
-"""The layers of a decoder: weights stacked on a leading axis, one scan, and a cache.
+"""The layers of a decoder, and a cache.
 
 Attention reads the filled part of the cache, up to the next of a few sizes: the time of a call
 depends on the text, not on the size of the cache. The cache is a plain pytree, separate from the
@@ -7,6 +7,7 @@ weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from gls_jax.models.layers import (
     Attention,
     FeedForward,
     KeysValues,
+    LayerMatrix,
     RMSNorm,
     Rotation,
     rms_normalised,
@@ -33,6 +35,9 @@ __all__ = ["Block", "Cache", "init_cache", "layer_tables", "new_blocks", "run_bl
 # The fewest slots that attention covers. With SmolLM2 and one request, 256 take 2 ms of a call of
 # 28 ms, and each smaller size would be one more program.
 _LEAST_ATTENDED = 256
+# The fewest layers that are compiled as a loop. A loop costs little time in a call, and saves much
+# in compiling: SmolLM2 takes one second in place of five. Only on a CPU, where a branch is cheap.
+_LEAST_LOOP = 5
 
 
 class Cache(NamedTuple):
@@ -97,15 +102,13 @@ class Block(nnx.Module):
         return x + transformed, new
 
 
-def new_blocks(config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Block:
-    """All layers with random weights: every parameter has the layers as its first axis."""
-    layer_rngs = nnx.split_rngs(splits=config.num_layers)
-    make_block = nnx.vmap(lambda rngs: Block(config, dtype=dtype, rngs=rngs))
-    return layer_rngs(make_block)(rngs)
+def new_blocks(config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> list[Block]:
+    """All layers with random weights."""
+    return [Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
 
 
 def run_blocks(
-    blocks: Block,
+    blocks: Sequence[Block],
     config: Config,
     x: Float[Array, "b t m"],
     positions: Int[Array, "b t"] | None,
@@ -146,7 +149,7 @@ def run_blocks(
 
 
 def _run(
-    blocks: Block,
+    blocks: Sequence[Block],
     config: Config,
     x: Float[Array, "b t m"],
     positions: Int[Array, "b t"],
@@ -161,29 +164,59 @@ def _run(
     Returns:
         The last layer's output, the features, and the new keys and values of all layers.
     """
-    # Rotations and masks of the two kinds of layers are computed once, outside the scan, where
-    # every layer selects those of its kind.
+    # Rotations and masks of the two kinds of layers are computed once. Every layer selects those of
+    # its kind.
     visible = _visible(slots, mask, cache, num_slots)
     key_positions = positions
     if cache is not None:
         key_positions = jnp.concatenate([cache.positions[0, :, :num_slots], positions], 1)
     tables = layer_tables(config, positions, key_positions, visible)
-    is_local = jnp.asarray(config.local_layers or (False,) * config.num_layers, jnp.int32)
-    block_graph, block_weights = nnx.split(blocks)
+    is_local = config.local_layers or (False,) * config.num_layers
 
-    def run_layer(x, layer):
-        weights, layer_kind, index = layer
-        rotation, visible = jax.tree.map(lambda table: table[layer_kind], tables)
-        past = None if cache is None else _slots_of_layer(cache, index, num_slots)
-        x, new = nnx.merge(block_graph, weights)(x, rotation, visible, past)
+    def run_layer(block: Block, layer: Index, kind: Index, x):
+        rotation, visible = jax.tree.map(lambda table: table[kind], tables)
+        past = None if cache is None else _slots_of_layer(cache, layer, num_slots)
+        x, new = block(x, rotation, visible, past)
         return x, (new, x if feature_layers else None)
 
     # The layers only read the cache. They return new keys and values, which are written once for
-    # all layers after the scan.
-    layers = (block_weights, is_local, jnp.arange(config.num_layers))
-    x, (new, outputs) = jax.lax.scan(run_layer, x, layers)
+    # all layers afterwards.
+    if config.num_layers >= _LEAST_LOOP and jax.default_backend() == "cpu":
+        x, (new, outputs) = _in_a_loop(blocks, jnp.asarray(is_local, jnp.int32), run_layer, x)
+    else:
+        of_layers = []
+        for layer, block in enumerate(blocks):
+            x, of_layer = run_layer(block, layer, int(is_local[layer]), x)
+            of_layers.append(of_layer)
+        new, outputs = jax.tree.map(lambda *values: jnp.stack(values), *of_layers)
     features = [rms_normalised(outputs[layer], config.norm_eps) for layer in feature_layers]
     return x, jnp.concatenate(features, -1) if features else x[..., :0], new
+
+
+def _in_a_loop(blocks: Sequence[Block], kinds: Int[Array, " l"], run_layer, x):
+    """All layers in a loop over their numbers: one layer is compiled, and not all of them."""
+    graph = nnx.graphdef(blocks[0])
+    of_layers = jax.tree.map(_together, *(nnx.state(block) for block in blocks))
+
+    def step(x, layer_and_kind):
+        layer, kind = layer_and_kind
+        weights = jax.tree.map(partial(_of_layer, layer), of_layers, is_leaf=_is_matrix)
+        return run_layer(nnx.merge(graph, weights), layer, kind, x)
+
+    return jax.lax.scan(step, x, (jnp.arange(len(blocks)), kinds))
+
+
+def _together(*of_layers: jax.Array) -> jax.Array | LayerMatrix:
+    """One parameter of all layers: vectors are stacked, matrices stay separate."""
+    return LayerMatrix(of_layers, 0) if of_layers[0].ndim == 2 else jnp.stack(of_layers)
+
+
+def _is_matrix(leaf: object) -> bool:
+    return isinstance(leaf, LayerMatrix)
+
+
+def _of_layer(layer: Index, leaf: jax.Array | LayerMatrix) -> jax.Array | LayerMatrix:
+    return LayerMatrix(leaf.of_layers, layer) if isinstance(leaf, LayerMatrix) else leaf[layer]
 
 
 def init_cache(config: Config, dtype: DTypeLike, batch: int, length: int) -> Cache:

@@ -22,14 +22,14 @@ __all__ = ["constrain", "constrain_cache", "mesh_of", "parameter_sharding", "wit
 
 _AXES = ("data", "model")
 
-# How a parameter's dimensions are split. Matrices are [L, in, out]: those that read the residual
+# How a parameter's dimensions are split. Matrices are [out, in]: those that read the residual
 # stream are split by outputs, and those that write it by inputs, so that nothing is exchanged in
 # between. Parameters that are not named, the norms, are replicated.
-_BY_OUTPUT = P(None, None, "model")
-_BY_INPUT = P(None, "model", None)
+_BY_OUTPUT = P("model", None)
+_BY_INPUT = P(None, "model")
 _SPECS = {
-    "embedding": P(None, "model"),
-    "head": P(None, "model"),
+    "embedding": P("model", None),
+    "head": P("model", None),
     "query.weight": _BY_OUTPUT,
     "key.weight": _BY_OUTPUT,
     "value.weight": _BY_OUTPUT,
@@ -37,9 +37,9 @@ _SPECS = {
     "up.weight": _BY_OUTPUT,
     "output.weight": _BY_INPUT,
     "down.weight": _BY_INPUT,
-    "query.bias": P(None, "model"),
-    "key.bias": P(None, "model"),
-    "value.bias": P(None, "model"),
+    "query.bias": P("model"),
+    "key.bias": P("model"),
+    "value.bias": P("model"),
 }
 # What is split there, as a field of `Config`. Heads are not cut: half a head on each device would
 # be correct and slow.
@@ -96,10 +96,10 @@ def parameter_sharding(path: str, config: Config, mesh: Mesh) -> NamedSharding:
     ...     num_kv_heads=1,
     ... )
     >>> mesh = sharding.with_auto_axes(jax.make_mesh((1, 1), ("data", "model")))
-    >>> sharding.parameter_sharding("blocks.feed_forward.down.weight", config, mesh).spec
-    P(None, 'model', None)
+    >>> sharding.parameter_sharding("blocks.0.feed_forward.down.weight", config, mesh).spec
+    P(None, 'model')
     """
-    # The last two names tell: `down.weight` of `blocks.feed_forward.down.weight`.
+    # The last two names tell: `down.weight` of `blocks.0.feed_forward.down.weight`.
     short_path = ".".join(path.split(".")[-2:])
     layer_name = short_path.split(".")[0]
     num_parts = getattr(config, _PARTS[layer_name]) if layer_name in _PARTS else 1

@@ -6,6 +6,7 @@ Every parameter must find its tensor, and every tensor its parameter.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from gls_jax.models.transformer import Transformer
 
 __all__ = ["Tensors", "build", "keep_layers"]
 
+_LAYER = re.compile(r"^blocks\.(\d+)\.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensors:
@@ -31,7 +34,8 @@ class Tensors:
     Attributes:
         source: the file or folder, for errors.
         shapes: shape of every tensor by its name in the file.
-        names: our parameter path to the name in the file; `{}` is the layer's index.
+        names: our parameter path without the layer's index, such as
+            `blocks.attention.query.weight`, to the name in the file with `{}` in its place.
         read: one tensor by its name in the file, as a NumPy array of any float type.
     """
 
@@ -52,7 +56,7 @@ def build(
     """Model of the kept `layers` with the checkpoint's weights.
 
     Nothing is read before all names and shapes fit. Tensors are read one at a time, so the host
-    holds at most one stacked parameter in addition to those already placed.
+    holds at most one in addition to those already placed.
 
     Args:
         config: of the whole checkpoint.
@@ -68,21 +72,22 @@ def build(
     """
     kept_config = config.keep(layers)
     mesh = None if mesh is None else sharding.with_auto_axes(mesh)
+    _check_tensors(config, tensors, dtype)
     graph, abstract_params = _abstract_model(kept_config, dtype)
-    _check_tensors(config, tensors, abstract_params)
     params = {}
     for path, abstract in abstract_params.items():
+        name = _tensor_name(tensors, _of_kept_layer(path, layers))
         # No name is bound to the host's array, so that it is freed before the next one is read.
-        placed = _place(_read(tensors, path, abstract, layers), path, kept_config, mesh)
-        params[path] = abstract.replace(placed)
+        params[path] = abstract.replace(
+            _place(_read(tensors, name, abstract.dtype), path, kept_config, mesh)
+        )
     return _merge(graph, params)
 
 
 def keep_layers(model: Transformer, layers: Sequence[int]) -> Transformer:
     """A drafter from a loaded target: the same model with only some of its layers.
 
-    Embedding, head and final norm are the target's own arrays; the kept layers are copied, and each
-    stays local or global. No file is read.
+    All arrays are the target's own, and each layer stays local or global. No file is read.
 
     Args:
         model: the target.
@@ -102,31 +107,30 @@ def keep_layers(model: Transformer, layers: Sequence[int]) -> Transformer:
     (2, True)
     """
     kept_layers = check_kept_layers(layers, model.config.num_layers)
-    kept_rows = np.asarray(kept_layers)
     kept_config = model.config.keep(kept_layers)
     graph, abstract_params = _abstract_model(kept_config, model.embedding[...].dtype)
     target_params = _by_path(nnx.state(model))
     params = {}
     for path, abstract in abstract_params.items():
-        value = target_params[path][...]
-        # Parameters of the blocks have the layers as their first axis.
-        params[path] = abstract.replace(value[kept_rows] if path.startswith("blocks.") else value)
+        value = target_params[_of_kept_layer(path, kept_layers)][...]
+        params[path] = abstract.replace(value)
     return _merge(graph, params)
 
 
-def _read(tensors: Tensors, path: str, abstract, layers: Sequence[int]) -> np.ndarray:
-    """A parameter of the kept layers in the shape and dtype of `abstract`."""
-    tensor_name = tensors.names[path]
-    value = np.empty(abstract.shape, abstract.dtype)
-    # Checkpoints have matrices as [out, in], and a row of the embedding for each token; ours are
-    # [in, out], and its columns are the tokens.
-    if "{}" not in tensor_name:
-        value[...] = tensors.read(tensor_name).T
-        return value
-    # One tensor of the file for each layer, stacked.
-    for row, layer in enumerate(layers):
-        value[row] = tensors.read(tensor_name.format(layer)).T
-    return value
+def _of_kept_layer(path: str, layers: Sequence[int]) -> str:
+    """The path in the whole model of a parameter of the model with only these layers."""
+    return _LAYER.sub(lambda match: f"blocks.{layers[int(match[1])]}.", path)
+
+
+def _tensor_name(tensors: Tensors, path: str) -> str:
+    """The name in the file of a parameter of the whole model."""
+    match = _LAYER.match(path)
+    name = tensors.names[_LAYER.sub("blocks.", path)]
+    return name if match is None else name.format(match[1])
+
+
+def _read(tensors: Tensors, name: str, dtype: np.dtype) -> np.ndarray:
+    return np.asarray(tensors.read(name)).astype(dtype, copy=False)
 
 
 def _place(value: np.ndarray, path: str, config: Config, mesh: Mesh | None) -> jax.Array:
@@ -145,29 +149,28 @@ def _abstract_model(config: Config, dtype: DTypeLike):
 
 
 def _by_path(state) -> dict[str, Any]:
-    """Parameters by paths such as `blocks.attention.query.weight`."""
+    """Parameters by paths such as `blocks.3.attention.query.weight`."""
     return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(state)}
 
 
 def _merge(graph, params: Mapping[str, Any]) -> Transformer:
-    flat_state = [(tuple(path.split(".")), param) for path, param in params.items()]
+    flat_state = [
+        (tuple(int(part) if part.isdecimal() else part for part in path.split(".")), param)
+        for path, param in params.items()
+    ]
     return nnx.merge(graph, nnx.from_flat_state(flat_state))
 
 
-def _check_tensors(config: Config, tensors: Tensors, params: Mapping[str, Any]) -> None:
-    """Raise unless names and shapes of the file are those of all `params` and all layers."""
-    # All layers of the checkpoint are checked, also those that are not kept.
+def _check_tensors(config: Config, tensors: Tensors, dtype: DTypeLike) -> None:
+    """Raise unless names and shapes of the file are those of the whole model."""
+    # All layers of the checkpoint are checked, also those that are not kept. They have the shapes
+    # of the first one. A file with fewer tensors than layers lacks some.
     expected: dict[str, tuple[int, ...]] = {}
-    for path, param in params.items():
-        tensor_name = tensors.names[path]
-        if "{}" in tensor_name:
-            # Reversed without the axis of the layers: [out, in], as in the file.
-            layer_shape = param.shape[:0:-1]
-            expected |= {
-                tensor_name.format(layer): layer_shape for layer in range(config.num_layers)
-            }
-        else:
-            expected[tensor_name] = param.shape[::-1]
+    _, of_one_layer = _abstract_model(config.keep([0]), dtype)
+    for path, param in of_one_layer.items():
+        layers = range(min(config.num_layers, len(tensors.shapes) + 1))
+        for layer in layers if _LAYER.match(path) else (0,):
+            expected[_tensor_name(tensors, _of_kept_layer(path, [layer]))] = param.shape
     missing = [tensor_name for tensor_name in expected if tensor_name not in tensors.shapes]
     if missing:
         raise ValueError(

@@ -116,17 +116,17 @@ def test_texts_are_those_of_one_device(printed):
 def test_weights_and_caches_are_split(rows):
     by_shape = {tuple(row["shape"]): row for row in rows[:3]}
     few = {tuple(row["shape"]): row for row in rows[3:]}
-    # Parameters are [L, in, out].
+    # Matrices are [out, in].
     specs = by_shape[2, 2]["specs"]
-    assert specs["blocks.attention.query.weight"] == specs["blocks.feed_forward.up.weight"]
-    assert specs["blocks.attention.query.weight"] == [None, None, "model"]
-    assert specs["blocks.attention.output.weight"] == [None, "model", None]
-    assert specs["embedding"] == specs["head"] == [None, "model"]
+    assert specs["blocks.0.attention.query.weight"] == specs["blocks.0.feed_forward.up.weight"]
+    assert specs["blocks.0.attention.query.weight"] == ["model", None]
+    assert specs["blocks.0.attention.output.weight"] == [None, "model"]
+    assert specs["embedding"] == specs["head"] == ["model", None]
     assert specs["norm.weight"] == []
     # Two key-value heads do not divide over four devices, nor does the vocabulary.
     few_specs = few[2, 4]["specs"]
-    assert few_specs["blocks.attention.key.weight"] == few_specs["embedding"] == []
-    assert few_specs["blocks.attention.query.weight"] == [None, None, "model"]
+    assert few_specs["blocks.0.attention.key.weight"] == few_specs["embedding"] == []
+    assert few_specs["blocks.0.attention.query.weight"] == ["model", None]
     assert by_shape[2, 2]["cache"] == few[2, 4]["cache"] == "(3, 4, 2, 8, 12)"
     assert by_shape[2, 2]["logits"] == "(4, 2, 62)"
 

@@ -40,7 +40,7 @@ FILE_NAME = "drafter.safetensors"
 """Name of the file in the folder of a training run."""
 # Drafters of this package, by the name of their target.
 _SHIPPED = {"smollm2": Path(__file__).with_name("smollm2_drafter.safetensors")}
-_FORMAT = "gls_jax drafter 1"
+_FORMAT = "gls_jax drafter 2"
 _TOKENS = "tokens"
 _ABOUT = "gls_jax"  # the only entry of the metadata
 # Taken from the target.
@@ -171,7 +171,7 @@ def load_drafter(path: str | Path, target: Checkpoint) -> LanguageModel:
     graph, state = nnx.split(abstract)
     embedding = model.embedding[...]
     head = embedding if model.config.tie_embeddings else model.head[...]
-    values = {"embedding": embedding, "head": head[:, stored.tokens]}
+    values = {"embedding": embedding, "head": head[stored.tokens]}
     flat = []
     for name_parts, leaf in nnx.to_flat_state(state):
         name = ".".join(map(str, name_parts))

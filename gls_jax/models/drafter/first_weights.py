@@ -82,16 +82,14 @@ def first_network(
 
     network.embedding[...] = as_float32(target.embedding[...])
     head = target.embedding if target_config.tie_embeddings else target.head
-    network.head[...] = as_float32(head[...][:, tokens])
+    network.head[...] = as_float32(head[...][tokens])
     network.norm.weight[...] = as_float32(target.norm.weight[...])
-    last_blocks = jax.tree.map(
-        lambda leaf: as_float32(leaf[kept.start :]), nnx.state(target.blocks)
-    )
-    nnx.update(network.blocks, last_blocks)
+    for block, layer in zip(network.blocks, kept, strict=True):
+        nnx.update(block, jax.tree.map(as_float32, nnx.state(target.blocks[layer])))
     identity = jnp.eye(size)
     num_others = (len(observed_layers) - 1) * size
-    network.fuse.weight[...] = jnp.concatenate([jnp.zeros((num_others, size)), identity])
-    network.join.weight[...] = jnp.concatenate([identity / 2, identity])
+    network.fuse.weight[...] = jnp.concatenate([jnp.zeros((size, num_others)), identity], 1)
+    network.join.weight[...] = jnp.concatenate([identity / 2, identity], 1)
     return network
 
 

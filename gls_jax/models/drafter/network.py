@@ -79,7 +79,7 @@ class DrafterNetwork(nnx.Module):
     token_norm: RMSNorm
     state_norm: RMSNorm
     join: Linear
-    blocks: Block
+    blocks: nnx.List[Block]
     norm: RMSNorm
     head: nnx.Param[Array]
 
@@ -89,15 +89,15 @@ class DrafterNetwork(nnx.Module):
         self.config = config
         layers = config.layers
         size = layers.hidden_size
-        self.embedding = normal(rngs, (size, layers.vocab_size), dtype)
+        self.embedding = normal(rngs, (layers.vocab_size, size), dtype)
         num_features = len(config.observed_layers) * size
         self.fuse = Linear(num_features, size, dtype=dtype, rngs=rngs)
         self.token_norm = RMSNorm(size, layers, dtype=dtype)
         self.state_norm = RMSNorm(size, layers, dtype=dtype)
         self.join = Linear(2 * size, size, dtype=dtype, rngs=rngs)
-        self.blocks = new_blocks(layers, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(new_blocks(layers, dtype=dtype, rngs=rngs))
         self.norm = RMSNorm(size, layers, dtype=dtype)
-        self.head = normal(rngs, (size, config.num_tokens), dtype)
+        self.head = normal(rngs, (config.num_tokens, size), dtype)
 
     def observed_states(self, features: Float[Array, "*b w"]) -> Float[Array, "*b m"]:
         """The states that the target's features make."""
@@ -108,7 +108,7 @@ class DrafterNetwork(nnx.Module):
     ) -> Float[Array, "*b m"]:
         """The input of the layers: each token, and the state before it."""
         # NaN for unknown tokens: JAX would otherwise clamp the index and continue.
-        embedded = self.embedding[...].T.at[tokens].get(mode="fill", fill_value=jnp.nan)
+        embedded = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
         parts = [self.token_norm(embedded), self.state_norm(states)]
         return self.join(jnp.concatenate(parts, axis=-1))
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from gls_jax.models.drafter.network import DrafterNetwork
@@ -43,12 +42,6 @@ def unrolled_states(
         positions.
     """
     num_layers = network.config.layers.num_layers
-    block_graph, block_weights = nnx.split(network.blocks)
-    layers = []
-    for layer in range(num_layers):
-        weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], block_weights)
-        layers.append(nnx.merge(block_graph, weights))
-
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     # The keys and values of all steps so far, for each layer.
     past: list[KeysValues | None] = [None] * num_layers
@@ -64,7 +57,7 @@ def unrolled_states(
         )
         tables = layer_tables(network.config.layers, positions, key_positions, visible)
         is_local = network.config.layers.local_layers or (False,) * num_layers
-        for layer, block in enumerate(layers):
+        for layer, block in enumerate(network.blocks):
             kind = int(is_local[layer])
             rotation, visible_here = jax.tree.map(lambda table, kind=kind: table[kind], tables)
             earlier = past[layer]
