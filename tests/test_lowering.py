@@ -121,7 +121,7 @@ def test_target_call_on_a_mesh_of_accelerators():
     transformer = nnx.eval_shape(
         lambda: models.Transformer(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     )
-    graph, params = nnx.split(transformer)
+    params = nnx.state(transformer)
 
     def placed(path, leaf):
         names = [str(part.key) for part in path if hasattr(part, "key")]
@@ -129,7 +129,7 @@ def test_target_call_on_a_mesh_of_accelerators():
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
     params = jax.tree_util.tree_map_with_path(placed, params)
-    apply = decoding_adapter.Apply(graph, mesh)
+    apply = decoding_adapter.Apply(config, mesh)
     cache = jax.eval_shape(lambda: decoding_adapter.InitCache(config, jnp.bfloat16)(4, 16))
     tokens = jax.ShapeDtypeStruct((4, 3), jnp.int32)
     call = jax.jit(lambda params, tokens, cache: apply(params, tokens, tokens, None, cache))

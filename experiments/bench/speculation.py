@@ -132,9 +132,9 @@ def look_up(repeats: int) -> Line:
     """Look-up alone where the answer repeats the prompt, at temperature 0."""
     ngram = decoding.ngram_lookup(_setting().pair.target.config.vocab_size)
     ratios, figures = _ratios(
-        ngram, _REPETITION, repeats, temperature=0.0, num_drafts=1, draft_length=12
+        ngram, _REPETITION, repeats, temperature=0.0, num_drafts=1, draft_length=15
     )
-    name = "look-up of 12 tokens, T=0, repetition, against plain"
+    name = "look-up of 15 tokens, T=0, repetition, against plain"
     return {"benchmark": name, "ratio": rounded_median(ratios, 2), **figures}
 
 
@@ -206,15 +206,15 @@ def against_prompt_lookup(repeats: int) -> Line:
     return {"benchmark": name, "ratio": ratio, "least": min(by_kind.values()), **by_kind}
 
 
-_TREE = decoding.MarginTree(4, 3)
 SPECULATION: tuple[Benchmark, ...] = (
     *(
         partial(trained_drafter, temperature=temperature, label=label, **shape)
         for temperature in (1.0, 0.6, 0.0)
         for label, shape in (
-            ("a chain of 2", dict(num_drafts=1, draft_length=2)),
-            ("a chain of 4", dict(num_drafts=1, draft_length=4)),
-            ("margin tree of 4", dict(tree=_TREE)),
+            ("a chain of 1", dict(num_drafts=1, draft_length=1)),
+            ("a chain of 3", dict(num_drafts=1, draft_length=3)),
+            ("margin tree of 3", dict(tree=decoding.MarginTree(3, 3))),
+            ("margin tree of 7", dict(tree=decoding.MarginTree(7, 4))),
         )
     ),
     look_up,

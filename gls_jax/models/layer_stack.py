@@ -18,6 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from gls_jax import work_shape
 from gls_jax.models.config import Config
 from gls_jax.models.layers import (
     Attention,
@@ -181,7 +182,7 @@ def _run(
 
     # The layers only read the cache. They return new keys and values, which are written once for
     # all layers afterwards.
-    if config.num_layers >= _LEAST_LOOP and jax.default_backend() == "cpu":
+    if config.num_layers >= _LEAST_LOOP and not work_shape.current().is_wide:
         x, (new, outputs) = _in_a_loop(blocks, jnp.asarray(is_local, jnp.int32), run_layer, x)
     else:
         of_layers = []

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from gls_jax import work_shape
 from gls_jax.models.config import Config
 from gls_jax.typing import Index
 
@@ -179,7 +180,7 @@ def _product_of_rows(
     weight: Float[Array, "outputs inputs"], rows: Float[Array, "n inputs"]
 ) -> Float[Array, "n outputs"]:
     dtype = jnp.promote_types(jnp.result_type(rows, weight), jnp.float32)
-    if jax.default_backend() != "cpu":
+    if work_shape.current().is_wide:
         return jnp.matmul(rows, weight.T, preferred_element_type=dtype)
     num_rows = rows.shape[0]
     # XLA:CPU computes `weight @ rows.T` in as many steps for 5 rows as for 8, in half the time that

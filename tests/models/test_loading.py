@@ -145,7 +145,9 @@ def test_half_precision_folder_is_float32_by_default(logits, tmp_path, tiny, dty
     np.testing.assert_allclose(
         logits(loaded), tiny.slow_logits(tensors, tiny.fields, TOKENS), rtol=0, atol=2e-4
     )
-    assert models.load(folder, dtype=dtype).model.blocks[0].attention.query.weight[...].dtype == dtype
+    assert (
+        models.load(folder, dtype=dtype).model.blocks[0].attention.query.weight[...].dtype == dtype
+    )
 
 
 def test_kept_layers_equal_a_checkpoint_of_those_layers(logits, tmp_path, tiny):

@@ -81,6 +81,34 @@ def test_attention_covers_all_filled_slots(monkeypatch, tiny, whole, least):
     close(logits[:, 0], whole[np.arange(3), lengths])
 
 
+def test_layers_in_a_loop_are_those_one_after_the_other(monkeypatch, tiny):
+    """Logits, cache, features and gradients, for 1, 3 and 6 tokens."""
+    model = tiny.model
+    graph, params = nnx.split(model)
+
+    def results(tokens, least):
+        monkeypatch.setattr(layer_stack, "_LEAST_LOOP", least)
+
+        def outputs(params):
+            cache = model.init_cache(1, SLOTS)
+            hidden, features, cache = nnx.merge(graph, params).hidden(
+                tokens, cache=cache, feature_layers=(0, 3)
+            )
+            return hidden, features, cache.keys, cache.values
+
+        def total(params):
+            return sum(jnp.sum(jnp.sin(x)) for x in outputs(params))
+
+        return jax.jit(outputs)(params), jax.jit(jax.grad(total))(params)
+
+    for count in (1, 3, 6):
+        tokens = jnp.asarray(TOKENS[:1, :count])
+        looped, unrolled = results(tokens, least=1), results(tokens, least=100)
+        for one, other in zip(jax.tree.leaves(looped), jax.tree.leaves(unrolled), strict=True):
+            scale = float(jnp.max(jnp.abs(other))) + 1e-6
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * scale)
+
+
 def test_rows_of_different_length_share_a_batch(tiny, forward, whole):
     # Prefill with padding on the right, then set the true lengths: the padding is overwritten and
     # never seen.
