@@ -1,4 +1,7 @@
-"""Prompts whose answers repeat the prompt: texts to copy, to correct and to extend."""
+"""Texts whose continuation repeats them: a text twice and its first third, or a log.
+
+Not questions: a model of the size of SmolLM2 does not copy a text because it is asked to.
+"""
 
 _RAIN = (
     "Rain begins as water vapour that rises with warm air. Higher up the air is colder, and the "
@@ -26,15 +29,14 @@ Mei Tanaka, Kyoto, 1979
 Omar Haddad, Tunis, 1983
 Nadia Petrova, Sofia, 1995
 """
-_LETTER = (
-    "Dear Mr Keller, thank you for your letter of the third of May. We have looked at the machine "
-    "and found that the belt is worn. We will replace it next week, and it will cost you nothing. "
-    "We are sorry for the trouble."
+_LOG = "".join(
+    f"2024-05-{day:02d} 08:00 backup of disk {day % 3} finished without errors\n"
+    for day in range(1, 9)
 )
 
-REPETITIVE = (
-    f"Repeat this text word for word, and nothing else:\n\n{_RAIN}",
-    f"Copy this code exactly as it is:\n\n{_STACK}",
-    f"Write this table once more, with the same lines:\n\n{_TABLE}",
-    f"Copy this letter without any change:\n\n{_LETTER}",
-)
+
+def _twice_and_a_third(text: str) -> str:
+    return f"{text}\n\n{text}\n\n{text[: len(text) // 3]}"
+
+
+REPETITIVE = (*map(_twice_and_a_third, (_RAIN, _STACK, _TABLE)), _LOG)

@@ -1,6 +1,6 @@
 """The target's call in a round: by positions, by cache slots, and beside bare matrix products.
 
-The peer has products of the same sizes and nothing else: no attention, no norms, no cache.
+The peer has the same products and nothing else: no attention, no norms, no cache.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 from experiments.bench.timing import Line, rounded_median, time_call, waiting
 from gls_jax import models
 from gls_jax.decoding.reading import read
+from gls_jax.models.layers import matrix_product
 
-_POSITIONS = (1, 2, 3, 5, 9, 17)
+_POSITIONS = (1, 2, 3, 4, 5, 8, 9, 17)
 _FILLED = 256
 _SLOTS = 512
 _MANY_SLOTS = 8192
@@ -102,15 +103,16 @@ def _products(num_rows: int):
         for block in _model().model.blocks
     ]
     head = _model().model.embedding[...]
+    product = matrix_product
 
     @jax.jit
     def run(x, layers, head):
         for query, key, value, output, gate, up, down in layers:
             # All products must be needed.
-            narrow = jnp.sum(x @ key.T + x @ value.T, axis=-1, keepdims=True)
-            x = x + (x @ query.T + narrow) @ output.T
-            x = x + ((x @ gate.T) * (x @ up.T)) @ down.T
-        return x @ head.T
+            narrow = jnp.sum(product(x, key) + product(x, value), axis=-1, keepdims=True)
+            x = x + product(product(x, query) + narrow, output)
+            x = x + product(product(x, gate) * product(x, up), down)
+        return product(x, head)
 
     x = jnp.full((num_rows, head.shape[1]), 1e-3)
     return waiting(run, x, layers, head)
