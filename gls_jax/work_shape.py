@@ -12,7 +12,8 @@ exact values differ by rounding, at most 2e-6 in float32.
 A shape is read when a function is traced. It is that of JAX's default backend (also under
 `jax.default_device`), unless :func:`using` sets another one. A new thread begins without what
 :func:`using` has set. Functions of this library that are compiled and read the shape take it as a
-static argument, so that it is part of the compilation key.
+static argument, so that it is part of the compilation key. Models read it as well; a compiled model
+keeps the form of its products that it was traced with, which changes only its speed.
 """
 
 from __future__ import annotations

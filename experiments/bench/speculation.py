@@ -129,7 +129,7 @@ def trained_drafter(repeats: int, *, temperature: float, label: str, **shape: An
 
 
 def look_up(repeats: int) -> Line:
-    """Look-up alone where the answer repeats the prompt, at temperature 0."""
+    """Look-up alone where the text repeats itself, at temperature 0."""
     ngram = decoding.ngram_lookup(_setting().pair.target.config.vocab_size)
     ratios, figures = _ratios(
         ngram, _REPETITION, repeats, temperature=0.0, num_drafts=1, draft_length=7

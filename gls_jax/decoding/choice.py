@@ -137,8 +137,8 @@ def _tree_shape(scheme: Scheme, num_drafts: int, tree: TreeOption) -> Shape:
 def usual_trees(scheme: Scheme) -> tuple[DynamicTree, ...]:
     """The trees of automatic drafting: of 3 and of 7 nodes, for schemes that have dynamic trees.
 
-    With the last token of the text the target then reads 4 tokens or 8. On a CPU calls on 2, 3 and
-    4 tokens take nearly the same time, and so do those on 5 to 8.
+    With the last token of the text the target then reads 4 tokens or 8. On a CPU calls on 3
+    and 4 tokens take little longer than on 2, and those on 5 to 8 all take the same time.
     """
     kinds: dict[str, type[DynamicTree]] = {"gumbel_topk": MarginTree, "topk": BestFirstTree}
     if scheme.name not in kinds:

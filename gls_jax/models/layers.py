@@ -167,8 +167,8 @@ def matrix_product(
     """`x @ weight.T`, in float32 where the types of `x` and `weight` are smaller."""
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(weight, LayerMatrix):
-        # A branch for each layer. A slice of stacked matrices would be a copy of the matrix, which
-        # takes as long as the product.
+        # A branch for each layer. A slice of stacked matrices would be a copy of the matrix, and
+        # product and copy together take a third more time than the product.
         products = [partial(_product_of_rows, matrix) for matrix in weight.of_layers]
         product = jax.lax.switch(weight.layer, products, rows)
     else:
@@ -183,8 +183,8 @@ def _product_of_rows(
     if work_shape.current().is_wide:
         return jnp.matmul(rows, weight.T, preferred_element_type=dtype)
     num_rows = rows.shape[0]
-    # XLA:CPU computes `weight @ rows.T` in as many steps for 5 rows as for 8, in half the time that
-    # it takes for `rows @ weight.T`. In bfloat16 one row takes several times as long as two.
+    # With few rows XLA:CPU takes about half as long for `weight @ rows.T` as for `rows @ weight.T`,
+    # but longer for 5 rows than for 8. In bfloat16 one row takes several times as long as two.
     size = num_rows
     if num_rows > _UNPADDED_ROWS:
         size = next((size for size in _PADDED_ROWS if size >= num_rows), num_rows)

@@ -1,6 +1,7 @@
 """The decoder: embedding, one kind of layer for all families, and output head.
 
-Matrices are `[out, in]`, as in checkpoints; so is the output head, whose rows are the tokens.
+Matrices are `[out, in]`, as in checkpoints. Embedding and output head have a
+row for each token.
 """
 
 from __future__ import annotations
