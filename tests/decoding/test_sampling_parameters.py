@@ -40,12 +40,15 @@ def test_against_the_slow_version(seed):
         np.testing.assert_allclose(np.exp(log_p), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("has_ties", [False, True])
 @pytest.mark.parametrize(
-    "choices", [dict(top_p=0.9), dict(top_p=0.5, top_k=20), dict(min_p=0.05), dict(top_k=7)]
+    "choices",
+    [dict(top_p=0.9), dict(top_p=0.5, top_k=20), dict(top_k=7), dict(min_p=0.05, top_k=7)],
 )
-def test_inside_jit(choices):
+def test_inside_jit(choices, has_ties):
     """XLA computes a value twice and rounds it differently; no kept token may fall between the two."""
     logits = 4 * jax.random.normal(jax.random.key(0), (64, 500))
+    logits = jnp.round(logits / 4) * 4 if has_ties else logits
     log_probs = jax.jit(lambda logits, t: decoding.log_probs(logits, temperature=t, **choices))
     log_p = log_probs(logits, 0.6)
     for row in range(64):
