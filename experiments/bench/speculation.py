@@ -8,8 +8,9 @@ measures its costs in the first turns, which are not timed.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -84,72 +85,119 @@ def _decode(drafters: Drafters, prompt: list[int], index: int, **options: Any) -
     return _Run(seconds, len(text) - len(first), text, int(generation.metrics.rounds))
 
 
-def _ratios(
-    drafters: Drafters, kind: str, repeats: int, **options: Any
-) -> tuple[list[float], Line]:
-    """Plain seconds a token over those with drafts, for each turn, and other figures."""
-    prompts = _setting().prompts[kind]
-    options = dict(top_k=_TOP_K, scheme="gumbel_topk") | options
-    plain_options = {name: options[name] for name in ("top_k", "scheme", "temperature")}
-    ratios, plain_times, fast_times = [], [], []
-    runs: list[_Run] = []
-    equal = 0
+_Ways: TypeAlias = Mapping[str, tuple[Drafters, dict[str, Any]]]
+"""Ways of drafting by their names: drafters and options."""
+
+
+class _Drafting(NamedTuple):
+    """One way of drafting against plain generation, medians of the turns.
+
+    Attributes:
+        ratio: plain seconds a token over those with drafts.
+        milliseconds: a token.
+        plain_milliseconds: a token of plain generation, in the same turns.
+        block_efficiency: tokens for each call of the target.
+        equal_texts: of how many prompts the text is that of plain generation.
+    """
+
+    ratio: float
+    milliseconds: float
+    plain_milliseconds: float
+    block_efficiency: float
+    equal_texts: str
+
+
+def _against_plain(
+    prompts: list[list[int]],
+    repeats: int,
+    temperature: float,
+    ways: _Ways,
+) -> dict[str, _Drafting]:
+    """Each way of drafting, taking turns with plain generation."""
+    options = dict(top_k=_TOP_K, scheme="gumbel_topk", temperature=temperature)
+    seconds: dict[str, list[float]] = {name: [] for name in ("plain", *ways)}
+    runs: dict[str, list[_Run]] = {}
     # The first turn compiles, and measures costs.
     for turn in range(repeats + 1):
-        plain_seconds = fast_seconds = 0.0
-        runs, equal = [], 0
+        runs = {name: [] for name in seconds}
         for index, prompt in enumerate(prompts):
-            plain = _decode(None, prompt, index, **plain_options)
-            fast = _decode(drafters, prompt, index, **options)
-            plain_seconds += plain.seconds / max(plain.tokens, 1)
-            fast_seconds += fast.seconds / max(fast.tokens, 1)
-            equal += plain.text == fast.text
-            runs.append(fast)
-        if turn:
-            ratios.append(plain_seconds / fast_seconds)
-            plain_times.append(1e3 * plain_seconds / len(prompts))
-            fast_times.append(1e3 * fast_seconds / len(prompts))
-    return ratios, {
-        "milliseconds_a_token": rounded_median(fast_times, 1),
-        "plain_milliseconds_a_token": rounded_median(plain_times, 1),
-        "block_efficiency": round(
-            sum(len(run.text) for run in runs) / sum(run.rounds for run in runs), 2
-        ),
-        "equal_texts": f"{equal} of {len(prompts)}",
+            runs["plain"].append(_decode(None, prompt, index, **options))
+            for name, (drafters, shape) in ways.items():
+                runs[name].append(_decode(drafters, prompt, index, **options, **shape))
+        for name in seconds if turn else ():
+            each = [run.seconds / max(run.tokens, 1) for run in runs[name]]
+            seconds[name].append(sum(each) / len(each))
+    plain = np.array(seconds["plain"])
+    texts = [run.text for run in runs["plain"]]
+    results = {}
+    for name in ways:
+        own = runs[name]
+        equal = sum(run.text == text for run, text in zip(own, texts, strict=True))
+        emitted, rounds = sum(len(run.text) for run in own), sum(run.rounds for run in own)
+        results[name] = _Drafting(
+            ratio=rounded_median(plain / np.array(seconds[name]), 2),
+            milliseconds=rounded_median(1e3 * np.array(seconds[name]), 1),
+            plain_milliseconds=rounded_median(1e3 * plain, 1),
+            block_efficiency=round(emitted / rounds, 2),
+            equal_texts=f"{equal} of {len(prompts)}",
+        )
+    return results
+
+
+def trained_drafter(repeats: int, *, temperature: float) -> Line:
+    """The drafter that comes with SmolLM2 on chat prompts, always on, in three shapes."""
+    setting = _setting()
+    drafter = setting.pair.drafter
+    ways: _Ways = {
+        "chain_of_3": (drafter, dict(num_drafts=1, draft_length=3)),
+        "margin_tree_of_3": (drafter, dict(tree=decoding.MarginTree(3, 3))),
+        "margin_tree_of_7": (drafter, dict(tree=decoding.MarginTree(7, 4))),
     }
-
-
-def trained_drafter(repeats: int, *, temperature: float, label: str, **shape: Any) -> Line:
-    """The drafter that comes with SmolLM2 on chat prompts, always on, in one shape."""
-    ratios, figures = _ratios(
-        _setting().pair.drafter, "talk", repeats, temperature=temperature, **shape
-    )
-    name = f"trained drafter, {label}, T={temperature:g}, talk, against plain"
-    return {"benchmark": name, "ratio": rounded_median(ratios, 2), **figures}
+    prompts = [prompt for kind in _CHATS for prompt in setting.prompts[kind]]
+    results = _against_plain(prompts, repeats, temperature, ways)
+    line: Line = {
+        "benchmark": f"trained drafter, T={temperature:g}, chats, against plain",
+        "plain_milliseconds_a_token": results["chain_of_3"].plain_milliseconds,
+    }
+    for name, result in results.items():
+        line[name] = result.ratio
+        line[f"{name}_milliseconds_a_token"] = result.milliseconds
+        line[f"{name}_block_efficiency"] = result.block_efficiency
+        line[f"{name}_equal_texts"] = result.equal_texts
+    return line
 
 
 def look_up(repeats: int) -> Line:
     """Look-up alone where the text repeats itself, at temperature 0."""
-    ngram = decoding.ngram_lookup(_setting().pair.target.config.vocab_size)
-    ratios, figures = _ratios(
-        ngram, _REPETITION, repeats, temperature=0.0, num_drafts=1, draft_length=7
-    )
-    name = "look-up of 7 tokens, T=0, repetition, against plain"
-    return {"benchmark": name, "ratio": rounded_median(ratios, 2), **figures}
+    setting = _setting()
+    ngram = decoding.ngram_lookup(setting.pair.target.config.vocab_size)
+    ways: _Ways = {"look-up": (ngram, dict(num_drafts=1, draft_length=7))}
+    result = _against_plain(setting.prompts[_REPETITION], repeats, 0.0, ways)["look-up"]
+    return {
+        "benchmark": "look-up of 7 tokens, T=0, repetition, against plain",
+        "ratio": result.ratio,
+        "milliseconds_a_token": result.milliseconds,
+        "plain_milliseconds_a_token": result.plain_milliseconds,
+        "block_efficiency": result.block_efficiency,
+        "equal_texts": result.equal_texts,
+    }
 
 
 def automatic(repeats: int, *, temperature: float) -> Line:
     """`decoding.auto` with the trained drafter, on all kinds of prompts."""
-    drafting = decoding.auto(_setting().pair.drafter)
-    by_kind = {}
-    for kind in _setting().prompts:
-        ratios, _ = _ratios(drafting, kind, repeats, temperature=temperature)
-        by_kind[kind] = rounded_median(ratios, 2)
+    setting = _setting()
+    ways: _Ways = {"auto": (decoding.auto(setting.pair.drafter), {})}
+    by_kind = {
+        kind: _against_plain(prompts, repeats, temperature, ways)["auto"]
+        for kind, prompts in setting.prompts.items()
+    }
+    ratios = {kind: result.ratio for kind, result in by_kind.items()}
     return {
         "benchmark": f"automatic drafting, T={temperature:g}, against plain",
-        "ratio": round(float(np.mean(list(by_kind.values()))), 2),
-        "least": min(by_kind.values()),
-        **by_kind,
+        "ratio": round(float(np.mean(list(ratios.values()))), 2),
+        "least": min(ratios.values()),
+        **ratios,
+        "equal_texts": ", ".join(result.equal_texts for result in by_kind.values()),
     }
 
 
@@ -207,16 +255,7 @@ def against_prompt_lookup(repeats: int) -> Line:
 
 
 SPECULATION: tuple[Benchmark, ...] = (
-    *(
-        partial(trained_drafter, temperature=temperature, label=label, **shape)
-        for temperature in (1.0, 0.6, 0.0)
-        for label, shape in (
-            ("a chain of 1", dict(num_drafts=1, draft_length=1)),
-            ("a chain of 3", dict(num_drafts=1, draft_length=3)),
-            ("margin tree of 3", dict(tree=decoding.MarginTree(3, 3))),
-            ("margin tree of 7", dict(tree=decoding.MarginTree(7, 4))),
-        )
-    ),
+    *(partial(trained_drafter, temperature=temperature) for temperature in (1.0, 0.6, 0.0)),
     look_up,
     *(partial(automatic, temperature=temperature) for temperature in (1.0, 0.6, 0.0)),
     against_prompt_lookup,

@@ -7,7 +7,7 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -24,9 +24,10 @@ from gls_jax.models.layers import (
     Attention,
     FeedForward,
     KeysValues,
-    LayerMatrix,
+    Projections,
     RMSNorm,
     Rotation,
+    attend_to_past,
     rms_normalised,
 )
 from gls_jax.typing import Index
@@ -36,9 +37,9 @@ __all__ = ["Block", "Cache", "init_cache", "layer_tables", "new_blocks", "run_bl
 # The fewest slots that attention covers. With SmolLM2 and one request, 256 take 2 ms of a call of
 # 28 ms, and each smaller size would be one more program.
 _LEAST_ATTENDED = 256
-# The fewest layers that are compiled as a loop. A loop costs little time in a call, and saves much
-# in compiling: a call of SmolLM2 on 4 tokens takes 2 s in place of 4.5. Only on a CPU, where a
-# branch is cheap.
+# The fewest layers that are compiled as a loop. A loop costs no time in a call, and saves some in
+# compiling: a call of SmolLM2 on 4 tokens takes 3 s in place of 5. Only on a CPU, where a branch is
+# cheap.
 _LEAST_LOOP = 5
 
 
@@ -72,6 +73,7 @@ class Block(nnx.Module):
     attention: Attention
     feed_forward_norm: RMSNorm
     feed_forward: FeedForward
+    softcap: float | None
     post_norms: bool
     attention_post_norm: RMSNorm
     feed_forward_post_norm: RMSNorm
@@ -81,6 +83,7 @@ class Block(nnx.Module):
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
         self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.softcap = config.attention_softcap
         self.post_norms = config.post_norms
         if config.post_norms:
             self.attention_post_norm = RMSNorm(config.hidden_size, config, dtype=dtype)
@@ -94,14 +97,30 @@ class Block(nnx.Module):
         past: KeysValues | None,
     ) -> tuple[Float[Array, "b t m"], KeysValues | None]:
         """Residual stream `[B, T, M]` and, with a `past`, the layer's T new keys and values."""
-        attended, new = self.attention(self.attention_norm(x), rotation, visible, past)
+        return _with_attention(self.project, self.finish, self.softcap, x, rotation, visible, past)
+
+    def project(self, x: Float[Array, "b t m"], rotation: Rotation) -> Projections:
+        """The layer before its attention."""
+        return self.attention.project(self.attention_norm(x), rotation)
+
+    def finish(
+        self, x: Float[Array, "b t m"], mean_values: Float[Array, "b t heads"]
+    ) -> Float[Array, "b t m"]:
+        """The layer after its attention: the residual stream behind it."""
+        attended = self.attention.output(mean_values)
         if self.post_norms:
             attended = self.attention_post_norm(attended)
         x = x + attended
         transformed = self.feed_forward(self.feed_forward_norm(x))
         if self.post_norms:
             transformed = self.feed_forward_post_norm(transformed)
-        return x + transformed, new
+        return x + transformed
+
+
+def _with_attention(project, finish, softcap, x, rotation, visible, past):
+    """One layer from its parts before and after attention, which itself has no weights."""
+    mean_values, new = attend_to_past(project(x, rotation), visible, past, softcap=softcap)
+    return finish(x, mean_values), new
 
 
 def new_blocks(config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> list[Block]:
@@ -175,7 +194,7 @@ def _run(
     tables = layer_tables(config, positions, key_positions, visible)
     is_local = config.local_layers or (False,) * config.num_layers
 
-    def run_layer(block: Block, layer: Index, kind: Index, x):
+    def run_layer(block: Callable, layer: Index, kind: Index, x):
         rotation, visible = jax.tree.map(lambda table: table[kind], tables)
         past = None if cache is None else _slots_of_layer(cache, layer, num_slots)
         x, new = block(x, rotation, visible, past)
@@ -184,7 +203,7 @@ def _run(
     # The layers only read the cache. They return new keys and values, which are written once for
     # all layers afterwards.
     if config.num_layers >= _LEAST_LOOP and not work_shape.current().is_wide:
-        x, (new, outputs) = _in_a_loop(blocks, jnp.asarray(is_local, jnp.int32), run_layer, x)
+        x, (new, outputs) = _in_a_loop(blocks, config, run_layer, x, is_local)
     else:
         of_layers = []
         for layer, block in enumerate(blocks):
@@ -195,30 +214,23 @@ def _run(
     return x, jnp.concatenate(features, -1) if features else x[..., :0], new
 
 
-def _in_a_loop(blocks: Sequence[Block], kinds: Int[Array, " l"], run_layer, x):
-    """All layers in a loop over their numbers: one layer is compiled, and not all of them."""
-    graph = nnx.graphdef(blocks[0])
-    of_layers = jax.tree.map(_together, *(nnx.state(block) for block in blocks))
+def _in_a_loop(blocks: Sequence[Block], config: Config, run_layer, x, is_local: Sequence[bool]):
+    """All layers in a loop over their numbers, so that attention is compiled once.
+
+    What reads weights has a branch for each layer: a slice of stacked matrices would be a copy of
+    the matrix, and product and copy together take a third more time than the product. A branch has
+    all products of its part, so that XLA:CPU can run small ones side by side.
+    """
 
     def step(x, layer_and_kind):
         layer, kind = layer_and_kind
-        weights = jax.tree.map(partial(_of_layer, layer), of_layers, is_leaf=_is_matrix)
-        return run_layer(nnx.merge(graph, weights), layer, kind, x)
+        project = partial(jax.lax.switch, layer, [block.project for block in blocks])
+        finish = partial(jax.lax.switch, layer, [block.finish for block in blocks])
+        block = partial(_with_attention, project, finish, config.attention_softcap)
+        return run_layer(block, layer, kind, x)
 
+    kinds = jnp.asarray(is_local, jnp.int32)
     return jax.lax.scan(step, x, (jnp.arange(len(blocks)), kinds))
-
-
-def _together(*of_layers: jax.Array) -> jax.Array | LayerMatrix:
-    """One parameter of all layers: vectors are stacked, matrices stay separate."""
-    return LayerMatrix(of_layers, 0) if of_layers[0].ndim == 2 else jnp.stack(of_layers)
-
-
-def _is_matrix(leaf: object) -> bool:
-    return isinstance(leaf, LayerMatrix)
-
-
-def _of_layer(layer: Index, leaf: jax.Array | LayerMatrix) -> jax.Array | LayerMatrix:
-    return LayerMatrix(leaf.of_layers, layer) if isinstance(leaf, LayerMatrix) else leaf[layer]
 
 
 def init_cache(config: Config, dtype: DTypeLike, batch: int, length: int) -> Cache:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +13,17 @@ from jaxtyping import Array, Bool, Float
 
 from gls_jax import work_shape
 from gls_jax.models.config import Config
-from gls_jax.typing import Index
 
 __all__ = [
     "Attention",
     "FeedForward",
     "KeysValues",
-    "LayerMatrix",
     "Linear",
+    "Projections",
     "RMSNorm",
     "Rotation",
     "attend",
+    "attend_to_past",
     "normal",
     "rms_normalised",
     "rotate",
@@ -42,6 +40,15 @@ which on a CPU takes two thirds of the time of `[B, S, Hkv, D]`.
 Rotation: TypeAlias = tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half"]]
 """Cosines and sines of the rotary angles, the same for all heads."""
 
+
+class Projections(NamedTuple):
+    """What attention needs of T tokens, queries and keys rotated, queries scaled."""
+
+    query: Float[Array, "b t hq d"]
+    key: Float[Array, "b t hkv d"]
+    value: Float[Array, "b t hkv d"]
+
+
 # On a CPU, products of up to 4 rows are left as they are; more are filled up to the next of these.
 _UNPADDED_ROWS = 4
 _PADDED_ROWS = (8, 16, 32)
@@ -55,7 +62,6 @@ class Attention(nnx.Module):
 
     head_dim: int
     scale: float
-    softcap: float | None
     query: Linear
     key: Linear
     value: Linear
@@ -67,7 +73,6 @@ class Attention(nnx.Module):
     def __init__(self, config: Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.head_dim = config.head_dim
         self.scale = config.query_scale
-        self.softcap = config.attention_softcap
         self.qk_norm = config.qk_norm
         hidden_size = config.hidden_size
         has_bias = config.qkv_bias
@@ -81,16 +86,9 @@ class Attention(nnx.Module):
             self.query_norm = RMSNorm(config.head_dim, config, dtype=dtype)
             self.key_norm = RMSNorm(config.head_dim, config, dtype=dtype)
 
-    def __call__(
-        self,
-        x: Float[Array, "b t m"],
-        rotation: Rotation,
-        visible: Bool[Array, "b t all"],
-        past: KeysValues | None,
-    ) -> tuple[Float[Array, "b t m"], KeysValues | None]:
-        """Attention output `[B, T, M]` and, with a past, the keys and values of the T tokens."""
-        batch, num_tokens, _ = x.shape
-        by_head = (batch, num_tokens, -1, self.head_dim)
+    def project(self, x: Float[Array, "b t m"], rotation: Rotation) -> Projections:
+        """Queries, keys and values of T tokens."""
+        by_head = (*x.shape[:2], -1, self.head_dim)
         query = self.query(x).reshape(by_head)
         key = self.key(x).reshape(by_head)
         value = self.value(x).reshape(by_head)
@@ -98,13 +96,7 @@ class Attention(nnx.Module):
             query = self.query_norm(query)
             key = self.key_norm(key)
         # Keys are cached rotated, so each is rotated once.
-        query = rotate(query, rotation) * self.scale
-        key = rotate(key, rotation)
-        new_kv = (key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
-        segments = [new_kv] if past is None else [past, new_kv]
-        mean_values = attend(query, segments, visible, softcap=self.softcap)
-        attended = self.output(mean_values.reshape(batch, num_tokens, -1))
-        return attended, None if past is None else new_kv
+        return Projections(rotate(query, rotation) * self.scale, rotate(key, rotation), value)
 
 
 class FeedForward(nnx.Module):
@@ -142,46 +134,18 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b inputs"]) -> Float[Array, "*b outputs"]:
         """`[B, T, in]` to `[B, T, out]`."""
-        # Not `weight[...]`: in a loop over layers this is a `LayerMatrix`.
-        product = matrix_product(x, self.weight.get_value()).astype(x.dtype)
+        product = matrix_product(x, self.weight[...]).astype(x.dtype)
         return product if self.bias is None else product + self.bias[...]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LayerMatrix:
-    """The matrix of one layer, where it is known at run time only which layer.
-
-    Attributes:
-        of_layers: the matrices `[out, in]` of all layers, one array for each.
-        layer: which of them.
-    """
-
-    of_layers: tuple[jax.Array, ...]
-    layer: Index
-
-
 def matrix_product(
-    x: Float[Array, "*b inputs"], weight: Float[Array, "outputs inputs"] | LayerMatrix
+    x: Float[Array, "*b inputs"], weight: Float[Array, "outputs inputs"]
 ) -> Float[Array, "*b outputs"]:
     """`x @ weight.T`, in float32 where the types of `x` and `weight` are smaller."""
-    rows = x.reshape(-1, x.shape[-1])
-    if isinstance(weight, LayerMatrix):
-        # A branch for each layer. A slice of stacked matrices would be a copy of the matrix, and
-        # product and copy together take a third more time than the product.
-        products = [partial(_product_of_rows, matrix) for matrix in weight.of_layers]
-        product = jax.lax.switch(weight.layer, products, rows)
-    else:
-        product = _product_of_rows(weight, rows)
-    return product.reshape(*x.shape[:-1], product.shape[-1])
-
-
-def _product_of_rows(
-    weight: Float[Array, "outputs inputs"], rows: Float[Array, "n inputs"]
-) -> Float[Array, "n outputs"]:
-    dtype = jnp.promote_types(jnp.result_type(rows, weight), jnp.float32)
+    dtype = jnp.promote_types(jnp.result_type(x, weight), jnp.float32)
     if work_shape.current().is_wide:
-        return jnp.matmul(rows, weight.T, preferred_element_type=dtype)
+        return jnp.matmul(x, weight.T, preferred_element_type=dtype)
+    rows = x.reshape(-1, x.shape[-1])
     num_rows = rows.shape[0]
     # With few rows XLA:CPU takes about half as long for `weight @ rows.T` as for `rows @ weight.T`,
     # but longer for 5 rows than for 8. In bfloat16 one row takes several times as long as two.
@@ -194,7 +158,8 @@ def _product_of_rows(
     # Without the barriers XLA would turn one product into the other.
     columns = jax.lax.optimization_barrier(rows.T)
     product = jnp.matmul(weight, columns, preferred_element_type=dtype)
-    return jax.lax.optimization_barrier(product).T[:num_rows]
+    product = jax.lax.optimization_barrier(product).T[:num_rows]
+    return product.reshape(*x.shape[:-1], weight.shape[0])
 
 
 class RMSNorm(nnx.Module):
@@ -229,6 +194,26 @@ def rotate(x: Float[Array, "b t h d"], rotation: Rotation) -> Float[Array, "b t 
     first, second = jnp.split(x.astype(jnp.float32), 2, -1)
     rotated = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(rotated, -1).astype(x.dtype)
+
+
+def attend_to_past(
+    projections: Projections,
+    visible: Bool[Array, "b t all"],
+    past: KeysValues | None,
+    *,
+    softcap: float | None,
+) -> tuple[Float[Array, "b t m"], KeysValues | None]:
+    """Attention over the cached slots, followed by the new tokens.
+
+    Returns:
+        Mean values of all heads side by side and, with a past, the T new keys and values.
+    """
+    query, key, value = projections
+    new = (key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3))
+    segments = [new] if past is None else [past, new]
+    mean_values = attend(query, segments, visible, softcap=softcap)
+    mean_values = mean_values.reshape(*mean_values.shape[:2], -1)
+    return mean_values, None if past is None else new
 
 
 def attend(
