@@ -113,6 +113,10 @@ def load_pair(
     is_auto, draft = _split_auto(draft)
     if is_auto:
         return _automatic_pair(target_name, draft, drop_layers, progress)
+    trained_path = None
+    if draft is not None and is_trained_drafter(draft):
+        # Before the target is loaded: there may be none for it.
+        trained_path = _shipped_drafter(target_name) if draft == _TRAINED else draft
     report = progress or _ignore_progress
     report("models", 0, 2)
     target = models.load(target_name)
@@ -140,9 +144,8 @@ def load_pair(
         return pair(draft, None)
     if draft == "ngram":
         return pair(draft, decoding.ngram_lookup(target.config.vocab_size))
-    if draft is not None and is_trained_drafter(draft):
-        path = _shipped_drafter(target_name) if draft == _TRAINED else draft
-        return pair(draft, drafter_files.load_drafter(path, target))
+    if trained_path is not None:
+        return pair(str(draft), drafter_files.load_drafter(trained_path, target))
 
     # A drafter from the target's own weights shares embedding and head with it.
     draft_name = target_name if draft is None else draft
@@ -194,7 +197,7 @@ def _automatic_pair(
         has_drafter = drafter_files.shipped_drafter(target_name) is not None
         draft = _TRAINED if has_drafter else "none"
     pair = load_pair(target_name, draft, drop_layers, progress=progress)
-    name = _AUTO if draft == "none" else f"{_AUTO}:{draft}"
+    name = _AUTO if draft == "none" else f"{_AUTO}:{pair.draft_name}"
     return dataclasses.replace(pair, draft_name=name, is_automatic=True)
 
 

@@ -70,6 +70,7 @@ __all__ = [
     "inversion_trial",
     "propose",
     "propose_among",
+    "sampled_acceptance",
     "verify",
 ]
 
@@ -78,6 +79,7 @@ MAX_EXACT_CATEGORIES = 512
 # In a larger vocabulary: tokens that are Bernoulli variables, and parts of the target's mass.
 HEAD_SIZE = 256
 _NUM_CUTS = 512
+_SAMPLED_HEAD_SIZE = 24  # tokens that are Bernoulli variables in `sampled_acceptance`
 _TRIAL_HEAD_SIZE = 64  # heaviest tokens, with one exponential each in a trial by inversion
 
 
@@ -258,6 +260,28 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
         upper=jnp.sum(weights * upper[before], axis=0),
         estimate=jnp.sum(weights * (lower[before] + lower[after]), axis=0) / 2,
     )
+
+
+def sampled_acceptance(
+    uniform: Scalar, log_p: DraftLogProbs, log_q: Vector, num_drafts: int
+) -> Scalar:
+    """The match probability at one token drawn from the target: a cheap stand-in in a loss.
+
+    Its mean over `uniform` is the acceptance, up to tokens of the tail, which are a Poisson count
+    here from the 25th heaviest draft token on. So is that of its gradient.
+
+    Args:
+        uniform: within [0, 1), from which the token is drawn.
+        log_p, log_q: `[N]`.
+        num_drafts: `K`, static.
+    """
+    ranked = ratio_order(log_p, log_q)
+    cumulative_q = jax.lax.stop_gradient(jnp.cumsum(ranked.q))
+    index = search(cumulative_q, uniform * cumulative_q[-1], side="right")
+    index = jnp.minimum(index, ranked.q.shape[0] - 1)
+    head_size = min(_SAMPLED_HEAD_SIZE, ranked.p.shape[0])
+    match, _ = _match_at(ranked, index[None], head_size, (num_drafts,))
+    return jnp.where(ranked.p[index] > 0, match[0, 0], 0)
 
 
 def _match_at(

@@ -24,6 +24,35 @@ def test_acceptance_is_its_definition(problem):
         assert exact == pytest.approx(oracles.topk_acceptance(p, q, k), abs=1e-6)
 
 
+@pytest.mark.parametrize("head_size", [24, 5])
+def test_one_token_of_the_target_at_a_time(monkeypatch, head_size):
+    """The mean over 4,000 tokens drawn from the target, and its gradient, are the exact ones.
+
+    With a Poisson tail the value is smaller, by at most what Le Cam's bound allows.
+    """
+    monkeypatch.setattr(gumbel_topk, "_SAMPLED_HEAD_SIZE", head_size)
+    logits = 2 * jax.random.normal(jax.random.key(3), (2, 20))
+    log_p, log_q = jax.nn.log_softmax(logits[0]), jax.nn.log_softmax(logits.mean(0))
+    uniforms = (jnp.arange(4000) + 0.5) / 4000
+
+    def mean(log_p):
+        values = jax.vmap(gumbel_topk.sampled_acceptance, (0, None, None, None))(
+            uniforms, log_p, log_q, 4
+        )
+        return jnp.mean(values)
+
+    def exact(log_p):
+        return gumbel_topk.acceptance(log_p, log_q, (4,))[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(mean))(log_p)
+    expected, expected_gradient = jax.jit(jax.value_and_grad(exact))(log_p)
+    if head_size < 20:
+        assert 0 < expected - value < 0.02
+        return
+    assert float(value) == pytest.approx(float(expected), abs=5e-4)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=5e-4)
+
+
 def test_interval_contains_the_exact_value(monkeypatch):
     """The evaluation for vocabularies, against the exact one on distributions small enough for both.
 

@@ -10,7 +10,8 @@ divided.
 * `lk`: both, mixed by how well the drafter is doing (the hybrid of LK losses, Samarin et al.
   2602.23881): ``w kl + (1 - w) tv`` with ``w = exp(-3 acceptance)``.
 * `list:SCHEME:K`: one minus the exact acceptance of K drafts, :mod:`gls_jax.losses`. At some random
-  positions of a batch, because it costs more.
+  positions of a batch, because it costs more. For `gumbel_topk` each position has one random token
+  of the target in place of all, which leaves the mean as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from gls_jax import losses, schemes
+from gls_jax.schemes import gumbel_topk
 
 __all__ = ["Objective", "overlap", "parse_objective"]
 
@@ -78,14 +80,23 @@ class Objective:
 
     def _list_mean(self, key, log_p, log_q, counts):
         num_positions = min(_LIST_POSITIONS, len(counts))
+        order_key, token_key = jax.random.split(key)
         # Positions that count come first, in random order.
-        order = jnp.argsort(jax.random.uniform(key, counts.shape) + ~counts)[:num_positions]
+        order = jnp.argsort(jax.random.uniform(order_key, counts.shape) + ~counts)[:num_positions]
         log_p, log_q, counts = log_p[order], log_q[order], counts[order]
         log_others = jnp.log(jnp.maximum(1 - jnp.sum(jnp.exp(log_q), -1, keepdims=True), 1e-9))
         target = jax.lax.stop_gradient(jnp.concatenate([log_q, log_others], axis=-1))
         draft = jnp.maximum(log_p, _LEAST_LOG_P)
         draft = jnp.pad(draft, ((0, 0), (0, 1)), constant_values=-jnp.inf)
-        loss = losses.acceptance(draft, target, scheme=self.scheme, num_drafts=self.num_drafts)
+        if self.scheme == "gumbel_topk":
+            # The exact acceptance would take most of a step.
+            uniforms = jax.random.uniform(token_key, (num_positions,))
+            accepted = jax.vmap(gumbel_topk.sampled_acceptance, (0, 0, 0, None))(
+                uniforms, draft, jax.nn.log_softmax(target), self.num_drafts
+            )
+            loss = 1 - accepted
+        else:
+            loss = losses.acceptance(draft, target, scheme=self.scheme, num_drafts=self.num_drafts)
         return jnp.sum(counts * loss) / jnp.maximum(jnp.sum(counts), 1)
 
 

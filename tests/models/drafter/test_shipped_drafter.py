@@ -42,6 +42,9 @@ def test_greedy_text_is_that_without_and_takes_fewer_calls(pair):
 
 
 def test_names_of_the_drafter():
+    # Before the target is loaded: there is none of this name.
     with pytest.raises(ValueError, match="draft: expected target smollm2 for the trained drafter"):
-        model_pair._shipped_drafter("some/folder")
+        model_pair.load_pair("some/folder", "trained")
+    by_layers = model_pair.load_pair("smollm2", "auto:smollm2", "1-28")
+    assert by_layers.draft_name == "auto:smollm2 without layers 1-28"
     assert model_pair.is_trained_drafter("trained") and model_pair.is_automatic("auto:trained")
