@@ -67,7 +67,9 @@ class DrafterTraining:
     steps_ahead: int = 3
     """Tokens that are drafted one after the other in training, on the drafter's own states."""
     loss: str = "kl"
-    """`kl`, `tv`, `lk`, or `list:SCHEME:K` such as `list:gls:8`, the exact acceptance of a list."""
+    """`kl`, `tv`, `lk`, or `list:SCHEME:K` such as `list:gls:8`: the acceptance of a list, exact
+    except for `gumbel_topk`.
+    """
     depth_weight: float = 0.8
     """Weight of each further step ahead, compared with the one before."""
     epochs: int = 4

@@ -16,8 +16,10 @@ from gls_jax.typing import Numbers
 
 __all__ = ["check_sampling", "log_probs"]
 
-# Consecutive tokens in a group, when the largest logits are looked for.
+# The largest logits are looked for in groups of so many consecutive tokens, if there are so many
+# groups for each logit that is looked for.
 _GROUP_SIZE = 64
+_LEAST_GROUPS = 4
 
 
 def check_sampling(
@@ -114,13 +116,13 @@ def log_probs(
     largest_logit = jnp.max(logits, axis=-1, keepdims=True)
     scaled = (logits - largest_logit) / jnp.where(is_greedy, 1, _per_row(temperature))
 
-    least = -jnp.inf if min_p is None else jnp.log(_per_row(min_p))
+    log_min_p = -jnp.inf if min_p is None else jnp.log(_per_row(min_p))
     if top_k is not None and top_k < logits.shape[-1]:
-        scaled, total = _keep_top_k(scaled, top_k, top_p, least)
+        scaled, total = _keep_top_k(scaled, int(top_k), top_p, log_min_p)
     else:
         if top_p is not None:
             scaled = _keep_top_p(scaled, _per_row(top_p))
-        scaled = jnp.where(scaled < least, -jnp.inf, scaled)
+        scaled = jnp.where(scaled < log_min_p, -jnp.inf, scaled)
         total = jnp.sum(jnp.exp(scaled), axis=-1, keepdims=True)
     log_p = scaled - jnp.log(total)
 
@@ -128,7 +130,7 @@ def log_probs(
     is_known = not isinstance(temperature, jax.core.Tracer)
     if is_known and not np.any(np.asarray(temperature) == 0):
         return log_p
-    # The first largest; `argmax` takes XLA:CPU several times as long.
+    # As `races.winner`, with the known maximum. `argmax` takes XLA:CPU several times as long.
     tokens = jnp.arange(logits.shape[-1])
     is_largest = logits == largest_logit
     first = jnp.min(jnp.where(is_largest, tokens, len(tokens)), axis=-1, keepdims=True)
@@ -136,43 +138,58 @@ def log_probs(
     return jnp.where(is_greedy & ~jnp.isnan(log_p), greedy, log_p)
 
 
-def _keep_top_k(scaled, count: int, mass, least):
-    """Keep the `count` largest, of these the top-p of `mass` (None: all), and none below `least`.
+def _keep_top_k(scaled, count: int, top_p, log_min_p):
+    """Apply top-k, then top-p, then min-p.
+
+    The sum of the exponentials comes from the `count` largest logits and the number of tokens that
+    tie with the last of them, so that no exponential of the whole vocabulary is needed.
+
+    Args:
+        scaled: logits whose largest is 0.
+        count: the k of top-k, static.
+        top_p: None for none.
+        log_min_p: the logarithm of min-p, `-inf` for none.
 
     Returns:
-        `scaled` with `-inf` for removed tokens, and the sum of its exponentials, which is that of
-        the `count` largest and of those that tie with the last one: no pass over the vocabulary.
+        `scaled` with `-inf` for removed tokens, and the sum of the exponentials of the kept ones.
     """
     top = _largest(scaled, count)
     last = top[..., -1:]
-    num_ties = jnp.sum(scaled >= last, axis=-1, keepdims=True) - count
+    # NaN if there is one anywhere: on a CPU neither a maximum nor a top-k need show it.
+    is_in_top_k = jnp.where(jnp.isnan(scaled), jnp.nan, (scaled >= last).astype(scaled.dtype))
+    num_further_ties = jnp.sum(is_in_top_k, axis=-1, keepdims=True) - count
 
     def total_from(threshold):
         of_top = jnp.sum(jnp.where(top < threshold, 0, jnp.exp(top)), axis=-1, keepdims=True)
-        return of_top + jnp.where(last < threshold, 0, num_ties * jnp.exp(last))
+        # Not a `where` between sum and 0, which would hide a NaN.
+        of_ties = num_further_ties * jnp.where(last < threshold, 0, jnp.exp(last))
+        return of_top + of_ties
 
-    threshold = jnp.maximum(last, least)
-    if mass is not None:
-        is_before = jnp.cumsum(jnp.exp(top), axis=-1) < _per_row(mass) * total_from(last)
-        # The first that brings the mass up to at least `mass` is the last one kept.
+    threshold = jnp.maximum(last, log_min_p)
+    if top_p is not None:
+        is_before = jnp.cumsum(jnp.exp(top), axis=-1) < _per_row(top_p) * total_from(last)
+        # The first that brings the mass up to at least `top_p` is the last one kept.
         last_kept = jnp.minimum(jnp.sum(is_before, axis=-1, keepdims=True), count - 1)
-        threshold = jnp.maximum(jnp.take_along_axis(top, last_kept, axis=-1), least)
+        threshold = jnp.maximum(jnp.take_along_axis(top, last_kept, axis=-1), log_min_p)
     return jnp.where(scaled < threshold, -jnp.inf, scaled), total_from(threshold)
 
 
 def _largest(values, count: int):
-    """The `count` largest values of each row, decreasing; half the time of one top-k.
+    """The `count` largest values of each row, in decreasing order.
 
-    They are members of the `count` groups of consecutive tokens with the largest maxima.
+    The values are divided into groups. The largest values are in the `count` groups with the
+    largest maxima, so the others need not be searched. With 49,152 tokens and top 50 this takes
+    half the time of one top-k on a CPU.
     """
     *batch, size = values.shape
-    if size > count * _GROUP_SIZE:
+    if size >= _LEAST_GROUPS * count * _GROUP_SIZE:
         padding = [(0, 0)] * len(batch) + [(0, -size % _GROUP_SIZE)]
         groups = jnp.pad(values, padding, constant_values=-jnp.inf)
         groups = groups.reshape(*batch, -1, _GROUP_SIZE)
         best = jax.lax.top_k(jnp.max(groups, axis=-1), count)[1]
         values = jnp.take_along_axis(groups, best[..., None], axis=-2).reshape(*batch, -1)
-    # Without the barrier XLA merges a slice of the values into the top-k, and then sorts all.
+    # Without the barrier XLA merges the caller's slice of the result into the top-k, and then sorts
+    # all values.
     return jax.lax.optimization_barrier(jax.lax.top_k(values, count)[0])
 
 

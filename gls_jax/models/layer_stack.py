@@ -27,7 +27,7 @@ from gls_jax.models.layers import (
     Projections,
     RMSNorm,
     Rotation,
-    attend_to_past,
+    attend_with_past,
     rms_normalised,
 )
 from gls_jax.typing import Index
@@ -37,8 +37,8 @@ __all__ = ["Block", "Cache", "init_cache", "layer_tables", "new_blocks", "run_bl
 # The fewest slots that attention covers. With SmolLM2 and one request, 256 take 2 ms of a call of
 # 28 ms, and each smaller size would be one more program.
 _LEAST_ATTENDED = 256
-# The fewest layers that are compiled as a loop. A loop costs no time in a call, and saves some in
-# compiling: a call of SmolLM2 on 4 tokens takes 3 s in place of 5. Only on a CPU, where a branch is
+# The fewest layers that are compiled as a loop. A call takes no longer with the loop, and compiles
+# faster: for SmolLM2 on 4 tokens in 3 s, without the loop in 5 s. Only on a CPU, where a branch is
 # cheap.
 _LEAST_LOOP = 5
 
@@ -100,13 +100,13 @@ class Block(nnx.Module):
         return _with_attention(self.project, self.finish, self.softcap, x, rotation, visible, past)
 
     def project(self, x: Float[Array, "b t m"], rotation: Rotation) -> Projections:
-        """The layer before its attention."""
+        """What the layer does before attention: its norm, and the projections."""
         return self.attention.project(self.attention_norm(x), rotation)
 
     def finish(
         self, x: Float[Array, "b t m"], mean_values: Float[Array, "b t heads"]
     ) -> Float[Array, "b t m"]:
-        """The layer after its attention: the residual stream behind it."""
+        """What the layer does after attention; the residual stream after the layer."""
         attended = self.attention.output(mean_values)
         if self.post_norms:
             attended = self.attention_post_norm(attended)
@@ -118,8 +118,8 @@ class Block(nnx.Module):
 
 
 def _with_attention(project, finish, softcap, x, rotation, visible, past):
-    """One layer from its parts before and after attention, which itself has no weights."""
-    mean_values, new = attend_to_past(project(x, rotation), visible, past, softcap=softcap)
+    """One layer: `project`, attention, which has no weights, and `finish`."""
+    mean_values, new = attend_with_past(project(x, rotation), visible, past, softcap=softcap)
     return finish(x, mean_values), new
 
 
@@ -194,16 +194,16 @@ def _run(
     tables = layer_tables(config, positions, key_positions, visible)
     is_local = config.local_layers or (False,) * config.num_layers
 
-    def run_layer(block: Callable, layer: Index, kind: Index, x):
+    def run_layer(run_block: Callable, layer: Index, kind: Index, x):
         rotation, visible = jax.tree.map(lambda table: table[kind], tables)
         past = None if cache is None else _slots_of_layer(cache, layer, num_slots)
-        x, new = block(x, rotation, visible, past)
+        x, new = run_block(x, rotation, visible, past)
         return x, (new, x if feature_layers else None)
 
     # The layers only read the cache. They return new keys and values, which are written once for
     # all layers afterwards.
     if config.num_layers >= _LEAST_LOOP and not work_shape.current().is_wide:
-        x, (new, outputs) = _in_a_loop(blocks, config, run_layer, x, is_local)
+        x, (new, outputs) = _in_a_loop(blocks, run_layer, x, is_local)
     else:
         of_layers = []
         for layer, block in enumerate(blocks):
@@ -214,20 +214,22 @@ def _run(
     return x, jnp.concatenate(features, -1) if features else x[..., :0], new
 
 
-def _in_a_loop(blocks: Sequence[Block], config: Config, run_layer, x, is_local: Sequence[bool]):
-    """All layers in a loop over their numbers, so that attention is compiled once.
+def _in_a_loop(blocks: Sequence[Block], run_layer, x, is_local: Sequence[bool]):
+    """All layers in a loop over their numbers.
 
-    What reads weights has a branch for each layer: a slice of stacked matrices would be a copy of
-    the matrix, and product and copy together take a third more time than the product. A branch has
-    all products of its part, so that XLA:CPU can run small ones side by side.
+    Attention has no weights and is compiled once. The parts before and after it read weights, and
+    are compiled once for each layer: each layer is a branch of a switch. Stacked weights would need
+    no branches, but a slice of them is a copy, and product and copy together take a third more time
+    than the product. The products of one part are in the same branch, so that XLA:CPU can run small
+    ones at the same time.
     """
 
     def step(x, layer_and_kind):
         layer, kind = layer_and_kind
         project = partial(jax.lax.switch, layer, [block.project for block in blocks])
         finish = partial(jax.lax.switch, layer, [block.finish for block in blocks])
-        block = partial(_with_attention, project, finish, config.attention_softcap)
-        return run_layer(block, layer, kind, x)
+        run_block = partial(_with_attention, project, finish, blocks[0].softcap)
+        return run_layer(run_block, layer, kind, x)
 
     kinds = jnp.asarray(is_local, jnp.int32)
     return jax.lax.scan(step, x, (jnp.arange(len(blocks)), kinds))

@@ -23,7 +23,7 @@ __all__ = [
     "RMSNorm",
     "Rotation",
     "attend",
-    "attend_to_past",
+    "attend_with_past",
     "normal",
     "rms_normalised",
     "rotate",
@@ -42,7 +42,7 @@ Rotation: TypeAlias = tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half
 
 
 class Projections(NamedTuple):
-    """What attention needs of T tokens, queries and keys rotated, queries scaled."""
+    """Of T tokens. Queries and keys are rotated, queries are scaled too."""
 
     query: Float[Array, "b t hq d"]
     key: Float[Array, "b t hkv d"]
@@ -58,7 +58,7 @@ _MASKED_SCORE = -1e30
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention over the cached slots followed by the new tokens."""
+    """The weights of grouped-query attention; :func:`attend_with_past` is the attention itself."""
 
     head_dim: int
     scale: float
@@ -196,14 +196,14 @@ def rotate(x: Float[Array, "b t h d"], rotation: Rotation) -> Float[Array, "b t 
     return jnp.concatenate(rotated, -1).astype(x.dtype)
 
 
-def attend_to_past(
+def attend_with_past(
     projections: Projections,
     visible: Bool[Array, "b t all"],
     past: KeysValues | None,
     *,
     softcap: float | None,
-) -> tuple[Float[Array, "b t m"], KeysValues | None]:
-    """Attention over the cached slots, followed by the new tokens.
+) -> tuple[Float[Array, "b t heads"], KeysValues | None]:
+    """Attention over the cached slots and the new tokens; without a past over the tokens alone.
 
     Returns:
         Mean values of all heads side by side and, with a past, the T new keys and values.

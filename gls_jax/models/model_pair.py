@@ -100,8 +100,8 @@ def load_pair(
         progress: called with `("models", models loaded, 2)`.
 
     Raises:
-        ValueError: a target without a tokenizer, a drafter with another tokenizer, or layers that
-            the drafter does not have.
+        ValueError: "trained" for a target that no drafter comes with, a target without a tokenizer,
+            a drafter with another tokenizer, or layers that the drafter does not have.
         OSError: a model that cannot be read.
 
     >>> from gls_jax.models import model_pair
@@ -115,7 +115,7 @@ def load_pair(
         return _automatic_pair(target_name, draft, drop_layers, progress)
     trained_path = None
     if draft is not None and is_trained_drafter(draft):
-        # Before the target is loaded: there may be none for it.
+        # Before the target is loaded, so that a missing drafter is an error at once.
         trained_path = _shipped_drafter(target_name) if draft == _TRAINED else draft
     report = progress or _ignore_progress
     report("models", 0, 2)
@@ -144,8 +144,8 @@ def load_pair(
         return pair(draft, None)
     if draft == "ngram":
         return pair(draft, decoding.ngram_lookup(target.config.vocab_size))
-    if trained_path is not None:
-        return pair(str(draft), drafter_files.load_drafter(trained_path, target))
+    if draft is not None and trained_path is not None:
+        return pair(draft, drafter_files.load_drafter(trained_path, target))
 
     # A drafter from the target's own weights shares embedding and head with it.
     draft_name = target_name if draft is None else draft

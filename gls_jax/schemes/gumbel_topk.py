@@ -43,7 +43,7 @@ from gls_jax.exact.counting import (
     poisson_counts,
 )
 from gls_jax.exact.quadrature import exponential_nodes
-from gls_jax.exact.ratio_order import RatioOrder, ratio_order, search
+from gls_jax.exact.ratio_order import RatioOrder, nondecreasing_sum, ratio_order, search
 from gls_jax.loops import map_in_batches, varying_like
 from gls_jax.schemes.array_types import (
     Acceptances,
@@ -265,10 +265,13 @@ def _interval(log_p, log_q, num_drafts: tuple[int, ...]) -> Interval:
 def sampled_acceptance(
     uniform: Scalar, log_p: DraftLogProbs, log_q: Vector, num_drafts: int
 ) -> Scalar:
-    """The match probability at one token drawn from the target: a cheap stand-in in a loss.
+    """The probability that the list has the target's token, for one token drawn from the target.
 
-    Its mean over `uniform` is the acceptance, up to tokens of the tail, which are a Poisson count
-    here from the 25th heaviest draft token on. So is that of its gradient.
+    It is a cheap, random stand-in for the acceptance in a loss. The 24 heaviest draft tokens are
+    exact Bernoulli variables. All other tokens are one Poisson count, as in the lower end of
+    :func:`acceptance_interval`. So the mean over `uniform` is the acceptance if there are at most
+    24 tokens, and a little less if there are more. The same holds for the gradient by `log_p`. Do
+    not use the gradient by `log_q`: the drawn token depends on it.
 
     Args:
         uniform: within [0, 1), from which the token is drawn.
@@ -276,7 +279,7 @@ def sampled_acceptance(
         num_drafts: `K`, static.
     """
     ranked = ratio_order(log_p, log_q)
-    cumulative_q = jax.lax.stop_gradient(jnp.cumsum(ranked.q))
+    cumulative_q = jax.lax.stop_gradient(nondecreasing_sum(ranked.q))
     index = search(cumulative_q, uniform * cumulative_q[-1], side="right")
     index = jnp.minimum(index, ranked.q.shape[0] - 1)
     head_size = min(_SAMPLED_HEAD_SIZE, ranked.p.shape[0])

@@ -43,11 +43,17 @@ def test_against_the_slow_version(seed):
 @pytest.mark.parametrize("has_ties", [False, True])
 @pytest.mark.parametrize(
     "choices",
-    [dict(top_p=0.9), dict(top_p=0.5, top_k=20), dict(top_k=7), dict(min_p=0.05, top_k=7)],
+    [
+        dict(top_p=0.9),
+        dict(top_p=0.5, top_k=20),
+        dict(top_k=7),
+        dict(min_p=0.05, top_k=7),
+        dict(top_p=0.5, top_k=5),
+    ],
 )
 def test_inside_jit(choices, has_ties):
     """XLA computes a value twice and rounds it differently; no kept token may fall between the two."""
-    logits = 4 * jax.random.normal(jax.random.key(0), (64, 500))
+    logits = 4 * jax.random.normal(jax.random.key(0), (64, 2000))
     logits = jnp.round(logits / 4) * 4 if has_ties else logits
     log_probs = jax.jit(lambda logits, t: decoding.log_probs(logits, temperature=t, **choices))
     log_p = log_probs(logits, 0.6)
@@ -86,7 +92,14 @@ def test_parameters_may_differ_by_row():
 
 
 def test_invalid_logits_give_nan():
-    for invalid in ([jnp.nan, 0, 0], [jnp.inf, 0, 0], [-jnp.inf] * 3):
-        for temperature in (0.0, 1.0):
-            log_p = decoding.log_probs(jnp.array(invalid), temperature=temperature)
-            assert jnp.isnan(log_p).all()
+    """Wherever the invalid logit is, among few and among many."""
+    for size in (3, 600):
+        valid = np.random.default_rng(0).normal(size=size)
+        for choices in ({}, dict(top_k=1), dict(top_k=2, min_p=0.1), dict(top_k=2, top_p=0.5)):
+            log_probs = jax.jit(lambda x, t, c=choices: decoding.log_probs(x, temperature=t, **c))
+            for temperature in (0.0, 1.0):
+                for value in (np.nan, np.inf):
+                    for place in (0, size // 2, size - 1):
+                        logits = np.where(np.arange(size) == place, value, valid)
+                        assert jnp.isnan(log_probs(logits, temperature)).all()
+                assert jnp.isnan(log_probs(np.full(size, -np.inf), temperature)).all()

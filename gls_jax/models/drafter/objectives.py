@@ -9,9 +9,11 @@ divided.
 * `tv`: ``1 - sum min(p, q)``, one minus the acceptance of a single draft.
 * `lk`: both, mixed by how well the drafter is doing (the hybrid of LK losses, Samarin et al.
   2602.23881): ``w kl + (1 - w) tv`` with ``w = exp(-3 acceptance)``.
-* `list:SCHEME:K`: one minus the exact acceptance of K drafts, :mod:`gls_jax.losses`. At some random
-  positions of a batch, because it costs more. For `gumbel_topk` each position has one random token
-  of the target in place of all, which leaves the mean as it is.
+* `list:SCHEME:K`: one minus the exact acceptance of K drafts, :mod:`gls_jax.losses`. It is computed
+  at some random positions of a batch, because it costs more. For `gumbel_topk` it is not exact: the
+  acceptance is a mean over the target's tokens, and each position takes one random token instead.
+  The expected loss is nearly the same, see
+  :func:`gls_jax.schemes.gumbel_topk.sampled_acceptance`.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class Objective:
         """Mean loss over the positions that count.
 
         Args:
-            key: selects positions for a list loss.
+            key: of a list loss. It selects the positions and, for gumbel_topk, their tokens.
             log_p: of the drafter, normalised over R tokens.
             log_q: of the target at these tokens, not normalised over them.
             counts: which positions count; without any the mean is 0.
@@ -89,8 +91,8 @@ class Objective:
         draft = jnp.maximum(log_p, _LEAST_LOG_P)
         draft = jnp.pad(draft, ((0, 0), (0, 1)), constant_values=-jnp.inf)
         if self.scheme == "gumbel_topk":
-            # The exact acceptance would take most of a step.
-            uniforms = jax.random.uniform(token_key, (num_positions,))
+            # The exact acceptance would take most of the time of a training step.
+            uniforms = jax.random.uniform(token_key, (num_positions,), draft.dtype)
             accepted = jax.vmap(gumbel_topk.sampled_acceptance, (0, 0, 0, None))(
                 uniforms, draft, jax.nn.log_softmax(target), self.num_drafts
             )
