@@ -2,7 +2,7 @@
 
 A best-first tree takes the likeliest tokens of the drafter, as probable as the drafter says. A
 margin tree takes the first tokens of the race under its estimate of the target
-(:mod:`gls_jax.decoding.margin`).
+(:mod:`gls_jax.decoding.margin`), or the likeliest tokens of the drafter where the target is greedy.
 """
 
 from __future__ import annotations
@@ -65,15 +65,21 @@ def candidate_rule(
     differences, weights = learned.differences[:, all_tokens], learned.weights[:, all_tokens]
     correction = differences / (weights + CORRECTION_PRIOR)
     advantages = correction[:, None] - log_noise  # [B, D, N]
+    # A greedy target emits its likeliest token, whatever the noise is. So its candidates are the
+    # drafter's likeliest tokens, and temperature 1 tells how likely they are.
+    is_greedy = sampling.temperature == 0
+    advantages = jnp.where(is_greedy[:, None, None], 0, advantages)
+    is_point_mass = is_greedy[:, None] & (sampling.draft_temperature == 0)
+    draft_temperature = jnp.where(is_point_mass, 1, sampling.draft_temperature)
     unfiltered = dataclasses.replace(sampling, top_k=None, top_p=None, min_p=None)
 
     def first_ranks(logits, seen, depths) -> Candidates:
         """Of a margin tree: the first ranks of the race under the estimate of `q`."""
-        log_p = sampling.log_probs(logits, sampling.draft_temperature, seen, draft_tokens)
+        log_p = sampling.log_probs(logits, draft_temperature, seen, draft_tokens)
         advantage = jnp.take_along_axis(advantages, depths[..., None], axis=1)
         columns, log_p_of_list = _first_of(sharpness * log_p + advantage, log_p, num_children)
         # What is outside the list has been filtered, or is further behind.
-        log_full = unfiltered.log_probs(logits, sampling.draft_temperature, seen, draft_tokens)
+        log_full = unfiltered.log_probs(logits, draft_temperature, seen, draft_tokens)
         full_of_list = jnp.take_along_axis(log_full, columns, axis=-1)
         listed = jnp.sum(jnp.where(jnp.isfinite(log_p_of_list), jnp.exp(full_of_list), 0), -1)
         # NaN where the drafter's logits are invalid: then the list says nothing.

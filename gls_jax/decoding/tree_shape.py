@@ -89,9 +89,9 @@ class MarginTree(DynamicTree):
     target's token is almost surely the first. :mod:`gls_jax.decoding.margin` has the estimate and
     how it is fitted to the rounds so far.
 
-    At temperature 0 nothing is random and the noise tells nothing. The drafter's distribution is a
-    point mass then, and the tree one chain of its likeliest tokens, unless `draft_temperatures`
-    says otherwise; a :class:`BestFirstTree` makes better use of the budget.
+    At temperature 0 nothing is random and the noise tells nothing. The tree then has the likeliest
+    tokens under the drafter's distribution at temperature 1, in place of 0, as a
+    :class:`BestFirstTree` has.
 
     >>> from gls_jax import decoding
     >>> decoding.MarginTree(budget=32, depth=4).frontier

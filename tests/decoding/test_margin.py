@@ -207,6 +207,23 @@ def test_a_tree_does_not_depend_on_its_batch():
     assert together.draft_calls.sum() < 6 * together.target_calls.sum()
 
 
+def test_a_greedy_target_has_trees_too():
+    """At temperature 0 the budget goes to the likeliest tokens, in the first round as best-first."""
+    options = dict(max_new_tokens=20, temperature=0.0)
+    prompts = [[token] for token in range(language.TOKENS)]
+    key, target, drafter = jax.random.key(5), language.target, language.drafters[0]
+    plain = decoding.generate(key, target, None, prompts, **options)
+    counts = {}
+    for name, (scheme, tree) in TREES.items():
+        fast = decoding.generate(key, target, drafter, prompts, scheme=scheme, tree=tree, **options)
+        np.testing.assert_array_equal(fast.tokens, plain.tokens)
+        counts[name] = fast.metrics
+    # A chain would have three nodes.
+    assert counts["margin"].drafted.sum() > 3 * counts["margin"].histogram.sum()
+    efficiencies = [metrics.block_efficiency for metrics in counts.values()]
+    assert efficiencies[0] == pytest.approx(efficiencies[1], rel=0.1)
+
+
 COUNT = 800
 
 

@@ -136,7 +136,7 @@ def train_drafter(
         state = training_checkpoints.restore(folder, done, state)
     else:
         validations = [validated(trained, 0)]
-    train_step = partial(_train_step, graph, constants, optimizer, options)
+    train_step = partial(_train_step, graph, optimizer, options)
     train = jax.jit(train_step, donate_argnums=(0, 1))
     key = races.new_key(options.seed)
 
@@ -147,7 +147,9 @@ def train_drafter(
             order = np.random.default_rng([options.seed, epoch]).permutation(len(batches))
             batch = padded_batch(texts, batches[order[index]])
             step_key = jax.random.fold_in(key, step)
-            trained, optimizer_state, loss = train(trained, optimizer_state, batch, step_key)
+            trained, optimizer_state, loss = train(
+                trained, optimizer_state, constants, batch, step_key
+            )
             if progress is not None:
                 progress(step + 1, num_steps)
         if not np.isfinite(float(loss)):
@@ -231,7 +233,7 @@ def _optimizer(options: DrafterTraining, num_steps: int) -> optax.GradientTransf
 
 
 def _train_step(
-    graph, constants: Constants, optimizer, options: DrafterTraining, trained, state, batch, key
+    graph, optimizer, options: DrafterTraining, trained, state, constants: Constants, batch, key
 ):
     """One step of the optimiser: the new weights and state, and the loss before it."""
     objective = parse_objective(options.loss)
