@@ -256,21 +256,24 @@ def _losses_figure(rows: list[drafter_losses.LossRow]) -> Figure:
 
 def _decoding_figure(rows: list[Row]) -> Figure:
     tasks = distinct(rows, "task")
-    figure = Figure(figsize=(4 * len(tasks), 4.4), layout="constrained")
-    for axes, task in zip(np.atleast_1d(figure.subplots(1, len(tasks))), tasks, strict=True):
-        names = list(dict.fromkeys(f"{row.scheme}, {row.shape}" for row in select(rows, task=task)))
+    figure = Figure(figsize=(3.2 * len(tasks) + 1.5, 4.4), layout="constrained")
+    all_axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    names = list(dict.fromkeys(f"{row.scheme}, {row.shape}" for row in rows))
+    for axes, task in zip(all_axes, tasks, strict=True):
         for number, temperature in enumerate(TEMPERATURES):
             of_setting = select(rows, task=task, temperature=temperature)
             axes.errorbar(
                 column(of_setting, "block_efficiency"),
-                np.arange(len(names)) + 0.15 * (number - 1),
+                np.arange(len(names)) + 0.2 * (number - 1),
                 xerr=2 * np.array(column(of_setting, "standard_error")),
                 fmt="o",
                 markersize=4,
                 label=f"T = {temperature:g}",
             )
-        axes.set_yticks(range(len(names)), names, fontsize="small")
-        axes.invert_yaxis()
         axes.set(title=task, xlabel="tokens a target call (± 2 s.e.)")
-        axes.legend(fontsize="small")
+    all_axes[0].set_yticks(range(len(names)), names, fontsize="small")
+    all_axes[0].invert_yaxis()
+    figure.legend(
+        *all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
+    )
     return figure
