@@ -7,7 +7,7 @@ many nodes in a call? All have the same drafter, SmolLM2-135M-Instruct without l
 50, and questions of five kinds.
 
 At temperature 0 samples of the drafter are its likeliest token, so every scheme but `topk` drafts
-one chain. The drafter of `topk` is at temperature 1 there.
+one chain. The drafter of `topk` is at temperature 1 there. Margin trees are best-first trees.
 
 Decoding every setting would take a day on two cores. Most are counted along texts that plain
 generation emitted once, see `text_rounds.py`:
@@ -184,7 +184,7 @@ class _TemperatureRun:
         num_texts = len(self.texts.prompts)
         predictor = Predictor(self._once(pairs, "pairs"), num_texts, self.options.rounds)
         points = [*self._predicted(predictor), *self._dynamic(predictor)]
-        # At temperature 0 all that is decoded has one chain.
+        # At temperature 0 margin trees are best-first trees, and others one chain.
         if self.texts.temperature:
             points += self._decoded(predictor)
         return points
