@@ -70,7 +70,6 @@ __all__ = [
     "inversion_trial",
     "propose",
     "propose_among",
-    "sampled_acceptance",
     "verify",
 ]
 
