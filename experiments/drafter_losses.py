@@ -2,9 +2,10 @@
 
 All start from one drafter that was trained with `kl`, and are trained for as many steps on the same
 batches. `kl` itself is among them, so that more training is not taken for a better loss. The
-metrics are acceptances at the same held-out positions, so differences are paired. Their error
-is that over prompts, for the drafters that were trained; how much drafters of another seed differ
-is seen from the differences of each seed.
+metrics are acceptances at the same held-out positions, so differences are paired. They are exact
+but for that of `gumbel_topk`, see :func:`_gumbel_topk_acceptance`. Their error is
+that over prompts, for the drafters that were trained; how much drafters of another seed differ is
+seen from the differences of each seed.
 """
 
 from __future__ import annotations
@@ -145,8 +146,8 @@ def _acceptances(held_out: drafter.HeldOut, report: Report) -> np.ndarray:
 def _gumbel_topk_acceptance(log_p, log_q, num_drafts: int):
     """Mean over tokens of the target, one in the middle of each of equal parts of its mass.
 
-    The exact value takes half a second at each position. As the match probability falls in the
-    order of the ratios, the mean is within half a part of it, apart from the Poisson tail.
+    The exact value of all positions would take minutes. The match probability falls in the order of
+    the ratios, so the mean is within half a part of it, apart from the Poisson tail.
     """
     uniforms = (jnp.arange(_PARTS_OF_TARGET) + 0.5) / _PARTS_OF_TARGET
 

@@ -1,6 +1,6 @@
 """What a trained drafter brings: by loss, by depth, by kind of task, and by scheme.
 
-`losses`: drafters trained with each loss, and their exact acceptances under each scheme
+`losses`: drafters trained with each loss, and their acceptances under each scheme
 (:mod:`experiments.drafter_losses`). `decoding`: the drafter that comes with SmolLM2 on three kinds
 of prompts, with eight nodes in each round under several schemes, at T = 0, 0.6 and 1 and top 50.
 
@@ -129,7 +129,7 @@ class TrainedDrafters:
             report=report,
         )
         output.save_results(self.out, "drafter_losses", rows, _losses_figure(rows))
-        title = f"exact acceptance one step ahead, {self.texts} texts, {self.seeds} seeds"
+        title = f"acceptance one step ahead, {self.texts} texts, {self.seeds} seeds"
         header = ("loss", "scheme", "K", "acceptance", "less kl", "± s.e.", "by seed")
         return output.table(title, header, rows)
 

@@ -7,7 +7,7 @@ many nodes in a call? All have the same drafter, SmolLM2-135M-Instruct without l
 50, and questions of five kinds.
 
 At temperature 0 samples of the drafter are its likeliest token, so every scheme but `topk` drafts
-one chain. The drafter of `topk` is at temperature 1 there. Margin trees are best-first trees.
+one chain. The drafter of `topk` is at temperature 1 there, and margin trees are best-first trees.
 
 Decoding every setting would take a day on two cores. Most are counted along texts that plain
 generation emitted once, see `text_rounds.py`:

@@ -42,7 +42,7 @@ Rotation: TypeAlias = tuple[Float[Array, "b t 1 half"], Float[Array, "b t 1 half
 
 
 class Projections(NamedTuple):
-    """Of T tokens. Queries and keys are rotated, queries are scaled too."""
+    """What attention needs of T tokens. Queries and keys are rotated; queries are scaled too."""
 
     query: Float[Array, "b t hq d"]
     key: Float[Array, "b t hkv d"]

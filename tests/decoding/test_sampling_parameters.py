@@ -46,6 +46,7 @@ def test_against_the_slow_version(seed):
     [
         dict(top_p=0.9),
         dict(top_p=0.5, top_k=20),
+        dict(min_p=0.05),
         dict(top_k=7),
         dict(min_p=0.05, top_k=7),
         dict(top_p=0.5, top_k=5),
